@@ -1,0 +1,41 @@
+"""Interface, registry and builder of backbones."""
+
+from __future__ import annotations
+
+from fvcore.common.registry import Registry
+from torch import nn
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+
+BACKBONE_REGISTRY = Registry("BACKBONE")
+
+
+class Backbone(nn.Module):
+    """A network from (N, C, H, W) images to feature maps by name.
+
+    A subclass implements ``forward``, and sets ``_out_features`` (names),
+    ``_out_feature_channels`` and ``_out_feature_strides`` (by name) or overrides
+    :meth:`output_shape`.
+    """
+
+    @property
+    def size_divisibility(self) -> int:
+        """What height and width of the input must be multiples of; 0: anything goes."""
+        return 0
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """Further constraints, see ``ImageList.from_tensors``."""
+        return {}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Return channels and stride of every feature map that ``forward`` returns."""
+        channels, strides = self._out_feature_channels, self._out_feature_strides
+        return {f: ShapeSpec(channels=channels[f], stride=strides[f]) for f in self._out_features}
+
+
+def build_backbone(cfg: CfgNode) -> Backbone:
+    """Build ``MODEL.BACKBONE.NAME`` for images with as many channels as ``MODEL.PIXEL_MEAN``."""
+    image = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
+    return BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, image)

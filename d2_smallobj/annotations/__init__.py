@@ -1,0 +1,1 @@
+"""Annotation formats: VOC, COCO, LVIS, label maps, demo scenes; no torch, no detectron2."""

@@ -1,0 +1,99 @@
+"""Checking that the files of a data set exist: one listing per folder, one error for all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_SHOWN = 10
+
+
+class FileCheck:
+    """Collects what is missing of a data set and says so in a single error.
+
+    A folder is listed once, so that 10,582 images cost one system call each set of names, not
+    one each; a folder that is missing as a whole is named once, not once per file.
+
+    Args:
+        data_set: its name, for the message.
+        prepare: what to do about missing files, a sentence for the message.
+    """
+
+    def __init__(self, data_set: str, prepare: str) -> None:
+        self._data_set = data_set
+        self._prepare = prepare
+        self._listings: dict[str, frozenset[str] | None] = {}
+        self._missing: dict[str, None] = {}
+
+    def exists(self, path: str | os.PathLike[str]) -> bool:
+        """Whether ``path`` is there; nothing is recorded."""
+        folder, name = os.path.split(os.fspath(path))
+        listing = self._listing(folder)
+        return listing is not None and name in listing
+
+    def require(self, path: str | os.PathLike[str], *, one_of_many: bool = True) -> bool:
+        """Whether ``path`` is there; if not, it is recorded.
+
+        Args:
+            path: the file.
+            one_of_many: record its folder instead, if that is missing as well.
+        """
+        if self.exists(path):
+            return True
+        folder = os.path.dirname(os.fspath(path))
+        whole = one_of_many and self._listing(folder) is None
+        self._missing[f"{folder}{os.sep}" if whole else os.fspath(path)] = None
+        return False
+
+    def require_folder(self, path: str | os.PathLike[str]) -> bool:
+        """Whether the folder ``path`` is there; if not, it is recorded."""
+        if self._listing(os.fspath(path)) is not None:
+            return True
+        self._missing[f"{os.fspath(path)}{os.sep}"] = None
+        return False
+
+    def raise_if_missing(self) -> None:
+        """Raise if anything was recorded.
+
+        Raises:
+            FileNotFoundError: names the first ten missing paths, how many there are, and what
+                to do.
+        """
+        if not self._missing:
+            return
+        paths = list(self._missing)
+        shown = "".join(f"\n  {path}" for path in paths[:_SHOWN])
+        more = f"\n  and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+        raise FileNotFoundError(
+            f"data set {self._data_set!r}: {len(paths)} path(s) missing:{shown}{more}\n"
+            f"{self._prepare}"
+        )
+
+    def _listing(self, folder: str) -> frozenset[str] | None:
+        """Names in ``folder``, or None if it is no folder."""
+        if folder not in self._listings:
+            try:
+                with os.scandir(folder or ".") as entries:
+                    self._listings[folder] = frozenset(entry.name for entry in entries)
+            except (FileNotFoundError, NotADirectoryError):
+                self._listings[folder] = None
+        return self._listings[folder]
+
+
+def resolve_inside(root: Path, relative: str, where: str) -> Path:
+    """Join ``relative`` (a leading ``/`` meaning the root) to ``root``, refusing to leave it.
+
+    Args:
+        root: the data set's folder.
+        relative: a path from a list or an annotation file, which may come from anywhere.
+        where: where it was read, for the message.
+
+    Raises:
+        ValueError: the path climbs out of ``root``, or is empty.
+    """
+    parts = [part for part in relative.replace("\\", "/").split("/") if part not in ("", ".")]
+    if not parts or ".." in parts or ":" in parts[0]:
+        raise ValueError(
+            f"{where}: {relative!r} is not a path within the data set's folder ({root})"
+        )
+    return root.joinpath(*parts)

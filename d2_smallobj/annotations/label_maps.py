@@ -1,0 +1,167 @@
+"""Label maps in PNG files: class or instance indices, read and written without conversion.
+
+A VOC label map is a P-mode PNG: its pixel values are the indices, the palette only colours
+them for the eye. Converting it to L or RGB would give colours instead of indices; nothing here
+ever does. Legend: H, W height and width of a map.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from d2_smallobj.annotations import png
+from d2_smallobj.utils.files import atomic_write
+
+_INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "1", "I")
+CORRUPT_IMAGE = (
+    OSError,
+    SyntaxError,
+    EOFError,
+    ValueError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises on damaged files, depending on where the damage is."""
+_SHOWN_VALUES = 10
+
+
+def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a label map.
+
+    Args:
+        path: a PNG (or other lossless image) of mode L, P or 16-bit grey.
+
+    Returns:
+        (H, W), uint8, or uint16 for a 16-bit file: the stored indices.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is corrupt or truncated, or holds colours instead of indices.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, "no such label map", os.fspath(path)) from error
+    if content.startswith(png.SIGNATURE):
+        return png.decode_png(content, path)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            stored, mode = image.format, image.mode
+            labels = np.asarray(image)
+    except CORRUPT_IMAGE as error:
+        raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
+    if stored == "JPEG":
+        raise ValueError(
+            f"{path}: a label map must be stored without loss (PNG); this one is a JPEG, whose "
+            "compression changes indices"
+        )
+    if mode not in _INDEX_MODES:
+        raise ValueError(
+            f"{path}: a label map holds class indices; this one is a colour picture (mode "
+            f"{mode}). Give the P or L PNG with indices, not its rendering"
+        )
+    if labels.dtype.itemsize == 1:
+        return labels.astype(np.uint8)
+    # 16-bit grey comes as int32 from the Pillow versions that open it in mode I.
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"{path}: indices must be in 0..65535, got {low}..{high}")
+    return labels.astype(np.uint16)
+
+
+def encode_label_map(labels: np.ndarray, *, palette: bool = True) -> bytes:
+    """Encode a label map as PNG; same arguments and errors as :func:`write_label_map`.
+
+    Returns:
+        The PNG file's content; the same for the same labels (with the same Pillow and zlib).
+    """
+    if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.size == 0:
+        raise ValueError(
+            "labels: expected a non-empty integer array of shape (H, W), got shape "
+            f"{labels.shape} of {labels.dtype}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"labels: values must be in 0..65535 for a PNG, got {low}..{high}")
+    if high > 255:
+        image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint16))
+    else:
+        image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
+        if palette:
+            # On an L image, this gives mode P with the pixel values as they are.
+            image.putpalette(voc_palette().tobytes())
+    content = io.BytesIO()
+    image.save(content, "PNG", optimize=False, compress_level=6)
+    return content.getvalue()
+
+
+def write_label_map(
+    path: str | os.PathLike[str], labels: np.ndarray, *, palette: bool = True
+) -> None:
+    """Write a label map as PNG, atomically.
+
+    Args:
+        path: the file to write or replace.
+        labels: (H, W) integers in 0..65535. Up to 255 it is stored in 8 bits, else in 16.
+        palette: store 8-bit maps in P mode with the VOC palette (for the eye), not in L mode.
+
+    Raises:
+        ValueError: ``labels`` has another shape or type, or values that a PNG cannot hold.
+        OSError: the file cannot be written; names it, and leaves an older one as it was.
+    """
+    content = encode_label_map(labels, palette=palette)
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+@functools.lru_cache(maxsize=1)
+def _palette_bytes() -> bytes:
+    colours = np.zeros((256, 3), np.uint8)
+    for index in range(256):
+        bits = index
+        # Three bits at a time, one to each channel, most significant place first.
+        for place in range(7, -1, -1):
+            for channel in range(3):
+                colours[index, channel] |= ((bits >> channel) & 1) << place
+            bits >>= 3
+    return colours.tobytes()
+
+
+def voc_palette() -> np.ndarray:
+    """The colours of the VOC label maps: uint8 (256, 3), RGB; 255 is (224, 224, 192)."""
+    return np.frombuffer(_palette_bytes(), np.uint8).reshape(256, 3).copy()
+
+
+def check_label_values(
+    labels: np.ndarray, num_classes: int, ignore_label: int, path: str | os.PathLike[str]
+) -> None:
+    """Check that a semantic map holds nothing but class indices and the ignore label.
+
+    Args:
+        labels: (H, W) integers.
+        num_classes: number of classes, background counted.
+        ignore_label: the label of pixels left out, normally 255.
+        path: the file it comes from, for the message.
+
+    Raises:
+        ValueError: other values occur; names the file, the first ten of them and their pixels.
+    """
+    bad = (labels < 0) | (labels >= num_classes)
+    bad &= labels != ignore_label
+    if not bad.any():
+        return
+    values = np.unique(labels[bad])
+    shown = ", ".join(str(int(value)) for value in values[:_SHOWN_VALUES])
+    more = f" and {len(values) - _SHOWN_VALUES} more" if len(values) > _SHOWN_VALUES else ""
+    raise ValueError(
+        f"{Path(path)}: label values must be 0..{num_classes - 1} or {ignore_label} (ignored); "
+        f"found {shown}{more} in {np.count_nonzero(bad)} of {labels.size} pixels"
+    )

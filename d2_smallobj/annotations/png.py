@@ -1,0 +1,165 @@
+"""PNG label maps: the stored indices, with every checksum and pixel count verified.
+
+Pillow and OpenCV both return pixels for some damaged files (rows that are missing become 0,
+which is background), and both change indices of some intact ones (palettes are painted, grey
+levels of 2 and 4 bits stretched). Here neither happens.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from d2_smallobj.utils.opencv import cv2
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY, _PALETTE = 0, 3
+_COLOURS = {2: "RGB", 4: "LA", 6: "RGBA"}
+# Pillow's own bound against decompression bombs.
+_MOST_PIXELS = 178_956_970
+
+
+class Header(NamedTuple):
+    """What a PNG's header tells.
+
+    Attributes:
+        height: H.
+        width: W.
+        depth: bits per sample.
+        colour: PNG colour type.
+        interlaced: whether rows are interlaced.
+    """
+
+    height: int
+    width: int
+    depth: int
+    colour: int
+    interlaced: bool
+
+
+def decode_png(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode a label map.
+
+    Args:
+        content: a whole PNG file, of mode L, P or 16-bit grey.
+        path: where it comes from, for messages.
+
+    Returns:
+        (H, W), uint8, or uint16 for a 16-bit file: the stored indices.
+
+    Raises:
+        ValueError: the file is corrupt or truncated, or holds colours; names it.
+    """
+    header = parse_header(content, path)
+    data = _image_data(content, path)
+    if header.depth >= 8 and not header.interlaced:
+        return _decode(header, data, path)
+    return _decode_packed(header, data, content, path)
+
+
+def parse_header(content: bytes, path: str | os.PathLike[str]) -> Header:
+    """Read the header chunk, the first of a PNG."""
+    if len(content) < 33 or content[12:16] != b"IHDR":
+        raise ValueError(f"{path}: corrupt or truncated label map (no complete PNG header)")
+    if zlib.crc32(content[12:29]) != int.from_bytes(content[29:33], "big"):
+        raise ValueError(f"{path}: corrupt label map (checksum of the PNG header)")
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", content[16:29])
+    if colour in _COLOURS:
+        raise ValueError(
+            f"{path}: a label map holds class indices; this one is a colour picture (mode "
+            f"{_COLOURS[colour]}). Give the P or L PNG with indices, not its rendering"
+        )
+    if not 0 < height * width <= _MOST_PIXELS:
+        raise ValueError(
+            f"{path}: a label map must have 1..{_MOST_PIXELS} pixels, got {width} x {height}"
+        )
+    return Header(height, width, depth, colour, bool(interlace))
+
+
+def _image_data(content: bytes, path: str | os.PathLike[str]) -> bytes:
+    """The compressed pixels, all chunks up to the end of the PNG verified."""
+    position, parts = 33, []
+    while position + 12 <= len(content):
+        length = int.from_bytes(content[position : position + 4], "big")
+        kind = content[position + 4 : position + 8]
+        end = position + 8 + length
+        if zlib.crc32(content[position + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            raise ValueError(f"{path}: corrupt or truncated label map (PNG checksum)")
+        if kind == b"IDAT":
+            parts.append(content[position + 8 : end])
+        elif kind == b"IEND" and parts:
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        position = end + 4
+    raise ValueError(f"{path}: corrupt or truncated label map (the PNG has no end)")
+
+
+def _inflate(header: Header, data: bytes, path: str | os.PathLike[str]) -> np.ndarray:
+    """Unpacked rows, each led by its filter byte: uint8 (H, 1 + bytes of a row)."""
+    row = 1 + (header.width * header.depth + 7) // 8
+    # One byte more than there may be, so that too long data are noticed and bombs are not fed.
+    try:
+        raw = zlib.decompressobj().decompress(data, header.height * row + 1)
+    except zlib.error as error:
+        raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
+    if len(raw) != header.height * row:
+        raise ValueError(
+            f"{path}: corrupt label map ({len(raw)} bytes of pixels, its header promises "
+            f"{header.height * row})"
+        )
+    return np.frombuffer(raw, np.uint8).reshape(header.height, row)
+
+
+def _decode(header: Header, data: bytes, path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode a map of whole bytes: uint8 or uint16 (H, W)."""
+    if header.depth == 8 and (header.colour == _PALETTE or _starts_unfiltered(data, path)):
+        # Palette images are normally stored so: nothing is left to do but to unpack.
+        rows = _inflate(header, data, path)
+        if not rows[:, 0].any():
+            return np.ascontiguousarray(rows[:, 1:])
+    # OpenCV is the faster decoder, but would paint a palette's colours and obey colour
+    # management: it gets the same pixels as plain grey.
+    fields = (header.width, header.height, header.depth, _GREY, 0, 0, 0)
+    plain = [("IHDR", struct.pack(">IIBBBBB", *fields)), ("IDAT", data), ("IEND", b"")]
+    encoded = SIGNATURE + b"".join(_chunk(kind.encode(), body) for kind, body in plain)
+    labels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    if labels is None or labels.shape != (header.height, header.width):
+        raise ValueError(f"{path}: corrupt or truncated label map (its pixels cannot be decoded)")
+    return labels
+
+
+def _starts_unfiltered(data: bytes, path: str | os.PathLike[str]) -> bool:
+    """Whether the first row is stored as it is."""
+    try:
+        return zlib.decompressobj().decompress(data, 1) == b"\0"
+    except zlib.error as error:
+        raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    checked = kind + body
+    return struct.pack(">I", len(body)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+
+def _decode_packed(
+    header: Header, data: bytes, content: bytes, path: str | os.PathLike[str]
+) -> np.ndarray:
+    """Decode an interlaced map, or one with several pixels to a byte: uint8 or uint16 (H, W)."""
+    if not header.interlaced:
+        _inflate(header, data, path)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            labels = np.asarray(image)
+    except (OSError, SyntaxError, EOFError, ValueError, struct.error) as error:
+        raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
+    if header.depth == 16:
+        return labels.astype(np.uint16)
+    if header.colour == _GREY and header.depth in (2, 4):
+        # Pillow stretches grey levels to 0..255; the indices are the levels themselves.
+        labels = labels // (255 // (2**header.depth - 1))
+    return labels.astype(np.uint8)

@@ -1,0 +1,227 @@
+"""Every config key of the plugin, under one node ``SMALLOBJ``; nothing is written into others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from d2_smallobj.utils.options import look_up_option
+from detectron2.config import CfgNode as CN
+
+LOSSES = ("cross_entropy", "size_weighted")
+RESOLUTIONS = ("input", "logits")
+TOTALS = ("foreground", "class")
+COMPONENT_SIZES = ("exact", "contour")
+NORMALIZATIONS = ("weights", "pixels")
+FISHER_ESTIMATORS = ("online", "empirical")
+EWC_STEPS = ("gradient", "proximal")
+SCHEDULES = ("joint", "separate")
+METRIC_MODES = ("exact", "official")
+AMP_DTYPES = ("float16", "bfloat16")
+
+
+def add_smallobj_config(cfg: CN) -> None:
+    """Add the node ``SMALLOBJ`` with its defaults (the paper's values) to a detectron2 config.
+
+    Args:
+        cfg: the node that ``detectron2.config.get_cfg()`` returned; changed in place.
+    """
+    cfg.SMALLOBJ = CN()
+    node = cfg.SMALLOBJ
+
+    # ---- Model: DeepLabV2 (SPEC 4) -----------------------------------------------------------
+    # Pixels of the input per pixel of the last feature map: 4, 8, 16 or 32. Strides that would
+    # exceed it are replaced by dilation (8: res4 dilation 2, res5 dilation 4).
+    node.OUTPUT_STRIDE = 8
+    # Dilations of the parallel 3x3 convolutions whose outputs are summed (ASPP).
+    node.ASPP_DILATIONS = [6, 12, 18, 24]
+    # Standard deviation of the normal distribution that ASPP weights are drawn from.
+    node.ASPP_INIT_STD = 0.01
+    # Multi-scale training and inference: logits at scale 1 and at SCALES, and their pixel-wise
+    # maximum; one loss each, summed; the maximum is the prediction.
+    node.MSC = CN()
+    node.MSC.ENABLED = False
+    node.MSC.SCALES = [0.5, 0.75]
+
+    # ---- Size-weighted cross-entropy (SPEC 2, paper Eq. 3-4) -----------------------------------
+    # Where the loss is taken: "input" = logits upsampled to the label map (small objects keep
+    # their pixels), "logits" = labels nearest-resized to the logit map (the released code).
+    node.LOSS_RESOLUTION = "input"
+    # Upper limit of a pixel's weight, >= 1. 1 gives the plain cross-entropy.
+    node.TAU = 5.0
+    # What a component's size is compared with: all "foreground" pixels of the image, or the
+    # pixels of its own "class".
+    node.TOTAL = "foreground"
+    # Size of a component: "exact" = its pixels, "contour" = its filled contour (released code).
+    node.COMPONENT_SIZE = "exact"
+    # Divisor of the summed loss: the summed "weights", or the number of valid "pixels" (Eq. 4).
+    node.NORMALIZE = "weights"
+
+    # ---- Two tasks (SPEC 3) --------------------------------------------------------------------
+    node.TASK_A = CN()
+    # Iterations of task A, >= 0. -1: the whole run (plain training). 0: task B from the start,
+    # e.g. from a cross-entropy checkpoint in MODEL.WEIGHTS. Task B lasts until SOLVER.MAX_ITER.
+    node.TASK_A.ITERS = -1
+    # Loss of the task: "cross_entropy" or "size_weighted".
+    node.TASK_A.LOSS = "cross_entropy"
+    # Multiplier (> 0) on every learning rate during the task.
+    node.TASK_A.LR_FACTOR = 1.0
+    node.TASK_B = CN()
+    node.TASK_B.LOSS = "size_weighted"
+    node.TASK_B.LR_FACTOR = 1.0
+    # Evaluate at the end of task A too, so that the run ends with a table of both tasks.
+    node.EVAL_TASK_A = True
+
+    # ---- Elastic weight consolidation (SPEC 3, paper Eq. 5) -----------------------------------
+    node.EWC = CN()
+    # Strength lambda of the penalty lambda * sum F (theta - theta*)^2, >= 0. 0: no penalty.
+    node.EWC.LAMBDA = 500.0
+    # Diagonal Fisher information: "online" (moving average of squared batch gradients during
+    # task A, min-max normalised; released code) or "empirical" (mean of squared per-image
+    # gradients at the end of task A).
+    node.EWC.FISHER = "online"
+    # Weight of the newest squared gradient in the online estimate, in [0, 1).
+    node.EWC.ALPHA = 0.9
+    # Number of training images of the empirical estimate, >= 1.
+    node.EWC.NUM_IMAGES = 200
+    # "gradient": the penalty's gradient joins the loss's (stable only while
+    # lr * 2 lambda * max F < 2 (1 + momentum)). "proximal": a closed-form step after the
+    # optimiser's own, stable for every lambda.
+    node.EWC.STEP = "gradient"
+
+    # ---- Solver --------------------------------------------------------------------------------
+    # Exponent of the poly schedule (1 - t/T)^power.
+    node.POLY_POWER = 0.9
+    # The rate is held for this many iterations (10 in the released code), >= 1.
+    node.POLY_HOLD = 1
+    # "joint": one poly schedule over both tasks. "separate": each task decays to 0 on its own.
+    node.SCHEDULE = "joint"
+    # Learning-rate multipliers of the head's weights and biases (backbone: 1).
+    node.HEAD_LR_FACTOR = 10.0
+    node.HEAD_BIAS_LR_FACTOR = 20.0
+    # Weight decay of biases; detectron2's WEIGHT_DECAY_BIAS is None = same as weights.
+    node.BIAS_WEIGHT_DECAY = 0.0
+    # Backward passes per optimiser step, >= 1; each sees SOLVER.IMS_PER_BATCH images.
+    node.ACCUMULATE = 1
+    # Number format under SOLVER.AMP.ENABLED: "float16" (with loss scaling) or "bfloat16".
+    # On a CPU it is always bfloat16.
+    node.AMP_DTYPE = "float16"
+
+    # ---- Augmentation (SPEC 4) -----------------------------------------------------------------
+    # One of these factors is drawn for every training image.
+    node.SCALES = [0.5, 0.75, 1.0, 1.25, 1.5]
+    # Height and width of the random training crop; smaller images are padded (mean, ignore).
+    node.CROP_SIZE = [321, 321]
+    # Probability of a horizontal flip.
+    node.FLIP_PROB = 0.5
+
+    # ---- Evaluation (SPEC 1) -------------------------------------------------------------------
+    # "exact", or "official" for the released code's truncation and filled contours.
+    node.METRIC_MODE = "exact"
+
+
+def validate_config(cfg: CN) -> None:
+    """Check every value of ``SMALLOBJ`` that has a rule, and what it needs from other nodes.
+
+    Raises:
+        ValueError: names the key, the rule and the received value.
+    """
+    node = cfg.SMALLOBJ
+    for key, choices in (
+        ("LOSS_RESOLUTION", RESOLUTIONS),
+        ("TOTAL", TOTALS),
+        ("COMPONENT_SIZE", COMPONENT_SIZES),
+        ("NORMALIZE", NORMALIZATIONS),
+        ("TASK_A.LOSS", LOSSES),
+        ("TASK_B.LOSS", LOSSES),
+        ("EWC.FISHER", FISHER_ESTIMATORS),
+        ("EWC.STEP", EWC_STEPS),
+        ("SCHEDULE", SCHEDULES),
+        ("METRIC_MODE", METRIC_MODES),
+        ("AMP_DTYPE", AMP_DTYPES),
+    ):
+        look_up_option(f"SMALLOBJ.{key}", _get(node, key), choices)
+    for key, rule, holds in _numeric_rules(cfg):
+        value = _get(node, key)
+        if not holds(value):
+            raise ValueError(f"SMALLOBJ.{key} must be {rule}, got {value!r}")
+
+
+def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
+    """Yield (key, rule in words, whether a value keeps it)."""
+    max_iter, stride = cfg.SOLVER.MAX_ITER, cfg.SMALLOBJ.OUTPUT_STRIDE
+    factors = "a list of factors > 0"
+
+    yield "OUTPUT_STRIDE", "4, 8, 16 or 32", lambda v: _integer(v) and v in (4, 8, 16, 32)
+    yield "ASPP_DILATIONS", "a list of integers >= 1", _list_of(lambda v: _integer(v) and v >= 1)
+    yield "ASPP_INIT_STD", "> 0", _positive
+    # Scale 1 is always there, and a scale given twice would have one loss name for two maps.
+    yield (
+        "MSC.SCALES",
+        f"{factors}, each given once and none 1 (always included)",
+        lambda v: _list_of(_positive)(v) and len({"1", *(f"{x:g}" for x in v)}) == len(v) + 1,
+    )
+    yield (
+        "TAU",
+        "a finite number >= 1 (1 is the plain cross-entropy)",
+        lambda v: _number(v) and v >= 1,
+    )
+    yield (
+        "TASK_A.ITERS",
+        f"-1 (the whole run) or between 0 and SOLVER.MAX_ITER = {max_iter}",
+        lambda v: _integer(v) and -1 <= v <= max_iter,
+    )
+    yield "TASK_A.LR_FACTOR", "> 0", _positive
+    yield "TASK_B.LR_FACTOR", "> 0", _positive
+    yield "EWC.LAMBDA", "a finite number >= 0", lambda v: _number(v) and v >= 0
+    yield "EWC.ALPHA", "in [0, 1)", lambda v: _number(v) and 0 <= v < 1
+    yield "EWC.NUM_IMAGES", "an integer >= 1", lambda v: _integer(v) and v >= 1
+    yield "POLY_POWER", "> 0", _positive
+    yield "POLY_HOLD", "an integer >= 1", lambda v: _integer(v) and v >= 1
+    yield "HEAD_LR_FACTOR", "> 0", _positive
+    yield "HEAD_BIAS_LR_FACTOR", "> 0", _positive
+    yield "BIAS_WEIGHT_DECAY", "a finite number >= 0", lambda v: _number(v) and v >= 0
+    yield "ACCUMULATE", "an integer >= 1", lambda v: _integer(v) and v >= 1
+    yield "SCALES", factors, _list_of(_positive)
+    yield (
+        "CROP_SIZE",
+        f"two integers (height, width), at least one output stride ({stride}) each",
+        lambda v: _list_of(lambda side: _integer(side) and side >= stride)(v) and len(v) == 2,
+    )
+    yield "FLIP_PROB", "in [0, 1]", lambda v: _number(v) and 0 <= v <= 1
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return _integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A rule for a list: not empty, and every element keeps the rule."""
+    return lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(map(holds, v))
+
+
+def _get(node: CN, key: str) -> Any:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def task_a_iterations(cfg: CN) -> int:
+    """Number of iterations of task A; SOLVER.MAX_ITER when there is no task B."""
+    iterations = cfg.SMALLOBJ.TASK_A.ITERS
+    return cfg.SOLVER.MAX_ITER if iterations < 0 else iterations
+
+
+def has_penalty(cfg: CN) -> bool:
+    """Whether the run reaches a task B with an EWC penalty."""
+    return cfg.SMALLOBJ.EWC.LAMBDA > 0 and task_a_iterations(cfg) < cfg.SOLVER.MAX_ITER

@@ -1,0 +1,158 @@
+"""Optimiser groups and the poly schedule over one or two tasks (SPEC 3, 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fvcore.common.param_scheduler import ParamScheduler
+from torch import nn
+
+from d2_smallobj.config import task_a_iterations
+from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier
+from detectron2.solver.build import maybe_add_gradient_clipping
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+HEAD = "sem_seg_head"
+
+
+def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """Split the trained parameters by learning rate and decay (SPEC 4).
+
+    Backbone x1, head weights x ``SMALLOBJ.HEAD_LR_FACTOR``, head biases x
+    ``SMALLOBJ.HEAD_BIAS_LR_FACTOR``; biases have their own decay, norms
+    ``SOLVER.WEIGHT_DECAY_NORM``.
+
+    Returns:
+        Optimiser groups with ``params``, ``lr``, ``weight_decay`` and a ``name`` for messages.
+
+    Raises:
+        ValueError: if nothing is trained.
+    """
+    solver, node = cfg.SOLVER, cfg.SMALLOBJ
+    decay = {
+        "weights": solver.WEIGHT_DECAY,
+        "biases": node.BIAS_WEIGHT_DECAY,
+        "norms": solver.WEIGHT_DECAY_NORM,
+    }
+    factor = {
+        "weights": node.HEAD_LR_FACTOR,
+        "biases": node.HEAD_BIAS_LR_FACTOR,
+        "norms": node.HEAD_LR_FACTOR,
+    }
+    groups: dict[str, dict[str, Any]] = {}
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        part = "head" if module_name.split(".")[0] == HEAD else "backbone"
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            kind = "norms" if isinstance(module, _NORMS) else _kind(name)
+            group = groups.setdefault(
+                f"{part} {kind}",
+                {
+                    "params": [],
+                    "lr": solver.BASE_LR * (factor[kind] if part == "head" else 1.0),
+                    "weight_decay": decay[kind],
+                    "name": f"{part} {kind}",
+                },
+            )
+            group["params"].append(parameter)
+    if not groups:
+        raise ValueError("the model has no parameter to train: everything is frozen")
+    return list(groups.values())
+
+
+def _kind(name: str) -> str:
+    return "biases" if name == "bias" else "weights"
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum over :func:`parameter_groups`; clips as ``SOLVER.CLIP_GRADIENTS`` says."""
+    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
+        parameter_groups(cfg, model),
+        lr=cfg.SOLVER.BASE_LR,
+        momentum=cfg.SOLVER.MOMENTUM,
+        nesterov=cfg.SOLVER.NESTEROV,
+    )
+
+
+class TwoTaskPoly(ParamScheduler):
+    """Multiplier ``(1 - t/T)^power``, over the whole run or over each task on its own.
+
+    Args:
+        max_iter: T, iterations of both tasks together.
+        task_a: iterations of task A.
+        power: exponent.
+        hold: the multiplier changes every ``hold`` iterations.
+        separate: whether each task has a schedule of its own (t and T are then the task's).
+        factors: multipliers on top, for task A and for task B.
+        warmup_iters: linear warm-up at the start of the run.
+        warmup_factor: multiplier that the warm-up starts from.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_iter: int,
+        task_a: int,
+        power: float = 0.9,
+        hold: int = 1,
+        separate: bool = False,
+        factors: tuple[float, float] = (1.0, 1.0),
+        warmup_iters: int = 0,
+        warmup_factor: float = 1.0,
+    ) -> None:
+        self.max_iter, self.task_a = max_iter, task_a
+        self.power, self.hold, self.separate = power, hold, separate
+        self.factors = factors
+        self.warmup_iters, self.warmup_factor = warmup_iters, warmup_factor
+
+    def __call__(self, where: float) -> float:
+        """The multiplier at ``where`` = iteration / max_iter in [0, 1]."""
+        return self.at(round(where * self.max_iter))
+
+    def at(self, iteration: int) -> float:
+        """The multiplier of an iteration."""
+        # A run without a task B asks for the end of task A too, after its last iteration.
+        in_b = self.task_a <= iteration and self.task_a < self.max_iter
+        start, length = 0, self.max_iter
+        if self.separate:
+            start = self.task_a if in_b else 0
+            length = self.max_iter - self.task_a if in_b else self.task_a
+        step = (iteration - start) // self.hold * self.hold
+        value = self.factors[in_b] * max(0.0, 1.0 - step / max(length, 1)) ** self.power
+        if iteration < self.warmup_iters:
+            progress = iteration / self.warmup_iters
+            value *= self.warmup_factor * (1 - progress) + progress
+        return value
+
+
+def build_schedule(cfg: CfgNode) -> TwoTaskPoly:
+    """The multiplier that ``SMALLOBJ`` and ``SOLVER`` describe."""
+    node, solver = cfg.SMALLOBJ, cfg.SOLVER
+    return TwoTaskPoly(
+        max_iter=solver.MAX_ITER,
+        task_a=task_a_iterations(cfg),
+        power=node.POLY_POWER,
+        hold=node.POLY_HOLD,
+        separate=node.SCHEDULE == "separate",
+        factors=(node.TASK_A.LR_FACTOR, node.TASK_B.LR_FACTOR),
+        warmup_iters=solver.WARMUP_ITERS,
+        warmup_factor=solver.WARMUP_FACTOR,
+    )
+
+
+def build_lr_scheduler(
+    cfg: CfgNode, optimizer: torch.optim.Optimizer, last_iter: int | None = None
+) -> LRMultiplier:
+    """The poly schedule of ``SMALLOBJ`` for every parameter group."""
+    start = -1 if last_iter is None else last_iter
+    return LRMultiplier(optimizer, build_schedule(cfg), cfg.SOLVER.MAX_ITER, start)

@@ -1,0 +1,130 @@
+"""One optimiser step of either task: accumulation, mixed precision, Fisher, penalty."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from d2_smallobj.losses.ewc import ElasticWeightConsolidation
+from detectron2.engine import SimpleTrainer
+from detectron2.utils.events import get_event_storage
+
+
+class TaskStepTrainer(SimpleTrainer):
+    """detectron2's inner trainer with what the two tasks need around the backward pass.
+
+    detectron2's hooks never see the gradients (its inner trainer has a hook list of its own,
+    and under AMP they would be scaled), so the Fisher information is recorded here and the
+    penalty's gradient joins here: after unscaling, and after DDP has averaged them.
+
+    Args:
+        model: returns a dict of losses; may be wrapped in DDP.
+        data_loader: infinite iterable of batches.
+        optimizer: steps the model.
+        accumulate: backward passes per step; their gradients are averaged.
+        amp_dtype: None for float32, or the type for autocast.
+        ewc: Fisher and penalty; None when the run has no penalty.
+        proximal: whether the penalty acts as a step after the optimiser's own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[list[dict[str, Any]]],
+        optimizer: torch.optim.Optimizer,
+        *,
+        accumulate: int = 1,
+        amp_dtype: torch.dtype | None = None,
+        ewc: ElasticWeightConsolidation | None = None,
+        proximal: bool = False,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        self.accumulate = accumulate
+        self.amp_dtype = amp_dtype
+        self.ewc = ewc
+        self.proximal = proximal
+        #: Set by the task switch.
+        self.in_task_b = False
+        self.device_type = next(model.parameters()).device.type
+        self.grad_scaler = _new_scaler(self.device_type, enabled=amp_dtype is torch.float16)
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether the EWC penalty acts in this step."""
+        return self.ewc is not None and self.in_task_b
+
+    def replace_data_loader(self, data_loader: Iterable[list[dict[str, Any]]]) -> None:
+        """Continue with another loader."""
+        self.data_loader = data_loader
+        self._data_loader_iter_obj = None
+
+    def run_step(self) -> None:
+        """One step on ``accumulate`` batches."""
+        if not self.model.training:
+            raise RuntimeError("the model was left in evaluation mode; training needs train()")
+        self.optimizer.zero_grad()
+        losses, data_time = self._backward_passes()
+        self.grad_scaler.unscale_(self.optimizer)
+        if self.penalizes:
+            losses["loss_ewc"] = self.ewc.penalty() if self.proximal else self.ewc.add_gradient_()
+        elif self.ewc is not None and self.ewc.estimator == "online":
+            # Leaves the estimate as it is where float16 overflowed: that step is skipped too.
+            self.ewc.record_gradients()
+        get_event_storage().put_scalar("task", 2 if self.in_task_b else 1, smoothing_hint=False)
+        self._write_metrics(losses, data_time)
+        self._optimizer_step()
+
+    def _backward_passes(self) -> tuple[dict[str, torch.Tensor], float]:
+        """Gradients of ``accumulate`` batches; returns the mean losses and the data time."""
+        totals: dict[str, torch.Tensor] = {}
+        data_time = 0.0
+        for index in range(self.accumulate):
+            start = time.perf_counter()
+            data = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            with self._gradient_sync(last=index == self.accumulate - 1):
+                with torch.autocast(
+                    self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+                ):
+                    losses = self.model(data)
+                losses = {key: loss / self.accumulate for key, loss in losses.items()}
+                self.grad_scaler.scale(sum(losses.values())).backward()
+            for key, loss in losses.items():
+                totals[key] = totals.get(key, 0) + loss.detach()
+        return totals, data_time
+
+    def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager:
+        """DDP averages gradients over processes in the last pass only."""
+        if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.model.no_sync()
+
+    def _optimizer_step(self) -> None:
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        if self.proximal and self.penalizes:
+            self.ewc.proximal_step_(self.ewc.learning_rates(self.optimizer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser and loss scale, as detectron2's inner trainers keep them."""
+        state = super().state_dict()
+        if self.grad_scaler.is_enabled():
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        super().load_state_dict(state_dict)
+        if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _new_scaler(device_type: str, *, enabled: bool) -> Any:
+    if hasattr(torch.amp, "GradScaler"):  # torch >= 2.3
+        return torch.amp.GradScaler(device_type, enabled=enabled)
+    return torch.cuda.amp.GradScaler(enabled=enabled)

@@ -1,0 +1,247 @@
+"""The switch from task A to task B (SPEC 3), as a detectron2 hook."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Callable
+
+import torch
+from torch import nn
+
+from d2_smallobj.config import has_penalty, task_a_iterations
+from d2_smallobj.engine.solver import build_schedule
+from d2_smallobj.losses.ewc import ElasticWeightConsolidation
+from d2_smallobj.losses.fisher import empirical_fisher
+from d2_smallobj.losses.parameters import optimized_parameters
+from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+TASK_A_CHECKPOINT = "model_task_a"
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DDP."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def synchronize_buffers(model: nn.Module) -> None:
+    """Give all processes the main one's buffers (BatchNorm statistics differ between them)."""
+    if comm.get_world_size() == 1:
+        return
+    for buffer in model.buffers():
+        torch.distributed.broadcast(buffer, src=0)
+
+
+def build_ewc(
+    cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> ElasticWeightConsolidation | None:
+    """Fisher and penalty of the run, or None when it has no penalty.
+
+    Args:
+        cfg: the config.
+        model: wrapped in DDP or not; parameters are matched by their names in the bare model.
+        optimizer: only the parameters that it moves are held.
+    """
+    if not has_penalty(cfg):
+        return None
+    node = cfg.SMALLOBJ.EWC
+    return ElasticWeightConsolidation(
+        optimized_parameters(unwrap(model).named_parameters(), optimizer),
+        strength=node.LAMBDA,
+        fisher=node.FISHER,
+        alpha=node.ALPHA,
+    )
+
+
+class TaskSwitch(HookBase):
+    """Sets the loss of the task that is on, and makes the switch when task A ends.
+
+    At the end of task A the state is saved as ``model_task_a.pth`` (so that other second tasks
+    can start from it), task A is evaluated, the Fisher information is completed and the anchor
+    theta* is taken. All of it follows from the iteration number and the checkpoint, so that a
+    run killed at any moment does the same when it resumes.
+
+    Args:
+        cfg: the config.
+        evaluate: called with the task's name at the end of task A; None: no evaluation.
+        fisher_batches: makes the batches of one image each for the empirical estimate.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        *,
+        evaluate: Callable[[str], Any] | None = None,
+        fisher_batches: Callable[[], Iterable[list[dict[str, Any]]]],
+    ) -> None:
+        self.cfg = cfg
+        self.task_a = task_a_iterations(cfg)
+        self.evaluate = evaluate
+        self.fisher_batches = fisher_batches
+
+    @property
+    def has_task_b(self) -> bool:
+        """Whether the run reaches task B."""
+        return self.task_a < self.cfg.SOLVER.MAX_ITER
+
+    def before_train(self) -> None:
+        """Announce the schedule.
+
+        Raises:
+            ValueError: if a task is size-weighted and the model's loss knows no size weights.
+        """
+        first = self.cfg.SMALLOBJ.TASK_A.LOSS
+        check_switchable(unwrap(self.trainer._trainer.model), self._losses())
+        if not self.has_task_b:
+            logger.info(f"One task: {first} for {self.task_a} iterations")
+            return
+        logger.info(
+            f"Task A: {first} for {self.task_a} iterations; task B: "
+            f"{self.cfg.SMALLOBJ.TASK_B.LOSS} for {self.cfg.SOLVER.MAX_ITER - self.task_a}"
+        )
+
+    def _losses(self) -> dict[str, str]:
+        """The losses of the tasks that the run has, by config key."""
+        node = self.cfg.SMALLOBJ
+        losses = {"SMALLOBJ.TASK_A.LOSS": node.TASK_A.LOSS} if self.task_a > 0 else {}
+        if self.has_task_b:
+            losses["SMALLOBJ.TASK_B.LOSS"] = node.TASK_B.LOSS
+        return losses
+
+    def before_step(self) -> None:
+        """Set the task of this iteration; switch when task A has just ended."""
+        in_task_b = self.trainer.iter >= self.task_a
+        step = self.trainer._trainer
+        if in_task_b and not step.in_task_b:
+            self._start_task_b()
+        step.in_task_b = in_task_b
+        node = self.cfg.SMALLOBJ.TASK_B if in_task_b else self.cfg.SMALLOBJ.TASK_A
+        set_loss(unwrap(step.model), node.LOSS)
+
+    def after_step(self) -> None:
+        """Save the state at the end of task A (the iteration counts as done)."""
+        if self.has_task_b and self.trainer.iter + 1 == self.task_a:
+            self.trainer.checkpointer.save(TASK_A_CHECKPOINT)
+
+    def _start_task_b(self) -> None:
+        """Switch, or pick up a task B that a resumed checkpoint is already in."""
+        ewc = self.trainer._trainer.ewc
+        resumed = self.trainer.iter > self.task_a
+        if resumed:
+            if ewc is not None and not ewc.anchored:
+                raise ValueError(
+                    f"the checkpoint of iteration {self.trainer.iter} is inside task B (which "
+                    f"starts at {self.task_a}) but holds no anchor of task A, so the EWC penalty "
+                    "cannot continue; resume from one that this config wrote, or set "
+                    "SMALLOBJ.EWC.LAMBDA 0"
+                )
+            if ewc is not None:
+                self._check_stability(ewc)
+            return
+        if self.task_a > 0 and self.evaluate is not None:
+            self.evaluate("A")
+        message = f"Task B starts at iteration {self.trainer.iter}: {self.cfg.SMALLOBJ.TASK_B.LOSS}"
+        if ewc is None:
+            logger.info(f"{message}, no EWC penalty")
+            return
+        self._anchor(ewc)
+        logger.info(
+            f"{message} + EWC, lambda {ewc.strength:g}, {self.cfg.SMALLOBJ.EWC.FISHER} Fisher, "
+            f"{self.cfg.SMALLOBJ.EWC.STEP} step"
+        )
+
+    def _anchor(self, ewc: ElasticWeightConsolidation) -> None:
+        """Complete the Fisher information, take theta*, check that the penalty is stable."""
+        if self.cfg.SMALLOBJ.EWC.FISHER == "empirical":
+            ewc.set_fisher(self._empirical_fisher())
+        elif self.task_a == 0:
+            raise ValueError(
+                "SMALLOBJ.EWC.FISHER is 'online', which is estimated during task A, but this run "
+                "has no task A (SMALLOBJ.TASK_A.ITERS 0): set it to 'empirical', which needs the "
+                "weights only, or SMALLOBJ.EWC.LAMBDA to 0"
+            )
+        held = ewc.anchor()
+        logger.info(f"EWC matched {held.tensors} parameter tensors ({held.parameters:,} weights)")
+        self._check_stability(ewc)
+
+    def _check_stability(self, ewc: ElasticWeightConsolidation) -> None:
+        """Refuse a gradient step that diverges at the highest rate to come (a warm-up's end)."""
+        if self.cfg.SMALLOBJ.EWC.STEP != "gradient":
+            return
+        schedule = build_schedule(self.cfg)
+        peak = max(schedule.at(i) for i in range(self.trainer.iter, self.cfg.SOLVER.MAX_ITER))
+        groups = self.trainer._trainer.optimizer.param_groups
+        at_peak = torch.optim.SGD([{**g, "lr": g["initial_lr"] * peak} for g in groups], lr=0.0)
+        ewc.check_stability(ewc.groups(at_peak))
+
+    def _empirical_fisher(self) -> dict[str, torch.Tensor]:
+        """The textbook estimate over ``NUM_IMAGES`` images, shared among processes."""
+        model = unwrap(self.trainer._trainer.model)
+        count = self.cfg.SMALLOBJ.EWC.NUM_IMAGES
+        logger.info(f"Estimating the empirical Fisher information on {count} training images")
+        # It is taken with the running statistics; the main process's are the ones that are saved.
+        synchronize_buffers(model)
+
+        def loss(batch: list[dict[str, Any]]) -> torch.Tensor:
+            return sum(model(batch).values())
+
+        with plain_loss(model):
+            return empirical_fisher(
+                model,
+                self.fisher_batches(),
+                loss,
+                optimized_parameters(model.named_parameters(), self.trainer._trainer.optimizer),
+                reduce=_sum_over_processes if comm.get_world_size() > 1 else None,
+            )
+
+
+def set_loss(model: nn.Module, name: str) -> None:
+    """Let every size-weighted cross-entropy in ``model`` compute the loss called ``name``."""
+    for module in model.modules():
+        if isinstance(module, SizeWeightedCrossEntropy):
+            module.size_weighted = name == "size_weighted"
+
+
+def check_switchable(model: nn.Module, losses: Mapping[str, str]) -> None:
+    """Refuse a size-weighted task that would train with another loss without saying so.
+
+    Args:
+        model: the bare model.
+        losses: config key to name of a loss.
+
+    Raises:
+        ValueError: if one is "size_weighted" and no loss in ``model`` can be.
+    """
+    if any(isinstance(module, SizeWeightedCrossEntropy) for module in model.modules()):
+        return
+    for key, name in losses.items():
+        if name == "size_weighted":
+            raise ValueError(
+                f"{key} is 'size_weighted', but no SizeWeightedCrossEntropy is in the model "
+                f"({type(model).__name__}): use MODEL.META_ARCHITECTURE SizeBalancedSegmentor, or "
+                "give the head such a loss"
+            )
+
+
+@contextlib.contextmanager
+def plain_loss(model: nn.Module) -> Iterator[None]:
+    """The model's losses as plain cross-entropy (the log-likelihood), then as they were."""
+    modules = [m for m in model.modules() if isinstance(m, SizeWeightedCrossEntropy)]
+    before = [module.size_weighted for module in modules]
+    set_loss(model, "cross_entropy")
+    try:
+        yield
+    finally:
+        for module, value in zip(modules, before):
+            module.size_weighted = value
+
+
+def _sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    torch.distributed.all_reduce(tensor)
+    return tensor

@@ -1,0 +1,277 @@
+"""The two-task trainer: detectron2's DefaultTrainer with a task switch (SPEC 3)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import logging
+import os
+import sys
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from d2_smallobj.config import task_a_iterations, validate_config
+from d2_smallobj.data.loaders import build_test_loader, build_train_loader
+from d2_smallobj.engine.checkpoint import SafeCheckpointer
+from d2_smallobj.engine.solver import build_lr_scheduler, build_optimizer
+from d2_smallobj.engine.step import TaskStepTrainer
+from d2_smallobj.engine.tables import format_results
+from d2_smallobj.engine.tasks import TaskSwitch, build_ewc, synchronize_buffers
+from d2_smallobj.engine.writers import TaskMetricPrinter
+from d2_smallobj.evaluation import SmallObjectEvaluator
+from d2_smallobj.utils.files import atomic_write_text
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
+
+logger = logging.getLogger(__name__)
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class TwoTaskTrainer(DefaultTrainer):
+    """Cross-entropy first (task A), then the size-balanced loss (task B), in one run.
+
+    Everything that a resumed run needs is in the checkpoint: weights, optimiser, schedule,
+    Fisher information and theta* (key ``ewc``), and the iteration, from which the task and the
+    position in the training data follow.
+
+    Args:
+        cfg: a config with ``add_smallobj_config``.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # Not DefaultTrainer.__init__: the inner trainer and the checkpointer that it makes are
+        # fixed there, and the hooks would hold on to them.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        validate_config(cfg)
+        _check_batch_size(cfg)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        ewc = build_ewc(cfg, model, optimizer)
+        self._trainer = TaskStepTrainer(
+            _distribute(model),
+            data_loader,
+            optimizer,
+            accumulate=cfg.SMALLOBJ.ACCUMULATE,
+            amp_dtype=amp_dtype(cfg),
+            ewc=ewc,
+            proximal=cfg.SMALLOBJ.EWC.STEP == "proximal",
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = SafeCheckpointer(
+            self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        if ewc is not None:
+            self.checkpointer.add_checkpointable("ewc", ewc)
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self._results: dict[str, Any] = {}
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the last checkpoint, data position included, or load the weights."""
+        super().resume_or_load(resume=resume)
+        if self.start_iter > 0:
+            self._results = _read_results(self._results_path)
+            loader = build_train_loader(self.cfg, start_iter=self.start_iter)
+            self._trainer.replace_data_loader(loader)
+            logger.info(f"Resumed at iteration {self.start_iter}, data position included")
+        elif self.cfg.MODEL.WEIGHTS:
+            logger.info(f"Initial weights: {self.cfg.MODEL.WEIGHTS}")
+        else:
+            logger.warning("Initial weights: random (MODEL.WEIGHTS is empty)")
+            if self.cfg.MODEL.RESNETS.NORM == "FrozenBN":
+                logger.warning(
+                    "MODEL.RESNETS.NORM is FrozenBN, which normalises nothing without pretrained "
+                    "weights: expect the loss to explode; give MODEL.WEIGHTS, or NORM BN"
+                )
+
+    def train(self) -> OrderedDict | None:
+        """Run both tasks, evaluate, and log a table of the tasks' figures.
+
+        Returns:
+            The results of the last evaluation on the main process, None elsewhere.
+        """
+        with self._named_disk_errors():
+            super().train()
+        results = getattr(self, "_last_eval_results", None)
+        if comm.is_main_process() and results:
+            has_task_b = task_a_iterations(self.cfg) < self.cfg.SOLVER.MAX_ITER
+            self._note_results("B" if has_task_b else "A", results)
+            logger.info(f"Results (percent):\n{format_results(self.task_results())}")
+        return results
+
+    def after_train(self) -> None:
+        """Call the hooks; a full disk there does not hide the error that ended the training."""
+        error_before = sys.exc_info()[1]
+        try:
+            super().after_train()
+        except OSError as error:
+            if error_before is None:
+                raise
+            logger.error(f"At the end of the failed training: {error}")
+
+    @contextlib.contextmanager
+    def _named_disk_errors(self) -> Iterator[None]:
+        """Say where a write failed that names no file (a writer's flush to a full disk)."""
+        try:
+            yield
+        except OSError as error:
+            folder = self.cfg.OUTPUT_DIR
+            if error.errno not in _DISK_ERRORS or folder in str(error):
+                raise
+            raise OSError(error.errno, f"could not write to {folder}: {error.strerror}") from error
+
+    def build_hooks(self) -> list[HookBase]:
+        """detectron2's hooks, and the task switch before the writers."""
+        hooks = super().build_hooks()
+        switch = TaskSwitch(
+            self.cfg,
+            evaluate=self.evaluate_task if self.cfg.SMALLOBJ.EVAL_TASK_A else None,
+            fisher_batches=self.fisher_batches,
+        )
+        # On the main process the last hook is the writer, which must see what ours logs.
+        hooks.insert(len(hooks) - comm.is_main_process(), switch)
+        return hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        """detectron2's writers; the printed lines name the task."""
+        return [
+            TaskMetricPrinter(self.max_iter) if isinstance(writer, CommonMetricPrinter) else writer
+            for writer in super().build_writers()
+        ]
+
+    def evaluate_task(self, task: str) -> None:
+        """Evaluate now and note the results under the task's name in ``results.json``."""
+        logger.info(f"Evaluating at the end of task {task}")
+        results = self.test(self.cfg, self._trainer.model)
+        if comm.is_main_process():
+            self._note_results(task, results)
+        comm.synchronize()
+
+    def _note_results(self, task: str, results: dict[str, Any]) -> None:
+        self._results[task] = _by_dataset(self.cfg, results)
+        atomic_write_text(self._results_path, json.dumps(self._results, indent=2))
+
+    def task_results(self) -> dict[str, Any]:
+        """``{task: {data set: {figure: percent}}}`` of this run's evaluations so far."""
+        return dict(self._results)
+
+    @property
+    def _results_path(self) -> str:
+        return os.path.join(self.cfg.OUTPUT_DIR, "results.json")
+
+    def fisher_batches(self) -> Iterable[list[dict[str, Any]]]:
+        """The first ``EWC.NUM_IMAGES`` samples of the stream, one each, this process's share."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        world_size = comm.get_world_size()
+        cfg.SOLVER.IMS_PER_BATCH = world_size
+        cfg.SMALLOBJ.ACCUMULATE = 1
+        count = len(range(comm.get_rank(), cfg.SMALLOBJ.EWC.NUM_IMAGES, world_size))
+        return itertools.islice(build_train_loader(cfg), count)
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """detectron2's scaling to another number of processes; task A shrinks like the run."""
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is cfg or cfg.SMALLOBJ.TASK_A.ITERS <= 0:
+            return scaled
+        frozen, ratio = scaled.is_frozen(), scaled.SOLVER.MAX_ITER / cfg.SOLVER.MAX_ITER
+        scaled.defrost()
+        scaled.SMALLOBJ.TASK_A.ITERS = round(cfg.SMALLOBJ.TASK_A.ITERS * ratio)
+        if frozen:
+            scaled.freeze()
+        return scaled
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """SGD over the recipe's parameter groups."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """The poly schedule."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        """The training stream from its beginning."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        """One image a batch, full size."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """mIoU and IA-mIoU; writes to ``OUTPUT_DIR/inference/<data set>``."""
+        return SmallObjectEvaluator(
+            dataset_name,
+            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+            mode=cfg.SMALLOBJ.METRIC_MODE,
+        )
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
+        """Evaluate on every set of ``DATASETS.TEST``; all processes with the same weights."""
+        synchronize_buffers(model)
+        return super().test(cfg, model, evaluators)
+
+
+def _read_results(path: str) -> dict[str, Any]:
+    """Results that an earlier part of a resumed run noted."""
+    if not os.path.isfile(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """The autocast type of ``SOLVER.AMP``; None without mixed precision."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    if cfg.MODEL.DEVICE == "cpu" or cfg.SMALLOBJ.AMP_DTYPE == "bfloat16":
+        return torch.bfloat16
+    return torch.float16
+
+
+def _check_batch_size(cfg: CfgNode) -> None:
+    """The batch is that of all processes, and each takes its share."""
+    batch, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if batch < 1 or batch % processes:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH must be a positive multiple of the number of processes "
+            f"({processes}), got {batch}"
+        )
+
+
+def _distribute(model: nn.Module) -> nn.Module:
+    """DDP when there are several processes; on the CPU without device ids."""
+    if comm.get_world_size() == 1:
+        return model
+    arguments: dict[str, Any] = {"broadcast_buffers": False}
+    if next(model.parameters()).device.type == "cpu":
+        arguments["device_ids"] = None
+    return create_ddp_model(model, **arguments)
+
+
+def _by_dataset(cfg: CfgNode, results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Undo detectron2's flattening of a single test set's results."""
+    if len(cfg.DATASETS.TEST) == 1:
+        results = {cfg.DATASETS.TEST[0]: results}
+    return {name: dict(result["sem_seg"]) for name, result in results.items()}

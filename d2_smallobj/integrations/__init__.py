@@ -1,0 +1,1 @@
+"""The metric inside other frameworks; each module needs its framework, this package none."""

@@ -1,0 +1,221 @@
+"""mIoU and IA-mIoU as a ``torchmetrics.Metric``; needs ``pip install d2_smallobj[torchmetrics]``.
+
+Shapes: B images of a batch; H, W height and width; C number of classes, background included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from d2_smallobj.metrics import (
+    COCO_SIZE_BINS,
+    Accumulator,
+    BlobTable,
+    ImageMatch,
+    InstanceTable,
+    match_image,
+)
+
+try:
+    from torchmetrics import Metric
+except ImportError as error:
+    raise ImportError(
+        f"d2_smallobj.integrations.torchmetrics needs torchmetrics, which cannot be imported "
+        f"({error}); install it: pip install 'd2_smallobj[torchmetrics]'"
+    ) from error
+
+
+class InstanceAwareIoU(Metric):
+    """All figures of :func:`d2_smallobj.metrics.summary.summarize` over a data set.
+
+    The matching runs on the CPU, in :func:`d2_smallobj.metrics.matching.match_image`, so that
+    the numbers are those of the evaluator and of ``tools/evaluate.py``, to the last bit and for
+    any number of processes. One int64 tensor per image is kept and synchronised; its length
+    grows with the image's instances, not with its pixels.
+
+    Unlike torchmetrics' own MeanIoU, mIoU is that of the data set, not a mean over images.
+
+    Args:
+        num_classes: C.
+        class_names: C distinct names, background first; default: their numbers.
+        ignore_label: semantic value that is left out.
+        mode: ``"exact"`` or ``"official"``.
+        size_bins: exclusive upper bounds by bin name; see
+            :class:`d2_smallobj.metrics.sizes.SizeBins`.
+        **kwargs: those of ``torchmetrics.Metric``.
+
+    Raises:
+        ValueError: if an option is unknown, or if C and ``class_names`` do not fit together.
+
+    Example:
+        >>> truth = torch.tensor([[[0, 0, 1, 1]]])
+        >>> metric = InstanceAwareIoU(num_classes=2)
+        >>> metric.update(torch.tensor([[[0, 0, 0, 1]]]), truth, image_ids=["a"])
+        >>> round(metric.compute()["IA-mIoU_fg"].item(), 6)
+        50.0
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        *,
+        ignore_label: int = 255,
+        mode: str = "exact",
+        size_bins: Mapping[str, float] = COCO_SIZE_BINS,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._options = {"num_classes": num_classes, "ignore_label": ignore_label, "mode": mode}
+        Accumulator(**self._options)  # Refuses wrong options now, not at the first image.
+        self.class_names = [str(n) for n in (class_names or range(num_classes))]
+        if len(self.class_names) != num_classes:
+            raise ValueError(
+                f"class_names must be {num_classes} names, background first,"
+                f" got {len(self.class_names)}: {self.class_names}"
+            )
+        self.size_bins = size_bins
+        self._unnamed = 0
+        self.add_state("messages", default=[], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        preds: torch.Tensor,
+        target: torch.Tensor,
+        instances: torch.Tensor | None = None,
+        image_ids: Sequence[str | int] | None = None,
+    ) -> None:
+        """Add a batch; nothing of it is added if an image is refused.
+
+        Args:
+            preds: (B, C, H, W) scores of any kind (the largest wins), or (B, H, W) integer
+                labels; on any device.
+            target: (B, H, W) integer labels.
+            instances: (B, H, W) instance ids, 0 = none, 255 = void; ``None``: the components of
+                ``target`` are the instances.
+            image_ids: B names that no other image of the data set has. Without them images are
+                numbered, and an image that a padding sampler repeats cannot be told from a new
+                one: it counts twice.
+
+        Raises:
+            TypeError: if a map is not of integers.
+            ValueError: if shapes do not fit, or a map is malformed.
+        """
+        preds = _to_labels(preds, self._options["num_classes"])
+        if image_ids is None:
+            image_ids = [self._next_name() for _ in preds]
+        batches = {"target": target, "image_ids": image_ids}
+        if instances is not None:
+            batches["instances"] = instances
+        for name, batch in batches.items():
+            if len(batch) != len(preds):
+                raise ValueError(f"{name} must have {len(preds)} entries, got {len(batch)}")
+        masks = [None] * len(preds) if instances is None else instances.cpu().numpy()
+        found = [
+            _encode(str(name), match_image(*maps, **self._options))
+            for name, *maps in zip(image_ids, preds, target.cpu().numpy(), masks)
+        ]
+        self.messages += [torch.from_numpy(message).to(self.device) for message in found]
+
+    def accumulator(self) -> Accumulator:
+        """What this process has seen: the instance table, blobs and counts.
+
+        Inside ``with metric.sync_context():`` it is what all processes have seen.
+
+        Raises:
+            ValueError: if an image was given twice.
+        """
+        accumulator = Accumulator(**self._options)
+        messages = self.messages if isinstance(self.messages, list) else [self.messages]
+        for message in messages:
+            rest = message.cpu().numpy()
+            while len(rest):
+                image_id, match, rest = _decode(rest, self._options["num_classes"])
+                accumulator.add(image_id, match)
+        return accumulator
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """Compute the figures over all processes.
+
+        Returns:
+            float64 scalars on the CPU, in percent, NaN where undefined; names and order as
+            :func:`d2_smallobj.metrics.summary.summarize`.
+
+        Raises:
+            ValueError: if two processes, or two batches, gave the same image.
+        """
+        figures = self.accumulator().summarize(self.class_names, size_bins=self.size_bins)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the states of all processes; see ``torchmetrics.Metric.sync``."""
+        # torchmetrics would send floats for a process without an image, and the others integers.
+        if not len(self.messages):
+            self.messages = [torch.zeros(0, dtype=torch.int64, device=self.device)]
+        super().sync(*args, **kwargs)
+
+    def _next_name(self) -> str:
+        self._unnamed += 1
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0
+        return f"{rank}-{self._unnamed}"
+
+
+def _to_labels(preds: torch.Tensor, num_classes: int) -> np.ndarray:
+    """Scores (B, C, H, W) or labels (B, H, W) to labels (B, H, W)."""
+    if preds.ndim == 3 and not preds.is_floating_point() and preds.dtype != torch.bool:
+        return preds.cpu().numpy()
+    if preds.ndim != 4 or preds.shape[1] != num_classes:
+        raise ValueError(
+            f"preds must be (B, {num_classes}, H, W) scores or (B, H, W) integer labels,"
+            f" got {preds.dtype} of shape {tuple(preds.shape)}"
+        )
+    # Narrowed before it leaves the device: an eighth of the bytes to copy.
+    labels = preds.argmax(dim=1).to(torch.uint8 if num_classes <= 256 else torch.int32)
+    return labels.cpu().numpy()
+
+
+_INSTANCE_COLUMNS = [name for name in InstanceTable.names() if name != "image_id"]
+_BLOB_COLUMNS = [name for name in BlobTable.names() if name != "image_id"]
+
+
+def _encode(image_id: str, match: ImageMatch) -> np.ndarray:
+    """One image as int64 numbers: lengths, name, confusion cells, instances, blobs."""
+    name = np.frombuffer(image_id.encode(), np.uint8)
+    cells = np.flatnonzero(match.confusion)
+    lengths = [len(name), len(cells), len(match.table), len(match.blobs)]
+    # The bits of the one float column travel as an integer.
+    instances = [getattr(match.table, column).view(np.int64) for column in _INSTANCE_COLUMNS]
+    blobs = [getattr(match.blobs, column) for column in _BLOB_COLUMNS]
+    parts = [lengths, name, cells, match.confusion.ravel()[cells], *instances, *blobs]
+    return np.concatenate([np.asarray(part, np.int64) for part in parts])
+
+
+def _decode(message: np.ndarray, num_classes: int) -> tuple[str, ImageMatch, np.ndarray]:
+    """Read the first image of a stream: its name, its match, and the stream after it."""
+    letters, cells, instances, blobs = message[:4].tolist()
+    sizes = [4, letters, cells, cells]
+    sizes += [instances] * len(_INSTANCE_COLUMNS) + [blobs] * len(_BLOB_COLUMNS)
+    _, name, place, count, *columns, rest = np.split(message, np.cumsum(sizes))
+    image_id = bytes(name.astype(np.uint8)).decode()
+    confusion = np.zeros(num_classes**2, np.int64)
+    confusion[place] = count
+    table = dict(zip(_INSTANCE_COLUMNS, columns))
+    table["charged"] = table["charged"].view(np.float64)
+    match = ImageMatch(
+        confusion.reshape(num_classes, num_classes),
+        InstanceTable(image_id=np.full(instances, image_id), **table),
+        BlobTable(
+            image_id=np.full(blobs, image_id),
+            **dict(zip(_BLOB_COLUMNS, columns[len(_INSTANCE_COLUMNS) :])),
+        ),
+    )
+    return image_id, match, rest

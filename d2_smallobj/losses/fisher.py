@@ -1,0 +1,194 @@
+"""The two estimates of the diagonal Fisher information (SPEC 3; Kirkpatrick et al. 2017).
+
+Both square gradients of the *mean* negative log-likelihood over the valid pixels of what they are
+given, the loss that training uses. They differ in what that is: the online estimate squares the
+gradient of a batch, so its raw size falls as batches grow, and only its normalised form is used;
+the empirical one squares the gradient of every image by itself and depends on no batch size. With
+the likelihood summed over pixels instead it would be (number of pixels)² times as large: the
+penalty's strength is meant for the mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from d2_smallobj.losses.parameters import chunks, state_dtype, trained_parameters
+
+Batch = TypeVar("Batch")
+
+# Layers whose behaviour in training depends on the other images, or on chance: log p of one image
+# is only defined with these as at inference.
+_STOCHASTIC = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.modules.dropout._DropoutNd,
+)
+
+
+def update_online_(
+    fisher: Sequence[Tensor], gradients: Sequence[Tensor | None], *, alpha: float, scale: float
+) -> bool:
+    """Move the online estimate on by one batch: ``F <- alpha * g² + (1 - alpha) * F``, in place.
+
+    Args:
+        fisher: the estimate, one tensor per parameter.
+        gradients: the batch gradient, times ``scale``; ``None`` counts as zero.
+        alpha: weight of the new batch, in [0, 1).
+        scale: factor on the gradients (a gradient scaler's).
+
+    Returns:
+        Whether the gradients were finite. If not, ``fisher`` is left as it was: mixed precision
+        overflows now and then, and one infinity would stay in the estimate for ever.
+    """
+    # Half-precision gradients are widened first: their squares would underflow.
+    wide = [None if g is None else g.detach().to(f.dtype) for f, g in zip(fisher, gradients)]
+    if not _finite([gradient for gradient in wide if gradient is not None]):
+        return False
+    factor = alpha / (scale * scale)
+    for part in chunks(fisher):
+        torch._foreach_mul_(fisher[part], 1 - alpha)
+        pairs = [(f, g) for f, g in zip(fisher[part], wide[part]) if g is not None]
+        if pairs:
+            targets, values = [f for f, _ in pairs], [g for _, g in pairs]
+            torch._foreach_addcmul_(targets, values, values, factor)
+    return True
+
+
+def normalize_min_max_(fisher: Sequence[Tensor]) -> None:
+    """Bring every tensor to [0, 1] by itself, in place: ``(F - min) / (max - min + 1e-8)``.
+
+    A tensor of one value, or of one element, becomes 0: it is not anchored.
+    """
+    for tensor in fisher:
+        low, high = torch.aminmax(tensor)
+        tensor.sub_(low).div_(high - low + 1e-8)
+
+
+def check_fisher(fisher: Mapping[str, Tensor]) -> None:
+    """Refuse a Fisher estimate with negative or non-finite values. Waits for the device once.
+
+    Args:
+        fisher: parameter name to tensor; at least one.
+
+    Raises:
+        ValueError: naming the first such tensor and its range.
+    """
+    good = torch.stack([torch.isfinite(t).all() & (t >= 0).all() for t in fisher.values()])
+    for (name, tensor), fine in zip(fisher.items(), good.tolist()):
+        if not fine:
+            low, high = torch.aminmax(tensor)
+            raise ValueError(
+                f"fisher: values of {name} must be finite and >= 0, got a range of "
+                f"{low.item():g} to {high.item():g}"
+            )
+
+
+def empirical_fisher(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss_fn: Callable[[Batch], Tensor],
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Mean over images of the squared per-image gradient of log p, at the present weights.
+
+    "Empirical" because log p is taken at the data set's labels, not at labels drawn from the
+    model; the two agree where the model fits the data. Batch normalisation uses its running
+    statistics and dropout is off meanwhile, so that an image's likelihood depends on that image
+    alone; every other module keeps its mode (detectron2's models return losses in training mode
+    only). Gradients, modes and buffers are left as they were.
+
+    Args:
+        model: the bare model; under DistributedDataParallel its ``.module``, whose gradients do
+            not enter the reducer.
+        batches: one image each. Read once, to the end: limit it to the K images wanted.
+        loss_fn: batch of one image to its mean negative log-likelihood over the valid pixels (the
+            plain cross-entropy), a scalar that depends on the parameters.
+        named_parameters: those that do not require a gradient are left out.
+        reduce: sums a tensor over processes and returns it (a mean over them works too). Applied
+            to every sum of squares and to the image count, so the processes may hold different
+            numbers of images.
+
+    Returns:
+        Plain parameter name to tensor >= 0, shaped as the parameter, float32 or wider.
+
+    Raises:
+        ValueError: if there is no image, a loss is not a scalar that depends on the parameters,
+            or a gradient is not finite.
+    """
+    parameters = trained_parameters(named_parameters)
+    sums = {name: torch.zeros_like(p, dtype=state_dtype(p)) for name, p in parameters.items()}
+    images = 0
+    with _per_image_mode(model), torch.enable_grad():
+        for batch in batches:
+            _add_squared_gradient(loss_fn(batch), parameters, sums, images)
+            images += 1
+    # A tensor on the parameters' device, so that one collective serves it and the sums.
+    count = torch.tensor(float(images), device=next(iter(sums.values())).device)
+    if reduce is not None:
+        sums = {name: reduce(tensor) for name, tensor in sums.items()}
+        count = reduce(count)
+    if not count > 0:
+        raise ValueError("batches must hold at least one image, got 0")
+    return {name: tensor.div_(count.to(tensor.dtype)) for name, tensor in sums.items()}
+
+
+def _add_squared_gradient(
+    loss: Tensor, parameters: dict[str, nn.Parameter], sums: dict[str, Tensor], image: int
+) -> None:
+    """Add the squared gradient of one image's loss to ``sums``, leaving ``.grad`` alone."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"loss_fn must return a scalar tensor that depends on the parameters; "
+            f"for image {image} got {got}"
+            + (" without a gradient" if isinstance(loss, Tensor) and loss.numel() == 1 else "")
+        )
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    pairs = [(s, g.to(s.dtype)) for s, g in zip(sums.values(), gradients) if g is not None]
+    if not pairs:
+        raise ValueError(
+            f"loss_fn must return a loss that depends on the parameters; the one of image {image} "
+            "depends on none of them"
+        )
+    targets, values = [s for s, _ in pairs], [g for _, g in pairs]
+    if not _finite(values):
+        raise ValueError(
+            f"batches: the gradient of image {image} is not finite, its loss is {loss.item()}; "
+            "check that image and its labels, and run without mixed precision"
+        )
+    torch._foreach_addcmul_(targets, values, values)
+
+
+def _finite(gradients: Sequence[Tensor]) -> bool:
+    """Whether squares of the gradients can be added up; waits for the device."""
+    if not gradients:
+        return True
+    # Euclidean norms, not maxima: an order of magnitude faster on the CPU, and infinite exactly
+    # where squares are, too.
+    norms = torch._foreach_norm(gradients, 2)
+    return bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all())
+
+
+@contextlib.contextmanager
+def _per_image_mode(model: nn.Module) -> Iterator[None]:
+    """Run the stochastic layers as at inference; put modes and buffers back afterwards."""
+    training = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        for module, _ in training:
+            if isinstance(module, _STOCHASTIC):
+                module.training = False
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

@@ -1,0 +1,173 @@
+"""Which parameters are trained, and what they are called whatever wraps the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+# Elements handled at once by the passes over all parameters: bounds their scratch memory, stays
+# near a CPU's cache, and still fills a GPU.
+_CHUNK = 1 << 20
+
+
+def plain_name(name: str) -> str:
+    """Name a parameter as the bare model does.
+
+    DistributedDataParallel puts ``module.`` in front and ``torch.compile`` puts ``_orig_mod.``
+    before what it compiled; wrapped and bare model must agree on names, or an anchor taken from
+    the one never matches the other (the authors' penalty is always 0 for that reason).
+
+    Args:
+        name: a name from ``named_parameters()``.
+
+    Returns:
+        The name without leading ``module.`` and without any ``_orig_mod.`` part.
+    """
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] == "module":
+        del parts[0]
+    return ".".join(parts)
+
+
+def trained_parameters(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+) -> dict[str, nn.Parameter]:
+    """Keep the parameters that require a gradient, under their plain names.
+
+    Args:
+        named_parameters: as ``model.named_parameters()`` gives them.
+
+    Returns:
+        Plain name to parameter, in the given order.
+
+    Raises:
+        ValueError: if two parameters get one name, one parameter has two names, or none is left.
+    """
+    kept: dict[str, nn.Parameter] = {}
+    name_of: dict[int, str] = {}
+    for full_name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        name = plain_name(full_name)
+        if name in kept:
+            raise ValueError(f"named_parameters: two parameters are called {name!r}")
+        if id(parameter) in name_of:
+            raise ValueError(
+                f"named_parameters: {name_of[id(parameter)]!r} and {name!r} are one parameter; "
+                "give it once"
+            )
+        kept[name] = parameter
+        name_of[id(parameter)] = name
+    if not kept:
+        raise ValueError("named_parameters holds no parameter that requires a gradient, got 0")
+    return kept
+
+
+def optimized_parameters(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> list[tuple[str, nn.Parameter]]:
+    """Keep the named parameters that an optimiser moves.
+
+    Args:
+        named_parameters: as ``model.named_parameters()`` gives them.
+        optimizer: the optimiser of the training.
+
+    Returns:
+        Those of ``named_parameters`` that are in one of the optimiser's groups.
+    """
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [(name, parameter) for name, parameter in named_parameters if id(parameter) in moved]
+
+
+def match_tensors(
+    argument: str,
+    given: Mapping[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    copy: bool = True,
+) -> list[Tensor]:
+    """Order named tensors as the parameters, on their devices.
+
+    Args:
+        argument: what ``given`` is, for messages.
+        given: parameter name (a wrapper's is fine) to tensor.
+        parameters: plain name to parameter.
+        copy: always copy, rather than only where device or dtype differ.
+
+    Returns:
+        One tensor per parameter, in :func:`state_dtype`.
+
+    Raises:
+        ValueError: if a name is missing or unknown, or a shape differs.
+    """
+    given = {plain_name(name): tensor for name, tensor in given.items()}
+    missing = [name for name in parameters if name not in given]
+    unknown = [name for name in given if name not in parameters]
+    if missing or unknown:
+        raise ValueError(
+            f"{argument}: names do not match the model's {len(parameters)} trained tensors; "
+            f"missing {missing[:3]} ({len(missing)}), unknown {unknown[:3]} ({len(unknown)})"
+        )
+    matched = []
+    for name, parameter in parameters.items():
+        tensor = given[name].detach()
+        if tensor.shape != parameter.shape:
+            raise ValueError(
+                f"{argument}: {name} must have shape {tuple(parameter.shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )
+        matched.append(tensor.to(parameter.device, state_dtype(parameter), copy=copy))
+    return matched
+
+
+def match_rates(
+    names: Sequence[str], learning_rates: Mapping[str, float] | Sequence[float]
+) -> list[float]:
+    """Order learning rates as the parameters.
+
+    Args:
+        names: plain parameter names.
+        learning_rates: by parameter name (others may be there too), or in the order of ``names``.
+
+    Returns:
+        One rate per name.
+
+    Raises:
+        ValueError: if a rate is missing, negative or not finite, or a sequence has another length.
+    """
+    if isinstance(learning_rates, Mapping):
+        given = {plain_name(name): rate for name, rate in learning_rates.items()}
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise ValueError(
+                f"learning_rates: none for {missing[:3]} ({len(missing)} of {len(names)} names)"
+            )
+        rates = [given[name] for name in names]
+    else:
+        rates = list(learning_rates)
+        if len(rates) != len(names):
+            raise ValueError(f"learning_rates must have {len(names)} entries, got {len(rates)}")
+    for name, rate in zip(names, rates):
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(f"learning_rates: {name} must be finite and >= 0, got {rate!r}")
+    return [float(rate) for rate in rates]
+
+
+def state_dtype(parameter: Tensor) -> torch.dtype:
+    """The dtype that Fisher and anchor of a parameter are kept in: float32 at least."""
+    return torch.promote_types(parameter.dtype, torch.float32)
+
+
+def chunks(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Cut a list of tensors into runs of about a million elements each, one tensor at least."""
+    start, elements = 0, 0
+    for index, tensor in enumerate(tensors):
+        if index > start and elements + tensor.numel() > _CHUNK:
+            yield slice(start, index)
+            start, elements = index, 0
+        elements += tensor.numel()
+    if start < len(tensors):
+        yield slice(start, len(tensors))

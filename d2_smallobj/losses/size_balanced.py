@@ -1,0 +1,232 @@
+"""Size-weighted cross-entropy, the segmentation part of the size-balanced loss (SPEC 2-3).
+
+Shapes: N images, K classes, H, W label map, h, w logit map.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2_smallobj.losses.size_weights import SizeWeights, check_ignore_label
+from d2_smallobj.utils.options import look_up_option
+
+RESOLUTIONS = ("input", "logits")
+NORMALIZATIONS = ("weights", "pixels")
+
+
+def size_weighted_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    *,
+    ignore_label: int = 255,
+    normalize: str = "weights",
+) -> Tensor:
+    """Weighted mean of ``-log p`` over the valid pixels of a batch (paper, Eq. 4).
+
+    Args:
+        logits: (N, K, H, W), any float dtype; taken to float32, under autocast as well.
+        labels: int64 (N, H, W), 0..K-1 or ``ignore_label``. Values are checked on the CPU only:
+            on a GPU the check would wait for the device, and PyTorch asserts there by itself.
+        weights: (N, H, W) >= 0, or ``None`` for 1 everywhere, which is plain cross-entropy.
+            Weights on ignored pixels are taken as 0.
+        ignore_label: label of the pixels to leave out.
+        normalize: ``"weights"`` divides by the sum of the weights (the authors' code);
+            ``"pixels"`` by the number of valid pixels (Eq. 4 as printed).
+
+    Returns:
+        float32 scalar. A batch without a valid pixel gives 0 with zero gradients, not NaN.
+
+    Raises:
+        ValueError: if a shape or dtype is wrong, ``normalize`` is unknown, or (CPU) a label is out
+            of range.
+    """
+    look_up_option("normalize", normalize, NORMALIZATIONS)
+    _check_batch(logits, labels, ignore_label)
+    if logits.shape[-2:] != labels.shape[-2:]:
+        raise ValueError(
+            f"logits and labels must have one size, got {tuple(logits.shape[-2:])} and "
+            f"{tuple(labels.shape[-2:])}; resize one of them first"
+        )
+    if weights is not None and weights.shape != labels.shape:
+        raise ValueError(
+            f"weights must have the labels' shape {tuple(labels.shape)}, got {tuple(weights.shape)}"
+        )
+    return _weighted_mean(logits, labels, weights, ignore_label, normalize)
+
+
+class SizeWeightedCrossEntropy(nn.Module):
+    """Cross-entropy that a trainer can switch to size weights (task A: off, task B: on).
+
+    Any semantic head can hold it: it needs logits, a label map and, optionally, the weight maps
+    that the data loader made.
+
+    Args:
+        ignore_label: label of the pixels to leave out.
+        resolution: ``"input"``: logits are upsampled to the label map (bilinear,
+            ``align_corners=False``), so that the smallest objects count. ``"logits"``: labels are
+            resized to the logit map (:func:`resize_labels`) and weighed there, as the authors do
+            for multi-scale training; objects under about the stride vanish.
+        normalize: ``"weights"`` or ``"pixels"``; see :func:`size_weighted_cross_entropy`.
+        weights: the rule for weights that are computed here; ``None`` for the paper's.
+        size_weighted: initial value of the switch.
+
+    Attributes:
+        size_weighted: ``False`` gives plain cross-entropy, ``True`` the size-weighted one. Not in
+            the state dict: the trainer sets it from the iteration.
+
+    Raises:
+        ValueError: if an option is unknown, or ``weights`` has another ignore label.
+    """
+
+    def __init__(
+        self,
+        *,
+        ignore_label: int = 255,
+        resolution: str = "input",
+        normalize: str = "weights",
+        weights: SizeWeights | None = None,
+        size_weighted: bool = False,
+    ) -> None:
+        super().__init__()
+        check_ignore_label(ignore_label)
+        self.ignore_label = ignore_label
+        self.resolution = look_up_option("resolution", resolution, RESOLUTIONS)
+        self.normalize = look_up_option("normalize", normalize, NORMALIZATIONS)
+        self.weights = SizeWeights(ignore_label=ignore_label) if weights is None else weights
+        if self.weights.ignore_label != ignore_label:
+            raise ValueError(
+                f"weights.ignore_label must be the loss's ignore_label {ignore_label}, "
+                f"got {self.weights.ignore_label}"
+            )
+        self.size_weighted = size_weighted
+
+    def forward(self, logits: Tensor, labels: Tensor, size_weights: Tensor | None = None) -> Tensor:
+        """Compute the loss of a batch.
+
+        Args:
+            logits: (N, K, h, w), any float dtype.
+            labels: int64 (N, H, W), 0..K-1 or ``ignore_label``.
+            size_weights: (N, H, W) float, made from ``labels`` in the loader's workers. Used when
+                the switch is on and ``resolution`` is ``"input"``. ``None`` computes them here,
+                which is correct but slow on a GPU: labels travel to the CPU and the device waits.
+                With ``"logits"`` they are always computed here, on the small map.
+
+        Returns:
+            float32 scalar; 0 with zero gradients where every pixel is ignored.
+
+        Raises:
+            ValueError: see :func:`size_weighted_cross_entropy`.
+        """
+        _check_batch(logits, labels, self.ignore_label)
+        if self.resolution == "logits":
+            labels = resize_labels(labels, tuple(logits.shape[-2:]))
+            size_weights = None
+        elif logits.shape[-2:] != labels.shape[-2:]:
+            # Widened first: interpolation between half-precision logits would round them.
+            logits = F.interpolate(
+                logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False
+            )
+        if not self.size_weighted:
+            size_weights = None
+        elif size_weights is None:
+            size_weights = batch_size_weights(labels, self.weights)
+        elif size_weights.shape != labels.shape:
+            raise ValueError(
+                f"size_weights must have the labels' shape {tuple(labels.shape)}, "
+                f"got {tuple(size_weights.shape)}"
+            )
+        return _weighted_mean(logits, labels, size_weights, self.ignore_label, self.normalize)
+
+    def extra_repr(self) -> str:
+        """The options, for ``print(model)``."""
+        return (
+            f"resolution={self.resolution!r}, normalize={self.normalize!r}, "
+            f"size_weighted={self.size_weighted}, weights={self.weights}"
+        )
+
+
+def batch_size_weights(labels: Tensor, weights: SizeWeights) -> Tensor:
+    """Weigh the label maps of a batch, on the CPU.
+
+    Args:
+        labels: integer (N, H, W) on any device; fetching them from a GPU waits for it.
+        weights: the rule.
+
+    Returns:
+        float32 (N, H, W) on the labels' device.
+    """
+    maps = labels.detach().cpu().numpy()
+    result = torch.empty(labels.shape, dtype=torch.float32)
+    for row, label_map in zip(result, maps):
+        row.copy_(torch.from_numpy(weights(label_map)))
+    return result.to(labels.device)
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize label maps to the nearest pixel, centres aligned.
+
+    Output pixel i takes input pixel ``floor((i + 1/2) * H / h)``, computed in integers. This is
+    PyTorch's ``"nearest-exact"`` (which takes no integer maps, and rounds the scale), and PIL's
+    NEAREST, which the authors use, at the recipe's sizes (321 to 41, 21 and 31).
+
+    Args:
+        labels: (N, H, W), any dtype.
+        size: (h, w).
+
+    Returns:
+        (N, h, w), the labels' dtype and device.
+    """
+    height, width = labels.shape[-2:]
+    rows = _nearest(height, size[0], labels.device)
+    columns = _nearest(width, size[1], labels.device)
+    return labels[:, rows[:, None], columns]
+
+
+def _weighted_mean(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, ignore_label: int, normalize: str
+) -> Tensor:
+    """The loss itself, on checked arguments; see :func:`size_weighted_cross_entropy`."""
+    valid = labels != ignore_label
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.float()
+        if weights is None:
+            loss = F.cross_entropy(logits, labels, ignore_index=ignore_label, reduction="sum")
+            # Without a valid pixel the sum is 0, and any divisor but 0 keeps it so.
+            return loss / valid.sum().clamp(min=1)
+        loss = F.cross_entropy(logits, labels, ignore_index=ignore_label, reduction="none")
+        weights = weights.float() * valid
+        total = weights.sum() if normalize == "weights" else valid.sum()
+        # torch.where instead of a comparison in Python, which would wait for the device.
+        return (weights * loss).sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _nearest(source: int, target: int, device: torch.device) -> Tensor:
+    centres = torch.arange(target, device=device) * 2 + 1
+    return centres.mul_(source).div_(2 * target, rounding_mode="floor")
+
+
+def _check_batch(logits: Tensor, labels: Tensor, ignore_label: int) -> None:
+    """Check shapes and dtypes, and on the CPU the labels' values."""
+    if logits.ndim != 4 or not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be floating point of shape (N, K, h, w), "
+            f"got {logits.dtype} of shape {tuple(logits.shape)}"
+        )
+    if labels.ndim != 3 or labels.dtype != torch.int64 or len(labels) != len(logits):
+        raise ValueError(
+            f"labels must be int64 of shape ({len(logits)}, H, W), "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    if labels.device.type != "cpu":
+        return
+    classes = logits.shape[1]
+    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignore_label)]
+    if wrong.numel():
+        values = sorted(set(wrong.tolist()))[:5]
+        raise ValueError(
+            f"labels must be 0..{classes - 1} or the ignore label {ignore_label}, got "
+            f"{', '.join(map(str, values))}; check the label files and the number of classes"
+        )

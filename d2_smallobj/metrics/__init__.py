@@ -1,0 +1,29 @@
+"""Instance-aware IoU on label maps (SPEC 1); numpy and OpenCV only, no torch, no detectron2."""
+
+from d2_smallobj.metrics.accumulator import Accumulator
+from d2_smallobj.metrics.components import Components, class_components, label_components
+from d2_smallobj.metrics.matching import ImageMatch, component_instances, match_image
+from d2_smallobj.metrics.outcomes import OUTCOMES, blob_summary, classify, outcome_summary
+from d2_smallobj.metrics.records import BlobTable, InstanceTable
+from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, SizeBins, parse_size_bins
+from d2_smallobj.metrics.summary import summarize
+
+__all__ = [
+    "COCO_SIZE_BINS",
+    "OUTCOMES",
+    "Accumulator",
+    "BlobTable",
+    "Components",
+    "ImageMatch",
+    "InstanceTable",
+    "SizeBins",
+    "blob_summary",
+    "class_components",
+    "classify",
+    "component_instances",
+    "label_components",
+    "match_image",
+    "outcome_summary",
+    "parse_size_bins",
+    "summarize",
+]

@@ -1,0 +1,229 @@
+"""Several methods side by side: intervals, paired differences, ranks, and what to beware of."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from d2_smallobj.metrics.pairing import (
+    Difference,
+    check_same_truth,
+    differences,
+    holm,
+    swap_test,
+)
+from d2_smallobj.metrics.ranking import RankTable, rank_table
+from d2_smallobj.metrics.resampling import Run, check_settings
+from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, SizeBins, as_size_bins, parse_size_bins
+from d2_smallobj.metrics.statistics import (
+    Cell,
+    Interval,
+    bootstrap_figures,
+    cell_warnings,
+    intervals,
+    score,
+)
+
+# Options under which two runs may be compared, but not without saying so.
+_TOLD = ("mode", "ignore_label", "version")
+
+
+class NamedRun(Run, Protocol):
+    """A scored method; :class:`d2_smallobj.scoring.ScoredRun` is one.
+
+    Of the options, ``size_bins`` (a mapping, or text for :func:`.sizes.parse_size_bins`; default
+    COCO's), ``include_background`` (default true), ``mode`` and ``ignore_label`` are looked at.
+    """
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """C names, background first."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """How it was scored."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedDifference:
+    """One figure of two methods.
+
+    Attributes:
+        first: name of the method that is subtracted.
+        second: name of the other one.
+        figure: e.g. ``IA-mIoU_S``.
+        difference: second minus first, with interval and p-value.
+        p_adjusted: the p-value after Holm's adjustment for all differences of the comparison.
+    """
+
+    first: str
+    second: str
+    figure: str
+    difference: Difference
+    p_adjusted: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare_runs` finds.
+
+    Attributes:
+        names: the methods, in the order given.
+        images: number of images.
+        intervals: by method and figure.
+        differences: for every pair of methods and every figure.
+        ranks: methods ranked by figure, and correlations between figures.
+        cells: classes and sizes with fewer than :data:`.statistics.MINIMUM_INSTANCES` instances.
+        remarks: what else the reader should know, one sentence each.
+        samples: number of resamples and of permutations.
+        seed: of both.
+        level: of the intervals.
+    """
+
+    names: tuple[str, ...]
+    images: int
+    intervals: Mapping[str, Mapping[str, Interval]]
+    differences: tuple[PairedDifference, ...]
+    ranks: RankTable
+    cells: tuple[Cell, ...]
+    remarks: tuple[str, ...]
+    samples: int
+    seed: int
+    level: float
+
+
+def compare_runs(
+    runs: Sequence[NamedRun],
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    baseline: str | None = None,
+) -> Comparison:
+    """Compare methods that were scored on the same images with the same ground truth.
+
+    Args:
+        runs: at least one; more than one for differences.
+        samples: number of resamples and of permutations; see :func:`.pairing.paired`.
+        seed: same seed, same result.
+        level: of the intervals.
+        baseline: name of the method that all others are compared with; ``None``: every pair, the
+            earlier subtracted from the later.
+
+    Raises:
+        ValueError: if there is no run, two have one name, there is no such baseline, an option
+            is out of range, or the runs differ in classes, size bins, images or ground truth.
+    """
+    check_settings(samples, seed, level)
+    names = _check_runs(runs, baseline)
+    class_names, bins = list(runs[0].class_names), run_size_bins(runs[0].options)
+    background = bool(runs[0].options.get("include_background", True))
+    scores = [
+        score(run, class_names=class_names, size_bins=bins, include_background=background)
+        for run in runs
+    ]
+    draws = bootstrap_figures(scores, samples, seed)
+    pairs = _pairs(names, baseline)
+    p_values = swap_test(scores, pairs, samples, seed) if pairs else []
+    found = [
+        (pair, differences([scores[i] for i in pair], [draws[i] for i in pair], p, level))
+        for pair, p in zip(pairs, p_values)
+    ]
+    supports = scores[0].sums.supports()
+    return Comparison(
+        names=names,
+        images=len(scores[0].sums.images),
+        intervals={
+            name: intervals(method.figures, drawn, supports, level)
+            for name, method, drawn in zip(names, scores, draws)
+        },
+        differences=_adjusted(names, found),
+        ranks=rank_table({name: method.figures for name, method in zip(names, scores)}),
+        cells=tuple(cell_warnings(runs[0].table, class_names, bins)),
+        remarks=tuple(_remarks(runs)),
+        samples=samples,
+        seed=seed,
+        level=level,
+    )
+
+
+def run_size_bins(options: Mapping[str, Any]) -> SizeBins:
+    """The size bins of a run's options: a mapping, or text; COCO's where nothing is said.
+
+    Raises:
+        ValueError: if the text cannot be read or bounds do not ascend.
+    """
+    given = options.get("size_bins")
+    if given is None:
+        return COCO_SIZE_BINS
+    return parse_size_bins(given) if isinstance(given, str) else as_size_bins(given)
+
+
+def _check_runs(runs: Sequence[NamedRun], baseline: str | None) -> tuple[str, ...]:
+    """Check that runs can be compared at all, and return their names."""
+    if not runs:
+        raise ValueError("runs must hold at least one scored run, got none")
+    names = tuple(run.name for run in runs)
+    if len(set(names)) != len(names):
+        raise ValueError(f"runs must have distinct names, got {list(names)}")
+    if baseline is not None and baseline not in names:
+        raise ValueError(f"baseline must be one of {list(names)}, got {baseline!r}")
+    first = runs[0]
+    for run in runs[1:]:
+        if list(run.class_names) != list(first.class_names):
+            raise ValueError(
+                f"runs must have the same classes; {first.name}: {list(first.class_names)},"
+                f" {run.name}: {list(run.class_names)}"
+            )
+        for option in (run_size_bins, _background):
+            mine, theirs = option(first.options), option(run.options)
+            if mine != theirs:
+                raise ValueError(
+                    f"runs must share size_bins and include_background; {first.name}: {mine},"
+                    f" {run.name}: {theirs}"
+                )
+        check_same_truth(first, run, (first.name, run.name))
+    return names
+
+
+def _background(options: Mapping[str, Any]) -> str:
+    return f"include_background {bool(options.get('include_background', True))}"
+
+
+def _pairs(names: Sequence[str], baseline: str | None) -> list[tuple[int, int]]:
+    """Positions of the methods to compare, the subtracted one first."""
+    if baseline is None:
+        return list(itertools.combinations(range(len(names)), 2))
+    first = names.index(baseline)
+    return [(first, other) for other in range(len(names)) if other != first]
+
+
+def _adjusted(
+    names: Sequence[str], found: Sequence[tuple[tuple[int, int], Mapping[str, Difference]]]
+) -> tuple[PairedDifference, ...]:
+    """Flatten the differences and adjust their p-values for their number."""
+    rows = [(pair, name, gap) for pair, gaps in found for name, gap in gaps.items()]
+    adjusted = holm([gap.p_value for _, _, gap in rows])
+    return tuple(
+        PairedDifference(names[pair[0]], names[pair[1]], name, gap, p_adjusted)
+        for (pair, name, gap), p_adjusted in zip(rows, adjusted)
+    )
+
+
+def _remarks(runs: Sequence[NamedRun]) -> list[str]:
+    """Say which options differ although the runs could be compared, and pass on the runs' own."""
+    remarks = []
+    for key in _TOLD:
+        values = {run.name: run.options.get(key) for run in runs}
+        if len({str(value) for value in values.values()}) > 1:
+            listed = ", ".join(f"{name} {value}" for name, value in values.items())
+            remarks.append(f"The runs were scored with different settings of {key}: {listed}.")
+    for run in runs:
+        remarks += [f"{run.name}: {remark}" for remark in getattr(run, "remarks", ())]
+    return remarks

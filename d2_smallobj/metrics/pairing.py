@@ -1,0 +1,226 @@
+"""Two methods on the same images: differences with intervals and p-values.
+
+Shapes: N images; S draws of one block; C classes, background included; V sums of one class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from d2_smallobj.metrics.resampling import (
+    Run,
+    check_settings,
+    figures,
+    first_ten,
+    is_complete,
+    swap_weights,
+)
+from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
+from d2_smallobj.metrics.statistics import Scores, bootstrap_figures, intervals, score
+
+# Percentage points below which two differences count as equal: sums are exact, ratios are not.
+_TIE = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A paired difference of two figures, second minus first, in percentage points.
+
+    Attributes:
+        estimate: the plain difference.
+        low: lower end of its interval.
+        high: upper end.
+        p_value: two-sided; NaN where the figure is undefined.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    p_value: float
+
+
+def paired(
+    first: Run,
+    second: Run,
+    *,
+    class_names: Sequence[str],
+    size_bins: Mapping[str, float] = COCO_SIZE_BINS,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    include_background: bool = True,
+) -> dict[str, Difference]:
+    """Compare two methods on the same images: second minus first, for every headline figure.
+
+    The interval is the percentile bootstrap with the same images drawn for both, so that
+    difficult images cancel. The p-value is a permutation test: under the null hypothesis the
+    two methods are interchangeable on every image, so each image's results are swapped between
+    them with probability 1/2 (for a mean of per-image values this is the sign-flip test; a swap
+    also suits figures such as mIoU, which are no such mean). It counts how often the absolute
+    difference is at least the observed one: ``p = (1 + count) / (1 + samples)``, or the exact
+    share if all ``2**N`` patterns fit into ``samples``. Unlike a p-value read off the
+    bootstrap, it is valid at any number of images, and no class ever goes missing.
+
+    Args:
+        first: the method that is subtracted; an :class:`.accumulator.Accumulator` will do.
+        second: the other one.
+        class_names: C names, background first.
+        size_bins: exclusive upper bounds by name.
+        samples: number of resamples and of permutations.
+        seed: same seed, same result.
+        level: of the intervals.
+        include_background: whether the background is a class of ``IA-mIoU``.
+
+    Raises:
+        ValueError: if the two do not have the same images and ground truth (the message lists
+            the first ten images), or an option is out of range.
+    """
+    check_settings(samples, seed, level)
+    check_same_truth(first, second)
+    scores = [
+        score(
+            run,
+            class_names=class_names,
+            size_bins=size_bins,
+            include_background=include_background,
+        )
+        for run in (first, second)
+    ]
+    draws = bootstrap_figures(scores, samples, seed)
+    p_values = swap_test(scores, [(0, 1)], samples, seed)
+    return differences(scores, draws, p_values[0], level)
+
+
+def swap_test(
+    scores: Sequence[Scores], pairs: Sequence[tuple[int, int]], samples: int, seed: int
+) -> list[dict[str, float]]:
+    """Two-sided p-values of paired differences by swapping images; see :func:`paired`.
+
+    Args:
+        scores: one entry a method, all with the same images and ground truth.
+        pairs: positions of the methods to compare.
+        samples: number of draws.
+        seed: of the generator; all pairs share the draws.
+
+    Returns:
+        For every pair the p-value by figure, NaN where the figure is undefined.
+    """
+    images = len(scores[0].sums.images)
+    whole = [method.sums.totals(np.ones((1, images))) for method in scores]
+    observed = [_gaps(scores[one], whole[one], whole[other]) for one, other in pairs]
+    counts = [dict.fromkeys(seen, 0) for seen in observed]
+    for weights in swap_weights(images, samples, seed):
+        kept = [method.sums.totals(weights) for method in scores]
+        for (one, other), seen, count in zip(pairs, observed, counts):
+            # What a method keeps, and what it gets from the other; whole numbers, so exact.
+            drawn = _gaps(
+                scores[one],
+                kept[one] + (whole[other] - kept[other]),
+                kept[other] + (whole[one] - kept[one]),
+            )
+            for name in count:
+                count[name] += int(np.count_nonzero(drawn[name] >= seen[name] - _TIE))
+    # Drawn at random, the observed arrangement is one more draw; else it is among the patterns.
+    more = 0 if is_complete(images, samples) else 1
+    total = samples + 1 if more else 1 << images
+    return [
+        {
+            name: math.nan if np.isnan(seen[name][0]) else (count[name] + more) / total
+            for name in count
+        }
+        for seen, count in zip(observed, counts)
+    ]
+
+
+def _gaps(scores: Scores, first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
+    """Absolute differences (S,) by figure between two totals (S, C, V)."""
+    one, other = (
+        figures(totals, scores.sums.size_names, include_background=scores.include_background)
+        for totals in (first, second)
+    )
+    return {name: np.abs(other[name] - one[name]) for name in one}
+
+
+def differences(
+    scores: Sequence[Scores],
+    draws: Sequence[Mapping[str, np.ndarray]],
+    p_values: Mapping[str, float],
+    level: float,
+) -> dict[str, Difference]:
+    """Differences, second minus first, from two methods' figures and resampled figures."""
+    first, second = (method.figures for method in scores)
+    gaps = {name: second[name] - first[name] for name in first}
+    drawn = {name: draws[1][name] - draws[0][name] for name in first}
+    found = intervals(gaps, drawn, scores[0].sums.supports(), level)
+    return {
+        name: Difference(gap.estimate, gap.low, gap.high, p_values[name])
+        for name, gap in found.items()
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number (Holm 1979); NaN stays NaN and counts for nothing.
+
+    The chance that any true null hypothesis has an adjusted value below α is at most α,
+    whatever the tests have to do with one another.
+    """
+    given = np.asarray(p_values, np.float64)
+    adjusted = np.full(len(given), np.nan)
+    order = np.argsort(given, kind="stable")[: np.count_nonzero(~np.isnan(given))]
+    steps = given[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted.tolist()
+
+
+def check_same_truth(
+    first: Run, second: Run, names: tuple[str, str] = ("the first", "the second")
+) -> None:
+    """Check that two methods were scored on the same images with the same ground truth.
+
+    Raises:
+        ValueError: if not; lists the first ten images concerned and their number.
+    """
+    mine, theirs = ({str(image) for image in run.images} for run in (first, second))
+    parts = [
+        f"{len(images)} only in {name}: {first_ten(sorted(images))}"
+        for name, images in zip(names, (mine - theirs, theirs - mine))
+        if images
+    ]
+    if parts:
+        raise ValueError(
+            f"paired comparison needs the same images in {names[0]} and {names[1]}; "
+            + "; ".join(parts)
+        )
+    changed = sorted(_changed_images(first, second))
+    if changed:
+        raise ValueError(
+            f"paired comparison needs the same ground truth in {names[0]} and {names[1]}; it"
+            f" differs in {len(changed)} images: {first_ten(changed)}"
+        )
+
+
+def _changed_images(first: Run, second: Run) -> set[str]:
+    """Images whose ground-truth pixels or instances differ."""
+    counts = []
+    for run in (first, second):
+        order = np.argsort(np.asarray([str(image) for image in run.images]), kind="stable")
+        counts.append(np.asarray(run.image_counts)[order, :, 1])
+    if counts[0].shape != counts[1].shape:
+        raise ValueError(
+            "paired comparison needs the same classes, got"
+            f" {counts[0].shape[1]} and {counts[1].shape[1]}"
+        )
+    names = sorted(str(image) for image in first.images)
+    changed = {names[row] for row in np.flatnonzero(np.any(counts[0] != counts[1], axis=1))}
+    columns = ("image_id", "category_id", "instance_id", "area", "pixels")
+    tables = [run.table.sorted() for run in (first, second)]
+    if len(tables[0]) == len(tables[1]) and all(
+        np.array_equal(getattr(tables[0], name), getattr(tables[1], name)) for name in columns
+    ):
+        return changed
+    rows = [set(zip(*(getattr(table, name).tolist() for name in columns))) for table in tables]
+    return changed | {row[0] for row in rows[0] ^ rows[1]}

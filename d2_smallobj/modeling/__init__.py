@@ -1,0 +1,15 @@
+"""DeepLabV2 and a segmentor that takes its loss as a component; importing registers both."""
+
+from d2_smallobj.modeling.backbone import DilatedBasicBlock, build_dilated_resnet_backbone
+from d2_smallobj.modeling.deeplab_v2 import DeepLabV2Head
+from d2_smallobj.modeling.loss import build_loss, build_size_weights
+from d2_smallobj.modeling.segmentor import SizeBalancedSegmentor
+
+__all__ = [
+    "DeepLabV2Head",
+    "DilatedBasicBlock",
+    "SizeBalancedSegmentor",
+    "build_dilated_resnet_backbone",
+    "build_loss",
+    "build_size_weights",
+]

@@ -1,0 +1,173 @@
+"""Meta-architecture: any backbone, any head with ``layers``, the size-balanced loss, MSC.
+
+Shapes: N images, K classes (background included), H x W the padded batch, h x w a logit map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from d2_smallobj.modeling.loss import build_loss
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
+
+
+@META_ARCH_REGISTRY.register()
+class SizeBalancedSegmentor(nn.Module):
+    """Semantic segmentation with a loss that is given, not built in.
+
+    Args:
+        backbone: detectron2 backbone.
+        sem_seg_head: any detectron2 head that has ``layers(features) -> logits (N, K, h, w)``
+            (``DeepLabV2Head``, ``SemSegFPNHead``, ``DeepLabV3PlusHead``).
+        loss: called as ``loss(logits, labels, size_weights)``, returns a scalar.
+        pixel_mean: per channel, in the order of ``INPUT.FORMAT``.
+        pixel_std: per channel.
+        ignore_label: label of pixels without a class; also pads labels of smaller images.
+        msc_scales: multi-scale factors beside 1 (``MSC`` of SPEC 4); empty: one scale.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        sem_seg_head: nn.Module,
+        loss: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        ignore_label: int = 255,
+        msc_scales: Sequence[float] = (),
+    ) -> None:
+        super().__init__()
+        if not callable(getattr(sem_seg_head, "layers", None)):
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.NAME: {type(sem_seg_head).__name__} has no method "
+                "`layers(features)` that returns logits; SizeBalancedSegmentor needs one"
+            )
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.loss = loss
+        self.ignore_label = ignore_label
+        self.msc_scales = tuple(msc_scales)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Map config keys to constructor arguments."""
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "loss": build_loss(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "msc_scales": cfg.SMALLOBJ.MSC.SCALES if cfg.SMALLOBJ.MSC.ENABLED else (),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.pixel_mean.device
+
+    def forward(
+        self, batched_inputs: Sequence[dict[str, Any]]
+    ) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
+        """Losses in training, predictions otherwise.
+
+        Args:
+            batched_inputs: dataset dicts with ``image`` (3, H_i, W_i); in training also
+                ``sem_seg`` (H_i, W_i) int64 and, when the mapper made it, ``size_weights``
+                (H_i, W_i) float32; optionally ``height`` and ``width`` of the wanted output.
+
+        Returns:
+            A dict of scalar losses, or one ``{"sem_seg": (K, height, width) logits}`` an image.
+        """
+        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+                  for x in batched_inputs]  # fmt: skip
+        images = self._pad(images, 0.0)
+        if self.training:
+            labels = self._stack(batched_inputs, "sem_seg", self.ignore_label)
+            if labels is None:
+                raise ValueError(
+                    "training needs labels: the key 'sem_seg' is not in the batch, which holds "
+                    f"{sorted(batched_inputs[0])}; map it with a training mapper"
+                )
+            weights = self._stack(batched_inputs, "size_weights", 0.0)
+            return self.losses(self.logits(images.tensor), labels, weights)
+        scores = self.upsampled_scores(images.tensor)
+        outputs = []
+        for score, x, size in zip(scores, batched_inputs, images.image_sizes):
+            height, width = x.get("height", size[0]), x.get("width", size[1])
+            outputs.append({"sem_seg": sem_seg_postprocess(score, size, height, width)})
+        return outputs
+
+    def logits(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logit maps of normalised images (N, 3, H, W).
+
+        Returns:
+            ``{"": (N, K, h, w)}`` without MSC. With MSC one entry a scale, each at the
+            resolution of its own scale, and ``"_max"``, the pixel-wise maximum of all of them
+            at the resolution of scale 1 (SPEC 4); suffixes name the losses.
+        """
+        full = self.sem_seg_head.layers(self.backbone(images))
+        if not self.msc_scales:
+            return {"": full}
+        maps = {"_1": full}
+        for scale in self.msc_scales:
+            # Rounded up: a 321 crop then gives the logit maps of the released code, 21 and 31.
+            size = [math.ceil(side * scale) for side in images.shape[-2:]]
+            smaller = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+            maps[f"_{scale:g}"] = self.sem_seg_head.layers(self.backbone(smaller))
+        resized = [full] + [
+            F.interpolate(x, size=full.shape[-2:], mode="bilinear", align_corners=False)
+            for x in list(maps.values())[1:]
+        ]
+        maps["_max"] = torch.stack(resized).amax(dim=0)
+        return maps
+
+    def losses(
+        self,
+        logits: dict[str, torch.Tensor],
+        labels: torch.Tensor,
+        size_weights: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """One loss per logit map on labels (N, H, W) and size weights (N, H, W)."""
+        return {
+            f"loss_sem_seg{suffix}": self.loss(x, labels, size_weights)
+            for suffix, x in logits.items()
+        }
+
+    def upsampled_scores(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N, K, H, W) of images (N, 3, H, W); the maximum map under MSC."""
+        logits = list(self.logits(images).values())[-1]
+        return F.interpolate(
+            logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False
+        )
+
+    def _stack(
+        self, batched_inputs: Sequence[dict[str, Any]], key: str, pad_value: float
+    ) -> torch.Tensor | None:
+        """Pad and stack one field of the batch; None when the mapper did not make it."""
+        if key not in batched_inputs[0]:
+            return None
+        return self._pad([x[key].to(self.device) for x in batched_inputs], pad_value).tensor
+
+    def _pad(self, tensors: list[torch.Tensor], pad_value: float) -> ImageList:
+        """Pad to one size that the backbone takes."""
+        return ImageList.from_tensors(
+            tensors,
+            self.backbone.size_divisibility,
+            pad_value,
+            self.backbone.padding_constraints,
+        )

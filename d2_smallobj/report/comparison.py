@@ -1,0 +1,151 @@
+"""A comparison of methods as Markdown for people and as CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+from d2_smallobj.metrics.comparison import Comparison
+from d2_smallobj.metrics.resampling import first_ten
+from d2_smallobj.metrics.statistics import MINIMUM_INSTANCES, Cell, Interval
+from d2_smallobj.report.text_tables import format_rank_table, markdown_table, number
+
+_CSV_COLUMNS = (
+    *("kind", "method", "other", "figure", "other_figure"),
+    *("value", "low", "high", "rank", "p_value", "p_adjusted"),
+)
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """Lay out a comparison as Markdown: figures, paired differences, ranks, warnings.
+
+    Args:
+        comparison: what :func:`d2_smallobj.metrics.comparison.compare_runs` returns.
+    """
+    level = f"{100 * comparison.level:g} %"
+    sections = [_figures(comparison, level)]
+    if comparison.differences:
+        sections.append(_differences(comparison, level))
+    sections.append(f"## Ranks\n\n{format_rank_table(comparison.ranks)}")
+    warnings = [*format_cells(comparison.cells), *comparison.remarks]
+    if warnings:
+        sections.append("## Beware\n\n" + "\n".join(f"- {line}" for line in warnings))
+    return "\n\n".join(sections) + "\n"
+
+
+def format_interval(interval: Interval) -> str:
+    """A figure with its interval, e.g. ``45.21 [40.33, 50.29]``; the plain figure without one."""
+    text = number(interval.estimate)
+    return text + ("" if math.isnan(interval.low) else f" {_ends(interval.low, interval.high)}")
+
+
+def format_cells(cells: Sequence[Cell]) -> list[str]:
+    """Say, a sentence for every size, which classes have too few instances.
+
+    Args:
+        cells: what :func:`d2_smallobj.metrics.statistics.cell_warnings` returns.
+    """
+    lines = []
+    for size in dict.fromkeys(cell.size for cell in cells):
+        few = [cell for cell in cells if cell.size == size and cell.instances > 0]
+        none = [cell.category for cell in cells if cell.size == size and cell.instances == 0]
+        parts = []
+        if few:
+            listed = first_ten([f"{cell.category} ({cell.instances})" for cell in few])
+            parts.append(f"few instances (under {MINIMUM_INSTANCES}) of {listed}")
+        if none:
+            parts.append(f"none of {first_ten(none)}, which its mean leaves out")
+        lines.append(f"IA-mIoU_{size} rests on {'; '.join(parts)}.")
+    return lines
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """Everything in one long table.
+
+    Returns:
+        CSV with a header; ``kind`` is ``figure`` (value, ends, rank of a method), ``difference``
+        (``method`` minus ``other``), ``spearman`` or ``kendall`` (between ``figure`` and
+        ``other_figure``). Numbers keep every bit; an undefined one is empty.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    ranks = comparison.ranks
+    for row, (name, figures) in enumerate(comparison.intervals.items()):
+        for column, (figure, interval) in enumerate(figures.items()):
+            cells = _cells(interval.estimate, interval.low, interval.high)
+            rank = _cell(float(ranks.ranks[row, column]))
+            writer.writerow(
+                {"kind": "figure", "method": name, "figure": figure, "rank": rank, **cells}
+            )
+    for item in comparison.differences:
+        gap = item.difference
+        writer.writerow(
+            {
+                **{"kind": "difference", "method": item.second, "other": item.first},
+                **{"figure": item.figure, **_cells(gap.estimate, gap.low, gap.high)},
+                **{"p_value": _cell(gap.p_value), "p_adjusted": _cell(item.p_adjusted)},
+            }
+        )
+    for kind, matrix in (("spearman", ranks.spearman), ("kendall", ranks.kendall)):
+        for row, figure in enumerate(ranks.figures):
+            for column, other in enumerate(ranks.figures[:row]):
+                value = _cell(float(matrix[row, column]))
+                writer.writerow(
+                    {"kind": kind, "figure": other, "other_figure": figure, "value": value}
+                )
+    return text.getvalue()
+
+
+def _figures(comparison: Comparison, level: str) -> str:
+    """The section with every method's figures."""
+    header = ["method", *comparison.ranks.figures]
+    rows = [
+        [name, *(format_interval(interval) for interval in figures.values())]
+        for name, figures in comparison.intervals.items()
+    ]
+    return (
+        f"## Figures\n\nPercent, with {level} intervals (percentile bootstrap over"
+        f" {comparison.images} images, {comparison.samples} resamples, seed {comparison.seed}).\n\n"
+        + markdown_table(header, rows)
+    )
+
+
+def _differences(comparison: Comparison, level: str) -> str:
+    """The section with paired differences."""
+    rows = [
+        [
+            f"{item.second} − {item.first}",
+            item.figure,
+            number(item.difference.estimate, "+.2f"),
+            _ends(item.difference.low, item.difference.high),
+            number(item.difference.p_value, ".4f"),
+            number(item.p_adjusted, ".4f"),
+        ]
+        for item in comparison.differences
+    ]
+    tests = sum(not math.isnan(item.p_adjusted) for item in comparison.differences)
+    return (
+        "## Paired differences\n\nPercentage points, on the same resampled images. p: two-sided,"
+        " by swapping images between the two methods at random; adjusted: for"
+        f" {tests} tests (Holm).\n\n"
+        + markdown_table(
+            ["methods", "figure", "difference", f"{level} interval", "p", "p adjusted"],
+            rows,
+            text_columns=2,
+        )
+    )
+
+
+def _ends(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+
+
+def _cells(value: float, low: float, high: float) -> dict[str, str]:
+    return {"value": _cell(value), "low": _cell(low), "high": _cell(high)}
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)

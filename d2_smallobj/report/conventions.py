@@ -1,0 +1,218 @@
+"""How far the conventions of the metric move its figures on given data.
+
+Each convention is applied to the same predictions: a model's, or the ground truth perturbed in
+ways that models err in. Legend: H, W height and width of a map; C number of classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from d2_smallobj.metrics import Accumulator, InstanceTable
+from d2_smallobj.report.labelled_images import IGNORE, LabelledImage
+from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.opencv import cv2
+
+CONVENTIONS: Mapping[str, str] = {
+    "exact": "the default",
+    "official": "the authors' code: shares cut to integers, components as filled contours",
+    "no background": "IA-mIoU_fg: the background is no class",
+    "void dropped first": "predictions on ignored pixels dropped before components are found",
+    "components": "no instance maps: the components of the semantic maps are the instances",
+}
+"""What is compared, and what it means."""
+
+Predictor = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
+"""``(image_id, semantic, instances) -> prediction``, all maps (H, W)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConventionRow:
+    """One set of predictions under every convention.
+
+    Attributes:
+        name: of the predictions.
+        figures: percent, by convention, then by figure (``mIoU``, ``IA-mIoU``, ``IA-mIoU_S``).
+        instances: number of foreground instances.
+        differing: how many of them have another IoU in ``official`` mode than in ``exact``.
+        largest: largest such difference of one instance, in percent.
+    """
+
+    name: str
+    figures: Mapping[str, Mapping[str, float]]
+    instances: int
+    differing: int
+    largest: float
+
+
+def shifted(pixels: int) -> Predictor:
+    """The ground truth moved down and right; background comes in."""
+
+    def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
+        labels = _without_void(semantic)
+        moved = np.zeros_like(labels)
+        moved[pixels:, pixels:] = labels[:-pixels, :-pixels]
+        return moved
+
+    return predict
+
+
+def eroded(pixels: int) -> Predictor:
+    """Every instance less a border of this width."""
+
+    def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
+        labels = _without_void(semantic)
+        kernel = _disc(pixels)
+        kept = np.zeros_like(labels)
+        for identity in np.unique(instances[(instances != 0) & (instances != IGNORE)]):
+            mask = cv2.erode((instances == identity).astype(np.uint8), kernel)
+            kept[mask > 0] = labels[mask > 0]
+        return kept
+
+    return predict
+
+
+def dilated(pixels: int) -> Predictor:
+    """Every class grown by this width, over void and background: close neighbours merge."""
+
+    def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
+        return _grow(semantic, lambda mask: cv2.dilate(mask, _disc(pixels)))
+
+    return predict
+
+
+def merged(pixels: int) -> Predictor:
+    """Every class closed: gaps up to twice this width between its parts are filled."""
+
+    def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
+        def close(mask: np.ndarray) -> np.ndarray:
+            room = cv2.copyMakeBorder(mask, *[pixels] * 4, cv2.BORDER_CONSTANT)
+            closed = cv2.morphologyEx(room, cv2.MORPH_CLOSE, _disc(pixels))
+            return closed[pixels:-pixels, pixels:-pixels]
+
+        return _grow(semantic, close)
+
+    return predict
+
+
+PERTURBATIONS: Mapping[str, Predictor] = {
+    "shifted by 5 px": shifted(5),
+    "eroded by 3 px": eroded(3),
+    "grown by 5 px": dilated(5),
+    "merged over 30 px": merged(15),
+}
+"""Perturbed ground truth that stands in for predictions."""
+
+
+def compare_conventions(
+    images: Sequence[LabelledImage], predictors: Mapping[str, Predictor], class_names: Sequence[str]
+) -> list[ConventionRow]:
+    """Score every set of predictions under every convention of :data:`CONVENTIONS`.
+
+    Args:
+        images: the data set.
+        predictors: what makes a prediction, by name.
+        class_names: background first.
+    """
+    return [_score(name, images, predict, class_names) for name, predict in predictors.items()]
+
+
+def convention_table(rows: Sequence[ConventionRow]) -> str:
+    """Two Markdown tables: IA-mIoU / IA-mIoU_S by convention, and official mode by instance."""
+    keys = list(CONVENTIONS)
+    lines = [
+        f"| IA-mIoU / IA-mIoU_S | mIoU | {' | '.join(keys)} |",
+        "|---" * (len(keys) + 2) + "|",
+    ]
+    for row in rows:
+        cells = [f"{row.figures['exact']['mIoU']:.1f}"]
+        cells += [
+            f"{row.figures[key]['IA-mIoU']:.2f} / {row.figures[key]['IA-mIoU_S']:.2f}"
+            for key in keys
+        ]
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| official against exact | instances | of another IoU | largest change of one |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.name} | {row.instances} | {row.differing} | {row.largest:.2f} |" for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def write_conventions(path: str | os.PathLike[str], rows: Sequence[ConventionRow]) -> None:
+    """Write all figures as CSV: one line per set of predictions, convention and figure."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["predictions", "convention", "figure", "percent"])
+    for row in rows:
+        for convention, figures in row.figures.items():
+            for name, value in figures.items():
+                cell = "" if math.isnan(value) else f"{value:.6f}"
+                writer.writerow([row.name, convention, name, cell])
+    atomic_write_text(path, text.getvalue())
+
+
+def _score(
+    name: str, images: Sequence[LabelledImage], predict: Predictor, class_names: Sequence[str]
+) -> ConventionRow:
+    """One row."""
+    modes = {key: "official" if key == "official" else "exact" for key in CONVENTIONS}
+    modes.pop("no background")
+    found = {key: Accumulator(len(class_names), mode=mode) for key, mode in modes.items()}
+    for image in images:
+        semantic, instances = image.load()
+        prediction = predict(image.image_id, semantic, instances)
+        # What instance void (crowds) hides is ignored in the figures by instance only.
+        bare = np.where((semantic == IGNORE) | (instances == IGNORE), 0, prediction)
+        for key, accumulator in found.items():
+            guess = bare if key == "void dropped first" else prediction
+            truth = None if key == "components" else instances
+            accumulator.update(image.image_id, guess, semantic, truth)
+    figures = {key: accumulator.summarize(class_names) for key, accumulator in found.items()}
+    chosen = {
+        key: {wanted: figures[key][wanted] for wanted in ("mIoU", "IA-mIoU", "IA-mIoU_S")}
+        for key in found
+    }
+    chosen["no background"] = {**chosen["exact"], "IA-mIoU": figures["exact"]["IA-mIoU_fg"]}
+    exact, official = (_foreground(found[key].table) for key in ("exact", "official"))
+    moved = 100.0 * np.abs(exact.iou - official.iou)
+    return ConventionRow(
+        name,
+        {key: chosen[key] for key in CONVENTIONS},
+        len(moved),
+        int(np.count_nonzero(moved)),
+        float(moved.max(initial=0.0)),
+    )
+
+
+def _foreground(table: InstanceTable) -> InstanceTable:
+    """Records without the background's."""
+    return table.select(table.category_id != 0)
+
+
+def _without_void(semantic: np.ndarray) -> np.ndarray:
+    return np.where(semantic == IGNORE, 0, semantic)
+
+
+def _grow(semantic: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Apply a growing operation class by class; classes do not grow into one another."""
+    labels = _without_void(semantic)
+    grown = labels.copy()
+    for label in np.unique(labels[labels > 0]).tolist():
+        mask = change((labels == label).astype(np.uint8)) > 0
+        grown[mask & (grown == 0)] = label
+    return grown
+
+
+def _disc(radius: int) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))

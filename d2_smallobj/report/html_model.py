@@ -1,0 +1,199 @@
+"""What the report shows of a scored run, gathered once: figures, intervals, outcomes, blobs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from d2_smallobj.metrics.comparison import run_size_bins
+from d2_smallobj.metrics.outcomes import OUTCOMES, blob_summary, outcome_summary
+from d2_smallobj.metrics.records import BACKGROUND
+from d2_smallobj.metrics.sizes import SizeBins
+from d2_smallobj.metrics.statistics import MINIMUM_INSTANCES
+
+HEADLINES = ("mIoU", "IA-mIoU", "IA-mIoU_fg")
+_SIZE_WORDS = {"S": "small", "M": "medium", "L": "large"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One scored run as the report shows it.
+
+    Attributes:
+        run: the :class:`d2_smallobj.scoring.ScoredRun`, or anything with its attributes.
+        position: of the run in the report, from 0; decides colour and marker.
+        intervals: (low, high) in percent by figure; empty where none was computed.
+    """
+
+    run: Any
+    position: int
+    intervals: Mapping[str, tuple[float, float]]
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return str(self.run.name)
+
+    @functools.cached_property
+    def class_names(self) -> list[str]:
+        """Names by category, background first."""
+        return [str(name) for name in self.run.class_names]
+
+    @functools.cached_property
+    def bins(self) -> SizeBins:
+        """The size bins that the run was scored with."""
+        return run_size_bins(self.run.options)
+
+    @functools.cached_property
+    def outcomes(self) -> dict[str, Any]:
+        """What happened to the instances; see :func:`d2_smallobj.metrics.outcomes`."""
+        return outcome_summary(self.run.table, self.class_names, self.bins)
+
+    def outcome_row(self, size: str) -> dict[str, dict[str, float]]:
+        """Instances and IoU lost by outcome, of one size bin (empty: of all)."""
+        return self.outcomes["sizes"][size] if size else self.outcomes["all"]
+
+    @functools.cached_property
+    def blobs(self) -> dict[str, Any]:
+        """False-positive blobs; see :func:`d2_smallobj.metrics.outcomes.blob_summary`."""
+        return blob_summary(self.run.blobs, self.class_names, self.bins)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images scored."""
+        return len(self.run.images)
+
+    @functools.cached_property
+    def num_instances(self) -> int:
+        """Number of foreground instances."""
+        return int(np.count_nonzero(self.run.table.category_id != BACKGROUND))
+
+    def figure(self, key: str) -> float:
+        """A figure in percent, or a count; NaN where it is undefined."""
+        value = self.run.figures.get(key)
+        return math.nan if value is None else float(value)
+
+    def has_few(self, key: str) -> bool:
+        """Whether so few instances lie behind an instance figure that it means little."""
+        cell = key.removeprefix("IA-IoU") if key.startswith("IA-IoU") else None
+        if cell is None:
+            return False
+        instances = self.figure(f"instances{cell}")
+        return 0 < instances < MINIMUM_INSTANCES
+
+    @property
+    def classes_shown(self) -> list[str]:
+        """Classes of the ground truth, and those that blobs were predicted for."""
+        blobs = self.blobs["classes"]
+        return [
+            name
+            for name in self.class_names
+            if self.figure(f"instances-{name}") > 0
+            or not math.isnan(self.figure(f"IoU-{name}"))
+            or (name in blobs and blobs[name]["all"]["blobs"] > 0)
+        ]
+
+
+def make_methods(
+    runs: Sequence[Any],
+    intervals: Mapping[str, Mapping[str, Any]] | None,
+) -> list[Method]:
+    """Check the runs of a report against each other and prepare them.
+
+    Args:
+        runs: scored runs; all with the same classes and size bins.
+        intervals: by run name: (estimate, low, high), or an object with ``low`` and ``high``,
+            by figure; a run that is not named brings its own, if it has any.
+
+    Returns:
+        The methods, in the order of ``runs``.
+
+    Raises:
+        ValueError: if there is no run, two have one name, classes or size bins differ, or
+            ``intervals`` names a run that is not there.
+    """
+    if not runs:
+        raise ValueError("runs must hold at least one scored run, got none")
+    names = [str(run.name) for run in runs]
+    if len(set(names)) != len(names):
+        raise ValueError(f"runs must have distinct names, got {names}: rename one of them")
+    intervals = intervals or {}
+    strangers = sorted(set(intervals) - set(names))
+    if strangers:
+        raise ValueError(f"intervals: no run is called {strangers}; the runs are {names}")
+    methods = [
+        Method(run, position, _bounds(intervals.get(str(run.name), getattr(run, "intervals", {}))))
+        for position, run in enumerate(runs)
+    ]
+    first = methods[0]
+    for other in methods[1:]:
+        for attribute, words in (("class_names", "classes"), ("bins", "size bins")):
+            mine, theirs = getattr(first, attribute), getattr(other, attribute)
+            if mine != theirs:
+                raise ValueError(
+                    f"runs must share their {words} to stand side by side: {first.name!r} has"
+                    f" {mine}, {other.name!r} has {theirs}"
+                )
+    return methods
+
+
+def headline_keys(method: Method) -> list[str]:
+    """The figures at the head of the report: mIoU, IA-mIoU, and one per size."""
+    return [*HEADLINES, *(f"IA-mIoU_{name}" for name in method.bins)]
+
+
+def size_word(name: str) -> str:
+    """A size bin in words: ``small`` for ``S``, other names as they are."""
+    return _SIZE_WORDS.get(name, name)
+
+
+def size_range(bins: SizeBins, name: str) -> str:
+    """The range of a bin in words, such as ``32² to 96² px``."""
+    names, bounds = list(bins), list(bins.values())
+    position = names.index(name)
+    low = bounds[position - 1] if position else 0.0
+    high = bounds[position]
+    unlimited = math.isinf(high) or (bins.relative and high == 1)
+    if unlimited:
+        return f"from {_size(low, bins.relative)}" if low else "any size"
+    if not low:
+        return f"below {_size(high, bins.relative)}"
+    return f"{_size(low, bins.relative, unit=False)} to {_size(high, bins.relative)}"
+
+
+def outcome_shares(row: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Percentage of the instances by outcome; NaN if there is none.
+
+    Args:
+        row: of :func:`d2_smallobj.metrics.outcomes.outcome_summary`.
+    """
+    total = sum(cell["instances"] for cell in row.values())
+    return {
+        name: 100.0 * row[name]["instances"] / total if total else math.nan for name in OUTCOMES
+    }
+
+
+def _size(bound: float, relative: bool, *, unit: bool = True) -> str:
+    """A bound in words."""
+    if relative:
+        return f"{100 * bound:g} %" + " of the image" * unit
+    side = math.isqrt(int(bound))
+    number = f"{side}²" if side * side == bound else f"{bound:,.0f}"
+    return number + " px" * unit
+
+
+def _bounds(intervals: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """(low, high) by figure; undefined intervals left out."""
+    found = {}
+    for key, interval in intervals.items():
+        low, high = (
+            (interval.low, interval.high) if hasattr(interval, "low") else tuple(interval)[-2:]
+        )
+        if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+            found[str(key)] = (float(low), float(high))
+    return found

@@ -1,0 +1,155 @@
+"""The pixels behind a scored run, read again for the report's thumbnails.
+
+Legend: H, W height and width of an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from d2_smallobj.annotations.label_maps import read_label_map
+from d2_smallobj.metrics import component_instances
+from d2_smallobj.utils.opencv import cv2
+
+Source = Union[str, "os.PathLike[str]", Callable[[], np.ndarray]]
+"""A file (image, label map as PNG or ``.npy``), or a function that returns the array."""
+
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+class SourceError(Exception):
+    """The pixels of an image cannot be had; says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """Image and ground truth.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB; mid-grey where the picture itself is not known.
+        has_image: whether ``image`` is the picture.
+        semantic: (H, W) integers.
+        instances: (H, W) integers, 0 none, 255 void.
+    """
+
+    image: np.ndarray
+    has_image: bool
+    semantic: np.ndarray
+    instances: np.ndarray
+
+
+def read_truth(run: Any, image_id: str) -> Truth:
+    """Read image and ground truth of one image of a run.
+
+    Args:
+        run: a scored run; ``sources`` maps image ids to what is known of ``image``,
+            ``semantic`` and ``instances``, ``options`` may name the ``ignore_label``.
+        image_id: the image.
+
+    Returns:
+        The maps. Without an instance map, the components of the semantic map are the instances,
+        numbered as the metric numbers them.
+
+    Raises:
+        SourceError: if the semantic map is not known, or a file is missing or does not fit.
+    """
+    semantic = read_map(run, image_id, "semantic")
+    if _source(run, image_id, "instances") is None:
+        instances = component_instances(
+            semantic, ignore_label=int(run.options.get("ignore_label", 255))
+        )
+    else:
+        instances = read_map(run, image_id, "instances")
+    if instances.shape != semantic.shape:
+        raise SourceError(
+            f"instance map {instances.shape} and semantic map {semantic.shape} differ in size"
+        )
+    image = _read_image(_source(run, image_id, "image"), semantic.shape)
+    if image is None:
+        return Truth(np.full((*semantic.shape, 3), 128, np.uint8), False, semantic, instances)
+    return Truth(image, True, semantic, instances)
+
+
+def read_map(run: Any, image_id: str, kind: str) -> np.ndarray:
+    """Read a label map: integers (H, W).
+
+    Args:
+        run: a scored run.
+        image_id: the image.
+        kind: ``semantic``, ``instances`` or ``prediction``.
+
+    Raises:
+        SourceError: if it is not known where the map is, or it cannot be read.
+    """
+    source = _source(run, image_id, kind)
+    if source is None:
+        raise SourceError(f"the run does not say where its {_KINDS[kind]} are")
+    try:
+        labels = _read_labels(source)
+    except _UNREADABLE as error:
+        raise SourceError(f"{_KINDS[kind]} cannot be read: {error}") from error
+    if labels.ndim != 2 or labels.dtype.kind not in "iu":
+        raise SourceError(
+            f"{_KINDS[kind]} must be integers (H, W), got {labels.dtype} {labels.shape}"
+        )
+    return labels
+
+
+_KINDS = {
+    "semantic": "semantic maps",
+    "instances": "instance maps",
+    "prediction": "predictions",
+}
+
+
+def _source(run: Any, image_id: str, kind: str) -> Source | None:
+    """What the run knows of one image's file."""
+    try:
+        return run.sources[image_id].get(kind)
+    except KeyError:
+        return None
+    except _UNREADABLE as error:
+        # Annotations and run lengths are opened anew for the report, and may be gone by now.
+        raise SourceError(f"what was scored cannot be opened again: {error}") from error
+
+
+def _read_labels(source: Source) -> np.ndarray:
+    """Read a label map from a file or a function."""
+    if callable(source):
+        return np.asarray(source())
+    if Path(source).suffix.lower() == ".npy":
+        # Never pickled content: the file may come from anywhere.
+        return np.load(source, allow_pickle=False)
+    return read_label_map(source)
+
+
+def _read_image(source: Source | None, shape: tuple[int, int]) -> np.ndarray | None:
+    """The picture as RGB in the size of its label maps; ``None`` if it cannot be had."""
+    if source is None:
+        return None
+    try:
+        if callable(source):
+            pixels = np.asarray(source())
+        else:
+            with Image.open(source) as image:
+                pixels = _upright(image, shape)
+    except _UNREADABLE:
+        return None
+    if pixels.shape[:2] != shape:
+        pixels = cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA)
+    return pixels
+
+
+def _upright(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
+    """RGB pixels, turned as EXIF says where the label maps are turned so, too."""
+    turned = ImageOps.exif_transpose(image)
+    stored = image.size[::-1] == shape
+    chosen = image if stored and turned.size[::-1] != shape else turned
+    return np.asarray(chosen.convert("RGB"))

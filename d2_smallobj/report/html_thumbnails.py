@@ -1,0 +1,254 @@
+"""Objects as pictures: image, ground truth, and every prediction.
+
+Legend: H, W height and width of an image; h, w of a crop.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from d2_smallobj.metrics.records import BACKGROUND
+from d2_smallobj.report.html_model import Method
+from d2_smallobj.report.html_sources import SourceError, Truth, read_map, read_truth
+from d2_smallobj.report.html_worst import Candidate
+from d2_smallobj.utils.opencv import cv2
+
+_PANEL = 208
+_CONTEXT = 3.0
+_SMALLEST_CROP = 56
+_GAP = 2
+"""Pixels of the picture between an object and the line around it."""
+_TRIES = 4
+"""So many times the wished number of objects are tried before missing files end the search."""
+
+# Okabe and Ito's colours: told apart by colour-blind readers. The first is the object's class.
+OBJECT_COLOUR = (230, 120, 0)
+OTHER_COLOURS = ((0, 114, 178), (0, 158, 115), (204, 121, 167), (86, 180, 233))
+REST_COLOUR = (120, 120, 120)
+
+
+@dataclasses.dataclass(frozen=True)
+class Thumbnail:
+    """The pictures of one object.
+
+    Attributes:
+        candidate: the object.
+        image: data URI of the crop; ``None`` if the picture is not known.
+        truth: data URI of the ground truth.
+        predictions: (method position, data URI, what was predicted on the object) for each.
+        colours: (class name, RGB) of what the pictures show, the object's class first.
+    """
+
+    candidate: Candidate
+    image: str | None
+    truth: str
+    predictions: list[tuple[int, str, str]]
+    colours: list[tuple[str, tuple[int, int, int]]]
+
+
+def make_thumbnails(
+    methods: Sequence[Method], candidates: Sequence[Candidate], limit: int
+) -> tuple[list[Thumbnail], Counter[str]]:
+    """Draw the first candidates whose files can be read.
+
+    Args:
+        methods: in the order of the panels.
+        candidates: in order.
+        limit: how many to draw.
+
+    Returns:
+        The thumbnails, and how often candidates were passed over for which reason.
+    """
+    drawn: list[Thumbnail] = []
+    reasons: Counter[str] = Counter()
+    for candidate in candidates[: _TRIES * limit]:
+        if len(drawn) == limit:
+            break
+        try:
+            drawn.append(_draw(methods, candidate))
+        except SourceError as error:
+            reasons[str(error)] += 1
+    return drawn, reasons
+
+
+def _draw(methods: Sequence[Method], candidate: Candidate) -> Thumbnail:
+    """Read the files of one object and draw its panels.
+
+    Raises:
+        SourceError: if they cannot be read or do not fit the scores.
+    """
+    truth, object_mask = _find(methods, candidate)
+    predictions = {}
+    for method in methods:
+        if method.position in candidate.ious:
+            labels = read_map(method.run, candidate.image_id, "prediction")
+            if labels.shape != truth.semantic.shape:
+                raise SourceError("a prediction has another size than the ground truth by now")
+            predictions[method.position] = labels
+    window = crop_window(object_mask)
+    semantic = truth.semantic[window]
+    cut = {position: labels[window] for position, labels in predictions.items()}
+    ignore = int(methods[0].run.options.get("ignore_label", 255))
+    names = methods[0].class_names
+    colours = _colours(candidate.category, [semantic, *cut.values()], {BACKGROUND, ignore})
+    image, mask = truth.image[window], object_mask[window]
+    panels = [
+        (
+            position,
+            _data_uri(_panel(image, labels, mask, colours, ignore)),
+            _told(predictions[position][object_mask], names),
+        )
+        for position, labels in cut.items()
+    ]
+    return Thumbnail(
+        candidate,
+        _data_uri(_outlined(_enlarge(image), mask)) if truth.has_image else None,
+        _data_uri(_panel(image, semantic, mask, colours, ignore)),
+        panels,
+        _legend(colours, names),
+    )
+
+
+def _find(methods: Sequence[Method], candidate: Candidate) -> tuple[Truth, np.ndarray]:
+    """Ground truth from the first method that knows it, and the object's mask (H, W)."""
+    problems = []
+    for method in methods:
+        if method.position not in candidate.ious:
+            continue
+        try:
+            truth = read_truth(method.run, candidate.image_id)
+        except SourceError as error:
+            problems.append(str(error))
+            continue
+        mask = truth.instances == candidate.instance
+        if np.count_nonzero(mask) == candidate.area:
+            return truth, mask
+        problems.append("the instance maps are no longer those that were scored")
+    raise SourceError(problems[0])
+
+
+def crop_window(mask: np.ndarray) -> tuple[slice, slice]:
+    """A square around an object, with context, moved into the image where it can be.
+
+    Args:
+        mask: (H, W) bool, with a pixel set.
+
+    Returns:
+        Rows and columns of the crop; not square where the image is too narrow for it.
+    """
+    ends = [np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0)]
+    extent = max(int(last - first) + 1 for first, last in ends)
+    side = max(round(_CONTEXT * extent), _SMALLEST_CROP)
+    parts = []
+    for (first, last), length in zip(ends, mask.shape):
+        size = min(side, length)
+        start = min(max(int(first + last + 1 - size) // 2, 0), length - size)
+        parts.append(slice(start, start + size))
+    return parts[0], parts[1]
+
+
+def _colours(
+    category: int, maps: Sequence[np.ndarray], left_out: set[int]
+) -> dict[int, tuple[int, int, int]]:
+    """Colours by label: the object's class, then the most frequent others of the crop."""
+    counts: Counter[int] = Counter()
+    for labels in maps:
+        values, numbers = np.unique(labels, return_counts=True)
+        counts.update(dict(zip(values.tolist(), numbers.tolist())))
+    others = [label for label, _ in counts.most_common() if label not in {category, *left_out}]
+    colours = {category: OBJECT_COLOUR}
+    for position, label in enumerate(others):
+        known = position < len(OTHER_COLOURS)
+        colours[label] = OTHER_COLOURS[position] if known else REST_COLOUR
+    return colours
+
+
+def _panel(
+    image: np.ndarray,
+    labels: np.ndarray,
+    mask: np.ndarray,
+    colours: dict[int, tuple[int, int, int]],
+    ignore: int,
+) -> np.ndarray:
+    """A grey crop under coloured labels, with the object's outline."""
+    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+    # Less contrast below, so that the colours over it stay themselves.
+    base = np.repeat((70 + 0.55 * grey.astype(np.float32))[..., None], 3, axis=2)
+    canvas = _enlarge(base.astype(np.uint8)).astype(np.float32)
+    big = _nearest(labels.astype(np.int32))
+    for label, rgb in colours.items():
+        inside = big == label
+        canvas[inside] = 0.3 * canvas[inside] + 0.7 * np.array(rgb, np.float32)
+    canvas[big == ignore] = 0.25 * canvas[big == ignore] + 0.75 * 235.0
+    return _outlined(canvas.astype(np.uint8), mask)
+
+
+def _outlined(canvas: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Draw a line around a crop's mask (h, w) on its enlargement, white within black.
+
+    It keeps off the object, whose pixels are what the picture is about.
+    """
+    shape = _nearest(mask.astype(np.uint8))
+    inner, middle, outer = (
+        cv2.dilate(shape, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * by + 1,) * 2))
+        for by in (_GAP, _GAP + 2, _GAP + 3)
+    )
+    canvas = canvas.copy()
+    canvas[(outer > 0) & (middle == 0)] = 0
+    canvas[(middle > 0) & (inner == 0)] = 255
+    return canvas
+
+
+def _size(shape: Sequence[int]) -> tuple[int, int]:
+    """Width and height that a crop (h, w, ...) is enlarged to."""
+    scale = _PANEL / max(shape[:2])
+    return max(round(shape[1] * scale), 1), max(round(shape[0] * scale), 1)
+
+
+def _enlarge(crop: np.ndarray) -> np.ndarray:
+    smaller = max(crop.shape[:2]) > _PANEL
+    way = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+    return cv2.resize(np.ascontiguousarray(crop), _size(crop.shape), interpolation=way)
+
+
+def _nearest(labels: np.ndarray) -> np.ndarray:
+    """Enlarge a label map without mixing labels."""
+    return cv2.resize(
+        np.ascontiguousarray(labels), _size(labels.shape), interpolation=cv2.INTER_NEAREST
+    )
+
+
+def _told(labels: np.ndarray, names: Sequence[str]) -> str:
+    """What was predicted on the object's pixels, in words: the two most frequent labels."""
+    values, numbers = np.unique(labels, return_counts=True)
+    order = np.argsort(-numbers, kind="stable")[:2].tolist()
+    parts = []
+    for index in order:
+        value, share = int(values[index]), 100 * numbers[index] / labels.size
+        name = names[value] if 0 <= value < len(names) else f"label {value}"
+        if share >= 1:
+            parts.append(f"{share:.0f} % {name}")
+    return ", ".join(parts)
+
+
+def _legend(
+    colours: dict[int, tuple[int, int, int]], names: Sequence[str]
+) -> list[tuple[str, tuple[int, int, int]]]:
+    """Class names with their colours; those without a colour of their own together."""
+    own = [(label, rgb) for label, rgb in colours.items() if rgb != REST_COLOUR]
+    legend = [(names[label] if label < len(names) else f"label {label}", rgb) for label, rgb in own]
+    return legend if len(own) == len(colours) else [*legend, ("other classes", REST_COLOUR)]
+
+
+def _data_uri(pixels: np.ndarray) -> str:
+    """A JPEG within the page."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=84, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"

@@ -1,0 +1,27 @@
+"""Scoring predictions in files: from folders to figures; no torch, no detectron2.
+
+A scored run, in memory or as a folder (:func:`load_run`), is what statistics, comparisons and
+reports work on.
+"""
+
+from d2_smallobj.scoring.inputs import Inputs
+from d2_smallobj.scoring.merging import merge
+from d2_smallobj.scoring.pipeline import Settings, evaluate, prepare, score
+from d2_smallobj.scoring.problems import InputError
+from d2_smallobj.scoring.run import ScoredRun
+from d2_smallobj.scoring.run_files import check_writable, load_run, load_runs, save_run
+
+__all__ = [
+    "InputError",
+    "Inputs",
+    "ScoredRun",
+    "Settings",
+    "check_writable",
+    "evaluate",
+    "load_run",
+    "load_runs",
+    "merge",
+    "prepare",
+    "save_run",
+    "score",
+]

@@ -1,0 +1,163 @@
+"""Which classes are scored: their names, and which categories of an annotation file they are."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+
+BUILT_IN = {"voc": VOC_CLASS_NAMES, "coco": COCO_CLASS_NAMES}
+
+# 0 is background, 255 means ignored.
+_MOST_CLASSES = 254
+
+
+def read_class_names(text: str) -> tuple[str, ...]:
+    """Read what ``--classes`` names.
+
+    Args:
+        text: ``voc``, ``coco``; the number of classes with background, whose names are then
+            ``background``, ``1``, ``2``, ...; or a text file with one name a line, background
+            first, position = label.
+
+    Returns:
+        The names, background first.
+
+    Raises:
+        FileNotFoundError: it is none of these and no such file exists.
+        ValueError: the number is below 1, the file is no UTF-8 text, has no name, an empty line
+            between names or a name twice.
+    """
+    if text in BUILT_IN:
+        return BUILT_IN[text]
+    if text.isdecimal():
+        if int(text) < 1:
+            raise ValueError(f"--classes: the number counts background, so >= 1; got {text}")
+        return ("background", *(str(number) for number in range(1, int(text))))
+    path = Path(text)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except FileNotFoundError as error:
+        close = difflib.get_close_matches(text, BUILT_IN, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise FileNotFoundError(
+            error.errno, f"--classes: neither 'voc', 'coco', a number nor a file{hint}", text
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: class names are UTF-8 text; {error}") from error
+    names = [line.strip() for line in lines]
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise ValueError(f"{path}, line {number}: empty; every line names a class")
+        if name in seen:
+            raise ValueError(f"{path}, line {number}: {name!r} again, as in line {seen[name]}")
+        seen[name] = number
+    if not names:
+        raise ValueError(f"{path}: no class name in it")
+    return tuple(names)
+
+
+def choose_categories(
+    path: str | os.PathLike[str],
+    class_names: Sequence[str] | None,
+    map_file: str | os.PathLike[str] | None = None,
+) -> dict[int, int] | None:
+    """Find the categories of an annotation file that stand for the given classes.
+
+    Args:
+        path: the COCO or LVIS annotation file.
+        class_names: names of the classes, background first; ``None``: the file's own.
+        map_file: a JSON file that maps category ids or names to class names or labels;
+            ``None``: every class is the category of its name.
+
+    Returns:
+        label (1..C-1) by category id, other categories being background; ``None`` for the
+        file's own classes.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is malformed, has more categories than an 8-bit map has labels and no
+            classes are given, or the map or a class names what does not exist.
+    """
+    if map_file is not None and class_names is None:
+        raise ValueError("--category-map needs --classes: the classes that it maps to")
+    categories = _read_categories(path)
+    if class_names is not None:
+        return _map_categories(categories, class_names, map_file, str(path))
+    if len(categories) > _MOST_CLASSES:
+        raise ValueError(
+            f"{path}: its {len(categories)} categories are more than the {_MOST_CLASSES} labels of"
+            " an 8-bit map: choose some with --classes, or map them with --category-map, too"
+        )
+    return None
+
+
+def _read_categories(path: str | os.PathLike[str]) -> dict[int, str]:
+    """Name by category id."""
+    content = _read_json(path)
+    try:
+        return {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: an annotation file has a list 'categories' of 'id' and 'name'"
+        ) from error
+
+
+def _map_categories(
+    categories: Mapping[int, str],
+    class_names: Sequence[str],
+    map_file: str | os.PathLike[str] | None,
+    source: str,
+) -> dict[int, int]:
+    """Label by category id."""
+    labels = {name: label for label, name in enumerate(class_names)}
+    if map_file is None:
+        pairs = [(name, name) for name in class_names[1:]]
+        where = f"--classes: a class of {source} is called by its category's name"
+    else:
+        pairs = list(_read_map(map_file).items())
+        where = f"{map_file}"
+    ids = {name: category for category, name in categories.items()}
+    found: dict[int, int] = {}
+    for key, value in pairs:
+        category = ids.get(key)
+        if category is None and map_file is not None and key.lstrip("-").isdecimal():
+            category = int(key) if int(key) in categories else None
+        if category is None:
+            raise ValueError(f"{where}: no category {key!r}{_closest(key, ids)}")
+        label = labels.get(value) if isinstance(value, str) else value
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 < label < len(labels):
+            raise ValueError(
+                f"{where}: category {key!r} maps to {value!r}, which is neither the name nor the"
+                f" label (1..{len(labels) - 1}) of a class{_closest(str(value), labels)}"
+            )
+        found[category] = label
+    return found
+
+
+def _read_map(path: str | os.PathLike[str]) -> dict[str, object]:
+    content = _read_json(path)
+    if not isinstance(content, dict) or not content:
+        raise ValueError(
+            f'{path}: expected a JSON object such as {{"television_set": "tvmonitor"}}, got '
+            f"{type(content).__name__}"
+        )
+    return content
+
+
+def _read_json(path: str | os.PathLike[str]) -> Any:
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not a complete JSON file ({error})") from error
+
+
+def _closest(name: str, names: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

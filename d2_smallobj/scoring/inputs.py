@@ -1,0 +1,150 @@
+"""What a command names as its inputs, and how they are opened (again, for a report's pictures)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.scoring.classes import choose_categories, read_class_names
+from d2_smallobj.scoring.plan import read_list
+from d2_smallobj.scoring.predictions import FolderPredictions, JsonPredictions, open_predictions
+from d2_smallobj.scoring.truth import AnnotationTruth, GroundTruth, folder_truth, with_pictures
+
+_DEFAULT_IGNORE = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Paths and names of the inputs, as the user gave them; ``None`` = not given.
+
+    Exactly one of ``semantic``, ``coco_json``, ``lvis_json`` and ``dataset`` is the ground truth.
+
+    Attributes:
+        predictions: folder of label maps, or detectron2's JSON file.
+        semantic: folder of semantic maps.
+        instances: folder of instance maps, with ``semantic`` only.
+        coco_json: COCO annotation file.
+        lvis_json: LVIS annotation file.
+        dataset: name of a data set registered with detectron2.
+        classes: see :func:`d2_smallobj.scoring.classes.read_class_names`; default: those of the
+            annotation file or the data set, and VOC's for folders.
+        category_map: see :func:`d2_smallobj.scoring.classes.choose_categories`.
+        image_list: file that lists the images to score; default: all of the ground truth.
+        pictures: folder of the pictures themselves, for a report.
+    """
+
+    predictions: str
+    semantic: str | None = None
+    instances: str | None = None
+    coco_json: str | None = None
+    lvis_json: str | None = None
+    dataset: str | None = None
+    classes: str | None = None
+    category_map: str | None = None
+    image_list: str | None = None
+    pictures: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is one ground truth and that the rest goes with it.
+
+        Raises:
+            ValueError: there is none or more than one, or an option does not go with it.
+        """
+        kinds = ("semantic", "coco_json", "lvis_json", "dataset")
+        given = [name for name in kinds if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"ground truth: give one of {', '.join(map(_flag, kinds))}; got "
+                f"{' and '.join(map(_flag, given)) or 'none'}"
+            )
+        for name, partners in {
+            "instances": ("semantic",),
+            "category_map": ("coco_json", "lvis_json"),
+        }.items():
+            if getattr(self, name) is not None and given[0] not in partners:
+                raise ValueError(
+                    f"{_flag(name)} goes with {' or '.join(map(_flag, partners))}, not with "
+                    f"{_flag(given[0])}"
+                )
+        if self.dataset is not None and self.classes is not None:
+            raise ValueError("--classes: a registered data set has its own classes")
+
+    def describe(self) -> dict[str, str]:
+        """What was given, to be written down."""
+        return {k: str(v) for k, v in dataclasses.asdict(self).items() if v is not None}
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> Inputs:
+        """Rebuild from :meth:`describe`.
+
+        Raises:
+            ValueError: it is incomplete or has other keys.
+        """
+        try:
+            return cls(**{str(key): str(value) for key, value in description.items()})
+        except TypeError as error:
+            raise ValueError(f"inputs: {error}") from error
+
+    def open_predictions(self) -> FolderPredictions | JsonPredictions:
+        """Open the predictions; errors as :func:`d2_smallobj.scoring.predictions`."""
+        return open_predictions(self.predictions)
+
+    def open_truth(self) -> GroundTruth:
+        """Open the ground truth, with its class names.
+
+        Raises:
+            FileNotFoundError, NotADirectoryError: something is missing.
+            ValueError: a file is malformed; :class:`.problems.InputError` if it is several.
+            ImportError: a registered data set is wanted and detectron2 or torch is missing.
+        """
+        names = None if self.classes is None else read_class_names(self.classes)
+        listed = None if self.image_list is None else read_list(self.image_list)
+        if self.semantic is not None:
+            truth = folder_truth(self.semantic, self.instances, listed=listed)
+            truth.class_names = names or VOC_CLASS_NAMES
+        elif self.dataset is not None:
+            # Only here detectron2 is needed, and with it torch.
+            from d2_smallobj.scoring.registered import registered_truth
+
+            truth = registered_truth(self.dataset, listed=listed)
+        else:
+            kind = "coco" if self.coco_json is not None else "lvis"
+            path = self.coco_json if self.coco_json is not None else self.lvis_json
+            annotations = InstanceAnnotations(
+                path,
+                kind=kind,
+                category_map=choose_categories(path, names, self.category_map),
+                class_names=names,
+            )
+            truth = AnnotationTruth(annotations, path, listed=listed)
+        return truth if self.pictures is None else with_pictures(truth, self.pictures)
+
+
+def choose_ignore_label(given: int | None, truth: GroundTruth) -> int:
+    """The label of ignored pixels: the given one, the ground truth's, or 255.
+
+    Raises:
+        ValueError: the ground truth has another one than is given.
+    """
+    own = truth.ignore_label
+    if given is not None and own is not None and given != own:
+        raise ValueError(f"--ignore-label: this ground truth ignores {own}, got {given}")
+    return next(label for label in (given, own, _DEFAULT_IGNORE) if label is not None)
+
+
+def class_remarks(class_names: Sequence[str]) -> list[str]:
+    """A remark if the first class does not sound like background: a list may lack it."""
+    first = class_names[0].lower()
+    if any(word in first for word in ("background", "bg", "void", "other", "unlabel")):
+        return []
+    return [
+        f"The first class, {class_names[0]!r}, is label 0 and is treated as background; does the"
+        " list of classes lack one?"
+    ]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

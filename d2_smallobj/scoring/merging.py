@@ -1,0 +1,86 @@
+"""Putting the shards of a run together."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from d2_smallobj.metrics import BlobTable, InstanceTable
+from d2_smallobj.scoring.pipeline import with_intervals
+from d2_smallobj.scoring.plan import parse_shard
+from d2_smallobj.scoring.reopen import reopener
+from d2_smallobj.scoring.run import ScoredRun, Sources
+from d2_smallobj.scoring.run_files import load_run
+
+
+def merge(folders: Sequence[str | os.PathLike[str]], *, name: str = "") -> ScoredRun:
+    """Put the shards of a run together: to the bit what one run over all images gives.
+
+    Args:
+        folders: those of all shards, in any order.
+        name: of the result.
+
+    Raises:
+        ValueError: a shard is missing or there twice, a folder is no shard, or shards were
+            scored with different inputs, options or classes; names the folders.
+        FileNotFoundError: a folder holds no scored run.
+    """
+    if not folders:
+        raise ValueError("merge: give the folders of all shards, got none")
+    runs = [load_run(folder) for folder in folders]
+    _check_shards(runs, [Path(folder) for folder in folders])
+    images = np.concatenate([np.array(run.images, dtype=object) for run in runs])
+    order = np.argsort(images, kind="stable")
+    files = {image: paths for run in runs for image, paths in run.sources.files.items()}
+    ids = images[order].tolist()
+    options = {key: value for key, value in runs[0].options.items() if key != "shard"}
+    merged = dataclasses.replace(
+        runs[0],
+        name=name,
+        options=options,
+        table=InstanceTable.concatenate([run.table for run in runs]).sorted(),
+        blobs=BlobTable.concatenate([run.blobs for run in runs]).sorted(),
+        images=ids,
+        image_counts=np.concatenate([run.image_counts for run in runs])[order],
+        confusion=np.sum([run.confusion for run in runs], axis=0),
+        sources=Sources({image: files[image] for image in ids}, reopener(options["inputs"])),
+    )
+    return with_intervals(merged)
+
+
+def _check_shards(runs: Sequence[ScoredRun], folders: Sequence[Path]) -> None:
+    """Refuse anything but all shards of one run."""
+    where: dict[tuple[int, int], Path] = {}
+    first = runs[0]
+    for scored, folder in zip(runs, folders):
+        if "shard" not in scored.options:
+            raise ValueError(f"merge: {folder} is no shard (it was scored without --shard)")
+        shard = parse_shard(str(scored.options["shard"]))
+        if shard in where:
+            raise ValueError(
+                f"merge: shard {shard[0]}/{shard[1]} is there twice: {where[shard]} and {folder}"
+            )
+        where[shard] = folder
+        pairs = {
+            key: (first.options.get(key), scored.options.get(key))
+            for key in sorted({*first.options, *scored.options} - {"shard"})
+        }
+        pairs["classes"] = (first.class_names, scored.class_names)
+        pairs["remarks"] = (first.remarks, scored.remarks)
+        for key, (mine, theirs) in pairs.items():
+            if mine != theirs:
+                raise ValueError(
+                    f"merge: shards of different runs: {key} is {mine!r} in {folders[0]}, "
+                    f"{theirs!r} in {folder}"
+                )
+    counts = {parts for _, parts in where}
+    if len(counts) > 1:
+        raise ValueError(f"merge: shards of different numbers of shards, {sorted(counts)}")
+    parts = counts.pop()
+    missing = [f"{part}/{parts}" for part in range(1, parts + 1) if (part, parts) not in where]
+    if missing:
+        raise ValueError(f"merge: {len(missing)} shard(s) missing: {', '.join(missing[:10])}")

@@ -1,0 +1,163 @@
+"""``metrics.json``: the figures of a scored run as a document for programs.
+
+Its keys are kept stable: ``mIoU``, ``IA-mIoU``, ``IA-mIoU_fg`` and ``IA-mIoU_<size>`` in percent
+(``null`` where undefined), ``intervals`` of them, ``classes``, ``counts``, ``outcomes``,
+``blobs``, ``few_instances``, ``warnings``, ``options``, ``versions``. Nothing in it depends on
+the time, the machine's speed, or the number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import d2_smallobj
+from d2_smallobj.metrics import blob_summary, outcome_summary
+from d2_smallobj.metrics.records import BACKGROUND
+from d2_smallobj.metrics.statistics import MINIMUM_INSTANCES, Interval, cell_warnings
+from d2_smallobj.scoring.run import ScoredRun
+from d2_smallobj.utils.opencv import cv2
+
+FORMAT = 1
+"""Raised when the files of a run change in a way that older readers would misread."""
+
+
+def headline(run: ScoredRun) -> dict[str, float]:
+    """The headline figures by name, in percent."""
+    names = ["mIoU", "IA-mIoU", "IA-mIoU_fg", *(f"IA-mIoU_{size}" for size in run.size_bins)]
+    return {name: run.figures[name] for name in names}
+
+
+def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Make the document.
+
+    Args:
+        run: the run.
+        extra: further keys, put first.
+
+    Returns:
+        The document, with NaN where figures are undefined.
+    """
+    bins = run.size_bins
+    cells = cell_warnings(run.table, run.class_names, bins)
+    return {
+        **(extra or {}),
+        **headline(run),
+        "intervals": {name: dataclasses.asdict(found) for name, found in run.intervals.items()},
+        "classes": _classes(run),
+        "counts": _counts(run),
+        "outcomes": outcome_summary(run.table, run.class_names, bins),
+        "blobs": blob_summary(run.blobs, run.class_names, bins),
+        "few_instances": [dataclasses.asdict(cell) for cell in cells],
+        "warnings": warnings(run),
+        "remarks": list(run.remarks),
+        "options": dict(run.options),
+        "versions": versions(),
+        "format": FORMAT,
+    }
+
+
+def dumps(document: Mapping[str, Any]) -> str:
+    """Write the document as JSON text; NaN becomes ``null``."""
+    return json.dumps(_plain(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def warnings(run: ScoredRun) -> list[str]:
+    """What the reader should know before trusting the figures, one sentence each."""
+    found = list(run.remarks)
+    if "shard" in run.options:
+        found.append(
+            f"These are the figures of shard {run.options['shard']} alone; merge all shards."
+        )
+    if not run.images:
+        found.append("No image was scored; all figures are undefined.")
+    cells = cell_warnings(run.table, run.class_names, run.size_bins)
+    for size in run.size_bins:
+        few = [cell for cell in cells if cell.size == size and cell.instances]
+        none = sum(cell.size == size and not cell.instances for cell in cells)
+        if few:
+            names = ", ".join(f"{cell.category} ({cell.instances})" for cell in few)
+            found.append(
+                f"IA-mIoU_{size} rests on fewer than {MINIMUM_INSTANCES} instances of each of"
+                f" {len(few)} class(es): {names}."
+            )
+        if none:
+            found.append(f"IA-mIoU_{size} leaves out {none} class(es) without such an instance.")
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions that figures could depend on."""
+    return {
+        "d2_smallobj": d2_smallobj.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }
+
+
+def intervals_of(document: Mapping[str, Any]) -> dict[str, Interval]:
+    """The intervals of a document that was read back."""
+    return {
+        name: Interval(*(_number(ends[key]) for key in ("estimate", "low", "high")))
+        for name, ends in document["intervals"].items()
+    }
+
+
+def differing(run: ScoredRun, document: Mapping[str, Any]) -> list[str]:
+    """Headline figures of a document that the run's records do not give."""
+    return [
+        name
+        for name, value in headline(run).items()
+        if repr(_number(document.get(name))) != repr(value)
+    ]
+
+
+def _classes(run: ScoredRun) -> dict[str, dict[str, float]]:
+    """All figures by class; the background has no sizes."""
+    groups = ["", *(f"_{size}" for size in run.size_bins)]
+    found = {}
+    for category, name in enumerate(run.class_names):
+        shown = groups if category != BACKGROUND else groups[:1]
+        row = {"IoU": run.figures[f"IoU-{name}"]}
+        row |= {f"IA-IoU{group}": run.figures[f"IA-IoU{group}-{name}"] for group in shown}
+        row |= {f"instances{g}": int(run.figures[f"instances{g}-{name}"]) for g in shown}
+        found[name] = row
+    return found
+
+
+def _counts(run: ScoredRun) -> dict[str, int]:
+    """How much there was."""
+    groups = ["", *(f"_{size}" for size in run.size_bins)]
+    truth = run.image_counts[..., 1]
+    with_instances = np.unique(run.table.image_id[run.table.category_id != BACKGROUND])
+    return {
+        "images": len(run.images),
+        **{f"instances{group}": int(run.figures[f"instances{group}"]) for group in groups},
+        "images_without_instances": len(run.images) - len(with_instances),
+        "images_all_ignored": int(np.count_nonzero(truth.sum(axis=1) == 0)),
+        "classes_in_ground_truth": int(np.count_nonzero(truth.sum(axis=0))),
+        "pixels": int(truth.sum()),
+        "blobs": len(run.blobs),
+    }
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _plain(value: Any) -> Any:
+    """The same for JSON: plain numbers, undefined ones as ``None``."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,186 @@
+"""Scoring a method's predictions, from inputs to a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import d2_smallobj
+from d2_smallobj.metrics import COCO_SIZE_BINS, SizeBins
+from d2_smallobj.metrics.matching import MODES
+from d2_smallobj.metrics.statistics import bootstrap
+from d2_smallobj.metrics.validation import check_classes
+from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label, class_remarks
+from d2_smallobj.scoring.plan import Plan, Task, make_plan
+from d2_smallobj.scoring.reopen import reopener
+from d2_smallobj.scoring.run import ScoredRun, Sources
+from d2_smallobj.scoring.runner import Scorer, score_tasks
+from d2_smallobj.scoring.truth import GroundTruth
+from d2_smallobj.utils.options import look_up_option
+
+_LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How predictions are scored.
+
+    Attributes:
+        mode: ``"exact"`` or ``"official"``; see :func:`d2_smallobj.metrics.match_image`.
+        ignore_label: semantic label that is left out; default: the ground truth's, or 255.
+        size_bins: the sizes.
+        samples: of the bootstrap that gives the intervals; 0 = no intervals.
+        seed: of the bootstrap.
+        shard: (i, n): score every n-th image from the i-th on; merged later.
+    """
+
+    mode: str = "exact"
+    ignore_label: int | None = None
+    size_bins: SizeBins = COCO_SIZE_BINS
+    samples: int = 1000
+    seed: int = 0
+    shard: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: one is out of range.
+        """
+        look_up_option("mode", self.mode, MODES)
+        if self.samples < 0 or self.seed < 0:
+            raise ValueError(
+                f"bootstrap samples and seed must be >= 0, got {self.samples} and {self.seed}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Inputs that were opened and checked, ready to be scored.
+
+    Attributes:
+        scorer: reads and matches.
+        plan: the images.
+        class_names: names of the classes, background first.
+        options: what the run will say about how it was made.
+        settings: how to score.
+        remarks: what the reader should know, one sentence each.
+    """
+
+    scorer: Scorer
+    plan: Plan
+    class_names: tuple[str, ...]
+    options: dict[str, object]
+    settings: Settings
+    remarks: tuple[str, ...]
+
+
+def prepare(inputs: Inputs, settings: Settings | None = None) -> Prepared:
+    """Open the inputs and check everything that can be checked without decoding a map.
+
+    Args:
+        inputs: where predictions and ground truth are.
+        settings: how to score.
+
+    Raises:
+        InputError: files are missing, unreadable, of another size or kind; lists all of them.
+        ValueError: an input is malformed, or options do not fit.
+        OSError: something cannot be read.
+    """
+    settings = settings or Settings()
+    truth = inputs.open_truth()
+    ignore_label = choose_ignore_label(settings.ignore_label, truth)
+    class_names = truth.class_names
+    check_classes(len(class_names), ignore_label)
+    plan = make_plan(truth, inputs.open_predictions(), shard=settings.shard)
+    remarks = [*class_remarks(class_names), *([plan.remark] if plan.remark else [])]
+    options: dict[str, object] = {
+        "mode": settings.mode,
+        "ignore_label": ignore_label,
+        "size_bins": str(settings.size_bins),
+        "bootstrap": settings.samples,
+        "seed": settings.seed,
+        "level": _LEVEL,
+        "version": d2_smallobj.__version__,
+        "inputs": inputs.describe(),
+        "image_set": _image_set(truth),
+    }
+    if settings.shard[1] > 1:
+        options["shard"] = "{}/{}".format(*settings.shard)
+    scorer = Scorer(truth, len(class_names), ignore_label, settings.mode)
+    return Prepared(scorer, plan, class_names, options, settings, tuple(remarks))
+
+
+def score(
+    prepared: Prepared, *, name: str = "", jobs: int = 1, progress: bool = False
+) -> ScoredRun:
+    """Score the images; the result does not depend on ``jobs``.
+
+    Args:
+        prepared: by :func:`prepare`.
+        name: of the run.
+        jobs: number of processes.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The run; a shard has no intervals.
+
+    Raises:
+        InputError: images could not be scored; lists all of them.
+        RuntimeError: a process was killed.
+    """
+    accumulator = score_tasks(prepared.scorer, prepared.plan.tasks, jobs=jobs, progress=progress)
+    files = {task.truth.image_id: _files(task) for task in prepared.plan.tasks}
+    scored = ScoredRun.from_accumulator(
+        accumulator,
+        prepared.class_names,
+        name=name,
+        options=prepared.options,
+        sources=Sources(files, reopener(prepared.options["inputs"])),
+        remarks=prepared.remarks,
+    )
+    return scored if "shard" in prepared.options else with_intervals(scored)
+
+
+def evaluate(
+    inputs: Inputs,
+    settings: Settings | None = None,
+    *,
+    name: str = "",
+    jobs: int = 1,
+    progress: bool = False,
+) -> ScoredRun:
+    """Score a method's predictions; arguments and errors as :func:`prepare` and :func:`score`."""
+    return score(prepare(inputs, settings), name=name, jobs=jobs, progress=progress)
+
+
+def with_intervals(scored: ScoredRun) -> ScoredRun:
+    """Add bootstrap intervals as the options say; none for no samples or no image."""
+    samples = int(scored.options.get("bootstrap", 0))
+    if samples == 0 or not scored.images:
+        return scored
+    found = bootstrap(
+        scored.table,
+        scored.image_counts,
+        scored.images,
+        class_names=scored.class_names,
+        size_bins=scored.size_bins,
+        samples=samples,
+        seed=int(scored.options.get("seed", 0)),
+        level=float(scored.options.get("level", _LEVEL)),
+    )
+    return dataclasses.replace(scored, intervals=found)
+
+
+def _image_set(truth: GroundTruth) -> str:
+    """Number and digest of all ids: shards of a folder that has changed must not be merged."""
+    ids = sorted(image.image_id for image in truth.images)
+    digest = hashlib.sha256("\n".join(ids).encode("utf-8")).hexdigest()
+    return f"{len(ids)} images, ids sha256:{digest[:16]}"
+
+
+def _files(task: Task) -> tuple[str, str, str, str]:
+    """Files of an image by :data:`.run.SOURCE_KINDS`, empty where there are none."""
+    prediction = task.prediction if isinstance(task.prediction, str) else ""
+    truth = task.truth
+    return prediction, truth.semantic or "", truth.instances or "", truth.picture or ""

@@ -1,0 +1,229 @@
+"""Where predictions come from: a folder of label maps, or detectron2's JSON of run lengths.
+
+Legend: H, W height and width of an image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, Union
+
+import numpy as np
+
+from d2_smallobj.annotations.masks import decode_mask
+from d2_smallobj.scoring.folders import LabelFolder
+from d2_smallobj.scoring.label_files import label_size, read_labels
+from d2_smallobj.scoring.problems import Problems
+from d2_smallobj.scoring.truth import TruthImage
+
+JSON_NAME = "sem_seg_predictions.json"
+"""What detectron2's SemSegEvaluator calls its file."""
+
+Entry = Union[str, tuple[tuple[int, Any], ...]]
+"""One prediction: a file, or pairs of label and run lengths."""
+
+
+class Predictions(Protocol):
+    """The predictions of one method."""
+
+    def names(self) -> list[str]:
+        """All names that have a prediction."""
+
+    def find(self, image: TruthImage) -> tuple[str, Entry] | None:
+        """Name and prediction of an image; ``None`` if there is none."""
+
+
+class FolderPredictions:
+    """Label maps in a folder, ``<name of the image>.png`` or ``.npy``.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such folder.
+        ValueError: there is no label map in it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._folder = LabelFolder(path, "--predictions")
+        self.path = self._folder.path
+
+    def names(self) -> list[str]:
+        """See :meth:`Predictions.names`."""
+        return list(self._folder.files)
+
+    def find(self, image: TruthImage) -> tuple[str, Entry] | None:
+        """See :meth:`Predictions.find`.
+
+        Raises:
+            ValueError: two files claim the image.
+        """
+        for stem in image.stems:
+            if stem in self._folder.ambiguous:
+                raise ValueError(" and ".join(self._folder.ambiguous[stem]))
+            if stem in self._folder.files:
+                return stem, self._folder.find(stem)
+        return None
+
+
+class JsonPredictions:
+    """detectron2's ``sem_seg_predictions.json``: run lengths by ``file_name`` and class.
+
+    An image is known by the last part of its ``file_name`` without suffix; nothing is ever
+    opened by that name, so it cannot lead out of any folder. ``category_id`` is the label.
+    Every pixel must have exactly one label, as detectron2 writes it: pixels that no class or
+    two classes claim are an error, for either would be a guess.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated or no such list.
+        InputError: entries are malformed, or different images share a name; lists them.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._entries: dict[str, list[tuple[int, Any]]] = {}
+        try:
+            content = json.loads(self.path.read_bytes())
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                error.errno, "--predictions: no such folder or JSON file", os.fspath(path)
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{path}: not a complete JSON file ({error})") from error
+        if not isinstance(content, list) or not content:
+            raise ValueError(
+                f"{path}: predictions are a non-empty JSON list of file_name, category_id and"
+                f" segmentation, as detectron2's {JSON_NAME}; got {type(content).__name__}"
+            )
+        self._sort(content)
+
+    def names(self) -> list[str]:
+        """See :meth:`Predictions.names`."""
+        return list(self._entries)
+
+    def find(self, image: TruthImage) -> tuple[str, Entry] | None:
+        """See :meth:`Predictions.find`."""
+        for stem in image.stems:
+            if stem in self._entries:
+                return stem, tuple(self._entries[stem])
+        return None
+
+    def _sort(self, content: list[Any]) -> None:
+        """Sort the entries by image."""
+        problems = Problems()
+        full_names: dict[str, str] = {}
+        for number, entry in enumerate(content):
+            fault = _fault(entry)
+            if fault:
+                problems.add(f"malformed entries of {self.path}", f"entry {number}: {fault}")
+                continue
+            name = entry["file_name"]
+            stem = _stem(name)
+            if full_names.setdefault(stem, name) != name:
+                both = f"{full_names[stem]} and {name}"
+                problems.add(f"image(s) of {self.path} that share their name with another", both)
+            pair = (entry["category_id"], entry["segmentation"])
+            self._entries.setdefault(stem, []).append(pair)
+        problems.raise_if_any()
+
+
+def open_predictions(path: str | os.PathLike[str]) -> FolderPredictions | JsonPredictions:
+    """Open predictions: a folder of label maps, the JSON file, or a folder that holds it.
+
+    Raises:
+        As :class:`FolderPredictions` and :class:`JsonPredictions`.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return JsonPredictions(path)
+    if (path / JSON_NAME).is_file():
+        try:
+            LabelFolder(path, "--predictions")
+        except ValueError:
+            return JsonPredictions(path / JSON_NAME)
+    return FolderPredictions(path)
+
+
+def check_prediction(entry: Entry, size: tuple[int, int]) -> str | None:
+    """Compare a prediction's size with its ground truth's, without decoding it.
+
+    Args:
+        entry: the prediction.
+        size: (H, W) of the ground truth.
+
+    Returns:
+        What is wrong, or ``None``.
+
+    Raises:
+        OSError, ValueError: a file is missing, or is no label map; names it.
+    """
+    if isinstance(entry, str):
+        found = [label_size(entry)]
+    else:
+        found = [tuple(runs["size"]) for _, runs in entry]
+    for height, width in found:
+        if (height, width) != size:
+            return f"{height} x {width} instead of {size[0]} x {size[1]}"
+    return None
+
+
+def read_prediction(entry: Entry, size: tuple[int, int], where: str) -> np.ndarray:
+    """Read a prediction.
+
+    Args:
+        entry: a file, or labels and run lengths.
+        size: (H, W) of the ground truth; needed by run lengths.
+        where: what messages call it, if it is no file.
+
+    Returns:
+        (H, W) integers.
+
+    Raises:
+        OSError, ValueError: it is missing, corrupt, no label map, or claims a pixel twice or
+            not at all.
+    """
+    if isinstance(entry, str):
+        return read_labels(entry)
+    labels = np.zeros(size, np.int64)
+    claims = np.zeros(size, np.int32)
+    for label, runs in entry:
+        mask = decode_mask(runs, *size, f"{where}, class {label}")
+        labels[mask] = label
+        claims += mask
+    none, several = np.count_nonzero(claims == 0), np.count_nonzero(claims > 1)
+    if none or several:
+        raise ValueError(
+            f"{where}: every pixel must have exactly one class; {none} px have none, {several} px "
+            "have several"
+        )
+    return labels
+
+
+def _stem(name: str) -> str:
+    """Last part of a path of any system, without suffix."""
+    return PurePosixPath(name.replace("\\", "/")).stem
+
+
+def _fault(entry: Any) -> str:
+    """What is wrong with an entry of the JSON file; empty if nothing is."""
+    if not isinstance(entry, Mapping):
+        return f"expected an object, got {type(entry).__name__}"
+    missing = [key for key in ("file_name", "category_id", "segmentation") if key not in entry]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    name, label, runs = entry["file_name"], entry["category_id"], entry["segmentation"]
+    if not isinstance(name, str) or _stem(name) in ("", ".", ".."):
+        return f"file_name must name a file, got {name!r}"
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 2**31:
+        return f"category_id must be a label >= 0, got {label!r}"
+    size = runs.get("size") if isinstance(runs, Mapping) else None
+    if not isinstance(size, list) or len(size) != 2 or "counts" not in runs:
+        return f"segmentation must be run lengths with size [height, width] and counts ({name})"
+    return ""

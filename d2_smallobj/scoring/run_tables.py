@@ -1,0 +1,169 @@
+"""The CSV files of a scored run, written and read without losing a bit.
+
+Shapes: N number of images; C number of classes, background included; R number of records.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from d2_smallobj.metrics import OUTCOMES, BlobTable, InstanceTable, classify
+from d2_smallobj.metrics.records import BACKGROUND
+from d2_smallobj.scoring.run import SOURCE_KINDS, ScoredRun
+
+INSTANCE_COLUMNS = (
+    *("image_id", "instance_id", "category_id", "area", "size", "iou", "intersection"),
+    *("charged", "components", "outcome", "pixels", "shared", "image_area", "category"),
+)
+"""Columns of ``instances.csv``: the first ten are kept stable, others may follow."""
+
+_PIXEL_COLUMNS = ("image_id", "category_id", "intersection", "ground_truth", "predicted")
+
+
+def instances_csv(run: ScoredRun) -> str:
+    """``instances.csv``: the records with size, IoU and outcome; the background has neither."""
+    names = (*run.size_bins, "")
+    foreground = run.table.category_id != BACKGROUND
+    sizes = np.where(foreground, run.table.size_of(run.size_bins), len(names) - 1)
+    outcomes = np.where(foreground, classify(run.table), len(OUTCOMES))
+    columns = {name: column.tolist() for name, column in run.table.columns().items()}
+    columns["size"] = [names[size] for size in sizes.tolist()]
+    columns["outcome"] = [(*OUTCOMES, "")[outcome] for outcome in outcomes.tolist()]
+    columns["category"] = [run.class_names[number] for number in columns["category_id"]]
+    # repr keeps every bit, so that figures can be computed from the file.
+    columns["charged"] = list(map(repr, columns["charged"]))
+    columns["iou"] = list(map(repr, run.table.iou.tolist()))
+    return _write(INSTANCE_COLUMNS, zip(*(columns[name] for name in INSTANCE_COLUMNS)))
+
+
+def read_instances(path: Path) -> InstanceTable:
+    """Read ``instances.csv``; errors as for all readers here: ValueError names file and line."""
+    return _read_table(path, InstanceTable)
+
+
+def blobs_csv(run: ScoredRun) -> str:
+    """``blobs.csv``: the false-positive blobs."""
+    columns = run.blobs.columns()
+    return _write(columns, zip(*(column.tolist() for column in columns.values())))
+
+
+def read_blobs(path: Path) -> BlobTable:
+    """Read ``blobs.csv``."""
+    return _read_table(path, BlobTable)
+
+
+def images_csv(run: ScoredRun) -> str:
+    """``images.csv``: the images and their files, empty where there are none."""
+    files = getattr(run.sources, "files", {})
+    none = ("",) * len(SOURCE_KINDS)
+    rows = [(image, *files.get(image, none)) for image in run.images]
+    return _write(("image_id", *SOURCE_KINDS), rows)
+
+
+def read_images(path: Path) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    """Read ``images.csv``: the ids, sorted, and the files of each."""
+    rows = _read(path, ("image_id", *SOURCE_KINDS))
+    files = {row[0]: tuple(row[1:]) for row in rows}
+    images = [row[0] for row in rows]
+    if images != sorted(files):
+        raise ValueError(f"{path}: image ids must ascend, each of them once")
+    return images, files
+
+
+def pixels_csv(run: ScoredRun) -> str:
+    """``pixels.csv``: the counts of all classes that an image has in truth or prediction."""
+    where, category = np.nonzero(run.image_counts.any(axis=2))
+    counts = run.image_counts[where, category].tolist()
+    rows = (
+        (run.images[position], label, *values)
+        for position, label, values in zip(where.tolist(), category.tolist(), counts)
+    )
+    return _write(_PIXEL_COLUMNS, rows)
+
+
+def read_pixels(path: Path, images: Sequence[str], num_classes: int) -> np.ndarray:
+    """Read ``pixels.csv``: int64 (N, C, 3) in the order of ``images``."""
+    rows = _read(path, _PIXEL_COLUMNS)
+    counts = np.zeros((len(images), num_classes, 3), np.int64)
+    position = {image: number for number, image in enumerate(images)}
+    try:
+        where = [position[row[0]] for row in rows]
+    except KeyError as error:
+        raise ValueError(f"{path}: {error.args[0]!r} is not among the images") from error
+    numbers = _integers(path, rows, slice(1, None)).reshape(-1, 4)
+    if numbers.min(initial=0) < 0 or numbers[:, 0].max(initial=0) >= num_classes:
+        raise ValueError(f"{path}: category_id must be in 0..{num_classes - 1}, counts >= 0")
+    counts[where, numbers[:, 0]] = numbers[:, 1:]
+    return counts
+
+
+def confusion_csv(run: ScoredRun) -> str:
+    """``confusion.csv``: the matrix with class names."""
+    rows = zip(run.class_names, run.confusion.tolist())
+    header = ("ground truth \\ prediction", *run.class_names)
+    return _write(header, ((name, *row) for name, row in rows))
+
+
+def read_confusion(path: Path, class_names: Sequence[str]) -> np.ndarray:
+    """Read ``confusion.csv``: int64 (C, C)."""
+    rows = _read(path, ("ground truth \\ prediction", *class_names))
+    if [row[0] for row in rows] != list(class_names):
+        raise ValueError(f"{path}: its rows must be the classes {list(class_names)}")
+    return _integers(path, rows, slice(1, None)).reshape(len(class_names), len(class_names))
+
+
+def _write(header: Iterable[str], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _read(path: Path, header: Sequence[str], *, more: bool = False) -> list[list[str]]:
+    """Rows of a CSV file with this header; ``more``: further columns may follow."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: no CSV file in UTF-8 ({error})") from error
+    found = rows[0] if rows else []
+    if found[: len(header)] != list(header) or (len(found) > len(header) and not more):
+        raise ValueError(f"{path}: its columns must be {', '.join(header)}; got {found}")
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(found):
+            raise ValueError(
+                f"{path}: row {number} has {len(row)} cells instead of {len(found)}; is the file"
+                " complete?"
+            )
+    return rows[1:]
+
+
+def _read_table(path: Path, kind: type) -> InstanceTable | BlobTable:
+    """Read a table by its columns' names."""
+    columns = INSTANCE_COLUMNS if kind is InstanceTable else kind.names()
+    rows = _read(path, columns, more=True)
+    read: dict[str, Callable[[str], object]] = {"image_id": str, "charged": float}
+    position = {name: number for number, name in enumerate(columns)}
+    try:
+        return kind.from_columns(
+            {
+                name: [read.get(name, int)(row[position[name]]) for row in rows]
+                for name in kind.names()
+            }
+        ).sorted()
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: a cell holds no number ({error})") from error
+
+
+def _integers(path: Path, rows: Sequence[Sequence[str]], cells: slice) -> np.ndarray:
+    """The cells of all rows as int64."""
+    try:
+        return np.array([[int(cell) for cell in row[cells]] for row in rows], np.int64)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: a cell holds no number ({error})") from error

@@ -1,0 +1,82 @@
+"""Figures as text tables, for logs and terminals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from tabulate import tabulate
+
+from d2_smallobj.metrics import OUTCOMES, blob_summary, outcome_summary
+from d2_smallobj.scoring.run import ScoredRun
+
+
+def format_figures(figures: Mapping[str, float], class_names: Sequence[str]) -> str:
+    """Lay out figures as two text tables: the headline, then a row for every class present.
+
+    Args:
+        figures: what :func:`d2_smallobj.metrics.summary.summarize` returns.
+        class_names: names by category.
+
+    Returns:
+        The text; ``-`` stands for an undefined figure.
+    """
+    headline = [name for name in figures if "mIoU" in name]
+    counts = [name for name in figures if name == "images" or name.startswith("instances")]
+    counts = [name for name in counts if "-" not in name]
+    shown = [*headline, *counts]
+    top = _table(shown, [[_cell(name, figures[name]) for name in shown]])
+    sizes = [name[len("IA-mIoU") :] for name in headline if name.startswith("IA-mIoU_")]
+    groups = ["", *(size for size in sizes if f"instances{size}" in figures)]
+    header = ["class", "IoU", *(f"IA-IoU{group}" for group in groups)]
+    header += [f"instances{group}" for group in groups]
+    rows = [
+        [name, *(_cell(column, figures.get(f"{column}-{name}", math.nan)) for column in header[1:])]
+        for name in class_names
+        if figures[f"instances-{name}"] > 0 or not math.isnan(figures[f"IoU-{name}"])
+    ]
+    return f"{top}\n\n{_table(header, rows)}"
+
+
+def format_run(run: ScoredRun) -> str:
+    """Lay out a run: its figures, intervals, and what happened to the instances by size.
+
+    The last rows count false-positive blobs, predicted where no instance of their class is, by
+    their own size.
+    """
+    parts = [format_figures(run.figures, run.class_names)]
+    if run.intervals:
+        level = 100 * float(run.options.get("level", 0.95))
+        ends = [
+            "-" if math.isnan(found.low) else f"{found.low:.2f} .. {found.high:.2f}"
+            for found in run.intervals.values()
+        ]
+        parts.append(_table([f"{level:g} %", *run.intervals], [["interval", *ends]]))
+    bins = run.size_bins
+    outcomes = outcome_summary(run.table, run.class_names, bins)
+    blobs = blob_summary(run.blobs, run.class_names, bins)
+    header = ["instances", "all", *bins, "IoU lost"]
+    rows = [
+        [
+            outcome,
+            str(outcomes["all"][outcome]["instances"]),
+            *(str(outcomes["sizes"][size][outcome]["instances"]) for size in bins),
+            f"{outcomes['all'][outcome]['lost']:.1f}",
+        ]
+        for outcome in OUTCOMES
+    ]
+    sizes = [str(blobs["sizes"][size]["blobs"]) for size in bins]
+    rows.append(["false-positive blobs", str(blobs["all"]["blobs"]), *sizes, "-"])
+    parts.append(_table(header, rows))
+    return "\n\n".join(parts)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return tabulate(rows, headers=header, tablefmt="pipe", disable_numparse=True)
+
+
+def _cell(name: str, value: float) -> str:
+    """A figure as text: two decimals for percentages, none for counts."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2f}" if "IoU" in name else f"{value:.0f}"

@@ -1,0 +1,1 @@
+"""Small helpers without dependencies on torch or detectron2."""

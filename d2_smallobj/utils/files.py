@@ -1,0 +1,60 @@
+"""Atomic file writing: a reader sees the old file or the new one, never half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path`` and move it there when the block ends well.
+
+    Args:
+        path: the file to create or replace; its folder is created when missing.
+
+    Yields:
+        A binary file object.
+
+    Raises:
+        OSError: if the file cannot be written (disk full, no permission). The message names
+            ``path``; whatever stood there before is left as it was, and no part is left behind.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not write {path}: {error.strerror or error}; what stood there before is kept",
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` as UTF-8 to ``path`` atomically; see :func:`atomic_write`."""
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def _umask() -> int:
+    """The process's umask: mkstemp creates 0600, which would hide results from colleagues."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

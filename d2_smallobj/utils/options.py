@@ -1,0 +1,31 @@
+"""Option look-up with a hint, so that a typo in a config is one readable error."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+
+def look_up_option(argument: str, value: object, choices: Collection[str]) -> str:
+    """Return ``value`` if it is one of ``choices``.
+
+    Args:
+        argument: name of the argument or config key, for the error message.
+        value: what the user gave.
+        choices: the legal values.
+
+    Returns:
+        ``value`` unchanged.
+
+    Raises:
+        ValueError: if ``value`` is not among ``choices``; the message names the argument, the
+            received value, the legal values and the closest one.
+    """
+    if isinstance(value, str) and value in choices:
+        return value
+    legal = ", ".join(repr(choice) for choice in choices)
+    message = f"{argument}: unknown value {value!r}; expected one of {legal}"
+    close = difflib.get_close_matches(str(value), list(choices), n=1)
+    if close:
+        message += f"; did you mean {close[0]!r}?"
+    raise ValueError(message)

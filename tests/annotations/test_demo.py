@@ -1,0 +1,228 @@
+"""Making the demo: same bytes for a seed, whole or not at all, never over other files."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import shutil
+
+import pytest
+
+from d2_smallobj.annotations import demo as demo_module
+from d2_smallobj.annotations.demo import DemoOptions, ensure_demo, make_demo
+
+TINY = {"num_train": 3, "num_val": 2, "size": 96}
+
+
+def _digests(root):
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _beside(root):
+    return sorted(path.name for path in root.parent.iterdir())
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    root = tmp_path / "demo"
+    make_demo(root, **TINY)
+    return root
+
+
+@pytest.fixture
+def _small_default(monkeypatch):
+    """Let ensure_demo make a tiny set: its default of 400 scenes takes seconds."""
+    make = make_demo
+    monkeypatch.setattr(demo_module, "make_demo", lambda root: make(root, **TINY))
+
+
+def test_bytes_follow_from_the_seed(tiny, tmp_path):
+    make_demo(tmp_path / "again", **TINY)
+    make_demo(tmp_path / "other", seed=1, **TINY)
+    assert _digests(tiny) == _digests(tmp_path / "again")
+    other = _digests(tmp_path / "other")
+    assert set(other) == set(_digests(tiny))
+    same = {name for name, digest in _digests(tiny).items() if other[name] == digest}
+    assert {name.rsplit("/", 1)[-1] for name in same} == {"train.txt", "val.txt"}
+
+
+def test_a_scene_does_not_depend_on_their_number(tiny, tmp_path):
+    make_demo(tmp_path / "more", **{**TINY, "num_train": 5})
+    more = _digests(tmp_path / "more")
+    for name, digest in _digests(tiny).items():
+        if name.endswith((".jpg", ".png")):
+            assert more[name] == digest
+
+
+def test_scenes_differ(tiny):
+    pictures = [digest for name, digest in _digests(tiny).items() if name.endswith(".jpg")]
+    assert len(set(pictures)) == 5
+
+
+def test_layout(tiny):
+    voc = "VOCdevkit/VOC2012"
+    names = ["train_00000", "train_00001", "train_00002", "val_00000", "val_00001"]
+    expected = {"demo.json"} | {f"annotations/instances_{s}.json" for s in ("train", "val")}
+    expected |= {f"{voc}/ImageSets/Segmentation/{s}.txt" for s in ("train", "val")}
+    for name in names:
+        expected |= {f"{voc}/JPEGImages/{name}.jpg", f"{voc}/PseudoLabels/demo/{name}.png"}
+        expected |= {f"{voc}/Segmentation{s}/{name}.png" for s in ("Class", "Object")}
+    assert set(_digests(tiny)) == expected
+    assert (tiny / voc / "ImageSets/Segmentation/val.txt").read_text() == "val_00000\nval_00001\n"
+    assert _beside(tiny) == ["demo"], "the workshop is gone"
+
+
+def test_what_is_there_is_kept(tiny):
+    before = {path: path.stat().st_mtime_ns for path in tiny.rglob("*")}
+    make_demo(tiny, **TINY)
+    ensure_demo(tiny)
+    assert {path: path.stat().st_mtime_ns for path in tiny.rglob("*")} == before
+
+
+def test_other_options_need_force(tiny):
+    with pytest.raises(
+        FileExistsError, match=r"holds a demo made with .*seed=0.*not .*seed=4.*--force"
+    ):
+        make_demo(tiny, seed=4, **TINY)
+    make_demo(tiny, seed=4, force=True, **TINY)
+    assert json.loads((tiny / "demo.json").read_text())["options"]["seed"] == 4
+    assert _beside(tiny) == ["demo"]
+
+
+def test_force_restores_a_changed_file(tiny):
+    before = _digests(tiny)
+    (tiny / "VOCdevkit/VOC2012/JPEGImages/val_00000.jpg").write_bytes(b"scribble")
+    make_demo(tiny, force=True, **TINY)
+    assert _digests(tiny) == before
+
+
+@pytest.mark.usefixtures("_small_default")
+@pytest.mark.parametrize("damage", ["file", "folder", "version", "options"])
+def test_incomplete_or_stale_folders_are_made_anew(tiny, damage):
+    before = _digests(tiny)
+    marker = json.loads((tiny / "demo.json").read_text())
+    if damage == "file":
+        (tiny / "VOCdevkit/VOC2012/SegmentationClass/train_00001.png").unlink()
+    elif damage == "folder":
+        shutil.rmtree(tiny / "VOCdevkit/VOC2012/PseudoLabels")
+    elif damage == "version":
+        (tiny / "demo.json").write_text(json.dumps({**marker, "version": 0}))
+    else:
+        (tiny / "demo.json").write_text(json.dumps({**marker, "options": {"speed": 1}}))
+    ensure_demo(tiny)
+    assert _digests(tiny) == before
+    assert _beside(tiny) == ["demo"]
+
+
+@pytest.mark.usefixtures("_small_default")
+def test_first_use_makes_it_in_missing_or_empty_folders(tmp_path):
+    ensure_demo(tmp_path / "a/b/demo")
+    (tmp_path / "empty").mkdir()
+    ensure_demo(tmp_path / "empty")
+    assert _digests(tmp_path / "a/b/demo") == _digests(tmp_path / "empty")
+
+
+def test_own_files_beside_the_demos_are_kept(tiny):
+    labels = tiny / "VOCdevkit/VOC2012/PseudoLabels/mine"
+    labels.mkdir()
+    (labels / "train_00000.png").write_text("mine")
+    before = _digests(tiny)
+    ensure_demo(tiny)
+    make_demo(tiny, **TINY)
+    (tiny / "annotations/instances_val.json").unlink()
+    before.pop("annotations/instances_val.json")
+    for make in (ensure_demo, lambda r: make_demo(r, force=True, **TINY)):
+        with pytest.raises(
+            FileExistsError, match=r"more files than were made in .*PseudoLabels/mine"
+        ):
+            make(tiny)
+    assert _digests(tiny) == before
+
+
+@pytest.mark.parametrize("marker", [None, "{}", "[]", "not json", '{"version": 1'])
+def test_other_peoples_files_are_never_touched(tmp_path, marker):
+    root = tmp_path / "mine"
+    root.mkdir()
+    (root / "thesis.txt").write_text("years of work")
+    if marker is not None:
+        (root / "demo.json").write_text(marker)
+    before = _digests(root)
+    for make in (ensure_demo, lambda r: make_demo(r, force=True, **TINY)):
+        with pytest.raises(FileExistsError, match=r"mine holds files that are not a demo's"):
+            make(root)
+    assert _digests(root) == before
+    assert _beside(root) == ["mine"]
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "demo").write_text("a file")
+    with pytest.raises(FileExistsError, match="holds files that are not a demo's"):
+        ensure_demo(tmp_path / "demo")
+
+
+def test_the_loser_of_a_race_uses_the_winners_files(tmp_path, monkeypatch):
+    root = tmp_path / "demo"
+    write = demo_module.write_demo
+
+    def slowly(folder, options):
+        write(folder, options)
+        if not root.exists():  # while we were at it, another process has finished
+            monkeypatch.setattr(demo_module, "write_demo", write)
+            make_demo(root, **TINY)
+            slowly.inode = root.stat().st_ino
+
+    monkeypatch.setattr(demo_module, "write_demo", slowly)
+    make_demo(root, **TINY)
+    assert root.stat().st_ino == slowly.inode
+    assert _beside(root) == ["demo"]
+
+
+def _make(root):
+    make_demo(root, **TINY)
+    return len(_digests(root))
+
+
+def test_processes_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool:
+        counts = list(pool.map(_make, [tmp_path / "demo"] * 3))
+    assert counts == [25] * 3
+    assert _beside(tmp_path / "demo") == ["demo"]
+
+
+def test_nothing_is_left_of_an_interrupted_run(tmp_path, monkeypatch):
+    def full(*_args):
+        raise OSError(28, "No space left on device", "picture.jpg")
+
+    monkeypatch.setattr("d2_smallobj.annotations.demo_files._write_scene", full)
+    with pytest.raises(OSError, match=r"No space left on device.*picture\.jpg"):
+        make_demo(tmp_path / "demo", **TINY)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_train": 0}, ValueError, r"num_train: must be in 1\.\.99999, got 0"),
+        ({"num_val": 100000}, ValueError, "num_val: must be .*got 100000"),
+        ({"size": 63}, ValueError, r"size: must be in 64\.\.1024, got 63"),
+        ({"seed": -1}, ValueError, "seed: must be in .*got -1"),
+        ({"seed": 1.0}, TypeError, r"seed: expected an integer, got 1\.0"),
+        ({"size": True}, TypeError, "size: expected an integer, got True"),
+    ],
+)
+def test_options_are_checked(tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        make_demo(tmp_path / "demo", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_defaults_are_those_of_the_options():
+    assert DemoOptions() == DemoOptions(seed=0, num_train=300, num_val=100, size=192)
+    assert make_demo.__kwdefaults__ == {**vars(DemoOptions()), "force": False}

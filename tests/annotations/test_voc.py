@@ -1,0 +1,157 @@
+"""Image lists and data sets in the VOC layout."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from d2_smallobj.annotations.voc import ListedImage, read_image_list, voc_dicts
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """A small VOC tree: three images in the list, one more beside it."""
+    root = tmp_path / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject", "PseudoLabels/irn"):
+        (root / folder).mkdir(parents=True)
+        suffix = "jpg" if folder == "JPEGImages" else "png"
+        for name in ("a", "b", "c", "unlisted"):
+            (root / folder / f"{name}.{suffix}").touch()
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    (root / "ImageSets/Segmentation/val.txt").write_text("a\nb\nc\n")
+    return root
+
+
+def _write(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_bare_ids(tmp_path):
+    path = _write(tmp_path / "l.txt", "\ufeff2007_000032\r\n\n  2007_000039 \n")
+    assert read_image_list(path) == [ListedImage("2007_000032"), ListedImage("2007_000039")]
+
+
+def test_pairs(tmp_path):
+    path = _write(tmp_path / "l.txt", "/JPEGImages/a.jpg /SegmentationClassAug/a.png\n")
+    assert read_image_list(path) == [
+        ListedImage("a", "JPEGImages/a.jpg", "SegmentationClassAug/a.png")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"l\.txt: the image list is empty"),
+        ("\n \n", "the image list is empty"),
+        ("a\nb\na\n", r"l\.txt, line 3: image 'a' is listed twice"),
+        ("a -1\n", r"line 1: expected an image id, or .*got 'a -1'"),
+        ("/x/a.jpg /y/a.png 1\n", "expected an image id"),
+        ("x/a.jpg\n", "expected an image id"),
+        ("..\n", "expected an image id"),
+        ("..\\a\n", "expected an image id"),
+        ("a\n/../../etc/a.jpg /y/a.png\n", r"line 2: '/\.\./\.\./etc/a\.jpg' is not a path within"),
+        ("/x/a.jpg C:/y/a.png\n", "is not a path within"),
+        (b"\xff\xfe\x00", "an image list is UTF-8 text"),
+    ],
+)
+def test_malformed_lists(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_image_list(_write(tmp_path / "l.txt", text))
+
+
+def test_missing_list(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.txt"):
+        read_image_list(tmp_path / "gone.txt")
+
+
+def test_dicts(voc):
+    dicts = voc_dicts(voc, "val", label_dir="SegmentationClass", instance_dir="SegmentationObject")
+    assert [d["image_id"] for d in dicts] == ["a", "b", "c"]
+    assert dicts[1] == {
+        "file_name": str(voc / "JPEGImages/b.jpg"),
+        "sem_seg_file_name": str(voc / "SegmentationClass/b.png"),
+        "ins_seg_file_name": str(voc / "SegmentationObject/b.png"),
+        "image_id": "b",
+    }
+
+
+def test_pseudo_labels_with_palettes_beside_and_a_list_of_pairs(voc):
+    (voc / "PseudoLabels/irn/a_palette.png").touch()
+    (voc / "ImageSets/Segmentation/pairs.txt").write_text(
+        "/JPEGImages/a.jpg /SegmentationClassAug/a.png\n"
+    )
+    (record,) = voc_dicts(voc, "pairs", label_dir="PseudoLabels/irn")
+    assert record == {
+        "file_name": str(voc / "JPEGImages/a.jpg"),
+        "sem_seg_file_name": str(voc / "PseudoLabels/irn/a.png"),
+        "image_id": "a",
+    }
+
+
+def test_list_elsewhere(voc):
+    (voc / "val.txt").write_text("c\n")
+    (record,) = voc_dicts(voc, "any", label_dir="SegmentationClass", list_file="val.txt")
+    assert record["image_id"] == "c"
+
+
+def test_one_error_for_missing_files(voc):
+    (voc / "JPEGImages/b.jpg").unlink()
+    (voc / "PseudoLabels/irn/c.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"'irn_set': 2 path\(s\) missing") as caught:
+        voc_dicts(voc, "val", label_dir="PseudoLabels/irn", name="irn_set", prepare="Run this.")
+    text = str(caught.value)
+    assert f"\n  {voc}/JPEGImages/b.jpg\n  {voc}/PseudoLabels/irn/c.png\nRun this." in text
+
+
+def test_missing_folder_is_named_once(voc):
+    with pytest.raises(FileNotFoundError, match=r"1 path\(s\) missing") as caught:
+        voc_dicts(voc, "val", label_dir="PseudoLabels/amn")
+    assert f"{voc}/PseudoLabels/amn/" in str(caught.value)
+
+
+def test_ten_are_shown(voc):
+    names = [f"n{i:03d}" for i in range(25)]
+    (voc / "ImageSets/Segmentation/many.txt").write_text("\n".join(names))
+    with pytest.raises(FileNotFoundError, match=r"50 path\(s\) missing.*") as caught:
+        voc_dicts(voc, "many", label_dir="SegmentationClass")
+    assert str(caught.value).count("\n  /") == 10
+    assert "and 40 more" in str(caught.value)
+
+
+def test_missing_list_and_folders_in_one_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"3 path\(s\) missing") as caught:
+        voc_dicts(tmp_path / "no", "val", label_dir="SegmentationClass")
+    for path in ("ImageSets/Segmentation/val.txt", "JPEGImages/", "SegmentationClass/"):
+        assert str(tmp_path / "no" / path).rstrip("/") in str(caught.value)
+
+
+def test_real_voc(realdata):
+    root = realdata / "voc/VOC2012"
+    dicts = voc_dicts(root, "val", label_dir="SegmentationClass", instance_dir="SegmentationObject")
+    assert len(dicts) == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("voc12_train", 1464), ("voc12_val", 1449), ("voc12_train_aug", 10582)]
+)
+def test_real_lists(realdata, name, number):
+    assert len(read_image_list(realdata / f"lists/{name}.txt")) == number
+
+
+def test_listing_opens_no_image_and_lists_each_folder_once(realdata, tmp_path, monkeypatch):
+    images = read_image_list(realdata / "lists/voc12_val.txt")
+    for folder, suffix in (("JPEGImages", "jpg"), ("Labels", "png")):
+        (tmp_path / folder).mkdir()
+        for image in images:
+            (tmp_path / folder / f"{image.image_id}.{suffix}").touch()  # opening it would fail
+    (tmp_path / "l.txt").write_text("\n".join(image.image_id for image in images))
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+    monkeypatch.setattr(os, "stat", None)  # not even looked at one by one
+    dicts = voc_dicts(tmp_path, "val", label_dir="Labels", list_file="l.txt")
+    monkeypatch.undo()
+    assert len(dicts) == 1449
+    assert sorted(listed) == [str(tmp_path), str(tmp_path / "JPEGImages"), str(tmp_path / "Labels")]

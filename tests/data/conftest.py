@@ -1,0 +1,60 @@
+"""A tiny data set of real files."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import d2_smallobj  # noqa: F401  (makes the embedded host importable)
+from d2_smallobj.engine import build_config
+from detectron2.data import DatasetCatalog
+
+_BASE = pathlib.Path(__file__).resolve().parents[2] / "configs/Base-Demo.yaml"
+TINY = "tiny_train"
+
+
+@pytest.fixture
+def tiny_dicts(tmp_path):
+    """Seven JPEGs of different sizes with P-mode label maps in 0..6 and some 255."""
+    rng = np.random.default_rng(0)
+    dicts = []
+    for i in range(7):
+        height, width = 20 + 3 * i, 40 - 2 * i
+        image, labels = tmp_path / f"image_{i}.jpg", tmp_path / f"labels_{i}.png"
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(image)
+        indices = np.zeros((height, width), np.uint8)
+        indices[3:12, 4:20] = 1 + i % 6
+        indices[14:17, 8:11] = 2
+        indices[0] = 255
+        picture = Image.fromarray(indices)
+        picture.putpalette(list(range(256)) * 3)
+        picture.save(labels)
+        dicts.append({"file_name": str(image), "sem_seg_file_name": str(labels), "image_id": i})
+    return dicts
+
+
+@pytest.fixture
+def tiny(tiny_dicts):
+    """The name under which the tiny data set is registered for one test."""
+    DatasetCatalog.register(TINY, lambda: list(tiny_dicts))
+    yield TINY
+    DatasetCatalog.remove(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_cfg():
+    """``tiny_cfg(key, value, ...)``: the demo's config on the tiny data set, crops of 24 x 32."""
+
+    def make(*options):
+        fixed = (
+            *("DATASETS.TRAIN", f"('{TINY}',)", "DATASETS.TEST", f"('{TINY}',)"),
+            *("SMALLOBJ.CROP_SIZE", "[24, 32]", "SMALLOBJ.SCALES", "[0.5, 1.0, 1.5]"),
+            *("DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "3", "SEED", "4"),
+            *("SOLVER.MAX_ITER", "20"),
+        )
+        return build_config(str(_BASE), [*fixed, *map(str, options)])
+
+    return make

@@ -1,0 +1,206 @@
+"""One optimiser step: mixed precision, gradient scaling, accumulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from d2_smallobj.engine.step import TaskStepTrainer
+from d2_smallobj.engine.trainer import amp_dtype
+from d2_smallobj.losses.ewc import ElasticWeightConsolidation
+from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
+from detectron2.utils.events import EventStorage
+
+needs_scaler = pytest.mark.skipif(
+    not hasattr(torch.amp, "GradScaler"), reason="this torch scales gradients on GPUs only"
+)
+
+
+class Regression(nn.Module):
+    """A linear model with detectron2's contract: batch in, dict of losses out."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, batch):
+        inputs, targets = (torch.stack(part) for part in zip(*batch))
+        return {"loss": ((self.linear(inputs) - targets) ** 2).mean()}
+
+
+def samples(count, size=1.0):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (size * torch.randn(3, generator=generator), torch.randn(2, generator=generator))
+        for _ in range(count)
+    ]
+
+
+def trainer_of(batches, *, estimator="online", scale=None, anchored=False, **options):
+    model = Regression()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    ewc = ElasticWeightConsolidation(model.named_parameters(), strength=0.5, fisher=estimator)
+    step = TaskStepTrainer(model, itertools.cycle(batches), optimizer, ewc=ewc, **options)
+    if scale is not None:
+        step.grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    if anchored:
+        for parameter in model.parameters():
+            parameter.grad = torch.arange(1.0, 1 + parameter.numel()).view_as(parameter)
+        ewc.record_gradients()
+        ewc.anchor()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.25)
+        step.in_task_b = True
+    return step
+
+
+def run(step, steps=1):
+    with EventStorage() as storage:
+        for step.iter in range(steps):
+            storage.iter = step.iter
+            step.run_step()
+    return storage
+
+
+def parameters(step):
+    return [p.detach().clone() for p in step.model.parameters()]
+
+
+@needs_scaler
+def test_fisher_is_recorded_from_unscaled_gradients():
+    batches = [samples(4)]
+    scaled, plain = trainer_of(batches, scale=1024.0), trainer_of(batches)
+    for step in (scaled, plain):
+        run(step, 2)
+    for name, value in plain.ewc.fisher.items():
+        torch.testing.assert_close(scaled.ewc.fisher[name], value)
+        assert not torch.equal(value, torch.ones_like(value))
+    torch.testing.assert_close(parameters(scaled), parameters(plain))
+
+
+@needs_scaler
+def test_penalty_joins_unscaled_gradients():
+    batches = [samples(4)]
+    scaled = trainer_of(batches, scale=1024.0, anchored=True)
+    plain = trainer_of(batches, anchored=True)
+    penalties = [run(step).history("loss_ewc").latest() for step in (scaled, plain)]
+    assert penalties[0] == penalties[1] > 0
+    for a, b in zip(scaled.model.parameters(), plain.model.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(parameters(scaled), parameters(plain))
+
+
+@needs_scaler
+def test_overflow_skips_the_step_and_leaves_the_fisher():
+    step = trainer_of([samples(4, size=1e3)], scale=2.0**126)
+    before = parameters(step), {n: f.clone() for n, f in step.ewc.fisher.items()}
+    run(step)
+    assert step.grad_scaler.get_scale() == 2.0**125
+    for now, then in zip(parameters(step), before[0]):
+        assert torch.equal(now, then)
+    for name, value in step.ewc.fisher.items():
+        assert torch.equal(value, before[1][name])
+    while step.grad_scaler.get_scale() > 2.0**60:
+        step.grad_scaler.update(new_scale=2.0**60)
+    run(step)
+    assert not torch.equal(parameters(step)[0], before[0][0])
+    assert all(torch.isfinite(f).all() for f in step.ewc.fisher.values())
+
+
+@needs_scaler
+def test_loss_scale_is_part_of_the_state():
+    step = trainer_of([samples(4)], scale=512.0)
+    step.iter = 0
+    other = trainer_of([samples(4)], scale=1.0)
+    other.load_state_dict(step.state_dict())
+    assert other.grad_scaler.get_scale() == 512.0
+    unscaled = trainer_of([samples(4)])
+    unscaled.iter = 0
+    assert "grad_scaler" not in unscaled.state_dict()
+    unscaled.load_state_dict(step.state_dict())
+
+
+def test_accumulated_batches_are_one_large_batch():
+    data = samples(8)
+    twice = trainer_of([data[:2], data[2:4], data[4:6], data[6:]], accumulate=2)
+    once = trainer_of([data[:4], data[4:]])
+    storages = [run(step, 2) for step in (twice, once)]
+    torch.testing.assert_close(parameters(twice), parameters(once))
+    for name, value in once.ewc.fisher.items():
+        torch.testing.assert_close(twice.ewc.fisher[name], value)
+    logged = [storage.history("total_loss").latest() for storage in storages]
+    assert logged[0] == pytest.approx(logged[1])
+
+
+def test_penalty_is_added_once_a_step_not_once_a_pass():
+    data = samples(4)
+    twice = trainer_of([data[:2], data[2:]], accumulate=2, anchored=True)
+    once = trainer_of([data], anchored=True)
+    for step in (twice, once):
+        run(step)
+    torch.testing.assert_close(parameters(twice), parameters(once))
+
+
+def test_evaluation_mode_is_refused():
+    step = trainer_of([samples(2)])
+    step.model.eval()
+    with pytest.raises(RuntimeError, match="left in evaluation mode"):
+        run(step)
+
+
+def test_loss_that_is_not_finite_is_refused():
+    step = trainer_of([[(torch.full((3,), math.inf), torch.zeros(2))]])
+    with pytest.raises(FloatingPointError, match="iteration=0"):
+        run(step)
+
+
+@pytest.mark.parametrize("estimator", ["online", "empirical"])
+def test_bfloat16_trains_both_tasks(make_trainer, monkeypatch, estimator):
+    types = []
+    original = SizeWeightedCrossEntropy.forward
+
+    def forward(self, logits, *arguments):
+        types.append((self.size_weighted, logits.dtype))
+        return original(self, logits, *arguments)
+
+    monkeypatch.setattr(SizeWeightedCrossEntropy, "forward", forward)
+    trainer = make_trainer({"SOLVER.AMP.ENABLED": True, "SMALLOBJ.EWC.FISHER": estimator})
+    trainer.train()
+    assert {(False, torch.bfloat16), (True, torch.bfloat16)} <= set(types)
+    # The Fisher information of single images is taken in full precision.
+    assert types.count((False, torch.float32)) == (4 if estimator == "empirical" else 0)
+    values = [value for value, _ in trainer.storage.history("loss_ewc").values()]
+    assert values[0] == 0 < values[1]
+    assert math.isfinite(values[-1])
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_number_formats(make_config):
+    assert amp_dtype(make_config()) is None
+    amp = {"SOLVER.AMP.ENABLED": True}
+    assert amp_dtype(make_config(amp)) is torch.bfloat16
+    cfg = make_config(amp).clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cuda"
+    assert amp_dtype(cfg) is torch.float16
+    cfg.SMALLOBJ.AMP_DTYPE = "bfloat16"
+    assert amp_dtype(cfg) is torch.bfloat16
+
+
+def test_accumulation_in_a_run(make_trainer):
+    """Batches of 2, two a step, are batches of 4: frozen norms, all pixels valid, both tasks' A."""
+    plain = {"SMALLOBJ.TASK_A.ITERS": -1, "MODEL.RESNETS.NORM": "FrozenBN", "SOLVER.MAX_ITER": 3}
+    finals = []
+    for batch, accumulate in ((2, 2), (4, 1)):
+        sizes = {"SOLVER.IMS_PER_BATCH": batch, "SMALLOBJ.ACCUMULATE": accumulate}
+        trainer = make_trainer(plain, sizes, {"SOLVER.BASE_LR": 0.001})
+        trainer.train()
+        finals.append(parameters(trainer))
+    for a, b in zip(*finals):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,150 @@
+"""Runs ``tools/train_net.py`` in forked children of one process that has imported torch.
+
+A run of the tiny net takes a fraction of a second, the imports before it take seconds: here they
+are paid once. A child is a process of its own, so it can be killed with SIGKILL like any other.
+
+Protocol, one JSON object a line on stdin and stdout (see ``conftest.TrainServer``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import runpy
+import signal
+import sys
+import time
+import traceback
+
+import torch
+import torch.utils.tensorboard
+from torch import distributed as dist
+
+import d2_smallobj.plugin  # noqa: F401  (the imports are what this process is for)
+from d2_smallobj.data import register_all
+from d2_smallobj.engine import messages  # noqa: F401
+from detectron2.engine import defaults
+from detectron2.utils import comm
+
+
+def strike(target: str, call: int, action: str, part: str = "") -> None:
+    """Let a call of ``module:attribute`` kill the process or fail.
+
+    It is the ``call``-th of those that have ``part`` in one of their arguments.
+    """
+    module_name, _, path = target.partition(":")
+    owner = importlib.import_module(module_name)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    original, calls = getattr(owner, name), 0
+
+    def replacement(*args, **kwargs):
+        nonlocal calls
+        struck = any(part in str(argument) for argument in args) or not part
+        calls += struck
+        if struck and calls == call:
+            if action == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise {"full disk": OSError(28, "No space left on device")}.get(
+                action, LookupError(action)
+            )
+        return original(*args, **kwargs)
+
+    setattr(owner, name, replacement)
+
+
+def run(job: dict) -> int:
+    """What a child does; returns its exit code."""
+    os.environ.update(job.get("env", {}))
+    if "DETECTRON2_DATASETS" in job.get("env", {}):
+        register_all(os.environ["DETECTRON2_DATASETS"])
+    if "fsize" in job:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["fsize"], job["fsize"]))
+    for target in job.get("strikes", []):
+        strike(*target)
+    if "group" in job:
+        join_group(job["group"], job["rank"], job["world"])
+    if "code" in job:
+        exec(job["code"], {"job": job})
+        return 0
+    script, *arguments = job["argv"]
+    sys.argv = [script, *arguments]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as exit:
+        if isinstance(exit.code, str):
+            sys.stderr.write(f"{exit.code}\n")
+            return 1
+        return exit.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def join_group(path: str, rank: int, world: int) -> None:
+    """Become one of several processes, as detectron2's launch makes them, but without spawning."""
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world)
+    comm.create_local_process_group(world)
+
+
+def fork(job: dict) -> int:
+    """Start a child; returns its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    with contextlib.suppress(BaseException):
+        for number, key in ((1, "stdout"), (2, "stderr")):
+            suffix = f".{job['rank']}" if job["rank"] else ""
+            target = os.open(job[key] + suffix, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(target, number)
+        code = run(job)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def answer(message: dict) -> None:
+    """Send one line."""
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def serve() -> None:
+    """Answer jobs until stdin ends."""
+    torch.set_num_threads(1)
+    # torch imports its compiler when the first optimiser is made, which takes seconds.
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    # The real host's report on the environment runs compilers to ask for their versions.
+    if hasattr(defaults, "collect_env_info"):
+        defaults.collect_env_info = str
+    answer({"ready": True})
+    for line in sys.stdin:
+        job = json.loads(line)
+        start = time.perf_counter()
+        world = job.get("world", 1)
+        pids = [fork({**job, "rank": rank}) for rank in range(world)]
+        if job.get("kill_after") is not None:
+            time.sleep(job["kill_after"])
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+        codes = [0] * world
+        for _ in pids:
+            pid, status = os.wait()
+            codes[pids.index(pid)] = os.waitstatus_to_exitcode(status)
+            if status:
+                # The others would wait for the failed one until a timeout.
+                for other in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(other, signal.SIGKILL)
+        seconds = time.perf_counter() - start
+        answer({"code": codes[0], "codes": codes, "seconds": seconds})
+
+
+if __name__ == "__main__":
+    serve()

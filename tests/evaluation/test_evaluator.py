@@ -1,0 +1,296 @@
+"""The evaluator: same figures from every form of input, and errors that name files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from d2_smallobj.evaluation import SmallObjectEvaluator
+from d2_smallobj.evaluation.evaluator import to_labels
+from d2_smallobj.metrics import Accumulator
+from d2_smallobj.scoring import load_run
+from d2_smallobj.scoring.run_files import RUN_FILES
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
+
+
+def run(dataset, outputs=None, **options):
+    evaluator = SmallObjectEvaluator(dataset.name, **options)
+    outputs = dataset.guesses if outputs is None else outputs
+    evaluator.reset()
+    for record, output in zip(dataset.records, outputs):
+        evaluator.process([record], [{"sem_seg": torch.as_tensor(output)}])
+    return evaluator.evaluate()["sem_seg"]
+
+
+def core(dataset, with_instances=True, mode="exact"):
+    """The same figures from the numeric core alone."""
+    accumulator = Accumulator(4, mode=mode)
+    for record, labels, maps in zip(dataset.records, dataset.guesses, dataset.scenes):
+        accumulator.update(record["image_id"], labels, *maps[: 1 + with_instances])
+    return accumulator.summarize(["background", "cat", "dog", "bird"])
+
+
+def bits(figures):
+    return {key: repr(value) for key, value in figures.items()}
+
+
+def scores(labels):
+    """Logits whose maximum is at the label."""
+    noise = torch.rand((4, *labels.shape), generator=torch.Generator().manual_seed(0))
+    labels = torch.as_tensor(labels).long()
+    return noise.scatter(0, labels[None], 2.0)
+
+
+@pytest.mark.parametrize("mode", ["exact", "official"])
+def test_figures_are_the_cores(dataset, mode):
+    figures = run(dataset, mode=mode)
+    assert bits(figures) == bits(core(dataset, mode=mode))
+    assert list(figures) == list(core(dataset))
+    assert 0 < figures["IA-mIoU"] < 100
+    assert (figures["images"], figures["instances"]) == (5, 15)
+
+
+def test_the_modes_differ_here(dataset):
+    assert run(dataset)["IA-mIoU"] != run(dataset, mode="official")["IA-mIoU"]
+
+
+def test_scores_and_labels_give_the_same(dataset):
+    expected = bits(core(dataset))
+    logits = [scores(labels) for labels in dataset.guesses]
+    for outputs in (logits, [x.double().softmax(0) for x in logits], [x.half() for x in logits]):
+        assert bits(run(dataset, outputs)) == expected
+    for dtype in (torch.uint8, torch.int32, torch.int64):
+        labels = [torch.as_tensor(labels).to(dtype) for labels in dataset.guesses]
+        assert bits(run(dataset, labels)) == expected
+
+
+def test_without_instance_files_components_are_the_instances(dataset):
+    for record in dataset.records:
+        del record["ins_seg_file_name"]
+    figures = run(dataset)
+    assert bits(figures) == bits(core(dataset, with_instances=False))
+
+
+def test_keys_dropped_by_a_mapper_come_from_the_catalog(dataset):
+    evaluator = SmallObjectEvaluator(dataset.name)
+    for record, labels in zip(dataset.records, dataset.guesses):
+        # detectron2's DatasetMapper pops sem_seg_file_name when not training.
+        evaluator.process([{"file_name": record["file_name"]}], [{"sem_seg": labels}])
+    assert bits(evaluator.evaluate()["sem_seg"]) == bits(core(dataset))
+
+
+def test_an_instance_file_dropped_by_a_mapper_is_not_silently_replaced(dataset):
+    evaluator = SmallObjectEvaluator(dataset.name)
+    for record, labels in zip(dataset.records, dataset.guesses):
+        kept = {key: record[key] for key in ("file_name", "image_id", "sem_seg_file_name")}
+        evaluator.process([kept], [{"sem_seg": labels}])
+    assert bits(evaluator.evaluate()["sem_seg"]) == bits(core(dataset))
+
+
+def test_batches_and_reset(dataset):
+    evaluator = SmallObjectEvaluator(dataset.name)
+    outputs = [{"sem_seg": torch.as_tensor(labels)} for labels in dataset.guesses]
+    evaluator.process(dataset.records, outputs)
+    assert bits(evaluator.evaluate()["sem_seg"]) == bits(core(dataset))
+    evaluator.reset()
+    evaluator.process(dataset.records, outputs)
+    assert bits(evaluator.evaluate()["sem_seg"]) == bits(core(dataset))
+
+
+def test_through_the_hosts_inference_loop(dataset):
+    guesses = {r["image_id"]: labels for r, labels in zip(dataset.records, dataset.guesses)}
+    results = inference_on_dataset(
+        lambda batch: [{"sem_seg": scores(guesses[r["image_id"]])} for r in batch],
+        [[record] for record in dataset.records],
+        DatasetEvaluators([SmallObjectEvaluator(dataset.name)]),
+    )
+    assert list(results) == ["sem_seg"]
+    assert bits(results["sem_seg"]) == bits(core(dataset))
+
+
+def test_files_are_written(dataset, tmp_path):
+    folder = tmp_path / "made" / "on_demand"
+    figures = run(dataset, output_dir=folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(RUN_FILES)
+    written = json.loads((folder / "metrics.json").read_text())
+    assert written["dataset"] == dataset.name
+    assert written["options"]["mode"] == "exact"
+    assert written["IA-mIoU"] == written["sem_seg"]["IA-mIoU"]
+    # Undefined is null: NaN is no JSON.
+    assert written["sem_seg"]["IA-IoU-bird"] is None
+    defined = {key: value for key, value in figures.items() if not math.isnan(value)}
+    assert {k: v for k, v in written["sem_seg"].items() if v is not None} == defined
+    with open(folder / "instances.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == figures["instances"] + figures["images"]
+    cats = [float(row["iou"]) for row in rows if row["category"] == "cat"]
+    assert 100 * math.fsum(cats) / len(cats) == figures["IA-IoU-cat"]
+    assert [row["size"] for row in rows[:4]] == ["", "S", "S", "S"]
+    assert rows[0]["image_id"] == "image0"
+
+
+def test_the_folder_is_a_scored_run(dataset, tmp_path):
+    figures = run(dataset, output_dir=tmp_path / "run")
+    loaded = load_run(tmp_path / "run")
+    assert bits(loaded.figures) == bits(figures)
+    assert (loaded.name, loaded.options["dataset"]) == ("run", dataset.name)
+    assert list(loaded.class_names) == dataset.metadata.stuff_classes
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_give_the_same_files(dataset, tmp_path, workers):
+    figures = [
+        run(dataset, output_dir=tmp_path / str(number), num_workers=number)
+        for number in (0, workers)
+    ]
+    assert bits(figures[0]) == bits(figures[1])
+    for name in RUN_FILES:
+        alone = (tmp_path / "0" / name).read_bytes()
+        assert (tmp_path / str(workers) / name).read_bytes() == alone
+
+
+def test_workers_errors_are_raised(dataset):
+    evaluator = SmallObjectEvaluator(dataset.name, num_workers=2)
+    evaluator.process(dataset.records[:1], [{"sem_seg": dataset.guesses[0]}])
+    evaluator.process(dataset.records[1:2], [{"sem_seg": dataset.guesses[2]}])
+    with pytest.raises(ValueError, match=r"1\.jpg \(ground truth .*semantic/1\.png.*one shape"):
+        evaluator.evaluate()
+    # After a reset nothing of it is left.
+    evaluator.reset()
+    evaluator.process(dataset.records[:1], [{"sem_seg": dataset.guesses[0]}])
+    assert evaluator.evaluate()["sem_seg"]["images"] == 1
+    with pytest.raises(ValueError, match=r"num_workers must be >= 0, got -1"):
+        SmallObjectEvaluator(dataset.name, num_workers=-1)
+
+
+def test_nothing_is_written_unasked(dataset):
+    before = sorted(dataset.folder.rglob("*"))
+    run(dataset)
+    assert sorted(dataset.folder.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_written(dataset, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"could not write .*file.*instances\.csv"):
+        run(dataset, output_dir=tmp_path / "file")
+
+
+def test_the_log_has_a_table(dataset, caplog):
+    with caplog.at_level(logging.INFO, logger="d2_smallobj"):
+        figures = run(dataset)
+    text = caplog.text
+    assert f"| {figures['mIoU']:.2f}" in text
+    assert "IA-mIoU_S" in text
+    assert any(line.startswith("| cat") and "| 10 " in line for line in text.splitlines())
+    # A class that does not occur has no row.
+    assert "| bird" not in text
+
+
+def test_no_image_at_all(dataset, caplog):
+    with caplog.at_level(logging.WARNING, logger="d2_smallobj"):
+        figures = SmallObjectEvaluator(dataset.name).evaluate()["sem_seg"]
+    assert "no image was evaluated" in caplog.text
+    assert figures["images"] == 0
+    assert math.isnan(figures["IA-mIoU"])
+
+
+def test_own_ignore_label_and_bins(dataset):
+    evaluator = SmallObjectEvaluator(dataset.name, size_bins={"tiny": 101, "rest": math.inf})
+    record = dataset.records[0]
+    evaluator.process([record], [{"sem_seg": dataset.guesses[0]}])
+    figures = evaluator.evaluate()["sem_seg"]
+    # Areas 100, 140 and 300.
+    assert (figures["instances_tiny"], figures["instances_rest"]) == (1, 2)
+
+
+def test_class_numbers_where_there_are_no_names(dataset):
+    del dataset.metadata.__dict__["stuff_classes"]
+    figures = run(dataset, num_classes=4)
+    assert figures["instances-2"] == 5
+    with pytest.raises(
+        ValueError, match=r"metadata of 'test_.*' has no stuff_classes.*num_classes"
+    ):
+        SmallObjectEvaluator(dataset.name)
+
+
+def test_settings_are_checked_at_once(dataset):
+    with pytest.raises(ValueError, match=r"mode: unknown value 'official2'.*mean 'official'"):
+        SmallObjectEvaluator(dataset.name, mode="official2")
+    with pytest.raises(ValueError, match=r"num_classes must be 4, .* got 5"):
+        SmallObjectEvaluator(dataset.name, num_classes=5)
+
+
+def test_an_image_evaluated_twice_is_named(dataset):
+    with pytest.raises(ValueError, match=r"0\.jpg .*evaluated once, got again image0 "):
+        SmallObjectEvaluator(dataset.name).process(
+            [dataset.records[0]] * 2, [{"sem_seg": dataset.guesses[0]}] * 2
+        )
+
+
+def one(dataset, prediction, record=None):
+    record = dataset.records[0] if record is None else record
+    SmallObjectEvaluator(dataset.name).process([record], [{"sem_seg": prediction}])
+
+
+def test_a_missing_file_is_named(dataset):
+    (dataset.folder / "instances" / "0.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"instances/0\.png"):
+        one(dataset, dataset.guesses[0])
+
+
+@pytest.mark.parametrize("kind", ["semantic", "instances"])
+def test_a_corrupt_file_is_named(dataset, kind):
+    path = dataset.folder / kind / "0.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match=rf"{kind}/0\.png.*corrupt"):
+        one(dataset, dataset.guesses[0])
+
+
+def test_a_bad_prediction_is_named(dataset):
+    with pytest.raises(
+        ValueError, match=r"0\.jpg \(ground truth .*semantic/0\.png and .*one shape"
+    ):
+        one(dataset, dataset.guesses[1])
+    with pytest.raises(ValueError, match=r"0\.jpg .*prediction must hold 0\.\.3 .*got 9 \("):
+        one(dataset, np.full((40, 50), 9))
+    with pytest.raises(
+        ValueError, match=r"0\.jpg .*\(4, H, W\) scores .* got shape \(21, 40, 50\)"
+    ):
+        one(dataset, torch.zeros(21, 40, 50))
+    with pytest.raises(TypeError, match=r"0\.jpg .*must hold integer labels, got torch\.float32"):
+        one(dataset, torch.zeros(40, 50))
+
+
+def test_ground_truth_of_another_image_is_named(dataset):
+    dataset.records[0]["ins_seg_file_name"] = dataset.records[1]["ins_seg_file_name"]
+    with pytest.raises(ValueError, match=r"semantic/0\.png and .*instances/1\.png"):
+        one(dataset, dataset.guesses[0])
+
+
+def test_an_unknown_image_is_named(dataset):
+    with pytest.raises(ValueError, match=r"has no ground truth for 'elsewhere\.jpg'"):
+        one(dataset, dataset.guesses[0], {"file_name": "elsewhere.jpg", "image_id": "x"})
+    with pytest.raises(ValueError, match=r"needs 'image_id' or 'file_name', got \['height'\]"):
+        one(dataset, dataset.guesses[0], {"height": 40})
+
+
+def test_an_unregistered_data_set():
+    with pytest.raises(ValueError, match=r"'no_such_set' has no stuff_classes; register"):
+        SmallObjectEvaluator("no_such_set")
+    MetadataCatalog.pop("no_such_set", None)
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(2, np.uint8), (256, np.uint8), (300, np.int32)])
+def test_to_labels_keeps_every_class(classes, dtype):
+    labels = torch.arange(classes).reshape(1, -1)
+    one_hot = torch.nn.functional.one_hot(labels, classes).permute(2, 0, 1)
+    found = to_labels(one_hot.float(), classes)
+    assert found.dtype == dtype
+    assert found.tolist() == labels.tolist()

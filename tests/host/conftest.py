@@ -1,0 +1,60 @@
+"""Fixtures of the host tests; importing d2_smallobj makes ``detectron2`` importable."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import d2_smallobj
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+
+# Tests are imported by path (--import-mode=importlib), so the helper is made known by name here.
+_spec = importlib.util.spec_from_file_location("host_toy", HERE / "host_toy.py")
+host_toy = sys.modules["host_toy"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(host_toy)
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Run code in a new process; returns its stdout, or the stderr of one that must fail."""
+
+    def run(code, *, host=None, fails=False, path=(), arguments=()):
+        environment = {k: v for k, v in os.environ.items() if k != "D2_SMALLOBJ_HOST"}
+        if host is not None:
+            environment["D2_SMALLOBJ_HOST"] = host
+        search = [*map(str, path), str(HERE), str(REPOSITORY)]
+        environment["PYTHONPATH"] = os.pathsep.join(search)
+        environment["OMP_NUM_THREADS"] = "1"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            timeout=300,
+            check=False,
+        )
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stderr if fails else done.stdout
+
+    return run
+
+
+@pytest.fixture
+def toy_cfg(tmp_path):
+    """A config for the net and the data of :mod:`host_toy`."""
+    return host_toy.config(tmp_path / "output")
+
+
+@pytest.fixture
+def embedded_only():
+    """Skip where a real detectron2 runs: the test is about the stand-in's own behaviour."""
+    if d2_smallobj.host().name != "embedded":
+        pytest.skip("about the embedded host")

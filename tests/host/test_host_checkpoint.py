@@ -1,0 +1,215 @@
+"""Saving, resuming, foreign weights, and files that must be refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from d2_smallobj.engine import SafeCheckpointer
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.engine.hooks import PeriodicCheckpointer
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling import build_backbone
+from detectron2.utils.file_io import PathManager
+
+
+class Counter:
+    def __init__(self):
+        self.count = 0
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+
+def same(a, b):
+    states = a.state_dict(), b.state_dict()
+    return all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_save_and_resume(tmp_path):
+    counter = Counter()
+    checkpointer = DetectionCheckpointer(net(0), str(tmp_path), counter=counter)
+    assert not checkpointer.has_checkpoint()
+    counter.count = 5
+    checkpointer.save("model_a", iteration=3)
+    counter.count = 6
+    checkpointer.save("model_b", iteration=4)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_b.pth"
+
+    other = Counter()
+    resumed = DetectionCheckpointer(net(1), str(tmp_path), counter=other)
+    extra = resumed.resume_or_load("ignored.pth", resume=True)
+    assert (extra["iteration"], other.count) == (4, 6)
+    assert same(resumed.model, checkpointer.model)
+
+    fresh = Counter()
+    loaded = DetectionCheckpointer(net(1), str(tmp_path), counter=fresh)
+    loaded.resume_or_load(str(tmp_path / "model_a.pth"), resume=False)
+    assert fresh.count == 0  # the weights only
+    assert same(loaded.model, checkpointer.model)
+    assert loaded.load("") == {}
+
+
+def test_periodic_checkpointer(tmp_path):
+    checkpointer = DetectionCheckpointer(net(), str(tmp_path))
+    periodic = PeriodicCheckpointer(checkpointer, 2, max_to_keep=1)
+    periodic.max_iter = 5
+    for iteration in range(5):
+        periodic.step(iteration)
+    found = sorted(name for name in os.listdir(tmp_path) if name.endswith(".pth"))
+    assert found == ["model_0000003.pth", "model_final.pth"]
+
+
+def test_only_the_main_process_saves(tmp_path):
+    DetectionCheckpointer(net(), str(tmp_path), save_to_disk=False).save("a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bare_state_dicts_and_other_shapes_load(tmp_path, caplog):
+    source = net(0).state_dict()
+    source["0.weight"] = torch.zeros(7, 3, 1, 1)
+    torch.save(source, tmp_path / "bare.pth")
+    model = net(1)
+    before = model[0].weight.clone()
+    DetectionCheckpointer(model).load(str(tmp_path / "bare.pth"))
+    assert torch.equal(model[0].weight, before)
+    assert torch.equal(model[0].bias, source["0.bias"])
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises((OSError, AssertionError), match=r"gone\.pth"):
+        DetectionCheckpointer(net()).load(str(tmp_path / "gone.pth"))
+
+
+def test_data_parallel_weights_load(tmp_path):
+    source = net(0)
+    prefixed = {f"module.{k}": v for k, v in source.state_dict().items()}
+    torch.save({"model": prefixed}, tmp_path / "parallel.pth")
+    model = net(1)
+    DetectionCheckpointer(nn.DataParallel(model)).load(str(tmp_path / "parallel.pth"))
+    assert same(model, source)
+
+
+class Segmentor(nn.Module):
+    """A ResNet-50's stem and res2 under a prefix, and a head of its own."""
+
+    def __init__(self):
+        super().__init__()
+        cfg = get_cfg()
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res2"]
+        self.backbone = build_backbone(cfg)
+        self.head = Conv2d(256, 3, 1)
+        self.register_buffer("pixel_mean", torch.zeros(3, 1, 1))
+
+
+def caffe2_blobs(model):
+    """Random weights for the backbone, as MSRA's .pkl files name them."""
+    random, blobs = np.random.default_rng(0), {}
+    for key, value in model.backbone.state_dict().items():
+        if "running" in key:
+            continue  # folded into scale and bias
+        array = random.standard_normal(tuple(value.shape)).astype(np.float32)
+        if key.startswith("stem"):
+            name = {"stem.conv1.weight": "conv1_w", "stem.conv1.norm.weight": "res_conv1_bn_s"}
+            blobs[name.get(key, "res_conv1_bn_b")] = array
+            continue
+        stage, block, layer, *rest = key.split(".")
+        branch = {"shortcut": "1", "conv1": "2a", "conv2": "2b", "conv3": "2c"}[layer]
+        end = {"weight": "w", "norm.weight": "bn_s", "norm.bias": "bn_b"}[".".join(rest)]
+        blobs[f"{stage}_{block}_branch{branch}_{end}"] = array
+    return blobs
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_caffe2_weights_find_their_places(tmp_path, wrapped, protocol):
+    model = Segmentor()
+    blobs = caffe2_blobs(model)
+    data = {**blobs, "fc1000_w": np.zeros((10, 4)), "conv1_w_momentum": blobs["conv1_w"]}
+    with open(tmp_path / "R-50.pkl", "wb") as stream:
+        pickle.dump({"blobs": data} if wrapped else data, stream, protocol=protocol)
+    head = model.head.weight.clone()
+    SafeCheckpointer(model).load(str(tmp_path / "R-50.pkl"))
+    backbone = model.backbone
+    for parameter, name in (
+        (backbone.stem.conv1.weight, "conv1_w"),
+        (backbone.stem.conv1.norm.bias, "res_conv1_bn_b"),
+        (backbone.res2[0].shortcut.weight, "res2_0_branch1_w"),
+        (backbone.res2[1].conv2.norm.weight, "res2_1_branch2b_bn_s"),
+        (backbone.res2[2].conv3.weight, "res2_2_branch2c_w"),
+    ):
+        np.testing.assert_array_equal(parameter.detach().numpy(), blobs[name])
+    assert torch.equal(model.head.weight, head)
+    assert isinstance(backbone.stem.conv1.norm, FrozenBatchNorm2d)
+    assert torch.all(backbone.stem.conv1.norm.running_var == 1)
+
+
+def test_zoo_pickles_match_by_the_ends_of_names(tmp_path):
+    model = Segmentor()
+    weights = {k: torch.full_like(v, 2).numpy() for k, v in model.backbone.state_dict().items()}
+    data = {"model": OrderedDict(weights), "__author__": "us", "matching_heuristics": True}
+    with open(tmp_path / "zoo.pkl", "wb") as stream:
+        pickle.dump(data, stream)
+    SafeCheckpointer(model).load(str(tmp_path / "zoo.pkl"))
+    assert all(torch.all(v == 2) for v in model.backbone.state_dict().values())
+
+
+def test_a_weight_for_two_keys_is_an_error(tmp_path):
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    data = {"model": {"weight": np.zeros((2, 2))}, "__author__": "us", "matching_heuristics": True}
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(data))
+    with pytest.raises(ValueError, match=r"matches|match one"):
+        SafeCheckpointer(model).load(str(tmp_path / "zoo.pkl"))
+
+
+class Command:
+    """Pickles as a call of ``os.mkdir``."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+def test_a_checkpoint_cannot_execute_code(tmp_path, suffix, embedded_only):
+    target = tmp_path / "executed"
+    data = {"model": {}, "__author__": Command(str(target))}
+    path = tmp_path / f"evil.{suffix}"
+    if suffix == "pkl":
+        path.write_bytes(pickle.dumps(data))
+    else:
+        torch.save(data, path)
+    for kind in (DetectionCheckpointer, SafeCheckpointer):
+        with pytest.raises((ValueError, pickle.UnpicklingError), match=r"evil|[Ww]eights"):
+            kind(net()).load(str(path))
+    assert not target.exists()
+
+
+def test_the_model_zoo_is_fetched_or_the_error_says_what_to_do(monkeypatch, embedded_only):
+    from iopath.common import file_io
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(file_io, "download", offline)
+    with pytest.raises(
+        OSError, match=r"dl\.fbaipublicfiles\.com/detectron2/x/y\.pkl .*download it"
+    ):
+        PathManager.get_local_path("detectron2://x/y.pkl")

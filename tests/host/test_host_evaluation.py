@@ -1,0 +1,119 @@
+"""Inference over a data set, and results."""
+
+from __future__ import annotations
+
+import logging
+
+import host_toy
+import pytest
+import torch
+from torch import nn
+
+from detectron2.config import get_cfg
+from detectron2.data import build_detection_test_loader
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
+
+
+class Model(nn.Module):
+    def __init__(self, fail=False):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+        self.fail = fail
+
+    def forward(self, batch):
+        if self.fail:
+            raise RuntimeError("broken model")
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        return [x["index"] for x in batch]
+
+
+class Collector(DatasetEvaluator):
+    def __init__(self, task="toy"):
+        self.task = task
+
+    def reset(self):
+        self.seen = []
+
+    def process(self, inputs, outputs):
+        assert [x["index"] for x in inputs] == outputs
+        self.seen += outputs
+
+    def evaluate(self):
+        return {self.task: {"seen": len(self.seen)}}
+
+
+@pytest.fixture
+def loader():
+    return build_detection_test_loader(host_toy.samples(), mapper=lambda x: x, batch_size=5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_inference_sees_everything_in_eval_mode(loader, training):
+    model = Model().train(training)
+    collector = Collector()
+    assert inference_on_dataset(model, loader, collector) == {"toy": {"seen": host_toy.SIZE}}
+    assert collector.seen == list(range(host_toy.SIZE))
+    assert model.training == training
+    assert torch.is_grad_enabled()
+
+
+def test_several_evaluators_and_functions(loader):
+    results = inference_on_dataset(Model(), loader, [Collector("a"), Collector("b")])
+    assert results == {"a": {"seen": 12}, "b": {"seen": 12}}
+    assert inference_on_dataset(lambda batch: batch, loader, DatasetEvaluator()) == {}
+    with pytest.raises((ValueError, AssertionError), match="same key"):
+        inference_on_dataset(Model(), loader, DatasetEvaluators([Collector(), Collector()]))
+
+
+def test_the_mode_is_restored_after_an_exception(loader, embedded_only):
+    model = Model(fail=True).train()
+    with pytest.raises(RuntimeError, match="broken model"):
+        inference_on_dataset(model, loader, Collector())
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("expected", "passes"),
+    [
+        ([], True),
+        ([["toy", "IoU", 50.0, 0.1]], True),
+        ([["toy", "IoU", 50.05, 0.1], ["toy", "nan", 1.0, 1.0]], False),
+        ([["toy", "IoU", 51.0, 0.1]], False),
+        ([["toy", "absent", 1.0, 1.0]], False),
+    ],
+)
+def test_results_are_verified(expected, passes):
+    cfg = get_cfg()
+    cfg.TEST.EXPECTED_RESULTS = expected
+    results = {"toy": {"IoU": 50.0, "nan": float("nan")}}
+    if passes:
+        assert verify_results(cfg, results) is True
+        return
+    with pytest.raises(SystemExit, match="1"):
+        verify_results(cfg, results)
+
+
+def test_results_are_printed_for_copying():
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("detectron2.evaluation")
+    level, _ = logger.level, logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        print_csv_format({"toy": {"mIoU": 12.34567, "IoU-cat": 1.0}})
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert lines == [
+        "copypaste: Task: toy",
+        "copypaste: mIoU",
+        "copypaste: 12.3457",
+    ]

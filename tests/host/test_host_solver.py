@@ -1,0 +1,72 @@
+"""Gradient clipping and schedules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fvcore.common.param_scheduler import LinearParamScheduler, PolynomialDecayParamScheduler
+from torch import nn
+
+from detectron2.solver import LRMultiplier
+from detectron2.solver.build import maybe_add_gradient_clipping
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("value", [0.5, -0.5]), ("norm", [0.3, -0.4])])
+def test_gradients_are_clipped_per_parameter(toy_cfg, kind, expected):
+    toy_cfg.merge_from_list(
+        ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind,
+         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5]
+    )  # fmt: skip
+    first, second = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    optimizer = maybe_add_gradient_clipping(toy_cfg, torch.optim.SGD)([first, second], lr=1.0)
+    assert isinstance(optimizer, torch.optim.SGD)
+    first.grad, second.grad = torch.tensor([3.0, -4.0]), torch.tensor([0.0, 0.1])
+    optimizer.step()
+    torch.testing.assert_close(first.data, -torch.tensor(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(second.data, torch.tensor([0.0, -0.1]))
+
+
+def test_without_clipping_the_optimizer_is_returned(toy_cfg):
+    assert maybe_add_gradient_clipping(toy_cfg, torch.optim.SGD) is torch.optim.SGD
+
+
+def test_an_unknown_way_of_clipping_is_an_error(toy_cfg):
+    toy_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    toy_cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "values"
+    with pytest.raises(ValueError, match="values"):
+        maybe_add_gradient_clipping(toy_cfg, torch.optim.SGD)
+
+
+def rates(scheduler, optimizer, n):
+    out = []
+    for _ in range(n):
+        out.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    return out
+
+
+def test_lr_multiplier_scales_every_group():
+    groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": lr} for lr in (1.0, 10.0)]
+    optimizer = torch.optim.SGD(groups, lr=5.0)
+    scheduler = LRMultiplier(optimizer, PolynomialDecayParamScheduler(1.0, 0.9), max_iter=10)
+    for i, (low, high) in enumerate(rates(scheduler, optimizer, 10)):
+        assert low == pytest.approx((1 - i / 10) ** 0.9)
+        assert high == pytest.approx(10 * low)
+    assert set(scheduler.state_dict()) == {"base_lrs", "last_epoch"}
+
+
+def test_lr_multiplier_resumes():
+    def build(last_iter=-1):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+        return optimizer, LRMultiplier(optimizer, LinearParamScheduler(1, 0), 10, last_iter)
+
+    optimizer, scheduler = build()
+    straight = rates(scheduler, optimizer, 8)
+    optimizer, scheduler = build()
+    rates(scheduler, optimizer, 4)
+    states = optimizer.state_dict(), scheduler.state_dict()
+    optimizer, scheduler = build()
+    optimizer.load_state_dict(states[0])
+    scheduler.load_state_dict(states[1])
+    assert rates(scheduler, optimizer, 4) == straight[4:]

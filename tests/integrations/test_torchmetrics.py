@@ -1,0 +1,216 @@
+"""The torchmetrics wrapper gives the accumulator's numbers, in one process and in two."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from d2_smallobj.metrics import Accumulator
+
+pytest.importorskip("torchmetrics")
+from d2_smallobj.integrations import torchmetrics as integration
+from d2_smallobj.integrations.torchmetrics import InstanceAwareIoU
+
+NAMES = ["background", "a", "b"]
+
+
+def scene(number):
+    rng = np.random.default_rng(number)
+    instances = rng.integers(0, 4, (6, 8)).repeat(4, 0).repeat(4, 1)
+    semantic = np.array([0, 1, 2, 1])[instances]
+    semantic[:2] = 255
+    scores = rng.normal(size=(3, 24, 32)) + 1.5 * (np.arange(3)[:, None, None] == semantic)
+    return torch.tensor(scores), torch.tensor(semantic), torch.tensor(instances)
+
+
+def batch(numbers):
+    return [torch.stack(maps) for maps in zip(*(scene(number) for number in numbers))]
+
+
+def reference(numbers, *, named=True, **options):
+    accumulator = Accumulator(3, **options)
+    for number in numbers:
+        scores, semantic, instances = scene(number)
+        accumulator.update(
+            f"image ä{number}",
+            scores.argmax(0).numpy(),
+            semantic.numpy(),
+            instances.numpy() if named else None,
+        )
+    return accumulator
+
+
+def ids(numbers):
+    return [f"image ä{number}" for number in numbers]
+
+
+def bits(figures):
+    return {name: float(value).hex() for name, value in figures.items()}
+
+
+def fill(metric, numbers):
+    metric.update(*batch(numbers), image_ids=ids(numbers))
+    return metric
+
+
+@pytest.mark.parametrize("mode", ["exact", "official"])
+def test_the_numbers_are_the_accumulators(mode):
+    metric = InstanceAwareIoU(3, NAMES, mode=mode)
+    fill(metric, [3, 1])
+    fill(metric, [2])
+    expected = reference([1, 2, 3], mode=mode)
+    found = metric.compute()
+    assert bits(found) == bits(expected.summarize(NAMES))
+    assert list(found) == list(expected.summarize(NAMES))
+    assert {value.dtype for value in found.values()} == {torch.float64}
+
+
+def test_records_blobs_and_counts_come_through():
+    found, expected = fill(InstanceAwareIoU(3), [1, 2, 3]).accumulator(), reference([1, 2, 3])
+    for table in ("table", "blobs"):
+        columns = getattr(found, table).columns()
+        for name, column in getattr(expected, table).columns().items():
+            assert columns[name].dtype.kind == column.dtype.kind
+            assert columns[name].tolist() == column.tolist()
+    assert len(expected.blobs) > 0
+    assert np.array_equal(found.image_counts, expected.image_counts)
+    assert np.array_equal(found.confusion, expected.confusion)
+
+
+def test_labels_instead_of_scores_and_components_instead_of_instances():
+    scores, semantic, _ = batch([1, 2])
+    metric = InstanceAwareIoU(3, NAMES)
+    metric.update(scores.argmax(1), semantic)
+    found = metric.compute()
+    assert bits(found) == bits(reference([1, 2], named=False).summarize(NAMES))
+
+
+def test_forward_gives_the_batch_and_keeps_the_data_set():
+    metric = InstanceAwareIoU(3, NAMES)
+    for numbers in ([1], [2, 3]):
+        value = metric(*batch(numbers), image_ids=ids(numbers))
+        assert bits(value) == bits(reference(numbers).summarize(NAMES))
+    assert bits(metric.compute()) == bits(reference([1, 2, 3]).summarize(NAMES))
+    metric.reset()
+    assert metric.accumulator().images == []
+
+
+def test_own_size_bins_and_pickling():
+    metric = fill(InstanceAwareIoU(3, NAMES, size_bins={"tiny": 100, "rest": 1e9}), [4])
+    found = pickle.loads(pickle.dumps(metric)).compute()
+    assert "IA-mIoU_tiny" in found
+    assert bits(found) == bits(metric.compute())
+
+
+def test_an_image_counts_once():
+    metric = fill(InstanceAwareIoU(3), [1])
+    fill(metric, [1])
+    with pytest.raises(ValueError, match=r"evaluated once, got again image ä1 "):
+        metric.compute()
+
+
+def test_a_refused_batch_leaves_nothing_behind():
+    metric = InstanceAwareIoU(3)
+    labels = torch.zeros(2, 4, 4, dtype=torch.int64)
+    wrong = labels.clone()
+    wrong[1] = 9
+    with pytest.raises(ValueError, match=r"prediction must hold 0..2"):
+        metric.update(wrong, labels)
+    assert metric.accumulator().images == []
+
+
+def test_wrong_input_is_refused():
+    labels = torch.zeros(2, 4, 4, dtype=torch.int64)
+    metric = InstanceAwareIoU(3)
+    with pytest.raises(ValueError, match=r"preds must be \(B, 3, H, W\) .* shape \(2, 4, 4\)"):
+        metric.update(labels.float(), labels)
+    with pytest.raises(ValueError, match=r"got torch.float32 of shape \(2, 5, 4, 4\)"):
+        metric.update(torch.zeros(2, 5, 4, 4), labels)
+    with pytest.raises(ValueError, match=r"image_ids must have 2 entries, got 1"):
+        metric.update(labels, labels, image_ids=["a"])
+    with pytest.raises(ValueError, match=r"target must have 2 entries, got 1"):
+        metric.update(labels, labels[:1])
+    with pytest.raises(ValueError, match=r"class_names must be 3 names, .* got 2: \['a', 'b'\]"):
+        InstanceAwareIoU(3, ["a", "b"])
+    with pytest.raises(ValueError, match=r"mode: unknown value 'exakt'.*did you mean 'exact'"):
+        InstanceAwareIoU(3, mode="exakt")
+
+
+SCRIPT = """
+import json, sys
+import torch
+import torch.distributed as dist
+sys.path[:0] = [sys.argv[1]]
+import test_torchmetrics as t
+
+
+def main(rank, store, out):
+    dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
+    results = []
+    for share in ([[1, 4, 2], [3]], [[1, 2, 3, 4], []]):
+        metric = t.InstanceAwareIoU(3, t.NAMES)
+        for number in share[rank]:
+            t.fill(metric, [number])
+        results.append(t.bits(metric.compute()))
+        assert len(metric.accumulator().images) == len(share[rank])
+    metric = t.InstanceAwareIoU(3, t.NAMES)
+    metric.update(*t.batch([1 + rank]))
+    results.append(t.bits(metric.compute()))
+    metric = t.fill(t.InstanceAwareIoU(3, t.NAMES), [1])
+    try:
+        metric.compute()
+    except ValueError as error:
+        results.append(str(error))
+    with open(f"{out}.{rank}", "w") as file:
+        json.dump(results, file)
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(main, args=sys.argv[2:4], nprocs=2)
+"""
+
+
+def test_two_processes(tmp_path, repository):
+    script = tmp_path / "two.py"
+    script.write_text(SCRIPT)
+    here = str(repository / "tests" / "integrations")
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    arguments = [here, str(tmp_path / "store"), str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    whole = bits(reference([1, 2, 3, 4]).summarize(NAMES))
+    for rank in (0, 1):
+        uneven, one_idle, unnamed, repeated = json.loads((tmp_path / f"out.{rank}").read_text())
+        assert uneven == one_idle == whole
+        assert unnamed == bits(reference([1, 2]).summarize(NAMES))
+        assert "got again image ä1 " in repeated
+
+
+def test_without_torchmetrics_the_error_says_what_to_do(repository):
+    code = "import sys; sys.modules['torchmetrics'] = None\n"
+    code += "import d2_smallobj.integrations\nimport d2_smallobj.integrations.torchmetrics"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "needs torchmetrics" in done.stderr
+    assert "pip install 'd2_smallobj[torchmetrics]'" in done.stderr
+
+
+def test_the_example_in_the_docstring_runs():
+    result = doctest.testmod(integration)
+    assert (result.failed, result.attempted) == (0, 4)

@@ -1,0 +1,558 @@
+"""The penalty: identities with autograd, the proximal step, checkpoints, errors."""
+
+import io
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from d2_smallobj.losses import ElasticWeightConsolidation, optimized_parameters, plain_name
+from d2_smallobj.losses import parameters as parameters_module
+from d2_smallobj.losses.parameters import chunks
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    model[0].bias.requires_grad_(False)
+    return model
+
+
+def random_fisher(model, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(parameter.shape, generator=generator)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def anchored(model, strength=500.0):
+    ewc = ElasticWeightConsolidation(
+        model.named_parameters(), strength=strength, fisher="empirical"
+    )
+    ewc.set_fisher(random_fisher(model))
+    ewc.anchor()
+    return ewc
+
+
+def move(model, seed=2):
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+
+
+@pytest.fixture(params=["one chunk", "many chunks"])
+def any_chunks(request, monkeypatch):
+    """Run with all tensors in one pass and with nearly one pass per tensor."""
+    if request.param == "many chunks":
+        monkeypatch.setattr(parameters_module, "_CHUNK", 6)
+
+
+def test_anchor_counts_what_it_holds():
+    model = make_model()
+    ewc = ElasticWeightConsolidation(model.named_parameters(), fisher="empirical")
+    ewc.set_fisher(random_fisher(model))
+    assert not ewc.anchored
+    # Convolution 4*3*3*3, batch norm 4 + 4, convolution 2*4 + 2; the frozen bias is left out.
+    assert ewc.anchor() == (5, 108 + 8 + 10)
+    assert ewc.anchored
+    assert ewc.names == ("0.weight", "1.weight", "1.bias", "2.weight", "2.bias")
+
+
+@pytest.mark.usefixtures("any_chunks")
+def test_zero_at_the_anchor_then_growing():
+    model = make_model()
+    ewc = anchored(model)
+    assert ewc.penalty().item() == 0
+    assert ewc.add_gradient_().item() == 0
+    assert all((p.grad == 0).all() for p in model.parameters() if p.requires_grad)
+    values = []
+    for _ in range(3):
+        with torch.no_grad():
+            model[0].weight += 0.01
+        values.append(ewc.penalty().item())
+    assert 0 < values[0] < values[1] < values[2]
+    assert values[1] == pytest.approx(4 * values[0], rel=1e-4)
+    assert values[2] == pytest.approx(9 * values[0], rel=1e-4)
+
+
+def test_penalty_by_hand():
+    # λ Σ F d² = 10 * (2 * 0.5² + 4 * 1²) = 45; gradient 2 λ F d = (20, 80); no factor 1/2.
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    ewc = ElasticWeightConsolidation([("p", parameter)], strength=10, fisher="empirical")
+    ewc.set_fisher({"p": torch.tensor([2.0, 4.0])})
+    ewc.anchor()
+    with torch.no_grad():
+        parameter += torch.tensor([0.5, 1.0])
+    assert ewc.penalty().item() == 45
+    parameter.grad = torch.tensor([1.0, 1.0])
+    assert ewc.add_gradient_().item() == 45
+    assert parameter.grad.tolist() == [21, 81]
+
+
+@pytest.mark.usefixtures("any_chunks")
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_gradient_equals_autograd(scale):
+    model = make_model()
+    ewc = anchored(model)
+    move(model)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    penalty = ewc.penalty(differentiable=True)
+    expected = dict(zip(trained, torch.autograd.grad(penalty, list(trained.values()))))
+    existing = {name: torch.randn_like(parameter) for name, parameter in trained.items()}
+    for name, parameter in trained.items():
+        # One gradient is missing: the penalty must create it.
+        parameter.grad = None if name == "1.bias" else existing[name].clone()
+    existing["1.bias"].zero_()
+    value = ewc.add_gradient_(scale)
+    torch.testing.assert_close(value, penalty.detach())
+    torch.testing.assert_close(ewc.penalty(), penalty.detach())
+    assert not value.requires_grad
+    for name, parameter in trained.items():
+        torch.testing.assert_close(parameter.grad, existing[name] + scale * expected[name])
+    assert model[0].bias.grad is None, "frozen"
+
+
+def test_zero_strength_adds_nothing():
+    model = make_model()
+    ewc = anchored(model, strength=0)
+    move(model)
+    assert ewc.add_gradient_().item() == 0
+    assert all((p.grad == 0).all() for p in model.parameters() if p.requires_grad)
+
+
+def test_half_precision_parameters_keep_a_wide_state():
+    model = make_model().to(torch.bfloat16)
+    ewc = anchored(model)
+    assert {t.dtype for t in [*ewc.fisher.values(), *ewc.anchor_values.values()]} == {torch.float32}
+    assert ewc.penalty().item() == 0
+    move(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(ewc.penalty(differentiable=True), trained)
+    assert ewc.add_gradient_().dtype == torch.float32
+    for parameter, gradient in zip(trained, expected):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_half_precision_parameters_take_the_proximal_step():
+    model, wide = make_model().to(torch.bfloat16), make_model().to(torch.bfloat16).float()
+    ewc, reference = anchored(model), anchored(wide)
+    move(model)
+    for parameter, wide_parameter in zip(model.parameters(), wide.parameters()):
+        wide_parameter.data.copy_(parameter.data)
+    ewc.proximal_step_([0.01] * 5)
+    reference.proximal_step_([0.01] * 5)
+    for parameter, wide_parameter in zip(model.parameters(), wide.parameters()):
+        torch.testing.assert_close(parameter, wide_parameter.bfloat16())
+
+
+def test_memory_is_two_copies_that_share_nothing_with_the_model():
+    model = make_model()
+    ewc = anchored(model)
+    held = [*ewc.fisher.values(), *ewc.anchor_values.values()]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(t.numel() for t in held) == 2 * sum(p.numel() for p in trained)
+    pointers = {t.data_ptr() for t in held}
+    assert len(pointers) == len(held)
+    assert not pointers & {p.data_ptr() for p in trained}
+
+
+def test_online_estimate_from_training_to_penalty():
+    model = make_model()
+    ewc = ElasticWeightConsolidation(model.named_parameters(), strength=5, alpha=0.5)
+    expected = {name: torch.ones_like(tensor) for name, tensor in ewc.fisher.items()}
+    for _ in range(3):
+        model.zero_grad()
+        model(torch.randn(2, 3, 5, 5)).square().mean().backward()
+        assert ewc.record_gradients()
+        for name, parameter in model.named_parameters():
+            if name in expected:
+                expected[name] = 0.5 * parameter.grad**2 + 0.5 * expected[name]
+        torch.testing.assert_close(ewc.fisher, expected)
+    ewc.anchor()
+    for name, tensor in expected.items():
+        span = tensor.max() - tensor.min() + 1e-8
+        torch.testing.assert_close(ewc.fisher[name], (tensor - tensor.min()) / span)
+    move(model)
+    assert ewc.penalty().item() > 0
+
+
+def test_online_leaves_an_overflowed_step_out():
+    model = make_model()
+    ewc = ElasticWeightConsolidation(model.named_parameters())
+    model[0].weight.grad = torch.full_like(model[0].weight, float("inf"))
+    assert ewc.record_gradients(scale=65536.0) is False
+    assert (ewc.fisher["0.weight"] == 1).all()
+
+
+# The proximal step.
+
+
+def test_proximal_step_by_hand():
+    # c F = 2 * 10 * 0.1 * (0.5, 0, 2) = (1, 0, 4); θ* = 0, θ = 1: 1 / (1 + c F).
+    parameter = nn.Parameter(torch.zeros(3))
+    ewc = ElasticWeightConsolidation([("p", parameter)], strength=10, fisher="empirical")
+    ewc.set_fisher({"p": torch.tensor([0.5, 0.0, 2.0])})
+    ewc.anchor()
+    with torch.no_grad():
+        parameter.fill_(1)
+    ewc.proximal_step_({"p": 0.1})
+    assert parameter.tolist() == pytest.approx([0.5, 1.0, 0.2])
+
+
+@pytest.mark.usefixtures("any_chunks")
+def test_proximal_step_is_implicit_euler():
+    model = make_model().double()
+    ewc = anchored(model, strength=300)
+    move(model)
+    rates = {name: 0.01 * (i + 1) for i, name in enumerate(ewc.names)}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    ewc.proximal_step_(rates)
+    # θ' = θ - lr * gradient of the penalty at θ', the gradient being add_gradient_'s.
+    ewc.add_gradient_()
+    for name, parameter in model.named_parameters():
+        if name in rates:
+            torch.testing.assert_close(parameter + rates[name] * parameter.grad, before[name])
+        else:
+            torch.testing.assert_close(parameter, before[name], rtol=0, atol=0)
+
+
+def test_proximal_fixed_points():
+    model = make_model()
+    ewc = anchored(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    ewc.proximal_step_([0.1] * 5)
+    for parameter, value in zip(model.parameters(), before):
+        torch.testing.assert_close(parameter.detach(), value, rtol=0, atol=0)
+    move(model)
+    moved = [p.detach().clone() for p in model.parameters()]
+    ewc.proximal_step_([0.0] * 5)
+    for parameter, value in zip(model.parameters(), moved):
+        torch.testing.assert_close(parameter.detach(), value, rtol=0, atol=0)
+
+
+def test_proximal_step_is_stable_for_a_huge_strength():
+    model = make_model()
+    ewc = anchored(model, strength=1e12)
+    move(model)
+    start = ewc.penalty().item()
+    values = []
+    for _ in range(3):
+        ewc.proximal_step_([1.0] * 5)
+        values.append(ewc.penalty().item())
+    assert values[0] < 1e-6 * start
+    assert all(later <= earlier for earlier, later in zip(values, values[1:]))
+    for name, parameter in model.named_parameters():
+        if name in ewc.names:
+            torch.testing.assert_close(parameter.detach(), ewc.anchor_values[name])
+
+
+def test_small_proximal_steps_are_the_explicit_ones():
+    explicit, proximal = make_model(), make_model()
+    first, second = anchored(explicit), anchored(proximal)
+    move(explicit)
+    move(proximal)
+    first.add_gradient_()
+    with torch.no_grad():
+        for parameter in explicit.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-6 * parameter.grad
+    second.proximal_step_([1e-6] * 5)
+    for a, b in zip(explicit.parameters(), proximal.parameters()):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("a.weight", "a.weight"),
+        ("module.a.weight", "a.weight"),
+        ("module._orig_mod.a.weight", "a.weight"),
+        ("_orig_mod.module.a.weight", "a.weight"),
+        ("backbone._orig_mod.a", "backbone.a"),
+        ("head.module.a", "head.module.a"),
+        ("module", "module"),
+    ],
+)
+def test_plain_name(name, plain):
+    assert plain_name(name) == plain
+
+
+class Wrapper(nn.Module):
+    """Names parameters as DistributedDataParallel does."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def test_wrapped_and_bare_models_match():
+    model = make_model()
+    bare = anchored(model)
+    wrapped_model = Wrapper(make_model(3))
+    wrapped = ElasticWeightConsolidation(wrapped_model.named_parameters(), fisher="empirical")
+    assert wrapped.names == bare.names
+    wrapped.load_state_dict(bare.state_dict())
+    # Other weights than the anchor's: the authors' penalty is 0 here.
+    assert wrapped.penalty().item() > 0
+    prefixed = {f"module.{name}": tensor for name, tensor in random_fisher(model).items()}
+    again = ElasticWeightConsolidation(model.named_parameters(), fisher="empirical")
+    again.set_fisher(prefixed)
+    torch.testing.assert_close(again.fisher, bare.fisher)
+
+
+def test_compiled_names_match():
+    model = make_model()
+    compiled = torch.compile(model)
+    assert next(iter(compiled.named_parameters()))[0].startswith("_orig_mod.")
+    names = ElasticWeightConsolidation(compiled.named_parameters()).names
+    assert names == ElasticWeightConsolidation(model.named_parameters()).names
+
+
+def test_optimized_parameters():
+    model = make_model()
+    optimizer = torch.optim.SGD([model[0].weight, model[2].bias], lr=0.1)
+    kept = optimized_parameters(model.named_parameters(), optimizer)
+    assert [name for name, _ in kept] == ["0.weight", "2.bias"]
+    assert kept[0][1] is model[0].weight
+
+
+def test_chunks_cover_every_tensor_once(monkeypatch):
+    monkeypatch.setattr(parameters_module, "_CHUNK", 10)
+    tensors = [torch.zeros(n) for n in (4, 6, 1, 30, 2, 8, 0, 10)]
+    parts = list(chunks(tensors))
+    assert [(p.start, p.stop) for p in parts] == [(0, 2), (2, 3), (3, 4), (4, 7), (7, 8)]
+    assert list(chunks([])) == []
+
+
+# Checkpoints.
+
+
+def saved_and_loaded(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("fisher", ["online", "empirical"])
+@pytest.mark.parametrize("stage", ["task A", "task B"])
+def test_resumes_from_a_file(stage, fisher):
+    model = make_model()
+    ewc = ElasticWeightConsolidation(model.named_parameters(), fisher=fisher)
+
+    def backward(model, seed):
+        torch.manual_seed(seed)
+        model.zero_grad()
+        model(torch.randn(2, 3, 5, 5)).square().mean().backward()
+
+    def finish(ewc, model):
+        if not ewc.anchored:
+            if fisher == "online":
+                backward(model, 5)
+                ewc.record_gradients()
+            else:
+                ewc.set_fisher(random_fisher(model))
+            ewc.anchor()
+        move(model)
+        model.zero_grad()
+        return ewc.add_gradient_()
+
+    if fisher == "online":
+        backward(model, 4)
+        ewc.record_gradients()
+    if stage == "task B":
+        if fisher == "empirical":
+            ewc.set_fisher(random_fisher(model))
+        ewc.anchor()
+    state = saved_and_loaded(ewc.state_dict())
+    assert ("anchor" in state) == (stage == "task B")
+
+    other_model = make_model()
+    other_model.load_state_dict(model.state_dict())
+    other = ElasticWeightConsolidation(other_model.named_parameters(), fisher=fisher)
+    other.load_state_dict(state)
+    assert other.anchored == ewc.anchored
+    torch.testing.assert_close(finish(other, other_model), finish(ewc, model), rtol=0, atol=0)
+    for a, b in zip(other_model.parameters(), model.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0)
+
+
+def test_loaded_tensors_are_copies():
+    first, second = anchored(make_model()), anchored(make_model())
+    second.load_state_dict(first.state_dict())
+    for name, tensor in first.anchor_values.items():
+        assert second.anchor_values[name].data_ptr() != tensor.data_ptr()
+        assert second.fisher[name].data_ptr() != first.fisher[name].data_ptr()
+
+
+def test_the_runs_strength_wins_and_the_difference_is_logged(caplog):
+    state = anchored(make_model(), strength=500).state_dict()
+    ewc = ElasticWeightConsolidation(
+        make_model().named_parameters(), strength=7, fisher="empirical"
+    )
+    with caplog.at_level(logging.WARNING):
+        ewc.load_state_dict(state)
+    assert ewc.strength == 7
+    assert "EWC strength is 500 in the checkpoint and 7 in this run" in caplog.text
+    assert "alpha" not in caplog.text
+
+
+def without(mapping, key):
+    return {k: v for k, v in mapping.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: without(s, "fisher"), r"state_dict must hold .*but lacks \['fisher'\]"),
+        (lambda s: without(s, "anchor"), r"state_dict must hold .*but lacks \['anchor'\]"),
+        (lambda s: {}, r"but lacks \['anchored', 'estimator', 'fisher'\]"),
+        (lambda s: {**s, "estimator": "online"}, "is 'online', this run's is 'empirical'"),
+        (
+            lambda s: {**s, "fisher": without(s["fisher"], "1.bias")},
+            r"state_dict fisher: names do not match the model's 5 .*missing \['1.bias'\] \(1\)",
+        ),
+        (lambda s: {**s, "fisher": {}}, r"state_dict fisher: names.*missing .* \(5\)"),
+        (
+            lambda s: {**s, "anchor": {**s["anchor"], "extra": torch.ones(1)}},
+            r"state_dict anchor: names.*unknown \['extra'\] \(1\)",
+        ),
+        (
+            lambda s: {**s, "anchor": {**s["anchor"], "1.bias": torch.ones(3)}},
+            r"state_dict anchor: 1\.bias must have shape \(4,\), got \(3,\)",
+        ),
+    ],
+)
+def test_bad_states_change_nothing(change, message):
+    model = make_model()
+    ewc = anchored(model)
+    move(model)
+    before = ewc.penalty()
+    with pytest.raises(ValueError, match=message):
+        ewc.load_state_dict(change(ewc.state_dict()))
+    assert ewc.anchored
+    torch.testing.assert_close(ewc.penalty(), before, rtol=0, atol=0)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": -1.0}, r"strength must be finite and >= 0, got -1\.0"),
+        ({"strength": float("nan")}, "strength must be finite and >= 0, got nan"),
+        ({"alpha": 1.0}, r"alpha must be in \[0, 1\), got 1\.0"),
+        ({"alpha": -0.1}, r"alpha must be in \[0, 1\), got -0\.1"),
+        ({"fisher": "onlin"}, "fisher.*onlin.*did you mean 'online'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        ElasticWeightConsolidation(make_model().named_parameters(), **options)
+
+
+def test_bad_parameters():
+    model = make_model()
+    named = list(model.named_parameters())
+    with pytest.raises(ValueError, match="no parameter that requires a gradient, got 0"):
+        ElasticWeightConsolidation([])
+    with pytest.raises(ValueError, match="no parameter that requires a gradient, got 0"):
+        ElasticWeightConsolidation(model.requires_grad_(False).named_parameters())
+    model.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"two parameters are called '0\.weight'"):
+        ElasticWeightConsolidation([*named, ("module.0.weight", nn.Parameter(torch.ones(1)))])
+    with pytest.raises(ValueError, match=r"'0\.weight' and 'tied' are one parameter"):
+        ElasticWeightConsolidation([*named, ("tied", model[0].weight)])
+
+
+def test_a_fisher_that_would_never_act_is_refused():
+    model = make_model()
+    ewc = ElasticWeightConsolidation(model.named_parameters())
+    # Nothing recorded: all ones, which min-max turns into zeros.
+    with pytest.raises(ValueError, match="online estimate would be 0 for all 5 tensors"):
+        ewc.anchor()
+    assert not ewc.anchored
+    assert (ewc.fisher["0.weight"] == 1).all(), "nothing was normalised"
+    ewc = ElasticWeightConsolidation(model.named_parameters(), fisher="empirical")
+    ewc.set_fisher({name: torch.zeros_like(t) for name, t in random_fisher(model).items()})
+    with pytest.raises(ValueError, match="empirical estimate would be 0 for all 5 tensors"):
+        ewc.anchor()
+    # With λ = 0 there is nothing to miss.
+    assert ElasticWeightConsolidation(model.named_parameters(), strength=0).anchor().tensors == 5
+
+
+def test_set_fisher_errors():
+    model = make_model()
+    fisher = random_fisher(model)
+    ewc = ElasticWeightConsolidation(model.named_parameters(), fisher="empirical")
+    with pytest.raises(ValueError, match=r"fisher: names do not match.*missing \['1\.bias'\]"):
+        ewc.set_fisher(without(fisher, "1.bias"))
+    with pytest.raises(ValueError, match=r"fisher: names do not match.*unknown \['0\.bias'\]"):
+        ewc.set_fisher({**fisher, "0.bias": torch.ones(4)})
+    with pytest.raises(ValueError, match=r"fisher: 1\.bias must have shape \(4,\), got \(5,\)"):
+        ewc.set_fisher({**fisher, "1.bias": torch.ones(5)})
+    with pytest.raises(ValueError, match=r"fisher: values of 1\.bias must be .*range of -1 to -1"):
+        ewc.set_fisher({**fisher, "1.bias": -torch.ones(4)})
+    assert ewc.fisher == {}
+
+
+def test_calls_in_the_wrong_order_or_kind():
+    model = make_model()
+    online = ElasticWeightConsolidation(model.named_parameters())
+    empirical = ElasticWeightConsolidation(model.named_parameters(), fisher="empirical")
+    with pytest.raises(RuntimeError, match=r"set_fisher needs fisher='empirical'.*has .*'online'"):
+        online.set_fisher(random_fisher(model))
+    with pytest.raises(RuntimeError, match=r"record_gradients needs fisher='online'.*'empirical'"):
+        empirical.record_gradients()
+    for call in (empirical.anchor, empirical.max_fisher):
+        with pytest.raises(RuntimeError, match="no empirical Fisher yet"):
+            call()
+    for name, call in (
+        ("penalty", online.penalty),
+        ("add_gradient_", online.add_gradient_),
+        ("proximal_step_", lambda: online.proximal_step_([0.1] * 5)),
+        ("check_stability", lambda: online.check_stability([])),
+    ):
+        with pytest.raises(RuntimeError, match=rf"{name} must be called after anchor\(\)"):
+            call()
+    ewc = anchored(model)
+    for name, call in (
+        ("anchor", ewc.anchor),
+        ("set_fisher", lambda: ewc.set_fisher(random_fisher(model))),
+    ):
+        with pytest.raises(RuntimeError, match=rf"{name} must be called before anchor\(\)"):
+            call()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_bad_scales(scale):
+    model = make_model()
+    online = ElasticWeightConsolidation(model.named_parameters())
+    for call in (online.record_gradients, anchored(model).add_gradient_):
+        with pytest.raises(ValueError, match="scale must be finite and > 0, got"):
+            call(scale)
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ({"0.weight": 0.1}, r"learning_rates: none for \['1\.weight', .*\(4 of 5 names\)"),
+        ([0.1, 0.1], "learning_rates must have 5 entries, got 2"),
+        ([0.1, -0.1, 0.1, 0.1, 0.1], r"learning_rates: 1\.weight must be .*got -0\.1"),
+        ([0.1] * 4 + [float("nan")], r"learning_rates: 2\.bias must be finite and >= 0, got nan"),
+    ],
+)
+def test_bad_learning_rates(rates, message):
+    ewc = anchored(make_model())
+    with pytest.raises(ValueError, match=message):
+        ewc.proximal_step_(rates)
+    with pytest.raises(ValueError, match=message):
+        ewc.max_stable_strength(rates)

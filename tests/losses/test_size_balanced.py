@@ -1,0 +1,284 @@
+"""The weighted cross-entropy: identities, limits and hand-computed values, gradients included."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from d2_smallobj.losses import (
+    SizeWeightedCrossEntropy,
+    SizeWeights,
+    batch_size_weights,
+    resize_labels,
+    size_weighted_cross_entropy,
+    size_weights,
+)
+
+
+def random_batch(seed=0, n=2, k=4, size=(13, 17)):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, k, *size, generator=generator, requires_grad=True)
+    labels = torch.randint(0, k, (n, *size), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.15] = 255
+    return logits, labels
+
+
+def value_and_gradient(loss, logits):
+    (gradient,) = torch.autograd.grad(loss, logits)
+    return loss.detach(), gradient
+
+
+def assert_same(loss, reference, logits):
+    value, gradient = value_and_gradient(loss, logits)
+    expected, expected_gradient = value_and_gradient(reference, logits)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("normalize", ["weights", "pixels"])
+def test_tau_one_is_cross_entropy(normalize):
+    logits, labels = random_batch()
+    loss = SizeWeightedCrossEntropy(
+        weights=SizeWeights(tau=1), normalize=normalize, size_weighted=True
+    )
+    assert_same(loss(logits, labels), F.cross_entropy(logits, labels, ignore_index=255), logits)
+
+
+@pytest.mark.parametrize("normalize", ["weights", "pixels"])
+def test_one_component_per_image_is_cross_entropy(normalize):
+    logits, _ = random_batch()
+    labels = torch.zeros(2, 13, 17, dtype=torch.int64)
+    labels[0, 2:5, 3:9] = 1
+    labels[1, 6, 6] = 3
+    labels[1, 0] = 255
+    loss = SizeWeightedCrossEntropy(normalize=normalize, size_weighted=True)
+    assert_same(loss(logits, labels), F.cross_entropy(logits, labels, ignore_index=255), logits)
+
+
+def test_switched_off_is_cross_entropy_whatever_the_weights():
+    logits, labels = random_batch()
+    loss = SizeWeightedCrossEntropy()
+    assert loss.size_weighted is False
+    weights = torch.full(labels.shape, 3.0)
+    weights[0] = 0.1
+    reference = F.cross_entropy(logits, labels, ignore_index=255)
+    assert_same(loss(logits, labels, weights), reference, logits)
+    loss.size_weighted = True
+    assert not torch.isclose(loss(logits, labels, weights), reference)
+
+
+def test_hand_computed_values_and_gradients():
+    # Two classes, probabilities of the true class 1/2, 1/4, 1/2; weights 1, 3, 5; one ignored.
+    # nll: ln 2, 2 ln 2, ln 2. Σ w nll = (1 + 6 + 5) ln 2 = 12 ln 2; Σ w = 9; 3 valid pixels.
+    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)], [0.0, 0.0], [1.0, -4.0]])
+    logits = logits.T.reshape(1, 2, 2, 2).clone().requires_grad_()
+    labels = torch.tensor([[[1, 0], [0, 255]]])
+    weights = torch.tensor([[[1.0, 3.0], [5.0, 7.0]]])
+    for normalize, divisor in (("weights", 9), ("pixels", 3)):
+        loss = size_weighted_cross_entropy(logits, labels, weights, normalize=normalize)
+        assert loss.item() == pytest.approx(12 * math.log(2) / divisor)
+        # d nll / d logit = p - onehot, times w / divisor.
+        _, gradient = value_and_gradient(loss, logits)
+        expected = torch.tensor([[1 * 0.5, 3 * -0.75, 5 * -0.5, 0.0]]) / divisor
+        torch.testing.assert_close(gradient[0, 0].reshape(1, 4), expected)
+        torch.testing.assert_close(gradient[0, 1], -gradient[0, 0])
+
+
+@pytest.mark.parametrize("normalize", ["weights", "pixels"])
+def test_against_a_loop_over_pixels(normalize):
+    logits, labels = random_batch(3, n=3)
+    loss = SizeWeightedCrossEntropy(normalize=normalize, size_weighted=True)(logits, labels)
+    numerator = denominator = 0.0
+    for image_logits, label_map in zip(logits.detach().double(), labels):
+        weights = size_weights(label_map.numpy())
+        log_p = image_logits.log_softmax(0)
+        for (y, x), label in np.ndenumerate(label_map.numpy()):
+            if label != 255:
+                numerator -= float(weights[y, x]) * log_p[label, y, x].item()
+                denominator += float(weights[y, x]) if normalize == "weights" else 1.0
+    assert loss.item() == pytest.approx(numerator / denominator, rel=1e-6)
+
+
+def test_weights_normalization_ignores_their_scale_and_pixels_does_not():
+    logits, labels = random_batch()
+    weights = batch_size_weights(labels, SizeWeights())
+    one = size_weighted_cross_entropy(logits, labels, weights)
+    torch.testing.assert_close(size_weighted_cross_entropy(logits, labels, 4 * weights), one)
+    one = size_weighted_cross_entropy(logits, labels, weights, normalize="pixels")
+    four = size_weighted_cross_entropy(logits, labels, 4 * weights, normalize="pixels")
+    torch.testing.assert_close(four, 4 * one)
+
+
+@pytest.mark.parametrize("size_weighted", [False, True])
+@pytest.mark.parametrize("normalize", ["weights", "pixels"])
+@pytest.mark.parametrize("resolution", ["input", "logits"])
+def test_ignored_pixels_change_nothing(resolution, normalize, size_weighted):
+    logits, labels = random_batch()
+    loss = SizeWeightedCrossEntropy(
+        resolution=resolution, normalize=normalize, size_weighted=size_weighted
+    )
+    value, gradient = value_and_gradient(loss(logits, labels), logits)
+    ignored = (labels == 255)[:, None].expand_as(logits)
+    assert (gradient[ignored] == 0).all()
+    assert (gradient[~ignored] != 0).all()
+    with torch.no_grad():
+        changed = torch.where(ignored, logits * -7 + 3, logits)
+    torch.testing.assert_close(loss(changed, labels), value)
+    # Weight maps that a caller forgot to clear on ignored pixels do no harm.
+    weights = batch_size_weights(labels, SizeWeights())
+    weights[labels == 255] = 9.0
+    torch.testing.assert_close(loss(logits, labels, weights).detach(), value)
+
+
+@pytest.mark.parametrize("size_weighted", [False, True])
+@pytest.mark.parametrize("normalize", ["weights", "pixels"])
+@pytest.mark.parametrize("resolution", ["input", "logits"])
+def test_all_ignored_batch_is_zero_with_zero_gradient(resolution, normalize, size_weighted):
+    logits, labels = random_batch()
+    loss = SizeWeightedCrossEntropy(
+        resolution=resolution, normalize=normalize, size_weighted=size_weighted
+    )
+    value, gradient = value_and_gradient(loss(logits, torch.full_like(labels, 255)), logits)
+    assert value.item() == 0
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_logits_go_to_float32_first(dtype):
+    logits, labels = random_batch()
+    logits = (logits.detach() * 30).to(dtype)
+    loss = SizeWeightedCrossEntropy(size_weighted=True)
+    got = loss(logits, labels)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, loss(logits.float(), labels), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("resolution", ["input", "logits"])
+@pytest.mark.parametrize("size_weighted", [False, True])
+def test_autocast_is_switched_off_inside(size_weighted, resolution):
+    _, labels = random_batch()
+    logits = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(9)).bfloat16()
+    loss = SizeWeightedCrossEntropy(resolution=resolution, size_weighted=size_weighted)
+    expected = loss(logits.float(), labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = loss(logits, labels)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_input_resolution_upsamples_the_logits_and_uses_the_given_weights():
+    _, labels = random_batch()
+    logits = torch.randn(2, 4, 4, 5, requires_grad=True)
+    weights = torch.rand(labels.shape) + 0.5
+    loss = SizeWeightedCrossEntropy(size_weighted=True)
+    full = F.interpolate(logits, (13, 17), mode="bilinear", align_corners=False)
+    expected = size_weighted_cross_entropy(full, labels, weights)
+    assert_same(loss(logits, labels, weights), expected, logits)
+    # Without maps they are made from the labels: the same as making them beforehand.
+    made = torch.stack([torch.from_numpy(size_weights(label.numpy())) for label in labels])
+    assert_same(loss(logits, labels), loss(logits, labels, made), logits)
+
+
+def test_logits_resolution_resizes_the_labels_and_weighs_them_anew():
+    _, labels = random_batch(size=(26, 34))
+    logits = torch.randn(2, 4, 4, 5, requires_grad=True)
+    loss = SizeWeightedCrossEntropy(resolution="logits", size_weighted=True)
+    small = F.interpolate(labels[:, None].float(), (4, 5), mode="nearest-exact")[:, 0].long()
+    weights = torch.stack([torch.from_numpy(size_weights(label.numpy())) for label in small])
+    expected = size_weighted_cross_entropy(logits, small, weights)
+    wrong = torch.rand(labels.shape)
+    assert_same(loss(logits, labels, wrong), expected, logits)
+
+
+def test_small_objects_vanish_at_logit_resolution_only():
+    labels = torch.zeros(1, 64, 64, dtype=torch.int64)
+    labels[0, 9:12, 9:12] = 1
+    labels[0, 32:64, 32:64] = 2
+    logits = torch.zeros(1, 3, 8, 8, requires_grad=True)
+    small_class = {}
+    for resolution in ("input", "logits"):
+        loss = SizeWeightedCrossEntropy(resolution=resolution, size_weighted=True)
+        _, gradient = value_and_gradient(loss(logits, labels), logits)
+        small_class[resolution] = gradient[:, 1].min().item()
+    assert small_class["logits"] > 0, "no pixel asks for class 1"
+    assert small_class["input"] < 0
+
+
+@pytest.mark.parametrize("size", [41, 21, 31])
+def test_resize_agrees_with_pil_and_torch_at_the_recipes_sizes(size):
+    # Column numbers as labels show which source pixel was taken.
+    source = np.arange(321, dtype=np.float32)[None].repeat(321, 0)
+    pil = np.asarray(Image.fromarray(source).resize((size, size), resample=Image.NEAREST))
+    labels = torch.from_numpy(source)[None]
+    exact = F.interpolate(labels[:, None], (size, size), mode="nearest-exact")[0, 0]
+    got = resize_labels(labels.long(), (size, size))
+    assert got.dtype == torch.int64
+    np.testing.assert_array_equal(got[0].numpy(), pil)
+    np.testing.assert_array_equal(got[0].numpy(), exact.numpy())
+    transposed = resize_labels(labels.long().transpose(1, 2), (size, size))
+    np.testing.assert_array_equal(transposed[0].numpy(), pil.T)
+
+
+def test_resize_takes_the_pixel_under_the_centre():
+    labels = torch.arange(6).reshape(1, 1, 6)
+    # 6 to 4: centres at 0.75, 2.25, 3.75, 5.25. 6 to 3: at 1, 3, 5, on the border: the right one.
+    assert resize_labels(labels, (1, 4)).tolist() == [[[0, 2, 3, 5]]]
+    assert resize_labels(labels, (1, 3)).tolist() == [[[1, 3, 5]]]
+    assert resize_labels(labels, (2, 6)).tolist() == [[[0, 1, 2, 3, 4, 5]] * 2]
+
+
+def test_the_switch_is_not_in_the_state_dict():
+    assert SizeWeightedCrossEntropy(size_weighted=True).state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resolution": "inputs"}, "resolution.*inputs.*did you mean 'input'"),
+        ({"normalize": "pixel"}, "normalize.*pixel.*did you mean 'pixels'"),
+        ({"ignore_label": 0}, "ignore_label must not be 0"),
+        (
+            {"weights": SizeWeights(ignore_label=254)},
+            "weights.ignore_label must be the loss's ignore_label 255, got 254",
+        ),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        SizeWeightedCrossEntropy(**options)
+
+
+@pytest.mark.parametrize("value", [-1, 4, 254])
+@pytest.mark.parametrize("resolution", ["input", "logits"])
+def test_labels_out_of_range_are_named(value, resolution):
+    logits, labels = random_batch()
+    # A pixel that resizing would drop still counts.
+    labels[1, 0, 0] = value
+    loss = SizeWeightedCrossEntropy(resolution=resolution)
+    message = rf"labels must be 0\.\.3 or the ignore label 255, got {value};"
+    with pytest.raises(ValueError, match=message):
+        loss(logits[:, :, :4, :4], labels)
+
+
+def test_bad_tensors():
+    logits, labels = random_batch()
+    loss = SizeWeightedCrossEntropy(size_weighted=True)
+    with pytest.raises(ValueError, match=r"logits must be floating point.*torch.int64"):
+        loss(logits.detach().long(), labels)
+    with pytest.raises(ValueError, match=r"logits must be .*\(N, K, h, w\).*\(4, 13, 17\)"):
+        loss(logits[0], labels)
+    with pytest.raises(ValueError, match=r"labels must be int64 of shape \(2, H, W\), got .*uint8"):
+        loss(logits, labels.byte())
+    with pytest.raises(ValueError, match=r"labels must be int64.*shape \(1, 13, 17\)"):
+        loss(logits, labels[:1])
+    with pytest.raises(ValueError, match=r"size_weights must have.*\(2, 13, 17\), got \(2, 4, 4\)"):
+        loss(logits, labels, torch.ones(2, 4, 4))
+    with pytest.raises(ValueError, match=r"weights must have.*\(2, 13, 17\), got \(2, 4, 4\)"):
+        size_weighted_cross_entropy(logits, labels, torch.ones(2, 4, 4))
+    with pytest.raises(ValueError, match=r"one size, got \(5, 5\) and \(13, 17\)"):
+        size_weighted_cross_entropy(logits[:, :, :5, :5], labels, None)
+    with pytest.raises(ValueError, match="normalize: unknown value 'sum'"):
+        size_weighted_cross_entropy(logits, labels, None, normalize="sum")

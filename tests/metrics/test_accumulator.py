@@ -1,0 +1,156 @@
+"""Accumulating, merging, sending."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from d2_smallobj.metrics import Accumulator
+
+NAMES = ["background", "a", "b"]
+
+
+def filled(seed=0, images=range(4), **settings):
+    accumulator = Accumulator(3, **settings)
+    for image in images:
+        rng = np.random.default_rng((seed, image))
+        semantic = rng.integers(0, 3, (12, 12)).astype(np.uint8)
+        semantic[0, 0] = 255
+        accumulator.update(image, rng.integers(0, 3, (12, 12)), semantic)
+    return accumulator
+
+
+def same(first, second):
+    one, two = first.summarize(NAMES), second.summarize(NAMES)
+    return list(one) == list(two) and list(map(repr, one.values())) == list(map(repr, two.values()))
+
+
+def test_the_confusion_matrix_is_the_sum_over_images():
+    accumulator = Accumulator(2)
+    accumulator.update("a", np.array([[0, 1]]), np.array([[0, 0]]))
+    accumulator.update("b", np.array([[1, 1]]), np.array([[1, 255]]))
+    # Rows ground truth, columns prediction.
+    assert accumulator.confusion.tolist() == [[1, 1], [0, 1]]
+    assert accumulator.images == ["a", "b"]
+
+
+def test_counts_of_every_image():
+    accumulator = Accumulator(3)
+    accumulator.update("b", np.array([[0, 1, 1, 9]]), np.array([[0, 0, 1, 255]]))
+    accumulator.update("a", np.array([[2]]), np.array([[2]]))
+    # Classes 0, 1, 2: intersection, ground truth, prediction; the ignored pixel is in none.
+    assert accumulator.image_counts.dtype == np.int64
+    assert accumulator.image_counts.tolist() == [
+        [[0, 0, 0], [0, 0, 0], [1, 1, 1]],
+        [[1, 2, 1], [1, 1, 2], [0, 0, 0]],
+    ]
+    assert Accumulator(3).image_counts.shape == (0, 3, 3)
+
+
+def test_counts_sum_to_the_confusion_matrix():
+    accumulator = filled()
+    total, confusion = accumulator.image_counts.sum(axis=0), accumulator.confusion
+    assert np.array_equal(total[:, 0], np.diagonal(confusion))
+    assert np.array_equal(total[:, 1], confusion.sum(axis=1))
+    assert np.array_equal(total[:, 2], confusion.sum(axis=0))
+
+
+def test_blobs_of_all_images():
+    accumulator = Accumulator(3)
+    accumulator.update("b", np.array([[2, 0, 1, 1]]), np.array([[0, 0, 0, 1]]))
+    accumulator.update("a", np.array([[1, 0, 1, 1]]), np.array([[0, 0, 255, 0]]))
+    blobs = accumulator.blobs
+    # Image a: class 1, twice one valid pixel. Image b: class 2; its class 1 overlaps.
+    assert list(zip(blobs.image_id, blobs.category_id, blobs.area, blobs.image_area)) == [
+        ("a", 1, 1, 4),
+        ("a", 1, 1, 4),
+        ("b", 2, 1, 4),
+    ]
+
+
+@pytest.mark.parametrize("send", [
+    lambda state: pickle.loads(pickle.dumps(state)),
+    lambda state: json.loads(json.dumps(state, default=lambda value: value.tolist())),
+])  # fmt: skip
+def test_the_state_survives_sending(send):
+    accumulator = filled(mode="official")
+    rebuilt = Accumulator.from_state(send(accumulator.state()))
+    assert rebuilt.mode == "official"
+    assert rebuilt.images == accumulator.images
+    assert np.array_equal(rebuilt.image_counts, accumulator.image_counts)
+    assert rebuilt.blobs.area.tolist() == accumulator.blobs.area.tolist() != []
+    assert same(rebuilt, accumulator)
+
+
+def test_the_state_is_a_copy():
+    accumulator = filled()
+    state = accumulator.state()
+    state["confusion"][:] = 0
+    assert accumulator.confusion.sum() > 0
+
+
+def test_merging_adds_up():
+    merged = filled(images=[0, 3])
+    merged.merge(filled(images=[2, 1]))
+    merged.merge(Accumulator(3))
+    assert same(merged, filled())
+
+
+def test_an_image_without_records_is_counted():
+    accumulator = Accumulator(2)
+    accumulator.update("void", np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8))
+    figures = accumulator.summarize(["background", "a"])
+    assert (figures["images"], figures["instances"]) == (1.0, 0.0)
+    assert Accumulator.from_state(accumulator.state()).images == ["void"]
+
+
+def test_an_image_counts_once():
+    accumulator = filled(images=[1])
+    with pytest.raises(ValueError, match=r"evaluated once, got again 1 "):
+        accumulator.update("1", np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8))
+    with pytest.raises(ValueError, match=r"evaluated once, got again 1, 2 "):
+        filled(images=[1, 2]).merge(filled(images=[2, 1]))
+    with pytest.raises(ValueError, match=r"got again 0, 1, .* and 2 more"):
+        filled(images=range(12)).merge(filled(images=range(12)))
+
+
+def test_a_refused_image_leaves_nothing_behind():
+    accumulator = filled(images=[1])
+    before = accumulator.summarize(NAMES)
+    with pytest.raises(ValueError, match=r"prediction must hold"):
+        accumulator.update("x", np.full((2, 2), 9), np.zeros((2, 2), np.uint8))
+    with pytest.raises(ValueError, match=r"lies on class 0"):
+        accumulator.update("x", *[np.zeros((2, 2), np.uint8)] * 2, np.ones((2, 2), np.uint8))
+    assert accumulator.images == ["1"]
+    assert repr(accumulator.summarize(NAMES)) == repr(before)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Accumulator(4), "num_classes 3 here, 4 there"),
+        (Accumulator(3, ignore_label=254), "ignore_label 255 here, 254 there"),
+        (Accumulator(3, mode="official"), "mode 'exact' here, 'official' there"),
+    ],
+)
+def test_only_equals_merge(other, message):
+    with pytest.raises(ValueError, match=message):
+        Accumulator(3).merge(other)
+
+
+def test_a_damaged_state_is_refused():
+    state = filled().state()
+    with pytest.raises(ValueError, match=r"state must have the keys .*'records'"):
+        Accumulator.from_state({key: value for key, value in state.items() if key != "records"})
+    with pytest.raises(ValueError, match=r"confusion must have shape \(3, 3\) .* got \(2, 2\)"):
+        Accumulator.from_state({**state, "confusion": np.zeros((2, 2))})
+
+
+def test_settings_are_checked_at_once():
+    with pytest.raises(ValueError, match=r"mode: unknown value 'fast'"):
+        Accumulator(3, mode="fast")
+    with pytest.raises(ValueError, match=r"ignore_label must lie above"):
+        Accumulator(3, ignore_label=2)

@@ -1,0 +1,108 @@
+"""Several methods side by side."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+
+from d2_smallobj.metrics import SizeBins
+from d2_smallobj.metrics.comparison import compare_runs, run_size_bins
+from d2_smallobj.metrics.pairing import holm, paired
+from d2_smallobj.metrics.statistics import bootstrap, cell_warnings
+
+
+@pytest.fixture
+def runs(random_run):
+    return [random_run(1, 10 + i, images=25, skill=0.4 + 0.1 * i, name=f"m{i}") for i in range(3)]
+
+
+def test_everything_is_what_its_own_function_says(runs):
+    found = compare_runs(runs, samples=200, seed=5, level=0.9)
+    names = runs[0].class_names
+    settings = {"class_names": names, "samples": 200, "seed": 5, "level": 0.9}
+    assert found.names == ("m0", "m1", "m2")
+    assert (found.images, found.samples, found.seed, found.level) == (25, 200, 5, 0.9)
+    for run in runs:
+        alone = bootstrap(run.table, run.image_counts, run.images, **settings)
+        assert repr(found.intervals[run.name]) == repr(alone)
+    by_pair = {}
+    for item in found.differences:
+        by_pair.setdefault((item.first, item.second), {})[item.figure] = item.difference
+    assert list(by_pair) == [("m0", "m1"), ("m0", "m2"), ("m1", "m2")]
+    for (first, second), gaps in by_pair.items():
+        pair = [next(run for run in runs if run.name == name) for name in (first, second)]
+        assert repr(gaps) == repr(paired(*pair, **settings))
+    p_values = [item.difference.p_value for item in found.differences]
+    assert repr([item.p_adjusted for item in found.differences]) == repr(holm(p_values))
+    assert found.ranks.methods == found.names
+    assert found.ranks.values[1].tolist() == pytest.approx(
+        [interval.estimate for interval in found.intervals["m1"].values()], abs=0, nan_ok=True
+    )
+    assert list(found.cells) == cell_warnings(runs[0].table, names)
+    assert found.remarks == ()
+
+
+def test_a_baseline_limits_the_pairs(runs):
+    found = compare_runs(runs, samples=20, baseline="m1")
+    pairs = dict.fromkeys((item.first, item.second) for item in found.differences)
+    assert list(pairs) == [("m1", "m0"), ("m1", "m2")]
+
+
+def test_one_run_has_intervals_but_no_differences(runs):
+    found = compare_runs(runs[:1], samples=20)
+    assert found.differences == ()
+    assert found.ranks.ranks[0, 0] == 1
+
+
+def test_size_bins_and_background_come_from_the_options(runs):
+    for run in runs:
+        run.options |= {"size_bins": "relative:tiny:0.001,rest:1", "include_background": False}
+    found = compare_runs(runs, samples=20)
+    figures = ["mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_tiny", "IA-mIoU_rest"]
+    assert list(found.intervals["m0"]) == figures
+    assert found.intervals["m0"]["IA-mIoU"] == found.intervals["m0"]["IA-mIoU_fg"]
+    assert {cell.size for cell in found.cells} <= {"tiny", "rest"}
+
+
+def test_size_bins_as_text_or_mapping():
+    assert run_size_bins({})["S"] == 1024
+    assert run_size_bins({"size_bins": "coco"}) == run_size_bins({})
+    assert dict(run_size_bins({"size_bins": {"A": 5.0, "B": 9.0}})) == {"A": 5.0, "B": 9.0}
+    bins = SizeBins({"A": 0.5}, relative=True)
+    assert run_size_bins({"size_bins": bins}) is bins
+
+
+def test_differing_settings_and_the_runs_own_remarks_are_told(runs):
+    runs[2].options["mode"] = "official"
+    runs[0].options["mode"] = runs[1].options["mode"] = "exact"
+    runs[1].remarks = ["Two images were empty."]
+    assert compare_runs(runs, samples=20).remarks == (
+        "The runs were scored with different settings of mode: m0 exact, m1 exact, m2 official.",
+        "m1: Two images were empty.",
+    )
+
+
+def test_what_cannot_be_compared_is_refused(runs):
+    with pytest.raises(ValueError, match=r"at least one scored run, got none"):
+        compare_runs([])
+    with pytest.raises(ValueError, match=r"distinct names, got \['m0', 'm0'\]"):
+        compare_runs([runs[0], runs[0]])
+    with pytest.raises(ValueError, match=r"baseline must be one of .*'m2'\], got 'x'"):
+        compare_runs(runs, baseline="x")
+    with pytest.raises(ValueError, match=r"samples must be a whole number >= 1, got -3"):
+        compare_runs(runs, samples=-3)
+    other = copy.deepcopy(runs[1])
+    other.class_names = ["background", "x", "y"]
+    with pytest.raises(ValueError, match=r"the same classes; m0: \['background', 'class1'.*m1: "):
+        compare_runs([runs[0], other])
+    other = dataclasses.replace(runs[1], options={"size_bins": "S:5"})
+    with pytest.raises(ValueError, match=r"share size_bins and.*m0: S:1024,M:9216,L:inf, m1: S:5"):
+        compare_runs([runs[0], other])
+    other = dataclasses.replace(runs[1], options={"include_background": False})
+    with pytest.raises(ValueError, match=r"m0: include_background True, m1: include_backgr.*False"):
+        compare_runs([runs[0], other])
+    other = dataclasses.replace(runs[1], images=[*runs[1].images[:-1], "new"])
+    with pytest.raises(ValueError, match=r"in m0 and m1; 1 only in m0: i024; 1 only in m1: new"):
+        compare_runs([runs[0], other])

@@ -1,0 +1,202 @@
+"""Void pixels, odd ids, and input that is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from d2_smallobj.metrics import match_image
+
+
+def row(*values, dtype=np.uint8):
+    return np.array([values], dtype)
+
+
+def test_perfect_prediction():
+    semantic, instances = row(0, 1, 1, 2, 255), row(0, 1, 1, 2, 255)
+    for mode in ("exact", "official"):
+        table = match_image(semantic, semantic, instances, num_classes=3, mode=mode).table
+        assert table.iou.tolist() == [1.0, 1.0, 1.0]
+        assert table.category_id.tolist() == [0, 1, 2]
+        assert table.components.tolist() == [1, 1, 1]
+
+
+def test_an_instance_that_nothing_overlaps_has_iou_zero():
+    table = match_image(row(0, 1, 1, 0), row(0, 0, 0, 1), num_classes=2).table
+    assert table.iou.tolist() == [1 / 4, 0.0]
+    assert table.charged.tolist() == [2.0, 0.0]
+    assert table.components.tolist() == [1, 0]
+
+
+def test_another_class_is_surplus_not_overlap():
+    # The component covers instance 1 (class 1, 2 px) and instance 2 (class 2, 2 px): all is 1's.
+    table = match_image(row(1, 1, 1, 1), row(1, 1, 2, 2), num_classes=3).table
+    assert table.charged.tolist() == [4.0, 0.0]
+    assert table.iou.tolist() == [0.5, 0.0]
+
+
+def test_the_background_is_one_record_without_void():
+    # Valid: columns 0-3. Background truth 3, predicted 2 right and 1 wrong: 2 / 4.
+    semantic, instances = row(0, 0, 0, 1, 255, 0), row(0, 0, 0, 1, 255, 255)
+    match = match_image(row(0, 0, 1, 0, 0, 0), semantic, instances, num_classes=2)
+    table = match.table.select(match.table.category_id == 0)
+    assert (table.instance_id.tolist(), table.iou.tolist()) == ([0], [0.5])
+    assert (table.area.tolist(), table.pixels.tolist()) == ([4], [3])
+    # mIoU knows no instances: the instance map's void pixel counts there.
+    assert match.confusion.tolist() == [[3, 1], [1, 0]]
+
+
+def test_gaps_in_ids():
+    # The authors' code gives NaN here (SPEC 1).
+    table = match_image(row(1, 0, 1, 0), row(1, 0, 1, 0), row(3, 0, 90, 0), num_classes=2).table
+    assert table.instance_id.tolist() == [0, 3, 90]
+    assert table.iou.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
+def test_ids_beyond_eight_bits(dtype):
+    semantic = row(1, 1, 0, 2, 255, 1)
+    instances = row(256, 256, 0, 70 if dtype == np.uint16 else 99999, 300, 255, dtype=dtype)
+    table = match_image(row(1, 1, 1, 2, 1, 1), semantic, instances, num_classes=3).table
+    assert table.category_id.tolist()[0] == 0
+    by_id = dict(zip(table.instance_id.tolist(), table.iou.tolist()))
+    # Id 300 lies wholly on ignored pixels and is dropped; 255 is void in any dtype.
+    assert set(by_id) == {0, 256, int(instances[0, 3])}
+    assert by_id[256] == 2 / 3
+
+
+def test_an_all_void_instance_map():
+    # The authors' code raises an IndexError here (SPEC 1).
+    match = match_image(row(0, 1), row(0, 1), row(255, 255), num_classes=2)
+    assert len(match.table) == 0
+    assert match.confusion.tolist() == [[1, 0], [0, 1]]
+
+
+def test_an_image_without_any_label():
+    match = match_image(row(0, 1), row(255, 255), row(255, 255), num_classes=2)
+    assert len(match.table) == 0
+    assert match.confusion.sum() == 0
+
+
+def test_ignored_pixels_inside_an_instance():
+    # The authors' code raises an IndexError here (SPEC 1). Size 4 px, 3 of them counted.
+    table = match_image(
+        row(1, 1, 0, 0, 0), row(1, 1, 255, 1, 0), row(5, 5, 5, 5, 0), num_classes=2
+    ).table
+    assert (table.area[1], table.pixels[1], table.intersection[1]) == (4, 3, 2)
+    assert table.iou[1] == 2 / 3
+
+
+def test_an_image_without_instances():
+    table = match_image(row(0, 1, 0), row(0, 0, 0), row(0, 0, 0), num_classes=2).table
+    assert table.category_id.tolist() == [0]
+    assert table.iou.tolist() == [2 / 3]
+
+
+def test_an_image_without_background():
+    table = match_image(row(1, 1), row(1, 1), row(1, 1), num_classes=2).table
+    assert table.category_id.tolist() == [1]
+
+
+def test_labelled_pixels_without_instance_belong_to_none():
+    # Column 2 is class 1 without an instance: to the component it is surplus.
+    table = match_image(row(1, 1, 1, 0), row(1, 1, 1, 0), row(4, 4, 0, 0), num_classes=2).table
+    assert table.instance_id.tolist() == [0, 4]
+    assert table.iou.tolist() == [1.0, 2 / 3]
+
+
+def test_components_stand_in_for_instances():
+    semantic = np.array([[1, 1, 0, 2], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 2, 2]], np.uint8)
+    table = match_image(semantic, semantic, num_classes=3).table
+    # 8-connected: three pixels of class 1 touch by a corner, one lies apart.
+    assert sorted(zip(table.category_id, table.area)) == [(0, 9), (1, 1), (1, 3), (2, 1), (2, 2)]
+    assert sorted(table.instance_id.tolist()) == [0, 1, 2, 3, 4]
+    assert np.all(table.iou == 1.0)
+
+
+def test_component_numbers_pass_over_255():
+    semantic = np.zeros((40, 40), np.uint8)
+    semantic[::2, ::2] = 1  # 400 components
+    table = match_image(semantic, semantic, num_classes=2).table
+    assert table.instance_id.tolist() == [i for i in range(402) if i != 255]
+    assert np.all(table.iou == 1.0)
+
+
+def test_labels_of_a_large_vocabulary():
+    semantic = row(0, 1203, 700, 65535, dtype=np.uint16)
+    match = match_image(
+        row(0, 1203, 0, 3, dtype=np.int64), semantic, num_classes=1204, ignore_label=65535
+    )
+    assert match.table.category_id.tolist() == [0, 700, 1203]
+    assert match.table.iou.tolist() == [0.5, 0.0, 1.0]
+    assert match.confusion.shape == (1204, 1204)
+
+
+def test_records_carry_the_image():
+    table = match_image(row(0, 1), row(0, 1), num_classes=2, image_id="2007_000032").table
+    assert table.image_id.tolist() == ["2007_000032", "2007_000032"]
+
+
+def test_input_is_not_changed():
+    maps = [row(0, 1, 2, 9), row(0, 1, 255, 255), row(0, 1, 1, 255)]
+    before = [m.copy() for m in maps]
+    match_image(*maps, num_classes=3)
+    for now, then in zip(maps, before):
+        assert np.array_equal(now, then)
+
+
+def test_shapes_must_agree():
+    with pytest.raises(
+        ValueError,
+        match=r"one shape, got prediction \(1, 2\), semantic \(1, 3\), instances \(1, 3\)",
+    ):
+        match_image(row(0, 1), row(0, 0, 1), row(0, 0, 1), num_classes=2)
+    with pytest.raises(ValueError, match=r"semantic must have shape \(H, W\), got shape \(2,\)"):
+        match_image(row(0, 1), np.zeros(2, np.uint8), num_classes=2)
+
+
+def test_maps_must_be_integers():
+    with pytest.raises(TypeError, match=r"prediction must be an integer array .* got float64"):
+        match_image(np.zeros((1, 2)), row(0, 0), num_classes=2)
+    with pytest.raises(TypeError, match=r"instances must be an integer array .* got bool"):
+        match_image(row(0, 1), row(0, 1), np.ones((1, 2), bool), num_classes=2)
+    with pytest.raises(TypeError, match=r"semantic must be an integer array .* got list"):
+        match_image(row(0, 1), [[0, 1]], num_classes=2)
+
+
+def test_values_out_of_range_are_listed_with_counts():
+    with pytest.raises(
+        ValueError, match=r"prediction must hold 0..1 on .* got 2 \(1 px\), 255 \(2 px\)"
+    ):
+        match_image(row(255, 2, 255, 1), row(0, 0, 0, 1), num_classes=2)
+    with pytest.raises(ValueError, match=r"semantic must hold 0..1 on .* got 7 \(3 px\)$"):
+        match_image(row(0, 0, 0, 0), row(0, 7, 7, 7), num_classes=2)
+    with pytest.raises(ValueError, match=r"prediction .* got -1 \(1 px\)"):
+        match_image(row(0, -1, dtype=np.int64), row(0, 0), num_classes=2)
+    with pytest.raises(ValueError, match=r"instances must hold >= 0, got -3 \(2 px\)"):
+        match_image(row(0, 1, 1), row(0, 1, 1), row(0, -3, -3, dtype=np.int32), num_classes=2)
+
+
+def test_only_ten_wrong_values_are_listed():
+    with pytest.raises(ValueError, match=r"got 2 \(1 px\), .* 11 \(1 px\) and 3 more values$"):
+        match_image(np.arange(15, dtype=np.uint8)[None], np.zeros((1, 15), np.uint8), num_classes=2)
+
+
+def test_an_instance_on_two_classes_is_named():
+    with pytest.raises(
+        ValueError,
+        match=r"instance 5 lies on class 1 \(2 px\), class 2 \(1 px\); instance 9 lies on class 0",
+    ):
+        match_image(row(0, 0, 0, 0), row(1, 1, 2, 0), row(5, 5, 5, 9), num_classes=3)
+
+
+def test_wrong_settings_are_refused():
+    maps = row(0, 1), row(0, 1)
+    with pytest.raises(ValueError, match=r"mode: unknown value 'offical'.*did you mean 'official'"):
+        match_image(*maps, num_classes=2, mode="offical")
+    with pytest.raises(ValueError, match=r"num_classes must be at least 1 .* got 0"):
+        match_image(*maps, num_classes=0)
+    with pytest.raises(TypeError, match=r"num_classes must be an int, got 2.0"):
+        match_image(*maps, num_classes=2.0)
+    with pytest.raises(ValueError, match=r"ignore_label must lie above the classes 0..1, got 1"):
+        match_image(*maps, num_classes=2, ignore_label=1)

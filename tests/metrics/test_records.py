@@ -1,0 +1,105 @@
+"""The record table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from d2_smallobj.metrics import BlobTable, InstanceTable, SizeBins
+
+
+def make(**changes):
+    columns = {
+        "image_id": ["b", "a", "a"],
+        "instance_id": [1, 2, 1],
+        "category_id": [1, 1, 2],
+        "area": [100, 1024, 9216],
+        "pixels": [90, 1024, 9000],
+        "intersection": [45, 0, 9000],
+        "charged": [50.5, 0.0, 9000.0],
+        "components": [2, 0, 1],
+        "shared": [0, 0, 2],
+        "image_area": [10000, 20000, 20000],
+        **changes,
+    }
+    return InstanceTable.from_columns(columns)
+
+
+def test_iou_is_derived():
+    # 45 / (90 + 50.5 - 45)
+    assert make().iou.tolist() == [45 / 95.5, 0.0, 1.0]
+
+
+def test_columns_have_their_dtypes():
+    columns = make().columns()
+    assert columns["image_id"].dtype.kind == "U"
+    assert columns["charged"].dtype == np.float64
+    rest = set(columns) - {"image_id", "charged"}
+    assert {columns[name].dtype for name in rest} == {np.dtype(np.int64)}
+
+
+def test_sorted_and_selected():
+    table = make().sorted()
+    assert list(zip(table.image_id, table.category_id, table.instance_id)) == [
+        ("a", 1, 2),
+        ("a", 2, 1),
+        ("b", 1, 1),
+    ]
+    assert make().select(make().area > 500).instance_id.tolist() == [2, 1]
+    assert make().select(np.array([2, 0])).area.tolist() == [9216, 100]
+
+
+def test_concatenation_keeps_records_and_long_names():
+    long = make(image_id=["a rather long name", "x", "y"])
+    table = InstanceTable.concatenate([make(), InstanceTable.concatenate([]), long])
+    assert len(table) == 6
+    assert table.image_id[3] == "a rather long name"
+    assert len(InstanceTable.concatenate([])) == 0
+    assert InstanceTable.concatenate([]).iou.shape == (0,)
+
+
+def test_sizes():
+    assert make().size_of().tolist() == [0, 1, 2]
+    assert make().size_of({"tiny": 100, "small": 1025}).tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("bins", [{}, {"S": 10, "M": 10}, {"S": 10, "M": 5}])
+def test_bounds_must_ascend(bins):
+    with pytest.raises(ValueError, match=r"ascending upper bounds, got \{"):
+        make().size_of(bins)
+
+
+def test_columns_must_fit():
+    with pytest.raises(ValueError, match=r"must share one length, got .*'area': \(2,\)"):
+        make(area=[1, 2])
+    with pytest.raises(ValueError, match=r"columns must be .*got .*'colour'"):
+        make(colour=[1, 2, 3])
+
+
+def test_relative_sizes():
+    bins = SizeBins({"S": 0.01, "M": 0.1, "L": 1}, relative=True)
+    # 100 / 10000 is the bound itself; 1024 / 20000 = 0.0512; 9216 / 20000 = 0.4608.
+    assert make().size_of(bins).tolist() == [1, 1, 2]
+    blobs = BlobTable.from_columns(
+        {"image_id": ["a"], "category_id": [1], "area": [99], "image_area": [10000]}
+    )
+    assert blobs.size_of(bins).tolist() == [0]
+
+
+def test_blobs_sorted():
+    columns = {
+        "image_id": ["b", "a", "a", "a"],
+        "category_id": [1, 2, 1, 2],
+        "area": [5, 9, 7, 4],
+        "image_area": [100, 100, 100, 100],
+    }
+    blobs = BlobTable.from_columns(columns).sorted()
+    assert list(zip(blobs.image_id, blobs.category_id, blobs.area)) == [
+        ("a", 1, 7),
+        ("a", 2, 4),
+        ("a", 2, 9),
+        ("b", 1, 5),
+    ]
+    assert len(BlobTable.concatenate([])) == 0
+    with pytest.raises(ValueError, match=r"columns of BlobTable must share one length"):
+        BlobTable.from_columns({**columns, "area": [1]})

@@ -1,0 +1,299 @@
+"""Intervals of figures."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from d2_smallobj.metrics import (
+    COCO_SIZE_BINS,
+    Accumulator,
+    InstanceTable,
+    SizeBins,
+    resampling,
+    summarize,
+)
+from d2_smallobj.metrics.resampling import bootstrap_weights, image_sums
+from d2_smallobj.metrics.statistics import (
+    Cell,
+    Interval,
+    bootstrap,
+    bootstrap_figures,
+    cell_warnings,
+    percentiles,
+    resampled,
+    score,
+)
+
+HEADLINE = ["mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_S", "IA-mIoU_M", "IA-mIoU_L"]
+
+
+def intervals_of(run, **options):
+    return bootstrap(
+        run.table, run.image_counts, run.images, class_names=run.class_names, **options
+    )
+
+
+def same(one, other):
+    """Equal to the bit, NaN included."""
+    return repr(one) == repr(other)
+
+
+def test_two_images_by_hand(make_run):
+    # Drawn twice from {0, 100}: 0, 50, 100 with chances 1/4, 1/2, 1/4.
+    run = make_run([("a", 1, 100, 0.0), ("b", 1, 100, 1.0)])
+    scores = score(run, class_names=run.class_names)
+    drawn = bootstrap_figures([scores], 4000, 0)[0]
+    for name in ("IA-mIoU_fg", "IA-mIoU", "mIoU", "IA-mIoU_S"):
+        values, counts = np.unique(drawn[name], return_counts=True)
+        assert values.tolist() == [0.0, 50.0, 100.0]
+        # Five standard deviations of a share of 4000.
+        assert counts / 4000 == pytest.approx([0.25, 0.5, 0.25], abs=5 * 0.5 / 4000**0.5)
+    # The middle half lies at 50; the middle 95 % reaches both ends.
+    assert intervals_of(run, level=0.4)["IA-mIoU_fg"] == Interval(50.0, 50.0, 50.0)
+    assert intervals_of(run)["IA-mIoU_fg"] == Interval(50.0, 0.0, 100.0)
+
+
+def test_percentiles_are_linear_between_order_statistics():
+    assert percentiles(np.arange(101.0), 0.9) == pytest.approx((5.0, 95.0))
+    assert percentiles(np.array([math.nan, 3.0, 1.0]), 0.5) == pytest.approx((1.5, 2.5))
+    assert all(math.isnan(end) for end in percentiles(np.array([math.nan]), 0.95))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_resample_is_the_data_set_with_images_repeated(random_run, seed):
+    run = random_run(seed, seed + 100)
+    scores = score(run, class_names=run.class_names)
+    weights = next(bootstrap_weights(len(run.images), 20, seed))
+    found = resampled(scores, weights)
+    assert list(found) == HEADLINE
+    for row, drawn in enumerate(weights.astype(int)):
+        copies = [
+            (position, copy) for position, number in enumerate(drawn) for copy in range(number)
+        ]
+        tables = []
+        for position, copy in copies:
+            part = run.table.select(run.table.image_id == run.images[position]).columns()
+            part["image_id"] = np.array([f"{name}-{copy}" for name in part["image_id"]], str)
+            tables.append(InstanceTable.from_columns(part))
+        counts = run.image_counts[[position for position, _ in copies]].sum(axis=0)
+        # Nothing wrong is predicted here: what is missed goes to a class nobody has.
+        confusion = np.zeros((4, 4), np.int64)
+        confusion[:3, :3] = np.diag(counts[:, 0])
+        confusion[:3, 3] = counts[:, 1] - counts[:, 0]
+        expected = summarize(
+            InstanceTable.concatenate(tables), confusion, [*run.class_names, "nothing"]
+        )
+        for name in HEADLINE:
+            assert found[name][row] == pytest.approx(expected[name], abs=1e-7, nan_ok=True)
+
+
+def random_maps(seed, count=12):
+    generator = np.random.default_rng(seed)
+    for number in range(count):
+        truth = np.kron(generator.integers(0, 3, (6, 6)), np.ones((8, 8), int)).astype(np.uint8)
+        prediction = np.where(generator.random(truth.shape) < 0.2, 0, truth).astype(np.uint8)
+        yield f"image {number}", prediction, truth
+
+
+@pytest.mark.parametrize("bins", [COCO_SIZE_BINS, SizeBins({"A": 0.05, "B": 1}, relative=True)])
+def test_estimates_are_the_plain_figures_to_the_bit(bins):
+    accumulator = Accumulator(3)
+    for maps in random_maps(3):
+        accumulator.update(*maps)
+    names = ["background", "cat", "dog"]
+    plain = accumulator.summarize(names, size_bins=bins)
+    found = bootstrap(
+        accumulator.table,
+        accumulator.image_counts,
+        accumulator.images,
+        class_names=names,
+        size_bins=bins,
+        samples=50,
+    )
+    assert list(found) == [name for name in plain if "mIoU" in name]
+    assert {name: repr(interval.estimate) for name, interval in found.items()} == {
+        name: repr(plain[name]) for name in found
+    }
+    assert all(x.low < x.estimate < x.high for x in found.values() if not math.isnan(x.estimate))
+
+
+def test_shards_give_the_same_intervals_as_the_whole():
+    whole, parts = Accumulator(3), [Accumulator(3), Accumulator(3)]
+    for number, maps in enumerate(random_maps(4)):
+        whole.update(*maps)
+        parts[number % 2].update(*maps)
+    merged = Accumulator.from_state(parts[1].state())
+    merged.merge(parts[0])
+    results = [
+        bootstrap(x.table, x.image_counts, x.images, class_names=["background", "cat", "dog"])
+        for x in (whole, merged)
+    ]
+    assert same(*results)
+
+
+def test_a_seed_settles_everything(random_run, monkeypatch):
+    run = random_run(1, 2, images=30)
+    first = intervals_of(run, samples=300, seed=7)
+    assert same(first, intervals_of(run, samples=300, seed=7))
+    assert not same(first, intervals_of(run, samples=300, seed=8))
+    # Neither the order of images and records nor the size of a block leaves a trace.
+    order = np.random.default_rng(0).permutation(30)
+    shuffled = type(run)(
+        run.table.select(np.random.default_rng(1).permutation(len(run.table))),
+        run.image_counts[order],
+        [run.images[position] for position in order],
+        run.class_names,
+    )
+    assert same(first, intervals_of(shuffled, samples=300, seed=7))
+    for cells in (1, 31, 1000):
+        monkeypatch.setattr(resampling, "_BLOCK_CELLS", cells)
+        assert same(first, intervals_of(run, samples=300, seed=7))
+
+
+def test_sums_are_exact_so_no_order_of_adding_matters(random_run):
+    run = random_run(5, 6, images=40)
+    sums = image_sums(
+        run.table, run.image_counts, run.images, num_classes=3, size_bins=COCO_SIZE_BINS
+    )
+    weights = next(bootstrap_weights(40, 30, 0))
+    totals = sums.totals(weights)
+    for category, (index, values) in enumerate(zip(sums.index, sums.values)):
+        for sample in range(30):
+            for column in range(values.shape[1]):
+                exact = sum(
+                    (
+                        Fraction(weight) * Fraction(value)
+                        for weight, value in zip(weights[sample, index], values[:, column])
+                    ),
+                    Fraction(0),
+                )
+                assert Fraction(totals[sample, category, column]) == exact
+
+
+def test_weights_are_multinomial():
+    weights = np.concatenate(list(bootstrap_weights(50, 2000, 3)))
+    assert weights.shape == (2000, 50)
+    assert np.all(weights.sum(axis=1) == 50)
+    # Mean 1 and variance 1 - 1/50 of every image's count.
+    assert weights.mean(axis=0) == pytest.approx(np.ones(50), abs=5 / 2000**0.5)
+    assert weights.var() == pytest.approx(0.98, abs=0.03)
+
+
+def simulate(generator, images, make_run):
+    """Images whose instances share a quality: IoU = the image's level plus noise."""
+    rows = []
+    for image in range(images):
+        level = generator.uniform(0.2, 0.8)
+        for _ in range(1 + generator.poisson(1.0)):
+            category = int(generator.integers(1, 3))
+            area = int(generator.integers(100, 900))
+            iou = level + generator.uniform(-0.2, 0.2) - 0.1 * (category - 1)
+            rows.append((f"{image:05d}", category, area, iou))
+    return make_run(rows)
+
+
+def test_95_percent_intervals_hold_the_truth_about_95_times_in_100(make_run):
+    generator = np.random.default_rng(2024)
+    # IoU has mean 0.5 for cats and 0.4 for dogs whatever the area, so both figures do.
+    truth, sets = 45.0, 250
+    hits = dict.fromkeys(("IA-mIoU_fg", "mIoU"), 0)
+    for _ in range(sets):
+        run = simulate(generator, 60, make_run)
+        found = intervals_of(run, samples=400, seed=int(generator.integers(2**31)))
+        for name in hits:
+            hits[name] += found[name].low <= truth <= found[name].high
+    # 0.95 ± three standard deviations of a share of 250.
+    assert all(0.91 <= count / sets <= 0.99 for count in hits.values()), hits
+
+
+def test_instances_of_one_image_are_not_independent(make_run):
+    # Ten images of twenty equal instances each: ten draws, not two hundred.
+    levels = np.linspace(0.1, 0.9, 10)
+    run = make_run((f"{i}", 1, 1000, level) for i, level in enumerate(levels) for _ in range(20))
+    found = intervals_of(run)["IA-mIoU_fg"]
+    wanted = 2 * 1.96 * 100 * levels.std() / 10**0.5
+    assert found.high - found.low == pytest.approx(wanted, rel=0.1)
+
+
+def test_background_can_be_left_out(make_run):
+    run = make_run([("a", 0, 900, 1.0), ("b", 0, 900, 1.0), ("a", 1, 90, 0.5), ("b", 1, 90, 0.4)])
+    found = intervals_of(run, include_background=False)
+    assert found["IA-mIoU"] == found["IA-mIoU_fg"]
+    assert found["IA-mIoU"].estimate == 45.0
+    # (100 + 45) / 2 with it; mIoU has it either way.
+    assert intervals_of(run)["IA-mIoU"].estimate == pytest.approx(72.5)
+    assert same(found["mIoU"], intervals_of(run)["mIoU"])
+
+
+def test_what_nothing_can_be_said_about_is_nan(make_run):
+    empty = intervals_of(make_run([], images=[]))
+    assert list(empty) == HEADLINE
+    assert all(math.isnan(value) for x in empty.values() for value in vars(x).values())
+    # One image bears on S, none on L; twenty on M. Images without any record are images.
+    rows = [("00", 1, 100, 0.5), *((f"{i:02d}", 1, 5000, i / 20) for i in range(20))]
+    found = intervals_of(make_run(rows, images=[f"{i:02d}" for i in range(25)]))
+    assert found["IA-mIoU_S"].estimate == 50.0
+    assert math.isnan(found["IA-mIoU_S"].low)
+    assert math.isnan(found["IA-mIoU_S"].high)
+    assert math.isnan(found["IA-mIoU_L"].estimate)
+    assert found["IA-mIoU_M"].low < 47.5 < found["IA-mIoU_M"].high
+
+
+def test_a_resample_without_a_class_averages_over_the_others(make_run):
+    run = make_run([("a", 1, 100, 0.2), ("b", 2, 100, 0.6)])
+    drawn = bootstrap_figures([score(run, class_names=run.class_names)], 200, 0)[0]
+    assert set(drawn["IA-mIoU_fg"].round(6)) == {20.0, 40.0, 60.0}
+
+
+def test_what_does_not_fit_is_refused(make_run):
+    run = make_run([("a", 1, 100, 0.5), ("b", 2, 100, 0.5)])
+    with pytest.raises(ValueError, match=r"samples must be a whole number >= 1, got 0"):
+        intervals_of(run, samples=0)
+    with pytest.raises(ValueError, match=r"samples must be a whole number >= 1, got 10.0"):
+        intervals_of(run, samples=10.0)
+    with pytest.raises(ValueError, match=r"seed must be a whole number >= 0, got -1"):
+        intervals_of(run, seed=-1)
+    with pytest.raises(ValueError, match=r"level must lie between 0 and 1, e.g. 0.95, got 95"):
+        intervals_of(run, level=95)
+    with pytest.raises(ValueError, match=r"shape \(2, 2, 3\) for 2 images and 2 classes.*\(2, 3"):
+        bootstrap(run.table, run.image_counts, run.images, class_names=["background", "cat"])
+    with pytest.raises(
+        ValueError, match=r"integers of shape \(2, 3, 3\).* got float64 \(2, 3, 3\)"
+    ):
+        bootstrap(run.table, run.image_counts * 1.0, run.images, class_names=run.class_names)
+    with pytest.raises(ValueError, match=r"images must be distinct, got again a"):
+        bootstrap(run.table, run.image_counts, ["a", "a"], class_names=run.class_names)
+    with pytest.raises(ValueError, match=r"images lacks images of the table: b"):
+        bootstrap(run.table, run.image_counts, ["a", "c"], class_names=run.class_names)
+    with pytest.raises(ValueError, match=r"category_id must be in 0..1, got 2"):
+        bootstrap(run.table, run.image_counts[:, :2], run.images, class_names=["background", "cat"])
+
+
+def test_cells_with_too_few_instances(make_run):
+    rows = [(f"{i}", 1, 100, 0.5) for i in range(9)] + [(f"{i}", 1, 5000, 0.5) for i in range(10)]
+    rows += [("0", 2, 10**5, 0.5), ("0", 0, 100, 0.5)]
+    run = make_run(rows)
+    assert cell_warnings(run.table, run.class_names) == [
+        Cell("cat", "S", 9),
+        Cell("dog", "S", 0),
+        Cell("dog", "M", 0),
+        Cell("cat", "L", 0),
+        Cell("dog", "L", 1),
+    ]
+    assert cell_warnings(run.table, run.class_names, {"all": math.inf}, minimum=2) == [
+        Cell("dog", "all", 1)
+    ]
+
+
+def test_rounding_leaves_room_for_the_largest_sum():
+    values = np.random.default_rng(0).random(100)
+    # 2**30 values of at most 1 leave 51 - 30 bits behind the point.
+    for largest, bits in ((2.0**30, 21), (2.0**40, 11), (1.0, 40), (0.0, 40)):
+        rounded = resampling.fixed_point(values, largest)
+        assert np.all((rounded * 2.0**bits) % 1 == 0)
+        assert np.any((rounded * 2.0 ** (bits - 1)) % 1 != 0)
+        assert np.abs(rounded - values).max() <= 2.0 ** -(bits + 1)

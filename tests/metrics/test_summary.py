@@ -1,0 +1,146 @@
+"""From records to figures."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from d2_smallobj.metrics import Accumulator, InstanceTable, summarize
+
+NAMES = ["background", "cat", "dog"]
+
+
+def make_table(rows):
+    """Records from (image, instance, category, area, hit): nothing charged beyond the overlap."""
+    image, instance, category, area, hit = zip(*rows) if rows else ([],) * 5
+    columns = {"image_id": image, "instance_id": instance, "category_id": category}
+    columns |= {"area": area, "pixels": area, "intersection": hit, "charged": hit}
+    columns |= {"components": [1] * len(rows), "shared": [0] * len(rows)}
+    return InstanceTable.from_columns({**columns, "image_area": [10**6] * len(rows)})
+
+
+ROWS = [
+    ("a", 0, 0, 50000, 50000),  # background 1.0
+    ("b", 0, 0, 40000, 20000),  # background 0.5
+    ("a", 1, 1, 100, 50),  # cat S 0.5
+    ("a", 2, 1, 2000, 2000),  # cat M 1.0
+    ("b", 1, 1, 200, 0),  # cat S 0.0
+    ("b", 2, 2, 10000, 7500),  # dog L 0.75
+]
+# Rows ground truth: background 80 of 100, cat 30 of 40, no dog in the truth (predicted 10 px).
+CONFUSION = np.array([[80, 10, 10], [10, 30, 0], [0, 0, 0]], np.int64)
+
+
+def test_every_figure_by_hand():
+    figures = summarize(make_table(ROWS), CONFUSION, NAMES)
+    nan = math.nan
+    expected = {
+        # IoU 80 / (100 + 90 - 80) and 30 / (40 + 40 - 30); dog is absent from the truth.
+        "mIoU": 100 * (80 / 110 + 30 / 50) / 2,
+        # background (1 + 0.5) / 2, cat (0.5 + 1 + 0) / 3, dog 0.75
+        "IA-mIoU": 100 * (0.75 + 0.5 + 0.75) / 3,
+        "IA-mIoU_fg": 100 * (0.5 + 0.75) / 2,
+        "IA-mIoU_S": 25.0,
+        "IA-mIoU_M": 100.0,
+        "IA-mIoU_L": 75.0,
+        "images": 2,
+        "instances": 4,
+        "instances_S": 2,
+        "instances_M": 1,
+        "instances_L": 1,
+        "IoU-background": 100 * 80 / 110,
+        "IA-IoU-background": 75.0,
+        "instances-background": 2,
+        "IoU-cat": 60.0,
+        "IA-IoU-cat": 50.0,
+        "IA-IoU_S-cat": 25.0,
+        "IA-IoU_M-cat": 100.0,
+        "IA-IoU_L-cat": nan,
+        "instances-cat": 3,
+        "instances_S-cat": 2,
+        "instances_M-cat": 1,
+        "instances_L-cat": 0,
+        "IoU-dog": nan,
+        "IA-IoU-dog": 75.0,
+        "IA-IoU_S-dog": nan,
+        "IA-IoU_M-dog": nan,
+        "IA-IoU_L-dog": 75.0,
+        "instances-dog": 1,
+        "instances_S-dog": 0,
+        "instances_M-dog": 0,
+        "instances_L-dog": 1,
+    }
+    assert list(figures) == list(expected)
+    assert figures == pytest.approx(expected, rel=1e-14, nan_ok=True)
+    assert {type(value) for value in figures.values()} == {float}
+
+
+def test_nothing_at_all_is_nan_not_zero():
+    figures = summarize(make_table([]), np.zeros((3, 3), np.int64), NAMES)
+    counts = {key for key in figures if key.startswith(("instances", "images"))}
+    assert {figures[key] for key in counts} == {0.0}
+    assert all(math.isnan(figures[key]) for key in set(figures) - counts)
+
+
+def test_a_class_without_instances_is_nan_and_left_out():
+    figures = summarize(make_table(ROWS[:4]), CONFUSION, NAMES)
+    assert math.isnan(figures["IA-IoU-dog"])
+    assert figures["instances-dog"] == 0
+    assert figures["IA-mIoU_fg"] == figures["IA-IoU-cat"] == 75.0
+
+
+def test_own_size_bins_name_the_keys():
+    bins = {"tiny": 150, "rest": math.inf}
+    figures = summarize(make_table(ROWS), CONFUSION, NAMES, size_bins=bins)
+    assert figures["IA-mIoU_tiny"] == 50.0
+    assert figures["IA-IoU_rest-cat"] == 50.0
+    assert (figures["instances_tiny"], figures["instances_rest"]) == (1, 3)
+    assert "IA-mIoU_S" not in figures
+
+
+def test_instances_beyond_the_last_bin_are_in_no_size():
+    figures = summarize(make_table(ROWS), CONFUSION, NAMES, size_bins={"S": 1024})
+    assert (figures["instances"], figures["instances_S"]) == (4, 2)
+
+
+def test_background_has_no_size():
+    # 500 px of background would be S.
+    table = make_table([("a", 0, 0, 500, 500)])
+    figures = summarize(table, np.diag([500, 0, 0]), NAMES)
+    assert figures["IA-mIoU"] == 100.0
+    assert figures["instances_S"] == 0
+    assert math.isnan(figures["IA-mIoU_S"])
+
+
+def test_the_sum_does_not_round_along_the_way():
+    # 0.1 added ten thousand times drifts; an exactly rounded sum does not.
+    rows = [("a", i, 1, 10, 1) for i in range(1, 10001)]
+    figures = summarize(make_table(rows), np.zeros((3, 3), np.int64), NAMES)
+    assert figures["IA-IoU-cat"] == 10.0
+
+
+def test_a_perfect_prediction_is_100_everywhere():
+    semantic = np.zeros((120, 160), np.uint8)
+    semantic[:110, :100] = 1
+    semantic[5:25, 110:130] = 1
+    semantic[40:80, 110:150] = 2
+    accumulator = Accumulator(3)
+    accumulator.update("a", semantic, semantic)
+    figures = accumulator.summarize(NAMES)
+    values = {v for k, v in figures.items() if "IoU" in k and not math.isnan(v)}
+    assert values == {100.0}
+    assert [figures[f"instances_{size}"] for size in "SML"] == [1, 1, 1]
+
+
+def test_what_does_not_fit_is_refused():
+    table = make_table(ROWS)
+    with pytest.raises(ValueError, match=r"shape \(2, 2\) for 2 class_names, got \(3, 3\)"):
+        summarize(table, CONFUSION, NAMES[:2])
+    with pytest.raises(ValueError, match=r"category_id must be in 0..1, got 2"):
+        summarize(table, CONFUSION[:2, :2], NAMES[:2])
+    with pytest.raises(ValueError, match=r"must be distinct, got .*'cat', 'cat'"):
+        summarize(table, CONFUSION, ["background", "cat", "cat"])
+    with pytest.raises(ValueError, match=r"'fg' stands for .* got \['fg'\]"):
+        summarize(table, CONFUSION, NAMES, size_bins={"fg": 10})

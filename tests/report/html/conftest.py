@@ -1,0 +1,146 @@
+"""Scored runs on drawn scenes, with their files, and a real browser to open reports in."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2_smallobj.annotations.demo_files import DEMO_CLASS_NAMES
+from d2_smallobj.annotations.demo_pseudo import draw_pseudo_label
+from d2_smallobj.annotations.demo_scenes import draw_scene
+from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.metrics import Accumulator
+from d2_smallobj.scoring.run import ScoredRun
+from d2_smallobj.utils.opencv import cv2
+
+
+def score(name, maps, class_names, *, sources=None, remarks=(), **options):
+    """Score {image id: (prediction, semantic, instances)} into a run."""
+    accumulator = Accumulator(num_classes=len(class_names))
+    for image_id, (prediction, semantic, instances) in maps.items():
+        accumulator.update(image_id, prediction, semantic, instances)
+    return ScoredRun.from_accumulator(
+        accumulator, class_names, name=name, options=options, sources=sources, remarks=remarks
+    )
+
+
+def flawed(labels, rng, fineness):
+    """A prediction: the truth at a coarse resolution, shifted a little."""
+    side = labels.shape[0]
+    small = cv2.resize(labels, (side // fineness, side // fineness), interpolation=0)
+    back = cv2.resize(small, (side, side), interpolation=0)
+    return np.roll(back, int(rng.integers(-2, 3)), axis=int(rng.integers(2)))
+
+
+@dataclasses.dataclass
+class Scenes:
+    """Runs on the same scenes, and where their files are."""
+
+    folder: object
+    runs: list
+
+
+def make_scenes(folder, *, number=14, side=224, seed=3, class_names=DEMO_CLASS_NAMES):
+    """Draw scenes, write their files and score three made-up methods on them."""
+    rng = np.random.default_rng(seed)
+    methods = ("Coarse", "Fine", "Weak")
+    maps = {method: {} for method in methods}
+    sources = {method: {} for method in methods}
+    for index in range(number):
+        scene = draw_scene(rng, side)
+        image_id = f"scene_{index:03d}"
+        semantic = scene.classes[scene.instances]
+        predictions = {
+            "Coarse": flawed(semantic, rng, 14),
+            "Fine": flawed(semantic, rng, 6),
+            "Weak": draw_pseudo_label(rng, scene),
+        }
+        files = {
+            "image": folder / "images" / f"{image_id}.jpg",
+            "semantic": folder / "semantic" / f"{image_id}.png",
+            "instances": folder / "instances" / f"{image_id}.png",
+        }
+        files["image"].parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene.image).save(files["image"], quality=92)
+        write_label_map(files["semantic"], semantic)
+        write_label_map(files["instances"], scene.instances)
+        for method, labels in predictions.items():
+            path = folder / method / f"{image_id}.png"
+            write_label_map(path, labels)
+            maps[method][image_id] = (labels, semantic, scene.instances)
+            paths = {**files, "prediction": path}
+            sources[method][image_id] = {kind: str(file) for kind, file in paths.items()}
+    runs = [score(name, maps[name], class_names, sources=sources[name]) for name in methods]
+    return Scenes(folder, runs)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """Three methods on drawn scenes, with files."""
+    return make_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture
+def make_run():
+    """Score maps into a run; see score."""
+    return score
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium without network; skipped where none is installed."""
+    path = pathlib.Path(__file__).with_name("browser.py")
+    spec = importlib.util.spec_from_file_location("report_browser", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    executable = module.find_browser()
+    if executable is None:
+        pytest.skip(f"no browser: none of {', '.join(module.NAMES)} is installed")
+    started = module.Browser(executable, tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
+
+
+HOSTILE = (
+    "<script>window.pwned=1</script>",
+    '"><img src=x onerror="window.pwned=1">',
+    "</style></title><svg onload=window.pwned=1>",
+    "' onmouseover='window.pwned=1",
+    "&lt;b&gt; javascript:window.pwned=1",
+)
+"""Names that would run if they got into the page as they are."""
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory):
+    """Two runs whose class, image and method names try to break out; with pictures."""
+    folder = tmp_path_factory.mktemp("hostile")
+    names = ("background", *HOSTILE)
+    rng = np.random.default_rng(0)
+    semantic = np.zeros((96, 96), np.uint8)
+    for label in range(1, 6):
+        semantic[15 * label : 15 * label + 8, 20:30] = label
+    instances = semantic.astype(np.uint16)
+    wrong = np.roll(semantic, 40, axis=1)
+    runs = []
+    for index, method in enumerate(("<b>A</b><script>window.pwned=1</script>", HOSTILE[1])):
+        maps, sources = {}, {}
+        for number, image_id in enumerate((HOSTILE[0], HOSTILE[3])):
+            prediction = wrong if (number + index) % 2 else np.zeros_like(semantic)
+            maps[image_id] = (prediction, semantic, instances)
+            picture = folder / f"{number}.png"
+            Image.fromarray(rng.integers(0, 255, (96, 96, 3), np.uint8)).save(picture)
+            sources[image_id] = {
+                "image": str(picture),
+                "semantic": lambda: semantic,
+                "instances": lambda: instances,
+                "prediction": lambda prediction=prediction: prediction,
+            }
+        options = {"inputs": {HOSTILE[2]: HOSTILE[1]}, HOSTILE[4]: [HOSTILE[0]]}
+        runs.append(score(method, maps, names, sources=sources, remarks=[HOSTILE[2]], **options))
+    return runs

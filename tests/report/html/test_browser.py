@@ -1,0 +1,292 @@
+"""The report in a real Chromium without network."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2_smallobj.metrics.comparison import compare_runs
+from d2_smallobj.report.html import write_report
+
+PHONE, DESKTOP = 390, 1280
+
+_SHOWN_COLUMN = """(column => [...document.querySelectorAll('#class-table tbody tr')].map(
+    row => row.cells[column].getAttribute('data-value')))"""
+
+# Least WCAG contrast of all text, and where: colours are read off a canvas, which knows every
+# notation, and translucent grounds are laid over each other.
+_CONTRAST = """(() => {
+  const context = Object.assign(document.createElement('canvas'), {width: 1, height: 1})
+    .getContext('2d', {willReadFrequently: true});
+  const rgba = css => {
+    context.clearRect(0, 0, 1, 1); context.fillStyle = css; context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data].map((v, i) => i < 3 ? v : v / 255);
+  };
+  const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
+  const ground = element => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) {
+      layers.push(rgba(getComputedStyle(e).backgroundColor));
+    }
+    return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
+  };
+  const luminance = rgb => rgb.map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  let worst = [99, ''];
+  for (const element of document.querySelectorAll('main *, header *, nav *, footer *')) {
+    const own = [...element.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+    if (!own || !element.checkVisibility() || element.closest('svg')) continue;
+    const below = ground(element);
+    const pair = [luminance(over(rgba(getComputedStyle(element).color), below)), luminance(below)];
+    const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+    if (ratio < worst[0]) worst = [ratio, element.outerHTML.slice(0, 120)];
+  }
+  return worst;
+})()"""
+
+
+@pytest.fixture(scope="module")
+def report(scenes, tmp_path_factory):
+    """Three methods with intervals, a comparison and pictures."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, scenes.runs, comparison=compare_runs(scenes.runs, samples=200))
+    return path
+
+
+@pytest.fixture(scope="module")
+def single(scenes, tmp_path_factory):
+    """One method."""
+    path = tmp_path_factory.mktemp("report") / "single.html"
+    write_report(path, scenes.runs[:1], max_thumbnails=4)
+    return path
+
+
+def column(browser, number):
+    return browser.run(f"{_SHOWN_COLUMN}({number})")
+
+
+def heading(browser, number):
+    return browser.run(
+        f"document.querySelectorAll('#class-table thead th')[{number}].getAttribute('aria-sort')"
+    )
+
+
+def ordered(values, *, up):
+    """Numbers in order, undefined ones at the end either way."""
+    numbers = sorted((float(value) for value in values if value), reverse=not up)
+    return [*numbers, *(value for value in values if not value)]
+
+
+def as_numbers(values):
+    return [float(value) if value else value for value in values]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+def test_loads_without_a_word_and_without_network(browser, report, single, width, scheme):
+    for path in (report, single):
+        browser.open(path, width=width, scheme=scheme)
+        browser.run("document.querySelectorAll('details').forEach(each => each.open = true)")
+        # Pictures load when they come into view; decode() fails on one that is broken.
+        pictures = "[...document.images].map(i => (i.loading = 'eager', i.decode()))"
+        browser.run(f"Promise.all({pictures}).then(() => 1)")
+        assert browser.run("document.images.length") > 0
+        assert browser.problems() == []
+        assert browser.requests() == [path.as_uri()]
+        # Nothing sticks out at the side: wide tables scroll in their own boxes.
+        assert browser.run("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_can_be_read(browser, report, scheme):
+    browser.open(report, scheme=scheme)
+    browser.run("document.querySelectorAll('details').forEach(each => each.open = true)")
+    ratio, where = browser.run(_CONTRAST)
+    assert 4.5 <= ratio < 99, where
+
+
+def test_a_click_on_a_heading_sorts(browser, single):
+    browser.open(single)
+    before = column(browser, 0)
+    figures = column(browser, 4)
+    # The background has no sizes, a class may have no large objects.
+    assert "" in figures
+    head = "#class-table thead th:nth-child(5) button"
+    browser.click(head)
+    assert heading(browser, 4) == "descending"
+    assert as_numbers(column(browser, 4)) == ordered(figures, up=False)
+    assert column(browser, 0) != before
+    browser.click(head)
+    assert heading(browser, 4) == "ascending"
+    assert as_numbers(column(browser, 4)) == ordered(figures, up=True)
+    browser.click("#class-table thead th:nth-child(1) button")
+    assert (heading(browser, 0), heading(browser, 4)) == ("ascending", "none")
+    assert column(browser, 0) == sorted(before)
+    assert browser.problems() == []
+
+
+def test_rows_stay_whole_when_sorted(browser, single):
+    rows = (
+        "[...document.querySelectorAll('#class-table tbody tr')]"
+        ".map(row => [...row.cells].map(cell => cell.textContent).join('|'))"
+    )
+    browser.open(single)
+    before = browser.run(rows)
+    browser.click("#class-table thead th:nth-child(3) button")
+    after = browser.run(rows)
+    assert after != before
+    assert sorted(after) == sorted(before)
+
+
+@pytest.mark.parametrize(("key", "code"), [("Enter", 13), (" ", 32)])
+def test_the_keyboard_sorts_too(browser, single, key, code):
+    browser.open(single)
+    figures = column(browser, 1)
+    browser.run("document.querySelector('#class-table thead th:nth-child(1) button').focus()")
+    browser.key("Tab", 9)
+    assert browser.run("document.activeElement.closest('th').cellIndex") == 1
+    browser.key(key, code)
+    assert heading(browser, 1) == "descending"
+    assert as_numbers(column(browser, 1)) == ordered(figures, up=False)
+
+
+def test_sizes_sort_by_size_not_by_name(browser, report):
+    browser.open(report)
+    browser.click("#size-table thead th:nth-child(1) button")
+    names = "[...document.querySelectorAll('#size-table tbody th')].map(cell => cell.textContent)"
+    assert list(dict.fromkeys(browser.run(names))) == [
+        *("all", "S (small)", "M (medium)", "L (large)")
+    ]
+
+
+def test_one_figure_at_a_time(browser, report):
+    shown = (
+        "[...document.querySelectorAll('#class-table thead th')].filter(th => th.checkVisibility())"
+        ".map(th => th.querySelector('button').innerText.replace(/\\s+/g, ' ').trim())"
+    )
+    browser.open(report)
+    methods = ["Coarse", "Fine", "Weak"]
+    assert [name.split()[1] for name in browser.run(shown)[1:4]] == methods
+    assert all(name.startswith("IA-IoU ") for name in browser.run(shown)[1:4])
+    browser.run(
+        "(s => {s.value = 'IA-IoU_S'; s.dispatchEvent(new Event('change'))})"
+        "(document.querySelector('[data-table=class-table]'))"
+    )
+    assert all(name.startswith("IA-IoU_S ") for name in browser.run(shown)[1:4])
+    browser.run(
+        "(s => {s.value = ''; s.dispatchEvent(new Event('change'))})"
+        "(document.querySelector('[data-table=class-table]'))"
+    )
+    assert len(browser.run(shown)) == 1 + 6 * 3 + 4
+
+
+def test_the_theme_follows_the_system_until_it_is_chosen(browser, report):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    browser.open(report, scheme="light")
+    light = browser.run(ground)
+    browser.scheme("dark")
+    dark = browser.run(ground)
+    assert light != dark
+    browser.scheme("light")
+    browser.click("#theme")
+    assert browser.run(ground) == dark
+    assert browser.run("document.getElementById('theme').textContent") == "☀ Light"
+    browser.scheme("dark")
+    browser.click("#theme")
+    assert browser.run(ground) == light
+    browser.run("localStorage.clear()")
+
+
+def test_everything_is_there_without_scripts(browser, report):
+    browser.open(report, scripts=False)
+    try:
+        # Scripts of the page are off; the test's own still run.
+        assert not browser.run("document.documentElement.classList.contains('scripted')")
+        assert browser.run("document.querySelectorAll('#class-table thead th').length") == 23
+        hidden = "[...document.querySelectorAll('td, th')].filter(c => c.hidden).length"
+        assert browser.run(hidden) == 0
+        assert not browser.run("document.getElementById('theme').checkVisibility()")
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_hostile_names_do_nothing(browser, hostile, tmp_path):
+    path = tmp_path / "hostile.html"
+    write_report(path, hostile, comparison=compare_runs(hostile, samples=50), title="<script>")
+    browser.open(path)
+    browser.run("document.querySelectorAll('details').forEach(each => each.open = true)")
+    browser.run("document.querySelectorAll('*').forEach(e => e.dispatchEvent(new Event('load')))")
+    browser.run(
+        "document.querySelectorAll('*').forEach(e => e.dispatchEvent(new Event('mouseover')))"
+    )
+    assert browser.run("typeof window.pwned") == "undefined"
+    assert browser.problems() == []
+    assert browser.requests() == [path.as_uri()]
+    assert browser.run("document.title") == "<script>"
+
+
+def test_an_injected_script_would_be_stopped(browser, report, tmp_path):
+    # The policy is the second line of defence: see that it holds.
+    text = report.read_text("utf-8").replace(
+        "</main>", "</main><img src=x onerror='window.pwned=1'><script>window.pwned=1</script>"
+    )
+    path = tmp_path / "injected.html"
+    path.write_text(text, "utf-8")
+    browser.open(path)
+    assert browser.run("typeof window.pwned") == "undefined"
+    assert any("Content Security Policy" in str(problem) for problem in browser.problems())
+    assert browser.blocked() == len(browser.requests()) - 1 == 1
+
+
+def test_prints_light_and_without_controls(browser, report):
+    browser.open(report, scheme="dark")
+    browser.scheme("dark", media="print")
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not browser.run("document.querySelector('nav').checkVisibility()")
+    assert not browser.run("document.getElementById('theme').checkVisibility()")
+    ratio, where = browser.run(_CONTRAST)
+    assert ratio >= 4.5, where
+    assert browser.pdf().startswith(b"%PDF")
+    browser.scheme("light")
+
+
+def test_screenshots(browser, report, single, tmp_path):
+    """Pictures of the report, kept in $REPORT_SCREENSHOTS to be looked at."""
+    folder = pathlib.Path(os.environ.get("REPORT_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (report, single):
+        bright = {}
+        for width in (DESKTOP, PHONE):
+            for scheme in ("light", "dark"):
+                browser.open(path, width=width, scheme=scheme)
+                target = folder / f"{path.stem}_{width}_{scheme}.png"
+                browser.screenshot(target)
+                pixels = np.asarray(Image.open(io.BytesIO(target.read_bytes())).convert("L"))
+                assert pixels.shape[1] == width
+                bright[width, scheme] = np.median(pixels)
+        assert min(bright[width, "light"] for width in (DESKTOP, PHONE)) > 220
+        assert max(bright[width, "dark"] for width in (DESKTOP, PHONE)) < 50
+
+
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+def test_many_methods_with_long_names_fit(browser, scenes, tmp_path, width):
+    runs = [
+        dataclasses.replace(run, name=f"{run.name}_with_a_name_that_does_not_end_{index}" * 2)
+        for index in range(4)
+        for run in scenes.runs
+    ]
+    path = tmp_path / "many.html"
+    write_report(path, runs, max_thumbnails=2, title="a_title_without_any_space" * 5)
+    browser.open(path, width=width)
+    assert browser.run("document.documentElement.scrollWidth") == width
+    assert browser.problems() == []
+    folder = os.environ.get("REPORT_SCREENSHOTS")
+    if folder:
+        browser.screenshot(pathlib.Path(folder) / f"many_{width}.png")

@@ -1,0 +1,280 @@
+"""The report as a file: what it shows, and that it asks nobody for anything."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import html.parser
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from d2_smallobj.metrics import parse_size_bins
+from d2_smallobj.metrics.comparison import compare_runs
+from d2_smallobj.report.html import render_report, write_report
+
+_VOID = {"meta", "img", "br", "input"}
+_LOADING = {"src", "href", "srcset", "action", "data", "poster", "background", "formaction"}
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that elements are closed in order and collects what a page holds."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.open, self.text = [], [], [], {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        kind = self.open[-1] if self.open else ""
+        self.text[kind] = self.text.get(kind, "") + data
+
+    @property
+    def words(self):
+        """All text but styles and scripts."""
+        return " ".join(text for tag, text in self.text.items() if tag not in ("style", "script"))
+
+
+@pytest.fixture(scope="module")
+def page(scenes):
+    """Three methods with a comparison."""
+    return render_report(scenes.runs, comparison=compare_runs(scenes.runs, samples=200))
+
+
+def test_nothing_outside_is_asked_for(page, hostile):
+    for text in (page, render_report(hostile)):
+        parsed = Page(text)
+        for tag, name, value in parsed.attributes:
+            if name in _LOADING:
+                assert value.startswith(("#", "data:image/jpeg;base64,")), (tag, name, value[:80])
+            assert "url(" not in value
+        for part in ("style", "script"):
+            assert not re.search(r"url\(|@import|https?:|//\w|fetch|XMLHttp", parsed.text[part])
+        assert "http://" not in text
+        assert "https://" not in text
+
+
+def test_the_policy_forbids_the_network_and_every_other_script(page):
+    parsed = Page(page)
+    policy = next(v for t, n, v in parsed.attributes if t == "meta" and "default-src" in v)
+    digest = base64.b64encode(hashlib.sha256(parsed.text["script"].encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert parsed.tags.count("script") == 1
+
+
+def test_hostile_names_are_shown_and_nothing_else(hostile, page):
+    text = render_report(hostile, comparison=compare_runs(hostile, samples=50), title="<i>&")
+    parsed = Page(text)
+    allowed = set(Page(page).tags)
+    assert set(parsed.tags) <= allowed | {"polygon", "circle"}
+    assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
+    assert parsed.tags.count("script") == 1
+    for name in (*hostile[0].class_names, hostile[0].name, *hostile[0].images):
+        assert name in parsed.words
+    assert "<i>&" in parsed.words
+
+
+def test_the_headline_figures_and_intervals_are_there(scenes, page):
+    for run in scenes.runs:
+        for key in ("mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_S", "IA-mIoU_M", "IA-mIoU_L"):
+            assert f"{run.name}: {key} {run.figures[key]:.1f}, interval [" in page
+    # The best of each figure is bold, and it is named on top.
+    best = max(scenes.runs, key=lambda run: run.figures["mIoU"])
+    assert f"<strong>{best.figures['mIoU']:.1f}</strong>" in page
+    assert f"{best.name} ({best.figures['mIoU']:.1f})" in page
+
+
+def test_all_sections_are_there_and_linked(page):
+    parsed = Page(page)
+    ids = {value for _, name, value in parsed.attributes if name == "id"}
+    links = [value[1:] for tag, name, value in parsed.attributes if (tag, name) == ("a", "href")]
+    assert links == [
+        "glance",
+        "compared",
+        "sizes",
+        "outcomes",
+        "worst",
+        "blobs",
+        "classes",
+        "notes",
+    ]
+    assert set(links) <= ids
+    assert len(ids) == sum(name == "id" for _, name, _ in parsed.attributes)
+    assert parsed.tags.count("table") == 7
+
+
+def test_class_figures_are_those_of_the_run(scenes):
+    run = scenes.runs[0]
+    text = render_report([run], max_thumbnails=0)
+    table = text[text.index('<table id="class-table"') :].partition("</table>")[0]
+    for name in run.class_names[1:]:
+        row = re.search(f'<tr><th scope="row"[^>]*>{name}</th>(.*?)</tr>', table).group(1)
+        values = re.findall(r'data-value="([^"]*)"', row)
+        keys = ["IA-IoU", "IA-IoU_S", "IA-IoU_M", "IA-IoU_L", "IoU"]
+        expected = [run.figures[f"{key}-{name}"] for key in keys]
+        shown = [float(value) if value else np.nan for value in values[:5]]
+        np.testing.assert_array_equal(shown, expected)
+
+
+def test_cells_with_few_instances_are_marked_and_listed(scenes):
+    run = scenes.runs[0]
+    few = [
+        (name, size, int(run.figures[f"instances_{size}-{name}"]))
+        for name in run.class_names[1:]
+        for size in run.size_bins
+        if 0 < run.figures[f"instances_{size}-{name}"] < 10
+    ]
+    text = render_report([run], max_thumbnails=0)
+    assert few
+    assert all(f"{name} {size} ({number})" in text for name, size, number in few)
+    assert f'<small class="few">n={few[0][2]} </small>' in text
+
+
+def test_warnings(scenes, make_run):
+    first, second = scenes.runs[:2]
+    assert "No intervals were computed" in render_report([first], max_thumbnails=0)
+    intervals = {first.name: {"mIoU": (1.0, 0.5, 2.0)}}
+    text = render_report([first], intervals=intervals, max_thumbnails=0)
+    assert "No intervals were computed" not in text
+    assert "[0.5, 2.0]" in text
+    other = dataclasses.replace(
+        second, images=[*second.images, "new"], options={**second.options, "mode": "official"}
+    )
+    text = render_report([first, other], max_thumbnails=0)
+    assert f"{first.name} and {second.name} were not scored on the same images (14 and 15" in text
+    assert "different settings of mode: &#x27;exact&#x27; and &#x27;official&#x27;" in text
+    remark = dataclasses.replace(first, remarks=["3 predictions are not scored"])
+    assert "<li>3 predictions are not scored</li>" in render_report([remark], max_thumbnails=0)
+
+
+def test_undefined_intervals_are_left_out(scenes):
+    run = scenes.runs[0]
+    found = {"mIoU": (50.0, float("nan"), float("nan")), "IA-mIoU": (1.0, None, None)}
+    assert "interval [" not in render_report([run], intervals={run.name: found}, max_thumbnails=0)
+
+
+def test_the_runs_own_intervals_are_the_default(scenes):
+    run = dataclasses.replace(scenes.runs[0], intervals={"mIoU": (5.0, 4.25, 6.25)})
+    assert "[4.2, 6.2]" in render_report([run], max_thumbnails=0)
+
+
+def test_same_input_same_bytes(scenes):
+    assert render_report(scenes.runs) == render_report(scenes.runs)
+
+
+def test_sizes_as_shares_of_the_image(scenes):
+    bins = parse_size_bins("relative:tiny:0.01,rest:1")
+    options = {**scenes.runs[0].options, "size_bins": str(bins)}
+    run = dataclasses.replace(scenes.runs[0], options=options)
+    text = render_report([run])
+    assert "tiny objects (below 1 % of the image)" in text
+    assert "rest objects (from 1 % of the image)" in text
+    assert "IA-mIoU_tiny" in text
+    # No place for such bounds on an axis of pixels.
+    assert 'class="bound"' not in text
+
+
+def test_own_bins_in_pixels(scenes):
+    options = {**scenes.runs[0].options, "size_bins": "A:100,B:1000,C:inf"}
+    text = render_report([dataclasses.replace(scenes.runs[0], options=options)], max_thumbnails=0)
+    for words in ("below 10² px", "10² to 1,000 px", "from 1,000 px"):
+        assert words in text
+
+
+def test_a_data_set_without_instances(make_run):
+    empty = np.zeros((20, 20), np.uint8)
+    run = make_run("m", {"a": (empty, empty, empty)}, ["background", "thing"])
+    text = render_report([run])
+    Page(text)
+    assert "No curve: there are no objects" in text
+    assert "There are no small objects (below 32² px) with an IoU below 0.5." in text
+    assert text.count("no instances</span>") == 4
+    assert "nan" not in Page(text).words.lower()
+
+
+def test_no_image_at_all(make_run):
+    text = render_report([make_run("m", {}, ["background", "thing"])])
+    Page(text)
+    assert "0 images, 0 objects" in text
+
+
+def test_blobs_are_counted_beside(make_run):
+    semantic = np.zeros((50, 50), np.uint8)
+    semantic[5:10, 5:10] = 1
+    prediction = semantic.copy()
+    prediction[30:40, 30:40] = 1
+    prediction[45:, 45:] = 2
+    run = make_run("m", {"a": (prediction, semantic, semantic)}, ["background", "x", "y"])
+    text = render_report([run])
+    assert "2 blobs, 2.00 per image" in text
+    table = text[text.index('<table id="blob-table"') :].partition("</table>")[0]
+    assert re.findall(r'data-value="([^"]*)"', table) == [
+        *("all classes", "2.0", "2.0", "0.0", "0.0", "125.0"),
+        *("x", "1.0", "1.0", "0.0", "0.0", "100.0"),
+        *("y", "1.0", "1.0", "0.0", "0.0", "25.0"),
+    ]
+
+
+def test_runs_must_fit_together(scenes):
+    first, second = scenes.runs[:2]
+    with pytest.raises(ValueError, match="runs must hold at least one scored run, got none"):
+        render_report([])
+    with pytest.raises(ValueError, match=r"distinct names, got \['Coarse', 'Coarse'\]"):
+        render_report([first, first])
+    other = dataclasses.replace(second, class_names=tuple(reversed(second.class_names)))
+    with pytest.raises(ValueError, match=r"must share their classes .*'Coarse' has.*'Fine' has"):
+        render_report([first, other])
+    other = dataclasses.replace(second, options={"size_bins": "A:10,B:inf"})
+    with pytest.raises(ValueError, match=r"must share their size bins .*'Fine' has A:10,B:inf"):
+        render_report([first, other])
+    with pytest.raises(ValueError, match=r"intervals: no run is called \['x'\]; the runs are"):
+        render_report([first], intervals={"x": {}})
+    with pytest.raises(ValueError, match="max_thumbnails must be >= 0, got -1"):
+        render_report([first], max_thumbnails=-1)
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
+        render_report([first], level=95)
+
+
+def test_writing_is_atomic(scenes, tmp_path, monkeypatch):
+    target = tmp_path / "new" / "report.html"
+    write_report(target, scenes.runs[:1], max_thumbnails=0)
+    before = target.read_bytes()
+    assert before.startswith(b"<!DOCTYPE html>")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"could not write .*report\.html: No space left"):
+        write_report(target, scenes.runs, max_thumbnails=0)
+    assert target.read_bytes() == before
+    assert os.listdir(target.parent) == ["report.html"]
+
+
+def test_nothing_heavy_is_imported(repository):
+    """The command that writes reports needs no torch, no detectron2 and no matplotlib."""
+    code = (
+        "import sys, d2_smallobj.report.html;"
+        "print([name for name in ('torch', 'detectron2', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

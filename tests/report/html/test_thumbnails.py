@@ -1,0 +1,266 @@
+"""Which objects are pictured, and what the pictures show."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.report.html import render_report
+from d2_smallobj.report.html_model import make_methods
+from d2_smallobj.report.html_sources import SourceError, read_map, read_truth
+from d2_smallobj.report.html_thumbnails import OBJECT_COLOUR, crop_window, make_thumbnails
+from d2_smallobj.report.html_worst import worst_small
+
+NAMES = ("background", "x", "y")
+
+
+def two_objects():
+    """Semantic map with a small x, a small y and a large x, instances 1, 2, 300."""
+    semantic = np.zeros((120, 160), np.uint8)
+    semantic[10:20, 10:20] = 1
+    semantic[50:60, 100:130] = 2
+    semantic[70:115, 20:80] = 1
+    instances = np.zeros(semantic.shape, np.uint16)
+    instances[10:20, 10:20] = 1
+    instances[50:60, 100:130] = 2
+    instances[70:115, 20:80] = 300
+    return semantic, instances
+
+
+def decode(uri):
+    head, _, data = uri.partition(",")
+    assert head == "data:image/jpeg;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def is_near(pixel, colour, by=60):
+    return np.abs(pixel.astype(int) - np.array(colour)).max() <= by
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_the_crop_holds_the_object_and_stays_inside(data):
+    height, width = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 90))
+    mask = np.zeros((height, width), bool)
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    bottom, right = data.draw(st.integers(top, height - 1)), data.draw(st.integers(left, width - 1))
+    mask[top : bottom + 1, left : right + 1] = True
+    rows, columns = crop_window(mask)
+    assert mask[rows, columns].sum() == mask.sum()
+    side = max(3 * max(bottom - top + 1, right - left + 1), 56)
+    assert rows.stop - rows.start == min(side, height)
+    assert columns.stop - columns.start == min(side, width)
+    assert 0 <= rows.start <= rows.stop <= height
+    assert 0 <= columns.start <= columns.stop <= width
+
+
+def test_missed_by_most_comes_first_then_low_iou(make_run):
+    semantic, instances = two_objects()
+    missed = np.where(semantic == 1, 0, semantic)
+    partial = missed.copy()
+    partial[50:60, 104:130] = 0
+    runs = [
+        make_run("first", {"a": (missed, semantic, instances)}, NAMES),
+        make_run("second", {"a": (partial, semantic, instances)}, NAMES),
+    ]
+    found = worst_small(make_methods(runs, None))
+    # The large object is none; y has a mean IoU of (1 + 4/30) / 2 over both.
+    assert [(one.category, one.instance) for one in found] == [(1, 1)]
+    found = worst_small(make_methods(runs[1:], None))
+    assert [(one.category, one.instance) for one in found] == [(1, 1), (2, 2)]
+    assert found[0].outcomes == {0: "missed"}
+    assert found[1].outcomes == {0: "partial"}
+    assert found[1].ious == {0: pytest.approx(40 / 300)}
+
+
+def test_the_number_of_methods_that_missed_it_counts_before_the_mean(make_run):
+    semantic = np.zeros((100, 100), np.uint8)
+    instances = np.zeros_like(semantic)
+    for number in range(1, 5):
+        top = 22 * (number - 1)
+        instances[top : top + 20, : 4 + number] = number
+    semantic[instances > 0] = 1
+
+    def predict(heights):
+        prediction = np.zeros_like(semantic)
+        for number, height in heights.items():
+            top = 22 * (number - 1)
+            prediction[top : top + height, : 4 + number] = 1
+        return prediction
+
+    # IoU in twentieths, by instance: 1 is missed twice, 2 and 4 once, 3 never.
+    runs = [
+        make_run("m", {"a": (predict({3: 2}), semantic, instances)}, NAMES),
+        make_run("n", {"a": (predict({2: 1, 3: 2, 4: 10}), semantic, instances)}, NAMES),
+    ]
+    found = worst_small(make_methods(runs, None))
+    assert [one.instance for one in found] == [1, 2, 4, 3]
+
+
+def test_images_and_classes_take_turns(make_run):
+    maps = {}
+    for index, sides in enumerate(([9, 8, 7], [5, 4])):
+        semantic = np.zeros((60, 60), np.uint8)
+        for number, side in enumerate(sides):
+            semantic[2 : 2 + side, 20 * number : 20 * number + side] = 1 + number % 2
+        maps[str(index)] = (np.zeros_like(semantic), semantic, None)
+    found = worst_small(make_methods([make_run("m", maps, NAMES)], None))
+    # One of every image first (the largest); then the classes that had no turn.
+    assert [(one.image_id, one.category, one.area) for one in found] == [
+        ("0", 1, 81),
+        ("1", 1, 25),
+        ("0", 2, 64),
+        ("1", 2, 16),
+        ("0", 1, 49),
+    ]
+
+
+def test_pictures_show_image_truth_and_prediction(make_run, tmp_path):
+    semantic, instances = two_objects()
+    prediction = np.where(semantic == 2, 2, 0).astype(np.uint8)
+    prediction[10:20, 10:17] = 2
+    image = np.zeros((*semantic.shape, 3), np.uint8)
+    image[instances == 1] = (0, 255, 0)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    write_label_map(tmp_path / "semantic.png", semantic)
+    write_label_map(tmp_path / "instances.png", instances)
+    np.save(tmp_path / "prediction.npy", prediction.astype(np.int64))
+    files = {
+        "image": tmp_path / "a.png",
+        "semantic": tmp_path / "semantic.png",
+        "instances": tmp_path / "instances.png",
+        "prediction": tmp_path / "prediction.npy",
+    }
+    run = make_run("m", {"a": (prediction, semantic, instances)}, NAMES, sources={"a": files})
+    methods = make_methods([run], None)
+    drawn, reasons = make_thumbnails(methods, worst_small(methods), 5)
+    assert not reasons
+    assert [one.candidate.instance for one in drawn] == [1]
+    one = drawn[0]
+    pictures = [decode(one.image), decode(one.truth), decode(one.predictions[0][1])]
+    assert {picture.shape for picture in pictures} == {(208, 208, 3)}
+    # The crop begins in the corner; (14, 14) lies on the object and (14, 18.5) right of the 2s.
+    scale = 208 / 56
+    on, beside = (
+        (round(14.5 * scale), round(14.5 * scale)),
+        (round(14.5 * scale), round(18 * scale)),
+    )
+    assert is_near(pictures[0][on], (0, 255, 0))
+    assert is_near(pictures[1][on], OBJECT_COLOUR)
+    assert is_near(pictures[2][on], (0, 114, 178))
+    assert np.ptp(pictures[2][beside].astype(int)) < 30
+    assert one.predictions[0][2] == "70 % y, 30 % background"
+    assert one.colours[0] == ("x", OBJECT_COLOUR)
+
+
+def test_components_are_the_instances_without_a_map(make_run):
+    semantic, _ = two_objects()
+    none = np.zeros_like(semantic)
+    sources = {"a": {"semantic": lambda: semantic, "prediction": lambda: none}}
+    run = make_run("m", {"a": (none, semantic, None)}, NAMES, sources=sources)
+    methods = make_methods([run], None)
+    drawn, reasons = make_thumbnails(methods, worst_small(methods), 5)
+    assert len(drawn) == 2
+    assert not reasons
+    assert all(one.image is None for one in drawn)
+
+
+def test_many_components_are_numbered_as_the_metric_does(make_run):
+    semantic = np.zeros((64, 64), np.uint8)
+    semantic[::3, ::3] = 1
+    sources = {"a": {"semantic": lambda: semantic}}
+    run = make_run("m", {"a": (semantic, semantic, None)}, NAMES, sources=sources)
+    truth = read_truth(run, "a")
+    ids = set(np.unique(truth.instances).tolist()) - {0}
+    assert ids == set(run.table.instance_id.tolist()) - {0}
+    assert 255 not in ids
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("semantic", "the run does not say where its semantic maps are"),
+        ("prediction", "the run does not say where its predictions are"),
+    ],
+)
+def test_the_report_says_why_pictures_are_missing(scenes, missing, reason):
+    run = scenes.runs[0]
+    sources = {
+        image: {kind: path for kind, path in files.items() if kind != missing}
+        for image, files in run.sources.items()
+    }
+    text = render_report([dataclasses.replace(run, sources=sources)])
+    assert f"objects): {reason}." in text
+    assert "but they cannot be shown" in text
+    assert "<img" not in text
+
+
+def test_without_sources_the_report_says_so(scenes):
+    text = render_report([dataclasses.replace(scenes.runs[0], sources={})])
+    assert "the run does not say where its semantic maps are" in text
+
+
+def test_changed_files_are_noticed(scenes, tmp_path):
+    run = scenes.runs[0]
+    first = run.images[0]
+    blank = np.zeros((224, 224), np.uint8)
+    write_label_map(tmp_path / "blank.png", blank)
+    write_label_map(tmp_path / "small.png", blank[:50])
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    cases = {
+        "instances": ("blank.png", "no longer those that were scored"),
+        "semantic": ("small.png", "differ in size"),
+        "prediction": ("small.png", "another size than the ground truth"),
+        "image": ("bad.png", None),
+    }
+    methods = make_methods([run], None)
+    candidates = [one for one in worst_small(methods) if one.image_id == first]
+    assert candidates
+    for kind, (name, reason) in cases.items():
+        files = {**run.sources[first], kind: str(tmp_path / name)}
+        broken = dataclasses.replace(run, sources={first: files})
+        drawn, reasons = make_thumbnails(make_methods([broken], None), candidates[:1], 1)
+        if reason is None:
+            # A picture that cannot be read is done without.
+            assert drawn[0].image is None
+        else:
+            assert drawn == []
+            assert reason in next(iter(reasons))
+
+
+def test_unreadable_sources_are_told_with_their_cause(scenes, tmp_path):
+    def gone():
+        raise FileNotFoundError(2, "no such file", "annotations.json")
+
+    run = dataclasses.replace(
+        scenes.runs[0], sources={"a": {"semantic": str(tmp_path / "x.png"), "prediction": gone}}
+    )
+    with pytest.raises(SourceError, match=r"semantic maps cannot be read: .*x\.png"):
+        read_map(run, "a", "semantic")
+    with pytest.raises(SourceError, match=r"predictions cannot be read: .*annotations\.json"):
+        read_map(run, "a", "prediction")
+    np.save(tmp_path / "scores.npy", np.zeros((2, 3, 3)))
+    scores = dataclasses.replace(run, sources={"a": {"semantic": str(tmp_path / "scores.npy")}})
+    with pytest.raises(SourceError, match=r"must be integers \(H, W\), got float64 \(2, 3, 3\)"):
+        read_map(scores, "a", "semantic")
+
+
+def test_pickled_arrays_are_refused(scenes, tmp_path):
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}]), allow_pickle=True)
+    run = dataclasses.replace(scenes.runs[0], sources={"a": {"semantic": str(tmp_path / "x.npy")}})
+    with pytest.raises(SourceError, match=r"semantic maps cannot be read: .*allow_pickle"):
+        read_map(run, "a", "semantic")
+
+
+def test_the_limit_holds(scenes):
+    text = render_report(scenes.runs, max_thumbnails=3)
+    assert text.count('<article class="thumb"') == 3
+    assert "no pictures were asked for" in render_report(scenes.runs, max_thumbnails=0)

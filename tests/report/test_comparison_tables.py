@@ -1,0 +1,139 @@
+"""A comparison as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+import pytest
+
+from d2_smallobj.metrics.comparison import Comparison, PairedDifference
+from d2_smallobj.metrics.pairing import Difference
+from d2_smallobj.metrics.ranking import rank_table
+from d2_smallobj.metrics.statistics import Cell, Interval
+from d2_smallobj.report.comparison import (
+    comparison_csv,
+    format_cells,
+    format_comparison,
+    format_interval,
+)
+from d2_smallobj.report.text_tables import markdown_table
+
+NAN = math.nan
+VALUES = {
+    "a": {"mIoU": 70.125, "IA-mIoU_S": 1 / 3},
+    "b|c": {"mIoU": 71.0, "IA-mIoU_S": NAN},
+    "d": {"mIoU": 69.0, "IA-mIoU_S": 12.0},
+}
+
+
+@pytest.fixture
+def comparison():
+    intervals = {
+        name: {
+            figure: Interval(
+                value, value - 1 if value > 1 else NAN, value + 1 if value > 1 else NAN
+            )
+            for figure, value in figures.items()
+        }
+        for name, figures in VALUES.items()
+    }
+    return Comparison(
+        names=tuple(VALUES),
+        images=40,
+        intervals=intervals,
+        differences=(
+            PairedDifference("a", "b|c", "mIoU", Difference(0.875, -0.5, 2.0, 0.0123), 0.0246),
+            PairedDifference("a", "b|c", "IA-mIoU_S", Difference(NAN, NAN, NAN, NAN), NAN),
+        ),
+        ranks=rank_table(VALUES),
+        cells=(Cell("cat", "S", 3), Cell("dog", "S", 0)),
+        remarks=("Mind the gap.",),
+        samples=500,
+        seed=3,
+        level=0.9,
+    )
+
+
+def test_markdown(comparison):
+    text = format_comparison(comparison)
+    assert "90 % intervals (percentile bootstrap over 40 images, 500 resamples, seed 3)" in text
+    lines = text.splitlines()
+    assert "| a      | 70.12 [69.12, 71.12] |                 0.33 |" in lines
+    assert r"| b\|c − a | mIoU      |      +0.88 | [-0.50, 2.00] | 0.0123 |     0.0246 |" in lines
+    assert r"| b\|c − a | IA-mIoU_S |          - |             - |      - |          - |" in lines
+    assert "adjusted: for 1 tests (Holm)" in text
+    assert r"| b\|c   | 71.00 (1) |     - (-) |" in lines
+    # Two methods are left for the second figure, and they are ranked the other way round.
+    assert "| mIoU      |   1.000 / 1.000 | -1.000 / -1.000 |" in lines
+    assert lines[-3:] == [
+        "",
+        "- IA-mIoU_S rests on few instances (under 10) of cat (3); none of dog,"
+        " which its mean leaves out.",
+        "- Mind the gap.",
+    ]
+
+
+def test_markdown_of_one_method_alone(comparison):
+    alone = Comparison(
+        **{
+            **vars(comparison),
+            "names": ("a",),
+            "intervals": {"a": comparison.intervals["a"]},
+            "differences": (),
+            "ranks": rank_table({"a": VALUES["a"]}),
+            "cells": (),
+            "remarks": (),
+        }
+    )
+    text = format_comparison(alone)
+    assert "Paired" not in text
+    assert "Spearman" not in text
+    assert "Beware" not in text
+
+
+def test_csv_keeps_every_bit(comparison):
+    rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
+    figures = {(r["method"], r["figure"]): r for r in rows if r["kind"] == "figure"}
+    assert len(figures) == 6
+    assert float(figures["a", "IA-mIoU_S"]["value"]) == 1 / 3
+    assert figures["b|c", "IA-mIoU_S"]["value"] == figures["b|c", "IA-mIoU_S"]["rank"] == ""
+    assert [figures[name, "mIoU"]["rank"] for name in VALUES] == ["2.0", "1.0", "3.0"]
+    gaps = [row for row in rows if row["kind"] == "difference"]
+    assert [gaps[0][key] for key in ("method", "other", "value", "low", "high")] == [
+        *("b|c", "a", "0.875", "-0.5", "2.0")
+    ]
+    assert (gaps[0]["p_value"], gaps[0]["p_adjusted"]) == ("0.0123", "0.0246")
+    assert gaps[1]["p_value"] == ""
+    (rho,) = (row for row in rows if row["kind"] == "spearman")
+    (tau,) = (row for row in rows if row["kind"] == "kendall")
+    assert (rho["figure"], rho["other_figure"]) == ("mIoU", "IA-mIoU_S")
+    assert float(rho["value"]) == float(tau["value"]) == -1.0
+    # Numbers are plain, whatever numpy's repr is like.
+    assert not any("np" in cell for row in rows for cell in row.values())
+
+
+def test_interval_as_text():
+    assert format_interval(Interval(45.214, 40.333, 50.288)) == "45.21 [40.33, 50.29]"
+    assert format_interval(Interval(45.214, NAN, NAN)) == "45.21"
+    assert format_interval(Interval(NAN, NAN, NAN)) == "-"
+
+
+def test_long_lists_of_classes_are_cut():
+    cells = [Cell(f"c{i}", "M", 1) for i in range(13)] + [Cell("x", "L", 0)]
+    assert format_cells(cells) == [
+        "IA-mIoU_M rests on few instances (under 10) of "
+        + ", ".join(f"c{i} (1)" for i in range(10))
+        + " and 3 more.",
+        "IA-mIoU_L rests on none of x, which its mean leaves out.",
+    ]
+    assert format_cells([]) == []
+
+
+def test_names_cannot_break_a_table():
+    assert markdown_table(["a|b", "n"], [["x\ny\\", "1"]]).splitlines() == [
+        r"| a\|b  |   n |",
+        r"| ----- | --: |",
+        r"| x y\\ |   1 |",
+    ]

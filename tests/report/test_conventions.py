@@ -1,0 +1,120 @@
+"""How far the metric's conventions move its figures."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from d2_smallobj.report.conventions import (
+    CONVENTIONS,
+    compare_conventions,
+    convention_table,
+    dilated,
+    eroded,
+    merged,
+    shifted,
+    write_conventions,
+)
+from d2_smallobj.report.labelled_images import LabelledImage
+
+NAMES = ("background", "a", "b")
+
+
+def scene():
+    """Two instances of one class, their borders void, a third of another class."""
+    instances = np.zeros((30, 60), np.uint8)
+    for number, (top, left) in enumerate(((5, 5), (5, 17), (5, 35)), start=1):
+        instances[top - 1 : top + 11, left - 1 : left + 11] = 255
+        instances[top : top + 10, left : left + 10] = number
+    semantic = np.array([0, 1, 1, 2] + [0] * 251 + [255], np.uint8)[instances]
+    return semantic, instances
+
+
+IMAGE = LabelledImage("a", scene)
+
+
+def score(predict):
+    (row,) = compare_conventions([IMAGE], {"p": predict}, NAMES)
+    return row
+
+
+def test_void_that_was_predicted_connects():
+    def predict(image_id, semantic, instances):
+        # All void is class 1, which joins the two instances; 20 px more below the first one.
+        guess = np.where(semantic == 255, 1, semantic)
+        guess[16:18, 5:15] = 1
+        return guess
+
+    row = score(predict)
+    exact, cleared = row.figures["exact"], row.figures["void dropped first"]
+    # Joined, both pay 10 of the 20 px; apart, and cut off from the first, nobody does.
+    assert exact["IA-mIoU_S"] == pytest.approx(100 * (100 / 110 + 1) / 2)
+    assert cleared["IA-mIoU_S"] == pytest.approx(100.0)
+    assert exact["mIoU"] == cleared["mIoU"]
+
+
+def test_official_cuts_shares():
+    def predict(image_id, semantic, instances):
+        guess = np.where(semantic == 255, 1, semantic)
+        guess[16, 5] = 1
+        return guess
+
+    row = score(predict)
+    # One pixel of surplus, half for each: 100 / 100.5, cut to none.
+    assert row.figures["exact"]["IA-mIoU_S"] == pytest.approx(100 * (100 / 100.5 + 1) / 2)
+    assert row.figures["official"]["IA-mIoU_S"] == 100.0
+    assert (row.instances, row.differing) == (3, 2)
+    assert row.largest == pytest.approx(100 * (1 - 100 / 100.5))
+
+
+def test_no_background_and_components():
+    row = score(shifted(3))
+    semantic, instances = scene()
+    moved = shifted(3)("a", semantic, instances)
+    truth = semantic == 0
+    hit = np.count_nonzero(truth & (moved == 0))
+    # Void counts nowhere, so what is missed of the background is lost to objects, and back.
+    union = truth.sum() + np.count_nonzero((moved == 0) & (semantic != 0) & (semantic != 255))
+    foreground = row.figures["no background"]["IA-mIoU"]
+    expected = (2 * foreground + 100 * hit / union) / 3
+    assert row.figures["exact"]["IA-mIoU"] == pytest.approx(expected)
+    # Every instance is one component here.
+    assert row.figures["components"] == pytest.approx(row.figures["exact"])
+
+
+def test_perturbations():
+    semantic, instances = scene()
+    moved, less, more, closed = (
+        change("a", semantic, instances)
+        for change in (shifted(2), eroded(1), dilated(1), merged(3))
+    )
+    assert (moved[7:17, 7:17] == 1).all()
+    assert not moved[:7].any()
+    # A 3 x 3 cross takes one pixel off every side of a square, less nothing at its corners.
+    assert np.count_nonzero(less[instances == 1]) == 64
+    assert np.count_nonzero(more == 2) == 100 + 4 * 10
+    # The gap of two columns between the squares of class 1 is filled; class 2 stays alone.
+    assert (closed[7:13, 5:27] == 1).all()
+    assert not closed[:, 28:34].any()
+    for prediction in (moved, less, more, closed):
+        assert set(np.unique(prediction)) <= {0, 1, 2}
+
+
+def test_classes_do_not_grow_into_one_another():
+    semantic = np.array([[1, 1, 2, 2]], np.uint8)
+    assert dilated(2)("a", semantic, semantic).tolist() == [[1, 1, 2, 2]]
+
+
+def test_table_and_file(tmp_path):
+    rows = compare_conventions([IMAGE], {"one": shifted(1), "two": eroded(1)}, NAMES)
+    text = convention_table(rows)
+    assert text.splitlines()[0] == f"| IA-mIoU / IA-mIoU_S | mIoU | {' | '.join(CONVENTIONS)} |"
+    widths = {line.count("|") for line in text.split("\n\n")[0].splitlines()}
+    assert widths == {len(CONVENTIONS) + 3}
+    write_conventions(tmp_path / "a.csv", rows)
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert len(written) == 2 * len(CONVENTIONS) * 3
+    assert float(written[0]["percent"]) == pytest.approx(rows[0].figures["exact"]["mIoU"])

@@ -1,0 +1,135 @@
+"""docs/metric.md says what the library computes, and its pictures can be drawn anew."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.metrics import OUTCOMES, classify
+from d2_smallobj.report.conventions import PERTURBATIONS, compare_conventions, convention_table
+from d2_smallobj.report.labelled_images import truth_images
+from d2_smallobj.report.metric_drawings import draw_matching, draw_outcomes, draw_pooling
+from d2_smallobj.report.metric_examples import (
+    example_tables,
+    matching_example,
+    outcome_example,
+    pooling_examples,
+)
+from d2_smallobj.scoring.truth import folder_truth
+
+
+@pytest.fixture(scope="module")
+def page(repository):
+    return (repository / "docs" / "metric.md").read_text(encoding="utf-8")
+
+
+def block(page, name):
+    found = re.search(rf"<!-- table: {name} -->\n(.*?)\n<!-- end -->", page, re.DOTALL)
+    assert found, f"docs/metric.md has no block {name}"
+    return found.group(1)
+
+
+@pytest.mark.parametrize("name", ["pooling", "matching", "outcomes"])
+def test_numbers_of_the_examples(page, name):
+    assert block(page, name) == example_tables()[name]
+
+
+def test_numbers_on_real_images(page, realdata):
+    folder = realdata / "voc" / "VOC2012"
+    truth = folder_truth(folder / "SegmentationClass", folder / "SegmentationObject")
+    rows = compare_conventions(truth_images(truth, 21), PERTURBATIONS, VOC_CLASS_NAMES)
+    assert block(page, "voc") == convention_table(rows)
+    assert f"on {len(truth.images)} real VOC images" in page
+
+
+def test_arithmetic_in_the_text(page):
+    claims = re.findall(r"`([\d.*/ ]+) = ([\d.]+)`", page)
+    assert len(claims) >= 3
+    for expression, value in claims:
+        digits = len(value.partition(".")[2])
+        assert round(eval(expression), digits) == float(value)
+
+
+def test_what_is_said_about_official_mode(page):
+    found = re.search(r"at most ([\d.]+) of IA-mIoU and\n([\d.]+) of IA-mIoU_S", page)
+    allowed = [float(value) for value in found.groups()]
+    moved = [0.0, 0.0]
+    for name in ("voc", "demo"):
+        for line in block(page, name).split("\n\n")[0].splitlines()[2:]:
+            exact, official = (cell.split("/") for cell in line.split("|")[3:5])
+            for k in range(2):
+                moved[k] = max(moved[k], abs(float(exact[k]) - float(official[k])))
+    # The cells are rounded to 0.01 each.
+    assert all(high - 0.02 < value < high + 0.0101 for value, high in zip(moved, allowed))
+
+
+def test_the_examples_show_what_the_page_says():
+    one, two = pooling_examples().values()
+    assert one.figures["IoU-object"] == two.figures["IoU-object"]
+    assert one.figures["IA-IoU-object"] == 25.0
+    outcome = outcome_example()
+    table = outcome.match.table
+    table = table.select(table.category_id > 0)
+    assert [OUTCOMES[k] for k in classify(table)] == list(outcome.names)
+    assert len(outcome.match.blobs) == 1
+    matching = matching_example().match
+    # The golden case "merged" of SPEC 1, with a missed instance and a blob beside it.
+    assert matching.table.iou[1:3] == pytest.approx([300 / 616] * 2)
+    assert matching.blobs.area.tolist() == [112]
+
+
+def test_files_and_options_that_the_page_names_exist(page, repository):
+    named = re.findall(r"(?:\((?=[\w.]+/?[\w./]*\.\w+\))|python )([\w./]+\.(?:py|png|md))", page)
+    assert named
+    for name in named:
+        base = repository if name.startswith("tools/") else repository / "docs"
+        assert (base / name).exists(), name
+    sources = [*sorted((repository / "tools").glob("*.py")), repository / "tests" / "conftest.py"]
+    known = {file.name: file.read_text(encoding="utf-8") for file in sources}
+    everywhere = "".join(known.values())
+    for line in page.splitlines():
+        tool = re.search(r"python tools/(\w+\.py)", line)
+        for option in set(re.findall(r"(?<![-\w])--[a-z][\w-]+", line)) - {"--help"}:
+            assert f'"{option}"' in (known[tool[1]] if tool else everywhere), option
+
+
+def test_pictures_and_page_can_be_renewed(repository, tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    shutil.copy(repository / "docs" / "metric.md", docs)
+    tool = repository / "tools" / "draw_metric.py"
+    subprocess.run([sys.executable, str(tool), "--docs", str(docs)], check=True)
+    pictures = sorted(file.name for file in docs.glob("*.png"))
+    assert pictures == sorted(file.name for file in (repository / "docs").glob("metric_*.png"))
+    assert len(pictures) == 5
+    for name in pictures:
+        assert (docs / name).stat().st_size < 100_000
+        drawn, committed = (Image.open(folder / name) for folder in (docs, repository / "docs"))
+        assert drawn.size == committed.size
+        # Another matplotlib sets letters otherwise; the picture stays the same.
+        pixels = [np.asarray(picture.convert("L"), float) for picture in (drawn, committed)]
+        assert np.abs(pixels[0] - pixels[1]).mean() < 2
+    assert (docs / "metric.md").read_bytes() == (repository / "docs" / "metric.md").read_bytes()
+
+
+def test_drawing_is_deterministic(tmp_path):
+    for draw in (draw_pooling, draw_matching, draw_outcomes):
+        draw(tmp_path / "1.png")
+        draw(tmp_path / "2.png")
+        assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
+
+
+def test_a_page_without_a_block_is_an_error(repository, tmp_path):
+    (tmp_path / "metric.md").write_text("<!-- table: pooling -->\nx\n<!-- end -->\n")
+    tool = repository / "tools" / "draw_metric.py"
+    command = [sys.executable, str(tool), "--docs", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "no block <!-- table: NAME --> for ['matching', 'outcomes']" in result.stderr

@@ -1,0 +1,348 @@
+"""The shapes that the paper claims for Fig. 4 and Fig. 5, on drawn scenes and real ground truth."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.metrics import SizeBins
+from d2_smallobj.report.labelled_images import (
+    LabelledImage,
+    component_instances,
+    drawn_discs,
+    drawn_pair,
+    drawn_sizes,
+    truth_images,
+)
+from d2_smallobj.report.pairs import find_pair, growth_order
+from d2_smallobj.report.sensitivity import corner_case, corner_cases, removal_curve
+from d2_smallobj.report.sensitivity_plots import draw_corner_cases, draw_removal, write_curves
+from d2_smallobj.scoring.truth import folder_truth
+
+NAMES = ("background", "disc")
+
+
+@pytest.fixture(scope="module")
+def voc_images(realdata):
+    folder = realdata / "voc" / "VOC2012"
+    truth = folder_truth(folder / "SegmentationClass", folder / "SegmentationObject")
+    return truth_images(truth, 21)
+
+
+@pytest.fixture(scope="module", params=["drawn", "voc"])
+def pair(request):
+    if request.param == "drawn":
+        return find_pair([drawn_pair()], NAMES)
+    return find_pair(request.getfixturevalue("voc_images"), VOC_CLASS_NAMES)
+
+
+@pytest.fixture(scope="module")
+def cases(pair):
+    return {curve.name: curve for curve in corner_cases(pair, steps=10)}
+
+
+def parts(curve):
+    """Steps of IoU and IA-IoU, by the instance that grew."""
+    stage = np.array(curve.columns["stage"])[1:]
+    return {
+        name: {key: np.diff(curve.figures[key])[stage == name] for key in ("IoU", "IA-IoU", "mIoU")}
+        for name in np.unique(stage).tolist()
+    }
+
+
+def test_the_pair_is_small_and_large(pair):
+    assert pair.areas["large"] > 20 * pair.areas["small"] >= 20 * 256
+
+
+@pytest.mark.parametrize("case", "ABCD")
+def test_ia_rises_steadily_in_every_case(pair, cases, case):
+    steps = np.diff(cases[case].figures["IA-IoU"])
+    # 10 steps fill one of two instances: 5 percent each, to the pixel of the small one.
+    assert steps == pytest.approx(np.full(len(steps), 5.0), abs=50 / pair.areas["small"])
+    # Over all classes, background included, too.
+    assert (np.diff(cases[case].figures["IA-mIoU"]) > 1).all()
+
+
+@pytest.mark.parametrize("case", "ABCD")
+def test_iou_follows_the_large_one_only(pair, cases, case):
+    share = 100 * pair.areas["small"] / sum(pair.areas.values())
+    moved = {name: steps["IoU"].sum() for name, steps in parts(cases[case]).items()}
+    for name, expected in (("small", share), ("large", 100 - share)):
+        assert moved.get(name, expected) == pytest.approx(expected)
+    assert share < 5
+    # mIoU, with background: what the small one does is lost in what the large one does.
+    total = {name: steps["mIoU"].sum() for name, steps in parts(cases[case]).items()}
+    assert total.get("small", 0) < 3
+    assert total.get("large", 100) > 50
+
+
+def test_cases_end_where_they_should(cases):
+    ends = {case: curve.figures["IA-IoU"][[0, -1]].tolist() for case, curve in cases.items()}
+    assert ends == {"A": [0, 50], "B": [0, 50], "C": [0, 100], "D": [0, 100]}
+    assert cases["A"].figures["IoU"][-1] > 95
+    assert cases["B"].figures["IoU"][-1] < 5
+    assert cases["C"].columns["small"][10:] == [100.0] * 11
+    assert cases["D"].columns["large"][10:] == [100.0] * 11
+
+
+def test_miou_grows_ever_faster_with_the_large_one(cases):
+    # "increase exponentially": with background in it, the curve bends upwards.
+    for case in "AC":
+        steps = parts(cases[case])["large"]["mIoU"]
+        assert (np.diff(steps) > 0).all()
+
+
+def test_steps_must_be_positive(pair):
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        corner_case(pair, ["small"], steps=0)
+
+
+def test_growth_covers_the_mask_once_from_the_inside():
+    mask = np.zeros((9, 12), bool)
+    mask[1:8, 2:11] = True
+    order = growth_order(mask)
+    assert sorted(order.tolist()) == np.flatnonzero(mask).tolist()
+    distance = [(p // 12 - order[0] // 12) ** 2 + (p % 12 - order[0] % 12) ** 2 for p in order]
+    assert distance == sorted(distance)
+    assert order[0] // 12 == 4
+
+
+def test_growth_starts_inside_of_a_mask_that_fills_the_image():
+    assert growth_order(np.ones((5, 5), bool))[0] == 12
+
+
+def removal(images, names, name, **options):
+    return removal_curve(images, names, name, **options)
+
+
+@pytest.mark.parametrize("source", ["drawn", "voc", "coco"])
+def test_removal_falls_by_equal_steps_and_iou_collapses(source, request, realdata):
+    if source == "drawn":
+        curve = removal(drawn_sizes(), NAMES, "disc")
+    elif source == "voc":
+        curve = removal(request.getfixturevalue("voc_images"), VOC_CLASS_NAMES, "person")
+    else:
+        from d2_smallobj.scoring.inputs import Inputs
+
+        file = realdata / "coco" / "tinycoco50_val2017.json"
+        truth = Inputs(predictions="", coco_json=str(file)).open_truth()
+        curve = removal(truth_images(truth, 81), COCO_CLASS_NAMES, "person", points=25)
+    removed, figures = np.array(curve.columns["removed"]), curve.figures
+    count = removed[-1]
+    assert len(removed) == min(count, 25) + 1
+    assert figures["IA-IoU"] == pytest.approx(100 * (1 - removed / count))
+    assert figures["IoU"][[0, -1]].tolist() == [100.0, 0.0]
+    # Each deletion costs at least what the one before did, for areas ascend.
+    assert (np.diff(np.diff(figures["IoU"]) / np.diff(removed)) < 1e-9).all()
+    # Half of the instances are gone, of IoU hardly anything; the last tenth costs a quarter.
+    assert np.interp(count / 2, removed, figures["IoU"]) > 90
+    assert np.interp(0.9 * count, removed, figures["IoU"]) > 25
+    assert list(curve.columns["area"]) == sorted(curve.columns["area"])
+
+
+def test_removal_by_size():
+    curve = removal(drawn_sizes(), NAMES, "disc")
+    sizes = curve.columns["size"]
+    assert list(dict.fromkeys(sizes)) == ["", "S", "M", "L"]
+    removed = np.array(curve.columns["removed"])
+    small = sizes.count("S")
+    expected = np.clip(100 * (1 - removed / small), 0, 100)
+    assert curve.figures["IA-IoU_S"] == pytest.approx(expected)
+    assert curve.figures["IA-IoU_L"][: small + 1].tolist() == [100.0] * (small + 1)
+
+
+def test_points_thin_the_curve_without_changing_it():
+    whole = removal(drawn_sizes(12), NAMES, "disc")
+    some = removal(drawn_sizes(12), NAMES, "disc", points=4)
+    assert some.columns["removed"] == [0, 3, 6, 9, 12]
+    for key, values in some.figures.items():
+        np.testing.assert_array_equal(values, whole.figures[key][::3])
+
+
+def test_several_instances_of_one_image():
+    image = drawn_discs([(0.2, 0.2, 0.1), (0.6, 0.6, 0.3), (0.1, 0.8, 0.05)], 100, "three")
+    curve = removal([image, drawn_pair()], NAMES, "disc")
+    assert curve.figures["IA-IoU"] == pytest.approx([100, 80, 60, 40, 20, 0])
+
+
+def test_other_classes_stay_perfect():
+    semantic = np.array([[1, 1, 0, 2], [1, 1, 0, 2], [0, 0, 0, 255]], np.uint8)
+    image = LabelledImage("a", lambda: (semantic, component_instances(semantic)))
+    curve = removal([image], ("background", "a", "b"), "a")
+    assert curve.figures["IA-mIoU_fg"].tolist() == [100.0, 50.0]
+    assert curve.figures["IA-IoU"].tolist() == [100.0, 0.0]
+
+
+def test_relative_size_bins():
+    bins = SizeBins({"tiny": 0.01, "rest": 1}, relative=True)
+    curve = removal(drawn_sizes(6), NAMES, "disc", size_bins=bins)
+    assert set(curve.columns["size"]) == {"", "tiny", "rest"}
+    assert "IA-IoU_tiny" in curve.figures
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_name": "disk"}, "class_name: unknown value 'disk'.*did you mean 'disc'"),
+        ({"class_name": "background"}, "class_name: unknown value 'background'"),
+        ({"class_name": "disc", "points": 0}, "points must be at least 1, got 0"),
+    ],
+)
+def test_removal_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        removal_curve(drawn_sizes(2), NAMES, **options)
+
+
+def test_a_class_without_instances_is_an_error():
+    with pytest.raises(ValueError, match="class 'b' has no instance in these 2 images"):
+        removal_curve(drawn_sizes(2), (*NAMES, "b"), "b")
+
+
+def test_no_pair_is_an_error():
+    with pytest.raises(ValueError, match="no image has two instances of disc of at least 256"):
+        find_pair(drawn_sizes(3), NAMES, class_name="disc")
+
+
+def test_components_skip_the_void_id():
+    semantic = np.zeros((40, 40), np.uint8)
+    semantic[::2, ::2] = 1
+    semantic[39, 39] = 255
+    found = component_instances(semantic)
+    ids = sorted(set(np.unique(found[semantic == 1]).tolist()))
+    assert len(ids) == 400
+    assert 255 not in ids
+    assert found[39, 39] == 255
+
+
+def test_maps_of_two_sizes_are_an_error(tmp_path):
+    for folder, shape in (("semantic", (4, 5)), ("instances", (5, 4))):
+        write_label_map(tmp_path / folder / "a.png", np.ones(shape, np.uint8))
+    truth = folder_truth(tmp_path / "semantic", tmp_path / "instances")
+    with pytest.raises(ValueError, match=r"a\.png: must have the size of .*\(4, 5\), got \(5, 4\)"):
+        truth_images(truth, 2)[0].load()
+
+
+def test_labels_beyond_the_classes_name_the_file(tmp_path):
+    write_label_map(tmp_path / "a.png", np.full((4, 5), 7, np.uint8))
+    with pytest.raises(ValueError, match=r"a\.png: label values must be 0\.\.1"):
+        truth_images(folder_truth(tmp_path), 2)[0].load()
+
+
+def test_files_are_the_same_every_time(tmp_path):
+    pair = find_pair([drawn_pair(120)], NAMES, min_area=64)
+    for turn in ("1", "2"):
+        curves = corner_cases(pair, steps=3)
+        draw_corner_cases(tmp_path / f"corner{turn}.png", pair, curves)
+        write_curves(tmp_path / f"corner{turn}.csv", curves)
+        draw_removal(tmp_path / f"removal{turn}.png", removal(drawn_sizes(4), NAMES, "disc"))
+    for name in ("corner{}.png", "corner{}.csv", "removal{}.png"):
+        first, second = (tmp_path / name.format(turn) for turn in "12")
+        assert first.read_bytes() == second.read_bytes()
+
+
+def dashes(path):
+    """Columns of a picture that hold much pure dash red."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    red = (np.abs(pixels - [0xE0, 0x31, 0x31]).sum(axis=2) < 30).sum(axis=0)
+    columns = np.flatnonzero(red > 60)
+    runs = itertools.groupby(enumerate(columns.tolist()), lambda pair: pair[1] - pair[0])
+    return [next(run)[1] for _, run in runs]
+
+
+def test_red_dashes_lie_between_the_sizes(tmp_path):
+    curve = removal(drawn_sizes(), NAMES, "disc")
+    draw_removal(tmp_path / "a.png", curve)
+    found = dashes(tmp_path / "a.png")
+    assert len(found) == 2
+    # Their places are in proportion: after the last S and after the last M.
+    sizes = curve.columns["size"]
+    left = sizes.count("S")
+    right = left + sizes.count("M")
+    picture = np.asarray(Image.open(tmp_path / "a.png").convert("L")).astype(int)
+    axis = np.flatnonzero((picture < 60).sum(axis=0) > 200)[0]
+    assert (found[1] - axis) / (found[0] - axis) == pytest.approx(right / left, rel=0.02)
+
+
+def run(repository, *arguments):
+    command = [sys.executable, str(repository / "tools" / "sensitivity.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tool_on_folders(repository, tmp_path, realdata):
+    folder = realdata / "voc" / "VOC2012"
+    listed = tmp_path / "list.txt"
+    listed.write_text("2007_000170\n2007_000648\n2007_000793\n")
+    result = run(
+        repository,
+        *("--output", tmp_path, "--class", "person", "--steps", 4, "--points", 5),
+        *("--list", listed),
+        *("--experiments", "corner", "removal", "conventions"),
+        *("--semantic", folder / "SegmentationClass"),
+        *("--instances", folder / "SegmentationObject"),
+        *("--predictions", f"truth={folder / 'SegmentationClass'}"),
+    )
+    assert result.returncode == 0, result.stderr
+    corner = rows(tmp_path / "corner_cases.csv")
+    assert [row["curve"] for row in corner] == [*"A" * 5, *"B" * 5, *"C" * 9, *"D" * 9]
+    removed = rows(tmp_path / "removal.csv")
+    assert [row["removed"] for row in removed] == ["0", "3", "6", "8", "11", "14"]
+    assert [row["IA-IoU"] for row in removed][-1] == "0.000000"
+    # Undefined figures are empty: no class has a small instance among those two.
+    assert {row["IA-IoU_S"] for row in corner} == {""}
+    scored = {
+        row["convention"]: row["percent"]
+        for row in rows(tmp_path / "conventions.csv")
+        if row["figure"] == "IA-mIoU"
+    }
+    assert {scored[key] for key in scored} == {"100.000000"}
+    assert "| truth | 23 | 0 | 0.00 |" in result.stdout
+    for name in ("corner_cases.png", "removal.png"):
+        assert Image.open(tmp_path / name).size[0] > 400
+
+
+def test_tool_draws_scenes_of_its_own(repository, tmp_path):
+    result = run(repository, "--output", tmp_path, "--steps", 2, "--points", 3)
+    assert result.returncode == 0, result.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "corner_cases.csv",
+        "corner_cases.png",
+        "removal.csv",
+        "removal.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--instances", "x"], "error: --instances: of which ground truth?"),
+        (["--semantic", "nowhere"], "--semantic: no such folder of label maps: 'nowhere'"),
+        (["--experiments", "conventions", "--predictions", "a=b"], "--predictions: of which"),
+    ],
+)
+def test_tool_errors_are_one_line(repository, tmp_path, arguments, message):
+    result = run(repository, "--output", tmp_path, *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_tool_needs_no_torch(repository):
+    code = (
+        "import runpy, sys; sys.modules['torch'] = sys.modules['detectron2'] = None;"
+        f"runpy.run_path({str(repository / 'tools' / 'sensitivity.py')!r});"
+        f"runpy.run_path({str(repository / 'tools' / 'draw_metric.py')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

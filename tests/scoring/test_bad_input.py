@@ -1,0 +1,321 @@
+"""Whatever is wrong with the input is one error that lists every file, never a wrong mean."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.scoring import InputError, Inputs, Settings, evaluate, prepare
+from d2_smallobj.scoring.plan import parse_shard
+
+
+def run(dataset, **changes):
+    return evaluate(Inputs(**{**dataset.options, **changes}), Settings(samples=0))
+
+
+def check(dataset, message, **changes):
+    """Found from headers alone, before any work."""
+    with pytest.raises(InputError, match=message):
+        prepare(Inputs(**{**dataset.options, **changes}))
+
+
+def scoring(dataset, message, **changes):
+    """Found when the pixels are read."""
+    with pytest.raises(InputError, match=message):
+        run(dataset, **changes)
+
+
+def test_missing_predictions(dataset):
+    for name in ("image5", "image2"):
+        (dataset.preds / f"{name}.png").unlink()
+    check(dataset, r"^2 image\(s\) without a prediction:\n  image2\n  image5$")
+
+
+def test_the_first_ten_and_the_count(dataset):
+    for index in range(25):
+        write_label_map(dataset.semantic / f"more{index:02d}.png", dataset.guesses[0])
+        write_label_map(dataset.instances / f"more{index:02d}.png", dataset.guesses[0])
+    check(
+        dataset,
+        r"^25 image\(s\) without a prediction:\n(  more0\d\n){10}  and 15 more$",
+    )
+
+
+def test_predictions_of_something_else(dataset):
+    for name in dataset.names:
+        (dataset.preds / f"{name}.png").rename(dataset.preds / f"x{name}.png")
+    check(dataset, r"(?s)7 image\(s\) without.*instead; do they belong.*:\n  ximage0, ximage1")
+
+
+def test_predictions_of_another_size(dataset):
+    write_label_map(dataset.preds / "image1.png", dataset.guesses[3])
+    np.save(dataset.preds / "image2.npy", dataset.guesses[0])
+    (dataset.preds / "image2.png").unlink()
+    check(
+        dataset,
+        r"^2 prediction\(s\) of another height x width than the ground truth:\n"
+        r"  \S+image1\.png: 40 x 53 instead of 40 x 51\n"
+        r"  \S+image2\.npy: 40 x 50 instead of 40 x 52$",
+    )
+
+
+def test_colour_pictures_and_broken_headers(dataset):
+    Image.new("RGB", (51, 40)).save(dataset.preds / "image1.png")
+    (dataset.preds / "image2.png").write_bytes(b"")
+    (dataset.preds / "image4.png").unlink()
+    np.save(dataset.preds / "image4.npy", np.zeros((4, 40, 54), np.float32))
+    check(
+        dataset,
+        r"^3 unusable prediction\(s\):\n  \S+image1\.png: .*colour picture \(mode RGB\).*\n"
+        r"  \S+image2\.png: corrupt.*\n  \S+image4\.npy: .*\(4, 40, 54\) of float32; of scores",
+    )
+
+
+def test_all_kinds_are_listed_at_once(dataset):
+    (dataset.preds / "image0.png").unlink()
+    Image.new("RGB", (51, 40)).save(dataset.preds / "image1.png")
+    write_label_map(dataset.preds / "image2.png", dataset.guesses[0])
+    (dataset.semantic / "image3.png").write_bytes(b"nothing")
+    with pytest.raises(InputError) as caught:
+        prepare(Inputs(**dataset.options))
+    lines = str(caught.value).splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [
+        "1 image(s) without a prediction:",
+        "1 unusable prediction(s):",
+        "1 prediction(s) of another height x width than the ground truth:",
+        "1 unusable ground-truth map(s):",
+    ]
+
+
+def test_files_that_break_off(dataset):
+    for folder, name in ((dataset.preds, "image1"), (dataset.preds, "image6")):
+        path = folder / f"{name}.png"
+        path.write_bytes(path.read_bytes()[:-30])
+    path = dataset.instances / "image3.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    # Headers are in order: found while reading, all of them in one error.
+    assert len(prepare(Inputs(**dataset.options)).plan.tasks) == 7
+    for jobs in (1, 2):
+        with pytest.raises(InputError) as caught:
+            evaluate(Inputs(**dataset.options), Settings(samples=0), jobs=jobs)
+        text = str(caught.value)
+        assert "2 unusable prediction(s):" in text
+        assert "1 unusable ground-truth map(s):" in text
+        for part in ("preds/image1.png: corrupt", "preds/image6.png", "instances/image3.png"):
+            assert part in text
+
+
+def test_labels_out_of_range(dataset):
+    for name in ("image1", "image4"):
+        labels = dataset.guesses[int(name[-1])].copy()
+        labels[0, :3] = [9, 9, 255]
+        write_label_map(dataset.preds / f"{name}.png", labels)
+    scoring(
+        dataset,
+        r"^2 image\(s\) whose labels do not fit the 4 classes \(--classes\), the ignore label 255"
+        r".*\n  \S+preds/image1\.png \(ground truth \S+semantic/image1\.png\): prediction must "
+        r"hold 0\.\.3 .*got 9 \(2 px\), 255 \(1 px\)\n  \S+image4\.png",
+    )
+
+
+def test_too_few_classes(dataset):
+    scoring(dataset, r"(?s)labels do not fit the 2 classes.*semantic must hold 0\.\.1", classes="2")
+
+
+def test_ground_truth_maps_that_disagree(dataset):
+    (dataset.instances / "image1.png").write_bytes((dataset.instances / "image2.png").read_bytes())
+    check(
+        dataset,
+        r"^1 unusable ground-truth map\(s\):\n  \S+instances/image1\.png: height x width 40 x 52,"
+        r" but 40 x 51 in \S+semantic/image1\.png$",
+    )
+    mixed = dataset.scenes[1][1].copy()
+    mixed[20:25, 10:40] = 2
+    write_label_map(dataset.instances / "image1.png", mixed)
+    scoring(dataset, r"instance 2 lies on class 1 \(100 px\), class 2 \(145 px\)")
+
+
+def test_missing_instance_maps(dataset):
+    (dataset.instances / "image1.png").unlink()
+    check(dataset, r"^1 image\(s\) without an instance map in \S+instances .*--list\):\n  image1$")
+
+
+def test_two_files_for_one_image(dataset):
+    np.save(dataset.preds / "image1.npy", dataset.guesses[1])
+    check(dataset, r"1 prediction\(s\) in two files each:\n  image1\.npy and image1\.png")
+    (dataset.preds / "image1.npy").rename(dataset.semantic / "image2.npy")
+    check(dataset, r"share:\n  image2\.npy and image2\.png")
+
+
+def test_folders_that_are_not_there(dataset, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--predictions: no such folder or JSON.*nope"):
+        run(dataset, predictions=str(tmp_path / "nope"))
+    with pytest.raises(FileNotFoundError, match=r"--semantic: no such folder.*nope"):
+        run(dataset, semantic=str(tmp_path / "nope"))
+    with pytest.raises(NotADirectoryError, match=r"--instances: no such folder.*classes\.txt"):
+        run(dataset, instances=str(dataset.classes))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "a.jpg").write_text("")
+    with pytest.raises(ValueError, match=r"--predictions: no label map .*empty \(1 other entries"):
+        run(dataset, predictions=str(empty))
+
+
+def test_lists(dataset, tmp_path):
+    chosen = tmp_path / "val.txt"
+    chosen.write_text("image1\nimage9\n")
+    check(
+        dataset,
+        r"1 image\(s\) of --list without a semantic map in \S+semantic:\n  image9",
+        image_list=str(chosen),
+    )
+    chosen.write_text("image1\nimage1\n")
+    with pytest.raises(ValueError, match=r"line 2: image 'image1' is listed twice"):
+        run(dataset, image_list=str(chosen))
+    chosen.write_text("../image1\n")
+    with pytest.raises(ValueError, match=r"line 1: expected an image id"):
+        run(dataset, image_list=str(chosen))
+    with pytest.raises(FileNotFoundError, match=r"nope\.txt"):
+        run(dataset, image_list=str(tmp_path / "nope.txt"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"semantic": None}, r"give one of --semantic, --coco-json, .*; got none"),
+        ({"coco_json": "a.json"}, r"got --semantic and --coco-json$"),
+        ({"category_map": "a.json"}, r"--category-map goes with --coco-json or --lvis-json"),
+        ({"semantic": None, "dataset": "x"}, r"--instances goes with --semantic"),
+        ({"semantic": None, "instances": None, "dataset": "x"}, r"--classes: a registered"),
+    ],
+)
+def test_options_that_do_not_go_together(dataset, changes, message):
+    with pytest.raises(ValueError, match=message):
+        Inputs(**{**dataset.options, **changes})
+
+
+def test_class_names(dataset):
+    with pytest.raises(FileNotFoundError, match=r"--classes: neither 'voc', .*did you mean 'voc'"):
+        run(dataset, classes="vocc")
+    dataset.classes.write_text("background\ncat\n\ndog\n")
+    with pytest.raises(ValueError, match=r"classes\.txt, line 3: empty"):
+        run(dataset)
+    dataset.classes.write_text("background\ncat\ndog\ncat\n")
+    with pytest.raises(ValueError, match=r"line 4: 'cat' again, as in line 2"):
+        run(dataset)
+    dataset.classes.write_bytes(b"background\n\xff\xfe\n")
+    with pytest.raises(ValueError, match=r"class names are UTF-8 text"):
+        run(dataset)
+    dataset.classes.write_text("\n")
+    with pytest.raises(ValueError, match=r"no class name in it"):
+        run(dataset)
+    with pytest.raises(ValueError, match=r"--classes: the number counts background.* got 0"):
+        run(dataset, classes="0")
+    # A list without background would shift every class: said, since it cannot be known.
+    dataset.classes.write_text("cat\ndog\nbird\nhorse\n")
+    assert "'cat', is label 0 and is treated as background" in run(dataset).remarks[0]
+
+
+def test_settings_are_checked(dataset):
+    with pytest.raises(ValueError, match=r"mode: unknown value 'oficial'.*'official'"):
+        Settings(mode="oficial")
+    with pytest.raises(ValueError, match=r"must be >= 0, got -1 and 0"):
+        Settings(samples=-1)
+    with pytest.raises(ValueError, match=r"ignore_label must lie above the classes 0\.\.3, got 2"):
+        prepare(Inputs(**dataset.options), Settings(ignore_label=2))
+    for text in ("0/3", "4/3", "1/0", "1", "a/b", "-1/3"):
+        with pytest.raises(ValueError, match=rf"--shard must be i/n .*got '{text}'"):
+            parse_shard(text)
+
+
+def test_names_that_cannot_be_written(dataset):
+    for folder in (dataset.preds, dataset.semantic, dataset.instances):
+        (folder / "image1.png").rename(folder / "im\nage.png")
+    check(dataset, r"unprintable characters:\n  'im\\nage'")
+
+
+def spoil(path, change):
+    entries = json.loads(path.read_text())
+    entries = change(entries) or entries
+    path.write_text(json.dumps(entries))
+
+
+def first(**changes):
+    def change(entries):
+        entries[0].update(changes)
+
+    return change
+
+
+SIZE = {"size": [40, 50], "counts": "abc"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda e: [{"category_id": 1}, *e[1:]],
+            r"1 malformed entries .*\n  entry 0: lacks file_name, segmentation",
+        ),
+        (first(file_name=".."), r"entry 0: file_name must name a file, got '\.\.'"),
+        (first(file_name=7), r"entry 0: file_name must name a file, got 7"),
+        (first(category_id="cat"), r"category_id must be a label >= 0, got 'cat'"),
+        (first(category_id=-1), r"category_id must be a label >= 0, got -1"),
+        (first(segmentation=[[1, 2]]), r"segmentation must be run lengths .*image0\.jpg"),
+        (first(segmentation={"size": [40, 50]}), r"segmentation must be run lengths"),
+        (lambda e: [*e, 5], r"expected an object, got int"),
+        (
+            first(file_name="/elsewhere/image0.jpg"),
+            r"share their name .*:\n  /elsewhere/image0\.jpg and /data/JPEGImages/image0\.jpg",
+        ),
+        (lambda e: [x for x in e if "image3" not in x["file_name"]], r"without a pred.*\n  image3"),
+        (first(segmentation={**SIZE, "size": [40, 99]}), r"image0: 40 x 99 instead of 40 x 50"),
+    ],
+)
+def test_json_predictions(dataset, sem_seg_json, change, message):
+    spoil(sem_seg_json, change)
+    check(dataset, message, predictions=str(sem_seg_json))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e[1:], r"prediction of image0: .*exactly one class; \d+ px have none, 0 px"),
+        (lambda e: [e[0], *e], r"exactly one class; 0 px have none, \d+ px have several"),
+        (first(segmentation=SIZE), r"prediction of image0, class 0: .*run lengths"),
+        (first(category_id=4), r"prediction must hold 0\.\.3 .*got 4"),
+    ],
+)
+def test_json_predictions_of_wrong_pixels(dataset, sem_seg_json, change, message):
+    spoil(sem_seg_json, change)
+    scoring(dataset, message, predictions=str(sem_seg_json))
+
+
+def test_json_names_that_climb_lead_nowhere(dataset, sem_seg_json):
+    expected = run(dataset, predictions=str(sem_seg_json)).figures
+    for prefix in ("../../etc/", "C:\\data\\", "/"):
+        text = sem_seg_json.read_text()
+        text = text.replace("/data/JPEGImages/", json.dumps(prefix)[1:-1])
+        (sem_seg_json.parent / "climbing.json").write_text(text)
+        found = run(dataset, predictions=str(sem_seg_json.parent / "climbing.json")).figures
+        assert repr(found) == repr(expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"file_name": ', r"preds\.json: not a complete JSON file"),
+        ("[]", r"non-empty JSON list of file_name"),
+        ('{"a": 1}', r"non-empty JSON list .*got dict"),
+        ("\x00\xff", r"not a complete JSON file"),
+    ],
+)
+def test_json_files_that_are_none(dataset, content, message):
+    path = dataset.folder / "preds.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        run(dataset, predictions=str(path))

@@ -1,0 +1,245 @@
+"""The command as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from d2_smallobj.annotations.demo import DEMO_CLASS_NAMES, make_demo
+from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
+from d2_smallobj.scoring import load_run
+from d2_smallobj.scoring.run_files import RUN_FILES
+
+
+@pytest.fixture
+def command(repository):
+    """Run tools/evaluate.py with arguments."""
+
+    def run(*arguments, **options):
+        environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, str(repository / "tools" / "evaluate.py"), *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Demo scenes, and arguments that score their pseudo labels."""
+    root = tmp_path_factory.mktemp("demo") / "smallobj_demo"
+    make_demo(root, num_train=1, num_val=14, size=128)
+    folder = root / "VOCdevkit" / "VOC2012"
+    (root / "classes.txt").write_text("\n".join(DEMO_CLASS_NAMES))
+    arguments = [
+        *("--predictions", folder / "PseudoLabels" / "demo"),
+        *("--semantic", folder / "SegmentationClass"),
+        *("--instances", folder / "SegmentationObject"),
+        *("--list", folder / "ImageSets" / "Segmentation" / "val.txt"),
+        *("--classes", root / "classes.txt"),
+        *("--images", folder / "JPEGImages"),
+    ]
+    return folder, arguments
+
+
+def contents(folder):
+    assert sorted(path.name for path in folder.iterdir()) == sorted(RUN_FILES)
+    return {name: (folder / name).read_bytes() for name in RUN_FILES}
+
+
+def test_the_demo_whole_in_jobs_and_in_shards(command, demo, tmp_path):
+    _, arguments = demo
+    done = command(*arguments, "--output", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    whole = contents(tmp_path / "whole")
+    metrics = json.loads(whole["metrics.json"])
+    assert 0 < metrics["IA-mIoU_S"] < metrics["IA-mIoU"] < metrics["mIoU"] < 100
+    assert set(metrics["intervals"]) >= {"mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_S"}
+    assert f"| {metrics['mIoU']:.2f} " in done.stdout
+    assert "14/14" in done.stderr
+    done = command(*arguments, "--output", tmp_path / "jobs", "--jobs", "2", "--quiet")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "14/14" not in done.stderr
+    assert contents(tmp_path / "jobs") == whole
+    shards = [tmp_path / "one", tmp_path / "two"]
+    for number, folder in enumerate(shards, start=1):
+        done = command(*arguments, "--output", folder, "--shard", f"{number}/2")
+        assert done.returncode == 0, done.stderr
+        assert f"warning: These are the figures of shard {number}/2 alone" in done.stderr
+    done = command("merge", *shards[::-1], "--output", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "merged") == whole
+
+
+def test_comparison_and_report(command, demo, tmp_path):
+    folder, arguments = demo
+    command(*arguments, "--output", tmp_path / "a")
+    # Perfect on every second image, the same on the others.
+    better = tmp_path / "better"
+    for number, path in enumerate(sorted((folder / "SegmentationClass").glob("val*.png"))):
+        perfect = read_label_map(path)
+        same = read_label_map(folder / "PseudoLabels" / "demo" / path.name)
+        labels = same if number % 2 else np.where(perfect == 255, 0, perfect)
+        write_label_map(better / path.name, labels)
+    done = command(
+        *arguments,
+        *("--predictions", better, "--output", tmp_path / "b", "--bootstrap", "50"),
+        *("--compare", tmp_path / "a", "--report", tmp_path / "report.html"),
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = (load_run(tmp_path / name).figures["IA-mIoU"] for name in "ab")
+    assert before < after < 100
+    assert re.search(rf"\| b − a +\| IA-mIoU +\| +\+{after - before:.2f} \|", done.stdout)
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    # Pictures of what was missed: image, ground truth and predictions were found again.
+    assert page.count("data:image/") >= 4
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_real_voc_scored_against_itself(command, realdata, tmp_path, jobs):
+    voc = realdata / "voc" / "VOC2012"
+    for path in (voc / "SegmentationClass").glob("*.png"):
+        labels = read_label_map(path)
+        write_label_map(tmp_path / "preds" / path.name, np.where(labels == 255, 0, labels))
+    done = command(
+        *("--predictions", tmp_path / "preds", "--semantic", voc / "SegmentationClass"),
+        *("--instances", voc / "SegmentationObject", "--output", tmp_path / "run"),
+        *("--jobs", jobs, "--bootstrap", 10),
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    headline = [value for name, value in metrics.items() if "mIoU" in name]
+    assert headline == [100.0] * 6
+    assert metrics["classes"]["aeroplane"]["IA-IoU"] == 100.0
+    assert metrics["counts"]["images"] == 24
+    assert "warning: IA-mIoU_S rests on fewer than 10 instances" in done.stderr
+
+
+def test_errors_list_the_files_and_leave_nothing(command, demo, tmp_path):
+    folder, arguments = demo
+    some = tmp_path / "some"
+    for path in sorted((folder / "PseudoLabels" / "demo").glob("val*.png"))[:2]:
+        write_label_map(some / path.name, read_label_map(path))
+    done = command(*arguments, "--predictions", some, "--output", tmp_path / "run")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: 12 image(s) without a prediction:\n  val_00002\n")
+    assert done.stderr.endswith("\n  and 2 more\n")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_output_is_tried_before_the_work(command, demo, tmp_path):
+    _, arguments = demo
+    (tmp_path / "file").write_text("in the way")
+    done = command(*arguments, "--output", tmp_path / "file" / "run")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: [Errno 20] cannot write to the output folder {tmp_path}")
+    assert "scoring" not in done.stderr
+    done = command(*arguments, "--output", tmp_path / "run", "--compare", tmp_path / "nope")
+    assert "nope: no scored run" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--predictions, --output"),
+        (["--shard", "3/2"], "--shard must be i/n with i in 1..n, e.g. 1/4, got '3/2'"),
+        (["--jobs", "0"], "argument --jobs: must be an integer >= 1, got '0'"),
+        (["--bootstrap", "x"], "argument --bootstrap: must be an integer >= 0, got 'x'"),
+        (["--size-bins", "S:x"], "size bins: expected 'coco'"),
+        (["--mode", "oficial"], "invalid choice: 'oficial'"),
+    ],
+)
+def test_options_are_checked(command, arguments, message):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    both = ["--predictions", "x", "--semantic", "x", "--output", "x", "--shard", "1/2"]
+    assert "give them to merge" in command(*both, "--report", "a.html").stderr
+
+
+SCRIPT = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    heavy = ("torch", "detectron2", "matplotlib", "scipy", "lvis")
+    print([name for name in heavy if name in sys.modules])
+"""
+
+
+def test_neither_torch_nor_detectron2_is_imported(demo, repository, tmp_path):
+    _, arguments = demo
+    arguments = [*arguments, "--output", tmp_path / "run", "--report", tmp_path / "report.html"]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "tools/evaluate.py", *map(str, arguments), "--quiet"],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_without_torch_only_registered_data_sets_fail(demo, repository, tmp_path):
+    """As on a machine that has neither torch nor detectron2."""
+    _, arguments = demo
+    (tmp_path / "torch.py").write_text("raise ImportError('No module named torch')")
+    path = os.pathsep.join([str(tmp_path), str(repository)])
+
+    def run(arguments):
+        return subprocess.run(
+            [sys.executable, "tools/evaluate.py", *map(str, arguments)],
+            cwd=repository,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    output = ["--output", tmp_path / "run", "--quiet", "--jobs", "2"]
+    assert run([*arguments, *output]).returncode == 0
+    done = run([*arguments[:2], "--dataset", "smallobj_demo_val", *output])
+    assert done.returncode == 1
+    assert "--dataset: registered data sets need torch (" in done.stderr
+    assert "--semantic" in done.stderr
+
+
+def test_an_interrupt_is_no_traceback(demo, repository, tmp_path):
+    _, arguments = demo
+    script = (
+        "import runpy, sys\n"
+        "from d2_smallobj.scoring import runner\n"
+        "def stop(*_):\n    raise KeyboardInterrupt\n"
+        "runner.read_prediction = stop\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    arguments = [*arguments, "--output", tmp_path / "run", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "tools/evaluate.py", *map(str, arguments)],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,216 @@
+"""From files to figures: the core's, whatever the files look like and whoever reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.metrics import Accumulator, parse_size_bins
+from d2_smallobj.scoring import Inputs, Settings, evaluate, load_run, merge, prepare, save_run
+from d2_smallobj.scoring.run_files import RUN_FILES
+
+QUICK = Settings(samples=20)
+
+
+def bits(figures):
+    return {key: repr(value) for key, value in figures.items()}
+
+
+def core(dataset, with_instances=True, **options):
+    """The figures from the numeric core alone."""
+    accumulator = Accumulator(4, **options)
+    for name, labels, maps in zip(dataset.names, dataset.guesses, dataset.scenes):
+        accumulator.update(name, labels, *maps[: 1 + with_instances])
+    return accumulator.summarize(["background", "cat", "dog", "bird"])
+
+
+def run(dataset, settings=QUICK, jobs=1, **changes):
+    return evaluate(Inputs(**{**dataset.options, **changes}), settings, jobs=jobs)
+
+
+def written(folder):
+    return {name: (folder / name).read_bytes() for name in RUN_FILES}
+
+
+def save(run, folder):
+    save_run(folder, run)
+    return written(folder)
+
+
+@pytest.mark.parametrize("mode", ["exact", "official"])
+def test_figures_are_the_cores(dataset, mode):
+    scored = run(dataset, Settings(mode=mode, samples=0))
+    assert bits(scored.figures) == bits(core(dataset, mode=mode))
+    assert 0 < scored.figures["IA-mIoU"] < 100
+    assert scored.images == dataset.names
+    assert not scored.intervals
+
+
+def test_without_instance_maps_components_are_the_instances(dataset):
+    scored = run(dataset, instances=None)
+    assert bits(scored.figures) == bits(core(dataset, with_instances=False))
+
+
+def test_every_form_of_prediction_gives_the_same(dataset, sem_seg_json, tmp_path):
+    expected = run(dataset)
+    arrays = tmp_path / "arrays"
+    arrays.mkdir()
+    for index, (name, labels) in enumerate(zip(dataset.names, dataset.guesses)):
+        np.save(arrays / f"{name}.npy", labels.astype([np.uint8, np.int64, np.int16][index % 3]))
+    for predictions in (arrays, sem_seg_json, sem_seg_json.parent):
+        found = run(dataset, predictions=str(predictions))
+        assert bits(found.figures) == bits(expected.figures)
+        assert found.intervals == expected.intervals
+        assert np.array_equal(found.image_counts, expected.image_counts)
+
+
+def test_a_perfect_prediction_is_100(dataset):
+    for name, (semantic, _) in zip(dataset.names, dataset.scenes):
+        write_label_map(dataset.preds / f"{name}.png", np.where(semantic == 255, 0, semantic))
+    figures = run(dataset).figures
+    defined = {v for k, v in figures.items() if "IoU" in k and not math.isnan(v)}
+    assert defined == {100.0}
+    # Nothing is known about birds and about sizes that do not occur.
+    assert math.isnan(figures["IA-IoU-bird"])
+    assert math.isnan(figures["IA-mIoU_M"])
+
+
+@pytest.mark.parametrize("jobs", [2, 3])
+def test_processes_change_no_bit(dataset, tmp_path, jobs):
+    alone = save(run(dataset), tmp_path / "1")
+    assert save(run(dataset, jobs=jobs), tmp_path / "many") == alone
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_shards_change_no_bit(dataset, tmp_path, parts):
+    whole = save(run(dataset), tmp_path / "whole")
+    folders = []
+    for part in range(1, parts + 1):
+        scored = run(dataset, dataclasses.replace(QUICK, shard=(part, parts)))
+        folders.append(tmp_path / f"shard{part}")
+        save_run(folders[-1], scored)
+        assert bool(scored.intervals) == (parts == 1)
+    if parts > 1:
+        assert save(merge(folders[::-1]), tmp_path / "merged") == whole
+
+
+def test_more_shards_than_images(dataset, tmp_path):
+    folders = []
+    for part in range(1, 10):
+        folders.append(tmp_path / f"{part}")
+        save_run(folders[-1], run(dataset, dataclasses.replace(QUICK, shard=(part, 9))))
+    assert save(merge(folders), tmp_path / "merged") == save(run(dataset), tmp_path / "whole")
+
+
+def test_load_gives_back_what_was_saved(dataset, tmp_path):
+    scored = run(dataset)
+    contents = save(scored, tmp_path / "run")
+    loaded = load_run(tmp_path / "run")
+    for table in ("table", "blobs"):
+        for name, column in getattr(scored, table).columns().items():
+            found = getattr(loaded, table).columns()[name]
+            assert found.dtype.kind == column.dtype.kind
+            assert np.array_equal(found, column), name
+    assert np.array_equal(loaded.image_counts, scored.image_counts)
+    assert np.array_equal(loaded.confusion, scored.confusion)
+    assert bits(loaded.figures) == bits(scored.figures)
+    assert repr(loaded.intervals) == repr(scored.intervals)
+    assert (loaded.name, loaded.options) == ("run", scored.options)
+    assert save(loaded, tmp_path / "again") == contents
+
+
+def test_a_list_chooses_the_images(dataset, tmp_path):
+    chosen = tmp_path / "val.txt"
+    chosen.write_text("image4\nimage1\n")
+    scored = run(dataset, image_list=str(chosen))
+    assert scored.images == ["image1", "image4"]
+    assert "5 prediction(s) are not scored" in scored.remarks[0]
+    # A missing prediction of another image is no business of this run.
+    (dataset.preds / "image0.png").unlink()
+    assert bits(run(dataset, image_list=str(chosen)).figures) == bits(scored.figures)
+
+
+def test_surplus_predictions_are_reported_and_change_nothing(dataset):
+    expected = bits(run(dataset).figures)
+    for name in ("image1_palette", "other"):
+        write_label_map(dataset.preds / f"{name}.png", dataset.guesses[1])
+    (dataset.preds / "notes.txt").write_text("no map")
+    (dataset.preds / ".hidden.png").write_text("no map")
+    scored = run(dataset)
+    assert bits(scored.figures) == expected
+    assert scored.remarks == (
+        "2 prediction(s) are not scored, since their images are not wanted or have no ground"
+        " truth: image1_palette, other",
+    )
+
+
+def test_options_reach_the_core(dataset):
+    settings = Settings(samples=0, size_bins=parse_size_bins("tiny:101,rest:inf"))
+    figures = run(dataset, settings).figures
+    assert (figures["instances_tiny"], figures["instances_rest"]) == (7, 14)
+    for folder in (dataset.semantic, dataset.instances):
+        for name, maps in zip(dataset.names, dataset.scenes):
+            labels = maps[folder == dataset.instances].astype(np.int64)
+            if folder == dataset.semantic:
+                labels[labels == 255] = 77
+            write_label_map(folder / f"{name}.png", labels)
+    relabelled = run(dataset, Settings(ignore_label=77, samples=0))
+    assert bits(relabelled.figures) == bits(core(dataset))
+
+
+def test_images_with_nothing_in_them(dataset):
+    """All ignored, no instances, a class without instances: each is counted and named."""
+    everywhere = np.full((40, 50), 255, np.uint8)
+    for folder in (dataset.semantic, dataset.instances):
+        write_label_map(folder / "image0.png", everywhere)
+        write_label_map(folder / "image1.png", np.zeros((40, 51), np.uint8))
+    scored = run(dataset)
+    assert len(scored.images) == 7
+    assert "image0" not in scored.table.image_id
+    assert scored.figures["instances"] == 15
+    assert math.isnan(scored.figures["IA-IoU-bird"])
+    # A prediction of an ignored image may hold anything.
+    write_label_map(dataset.preds / "image0.png", np.full((40, 50), 99, np.uint8))
+    assert bits(run(dataset).figures) == bits(scored.figures)
+
+
+def test_nothing_but_ignored_pixels(dataset, tmp_path):
+    for folder in (dataset.semantic, dataset.instances):
+        for index, name in enumerate(dataset.names):
+            write_label_map(folder / f"{name}.png", np.full((40, 50 + index), 255))
+    scored = run(dataset)
+    assert all(math.isnan(v) for k, v in scored.figures.items() if "IoU" in k)
+    save_run(tmp_path / "run", scored)
+    assert bits(load_run(tmp_path / "run").figures) == bits(scored.figures)
+
+
+def test_names_with_commas_quotes_and_umlauts_survive(dataset, tmp_path):
+    strange = 'Küste, "Nord" 1'
+    for folder in (dataset.preds, dataset.semantic, dataset.instances):
+        (folder / "image3.png").rename(folder / f"{strange}.png")
+    scored = run(dataset)
+    save_run(tmp_path / "run", scored)
+    assert strange in load_run(tmp_path / "run").images
+    assert bits(load_run(tmp_path / "run").figures) == bits(core(dataset))
+
+
+def test_sources_lead_to_the_pixels(dataset, sem_seg_json, tmp_path):
+    scored = run(dataset, pictures=str(dataset.preds))
+    files = {kind: f"{dataset.folder}/{kind}/image2.png" for kind in ("semantic", "instances")}
+    files |= dict.fromkeys(("prediction", "image"), f"{dataset.preds}/image2.png")
+    assert dict(scored.sources["image2"]) == files
+    save_run(tmp_path / "run", run(dataset, predictions=str(sem_seg_json), instances=None))
+    sources = load_run(tmp_path / "run").sources["image2"]
+    assert set(sources) == {"prediction", "semantic"}
+    assert np.array_equal(sources["prediction"](), dataset.guesses[2])
+
+
+def test_nothing_is_read_before_the_headers_fit(dataset, monkeypatch):
+    from d2_smallobj.annotations import png
+
+    monkeypatch.setattr(png, "decode_png", lambda *_: pytest.fail("a map was decoded"))
+    assert len(prepare(Inputs(**dataset.options)).plan.tasks) == 7

@@ -1,0 +1,227 @@
+"""Folders of scored runs: what they hold, and what is refused when they are damaged or mixed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+
+import pytest
+
+from d2_smallobj.scoring import (
+    Inputs,
+    Settings,
+    check_writable,
+    evaluate,
+    load_run,
+    load_runs,
+    merge,
+    save_run,
+)
+from d2_smallobj.scoring.run_files import RUN_FILES
+from d2_smallobj.scoring.run_tables import INSTANCE_COLUMNS
+from d2_smallobj.scoring.tables import format_run
+
+
+@pytest.fixture
+def run(dataset):
+    return evaluate(Inputs(**dataset.options), Settings(samples=30, seed=4))
+
+
+@pytest.fixture
+def folder(run, tmp_path):
+    save_run(tmp_path / "run", run)
+    return tmp_path / "run"
+
+
+def test_metrics_file(run, folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name in ("mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_S"):
+        assert metrics[name] == run.figures[name]
+        assert metrics["intervals"][name]["low"] <= metrics[name]
+        assert metrics["intervals"][name]["estimate"] == metrics[name]
+    # Undefined is null: NaN is no JSON.
+    assert metrics["IA-mIoU_M"] is metrics["IA-mIoU_L"] is None
+    assert list(metrics["classes"]) == ["background", "cat", "dog", "bird"]
+    cat = metrics["classes"]["cat"]
+    assert cat["IA-IoU_S"] == run.figures["IA-IoU_S-cat"]
+    assert (cat["instances"], cat["instances_S"], cat["IA-IoU_L"]) == (14, 14, None)
+    assert set(metrics["classes"]["background"]) == {"IoU", "IA-IoU", "instances"}
+    counts = metrics["counts"]
+    assert (counts["images"], counts["instances"], counts["instances_S"]) == (7, 21, 21)
+    assert (counts["images_all_ignored"], counts["classes_in_ground_truth"]) == (0, 3)
+    assert counts["pixels"] == sum(40 * (49 + index) for index in range(7))
+    outcomes = metrics["outcomes"]["all"]
+    assert sum(row["instances"] for row in outcomes.values()) == 21
+    assert metrics["blobs"]["all"]["blobs"] == counts["blobs"] == len(run.blobs) > 0
+    assert {"category": "bird", "size": "S", "instances": 0} in metrics["few_instances"]
+    assert any("IA-mIoU_S rests on fewer than 10" in line for line in metrics["warnings"])
+    assert metrics["options"]["bootstrap"] == 30
+    assert metrics["options"]["size_bins"] == "S:1024,M:9216,L:inf"
+    assert set(metrics["versions"]) == {"d2_smallobj", "python", "numpy", "opencv"}
+
+
+def test_instances_file(run, folder):
+    with open(folder / "instances.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    stable = (
+        "image_id,instance_id,category_id,area,size,iou,intersection,charged,components,outcome"
+    )
+    assert list(rows[0])[:10] == stable.split(",")
+    assert tuple(rows[0]) == INSTANCE_COLUMNS
+    assert len(rows) == 28
+    cats = [float(row["iou"]) for row in rows if row["category_id"] == "1"]
+    assert 100 * math.fsum(cats) / len(cats) == run.figures["IA-IoU-cat"]
+    assert [row["size"] for row in rows[:4]] == ["", "S", "S", "S"]
+    assert [row["instance_id"] for row in rows[:4]] == ["0", "2", "7", "300"]
+    assert rows[0]["outcome"] == ""
+    assert {row["outcome"] for row in rows} <= {
+        *("", "good", "partial", "fragmented", "merged", "missed")
+    }
+    for row in rows:
+        union = int(row["pixels"]) + float(row["charged"]) - int(row["intersection"])
+        assert float(row["iou"]) == int(row["intersection"]) / union
+
+
+def test_the_text_table(run):
+    text = format_run(run)
+    assert f"| {run.figures['mIoU']:.2f} " in text
+    assert "| 95 %" in text
+    assert "| false-positive blobs |" in text
+    assert "| missed " in text
+    # A class that does not occur has no row.
+    assert "| bird" not in text
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_a_missing_file(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"run: no scored run, {name} missing \(give"):
+        load_run(folder)
+
+
+def edit(path, old, new, count=1):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("metrics.json", '"mIoU": ', '"mIoU": 1', r"run: .*metrics\.json has another mIoU than"),
+        (
+            "metrics.json",
+            '"format": 1',
+            '"format": 2',
+            r"metrics\.json: no metrics .* got 2: score",
+        ),
+        ("metrics.json", "{", "", r"metrics\.json: not a complete JSON file"),
+        ("instances.csv", "iou", "iuo", r"instances\.csv: its columns must be image_id"),
+        ("instances.csv", "image0,2,", "image0,x,", r"instances\.csv: a cell holds no number"),
+        ("instances.csv", "image0,2,", "image0,2,7,", r"instances\.csv: row 3 has 15 cells"),
+        (
+            "instances.csv",
+            "image0,2,",
+            "stranger,2,",
+            r"instances\.csv has images that images\.csv",
+        ),
+        ("images.csv", "image3", "image9", r"image ids must ascend"),
+        ("pixels.csv", "image0,0,", "image0,4,", r"category_id must be in 0\.\.3"),
+        ("pixels.csv", "image0,0,", "stranger,0,", r"pixels\.csv: 'stranger' is not among"),
+        ("pixels.csv", "image1,0,1", "image1,0,2", r"pixels\.csv does not add up to confusion"),
+        ("confusion.csv", "cat", "dogs", r"confusion\.csv: its columns must be"),
+    ],
+)
+def test_damaged_files(folder, name, old, new, message):
+    edit(folder / name, old, new)
+    with pytest.raises(ValueError, match=message):
+        load_run(folder)
+
+
+def test_files_that_break_off(folder):
+    path = folder / "instances.csv"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=r"instances\.csv: row 29 has \d+ cells instead of 14"):
+        load_run(folder)
+
+
+def test_files_of_different_runs(dataset, folder, tmp_path):
+    (dataset.preds / "image3.png").write_bytes((dataset.semantic / "image3.png").read_bytes())
+    save_run(tmp_path / "other", evaluate(Inputs(**dataset.options), Settings(samples=0)))
+    shutil.copy(tmp_path / "other" / "instances.csv", folder)
+    with pytest.raises(ValueError, match=r"run: its files belong to different runs .*IA-mIoU"):
+        load_run(folder)
+
+
+def test_names_tell_runs_apart(run, tmp_path):
+    for method in ("irn", "amn"):
+        save_run(tmp_path / method / "val", run)
+    loaded = load_runs([tmp_path / "irn" / "val", tmp_path / "amn" / "val"])
+    assert [found.name for found in loaded] == ["irn/val", "amn/val"]
+    assert [found.name for found in load_runs([tmp_path / "irn" / "val"])] == ["val"]
+    assert load_runs([]) == []
+    with pytest.raises(ValueError, match=r"given twice: .*irn/val"):
+        load_runs([tmp_path / "irn" / "val", tmp_path / "amn" / ".." / "irn" / "val"])
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nothing"):
+        with pytest.raises(OSError, match=rf"cannot write to the output folder {folder}: "):
+            check_writable(folder)
+    check_writable(tmp_path / "made" / "here")
+    assert list((tmp_path / "made" / "here").iterdir()) == []
+
+
+@pytest.fixture
+def shards(dataset, tmp_path):
+    folders = []
+    for part in (1, 2, 3):
+        folders.append(tmp_path / f"shard{part}")
+        settings = Settings(samples=30, shard=(part, 3))
+        save_run(folders[-1], evaluate(Inputs(**dataset.options), settings))
+    return folders
+
+
+def test_shards_that_do_not_belong_together(dataset, shards, folder, tmp_path):
+    with pytest.raises(ValueError, match=r"merge: 2 shard\(s\) missing: 1/3, 3/3"):
+        merge(shards[1:2])
+    with pytest.raises(ValueError, match=r"merge: shard 2/3 is there twice: .*shard2 and .*shard2"):
+        merge([shards[1], *shards])
+    with pytest.raises(ValueError, match=r"merge: .*run is no shard"):
+        merge([*shards, folder])
+    with pytest.raises(ValueError, match=r"merge: give the folders of all shards, got none"):
+        merge([])
+    with pytest.raises(FileNotFoundError, match=r"nope: no scored run"):
+        merge([tmp_path / "nope"])
+    for options, message in (
+        ({"mode": "official"}, r"shards of different runs: mode is 'exact' in .*'official' in"),
+        ({"samples": 31}, r"shards of different runs: bootstrap is 30"),
+    ):
+        settings = Settings(**{"samples": 30, "shard": (3, 3), **options})
+        save_run(shards[2], evaluate(Inputs(**dataset.options), settings))
+        with pytest.raises(ValueError, match=message):
+            merge(shards)
+    save_run(shards[2], evaluate(Inputs(**dataset.options), Settings(samples=30, shard=(3, 4))))
+    with pytest.raises(ValueError, match=r"merge: shards of different numbers of shards, \[3, 4\]"):
+        merge(shards)
+
+
+def test_shards_of_different_predictions(dataset, shards, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(dataset.preds, other)
+    options = {**dataset.options, "predictions": str(other)}
+    save_run(shards[1], evaluate(Inputs(**options), Settings(samples=30, shard=(2, 3))))
+    with pytest.raises(ValueError, match=r"merge: shards of different runs: inputs is"):
+        merge(shards)
+
+
+def test_shards_of_a_folder_that_has_changed(dataset, shards):
+    for folder in (dataset.preds, dataset.semantic, dataset.instances):
+        shutil.copy(folder / "image0.png", folder / "added.png")
+    settings = Settings(samples=30, shard=(2, 3))
+    save_run(shards[1], evaluate(Inputs(**dataset.options), settings))
+    with pytest.raises(ValueError, match=r"different runs: image_set is '7 images, .* '8 images"):
+        merge(shards)

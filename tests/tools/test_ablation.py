@@ -1,0 +1,235 @@
+"""``tools/ablation.py``: every variant apart, task A once a seed, nothing done twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from d2_smallobj.engine import ablation as module
+from d2_smallobj.engine.ablation import KINDS, Ablation, build_variants, final_results
+from d2_smallobj.engine.tables import HEADLINE, markdown_table
+
+SEEDS = (0, 1)
+ORDER = ("ce", "sw", "ce_sw", "ce_sb_online_1", "ce_sb_empirical_2")
+SHARING = tuple(name for name in ORDER if name != "sw")
+
+
+@pytest.fixture
+def runner(train_server, monkeypatch, demo_root):
+    """Let the ablation's runs be forked children of the train server; notes each by folder."""
+    started = []
+    pending = []
+
+    def run(command, *, stdout, stderr, env, check):
+        assert command[0] == sys.executable
+        assert env["OMP_NUM_THREADS"].isdigit()
+        job = pending.pop(0) if pending else {}
+        answer = train_server.ask(*command[1:], **job)
+        stdout.write((answer.stdout + answer.stderr).encode())
+        started.append(command[-1].rsplit("/", 1)[-1])
+        return SimpleNamespace(returncode=answer.code)
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(demo_root))
+    return SimpleNamespace(started=started, pending=pending)
+
+
+@pytest.fixture
+def make(tiny, tmp_path):
+    """Function: an ablation of the tiny net."""
+
+    def build(*overrides, kinds=KINDS, seeds=SEEDS):
+        return Ablation(
+            train_net=tiny.repository / "tools" / "train_net.py",
+            config_file=tiny.config_file,
+            output_dir=tmp_path / "ablation",
+            variants=build_variants([1.0], [2.0], "proximal", kinds),
+            seeds=seeds,
+            options=tuple(tiny.as_options(tiny.options, *overrides)),
+        )
+
+    return build
+
+
+def trained_task_a(folder):
+    """Whether a run's own log says that it saved the end of task A."""
+    log = (folder / "log.txt").read_text()
+    return re.search(r"Saving checkpoint to \S+/model_task_a\.pth", log) is not None
+
+
+def test_ablation(make, runner, assert_same):
+    ablation = make()
+    ablation.run()
+    table = ablation.write_tables()
+    folder = ablation.output_dir
+    assert sorted(runner.started) == sorted(f"{n}_seed{s}" for n in ORDER for s in SEEDS)
+
+    # Task A ran once a seed, in the variant that needs its online Fisher information.
+    for seed in SEEDS:
+        ran = [name for name in SHARING if trained_task_a(folder / f"{name}_seed{seed}")]
+        assert ran == ["ce_sb_online_1"]
+        states = {
+            name: torch.load(folder / f"{name}_seed{seed}" / "model_task_a.pth", weights_only=True)
+            for name in SHARING
+        }
+        for name, state in states.items():
+            assert_same(state["model"], states["ce_sb_online_1"]["model"])
+            assert ("ewc" in state) == (name == "ce_sb_online_1")
+    assert not (folder / "sw_seed0" / "model_task_a.pth").exists()
+
+    rows = list(csv.DictReader((folder / "ablation.csv").read_text().splitlines()))
+    assert len(rows) == len(ORDER) * len(SEEDS)
+    assert list(rows[0]) == ["variant", "seed", "data set", *HEADLINE]
+    for row, (name, seed) in zip(rows, ((n, s) for n in ORDER for s in SEEDS)):
+        noted = json.loads((folder / f"{name}_seed{seed}" / "results.json").read_text())
+        assert float(row["mIoU"]) == noted["B"]["smallobj_demo_val"]["mIoU"]
+        assert int(row["seed"]) == seed
+    assert len({row["mIoU"] for row in rows}) > 2
+    assert table == (folder / "ablation.md").read_text()
+    assert len(table.splitlines()) == 2 + len(ORDER)
+    assert "| smallobj_demo_val | CE → L_SB, empirical Fisher, λ = 2 |" in table
+
+    # Complete runs are not repeated, and the figures stay.
+    runner.started.clear()
+    make().run()
+    assert runner.started == []
+    assert make().write_tables() == table
+
+
+def test_sharing_task_a_changes_no_figure(make, runner, train_server, tiny, tmp_path, assert_same):
+    ablation = make(seeds=[3])
+    ablation.run()
+    for variant in ablation.variants:
+        alone = tmp_path / f"alone_{variant.name}"
+        options = dict(zip(variant.options[::2], variant.options[1::2]))
+        answer = train_server.train(alone, options, {"SEED": 3, "SMALLOBJ.EVAL_TASK_A": False})
+        assert answer.code == 0, answer.stderr
+        final, own = (
+            torch.load(f / "model_final.pth", weights_only=True)
+            for f in (ablation.folder(variant, 3), alone)
+        )
+        assert_same(final["model"], own["model"], variant.name)
+
+
+def test_interrupted_ablation_goes_on(make, runner, assert_same):
+    step = "d2_smallobj.engine.step:TaskStepTrainer._optimizer_step"
+    # The first run is cut off in task A, before its first checkpoint; a later one in task B.
+    runner.pending[:] = [{"strikes": [[step, 2, "kill"]]}]
+    ablation = make(seeds=[0])
+    with pytest.raises(RuntimeError, match=r"variant ce_sb_online_1, seed 0 ended with code -9"):
+        ablation.run()
+    assert list(ablation.rows()) == []
+    runner.pending[:] = [{}, {}, {"strikes": [[step, 3, "kill"]]}]
+    with pytest.raises(RuntimeError, match=r"variant sw, seed 0 ended with code -9.*console\.txt"):
+        ablation.run()
+    assert {row["variant"] for row in ablation.rows()} == {"CE", "CE → L_SB, online Fisher, λ = 1"}
+    before = list(runner.started)
+    ablation.run()
+    assert runner.started[len(before) :] == [
+        f"{name}_seed0" for name in ("sw", "ce_sw", "ce_sb_empirical_2")
+    ]
+    assert len(list(ablation.rows())) == len(ORDER)
+
+
+def test_failed_seed_does_not_stop_the_others(make, runner):
+    runner.pending[:] = [{"strikes": [["os:replace", 1, "full disk"]]}]
+    ablation = make(kinds=["ce"])
+    with pytest.raises(RuntimeError, match=r"seed 0 ended with code 1: error: .*could not write"):
+        ablation.run()
+    assert runner.started == ["ce_seed0", "ce_seed1"]
+    assert [row["seed"] for row in ablation.rows()] == [1]
+
+
+def test_online_variant_added_later_trains_its_own_task_a(make, runner):
+    """Task A of a plain run holds no Fisher information that the online variant could use."""
+    make(kinds=["ce"], seeds=[0]).run()
+    later = make(kinds=["ce", "ce_sb_online"], seeds=[0])
+    later.run()
+    assert trained_task_a(later.output_dir / "ce_sb_online_1_seed0")
+    assert len(list(later.rows())) == 2
+
+
+def test_other_settings_are_not_mixed_in(make, runner):
+    make(kinds=["ce"], seeds=[0]).run()
+    runner.started.clear()
+    with pytest.raises(
+        ValueError, match=r"ce_seed0 holds a run with other settings \(SOLVER\.BASE_LR 0\.02"
+    ):
+        make({"SOLVER.BASE_LR": 0.01}, kinds=["ce"], seeds=[0]).run()
+    make({"DATALOADER.NUM_WORKERS": 1}, kinds=["ce"], seeds=[0]).run()
+    assert runner.started == []
+
+
+def test_incomplete_runs_have_no_results(tmp_path):
+    assert final_results(tmp_path) == {}
+    (tmp_path / "model_final.pth").touch()
+    assert final_results(tmp_path) == {}
+    (tmp_path / "results.json").write_text(json.dumps({"A": {"set": {"mIoU": 1.0}}}))
+    assert final_results(tmp_path) == {}
+    (tmp_path / "results.json").write_text(json.dumps({"A": {}, "B": {"set": {"mIoU": 2.0}}}))
+    assert final_results(tmp_path) == {"set": {"mIoU": 2.0}}
+
+
+def test_markdown_gives_mean_and_sample_deviation():
+    def row(variant, value):
+        return {"data set": "set", "variant": variant, **dict.fromkeys(HEADLINE, value)}
+
+    lines = markdown_table(
+        [row("a", 1.0), row("b", 5.0), row("a", 2.0), row("a", 6.0)]
+    ).splitlines()
+    # Mean 3, squared deviations 4 + 1 + 9 over n - 1 = 2: 7.
+    assert lines[2] == "| set | a |" + " 3.0 ± 2.6 |" * len(HEADLINE) + " 3 |"
+    assert lines[3] == "| set | b |" + " 5.0 |" * len(HEADLINE) + " 1 |"
+
+
+def test_undefined_figure_is_a_dash():
+    row = {"data set": "set", "variant": "a", **dict.fromkeys(HEADLINE, 1.0)}
+    row[HEADLINE[-1]] = math.nan
+    for rows in ([row], [row, row]):
+        assert markdown_table(rows).splitlines()[2].endswith(f"| – | {len(rows)} |")
+
+
+def command(tiny, tmp_path, *arguments):
+    search = [str(tiny.repository), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [
+            *(sys.executable, str(tiny.repository / "tools" / "ablation.py")),
+            *("--output-dir", str(tmp_path / "out"), *arguments),
+        ],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, search)),
+            "OMP_NUM_THREADS": "1",
+        },
+        timeout=300,
+        check=False,
+        cwd=tiny.repository,
+    )
+
+
+def test_command(tiny, tmp_path, demo_root, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(demo_root))
+    done = command(
+        *(tiny, tmp_path, "--variants", "ce", "--seeds", "5"),
+        *("--opts", *tiny.as_options(tiny.options)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "out" / "ablation.md").read_text() + "\n"
+    assert "| smallobj_demo_val | CE |" in done.stdout
+
+
+def test_command_needs_two_tasks(tiny, tmp_path):
+    done = command(tiny, tmp_path, "--config-file", "configs/demo_ce.yaml")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: configs/demo_ce.yaml: the ablation needs two tasks")

@@ -1,0 +1,157 @@
+"""tools/compare.py on scored runs and on the published tables."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from d2_smallobj.metrics import Accumulator
+from d2_smallobj.scoring import ScoredRun, save_run
+
+CLASS_NAMES = ["background", "cat", "dog"]
+
+
+@pytest.fixture(scope="module")
+def compare(repository, tmp_path_factory):
+    """Run the tool as a user does, from anywhere."""
+
+    def run(*arguments, cwd=None):
+        return subprocess.run(
+            [sys.executable, str(repository / "tools" / "compare.py"), *map(str, arguments)],
+            cwd=cwd or tmp_path_factory.mktemp("elsewhere"),
+            env={"PYTHONPATH": str(repository), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+def scored(noise, *, images=30, start=0):
+    accumulator = Accumulator(3)
+    for number in range(start, start + images):
+        generator = np.random.default_rng(number)
+        truth = np.kron(generator.integers(0, 3, (5, 5)), np.ones((9, 9), int)).astype(np.uint8)
+        wrong = np.random.default_rng([number, round(1000 * noise)]).random(truth.shape) < noise
+        accumulator.update(f"{number:03d}", np.where(wrong, 0, truth).astype(np.uint8), truth)
+    return ScoredRun.from_accumulator(accumulator, CLASS_NAMES)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, noise in (("good", 0.02), ("fair", 0.2), ("alike", 0.201)):
+        save_run(folder / name, scored(noise))
+    save_run(folder / "others", scored(0.1, start=25))
+    return folder
+
+
+def test_runs_side_by_side(compare, folder, tmp_path):
+    done = compare(
+        *("good", "better=fair", "alike", "--samples", "300", "--seed", "1"),
+        *("--output", tmp_path / "new" / "c.md", "--output", tmp_path / "c.csv"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert (tmp_path / "new" / "c.md").read_text(encoding="utf-8") == done.stdout
+    assert "## Ranks" in done.stdout
+    with open(tmp_path / "c.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    plain = {r["method"]: r for r in rows if (r["kind"], r["figure"]) == ("figure", "IA-mIoU_S")}
+    assert list(plain) == ["good", "better", "alike"]
+    gaps = {
+        (r["method"], r["other"]): r
+        for r in rows
+        if (r["kind"], r["figure"]) == ("difference", "IA-mIoU_S")
+    }
+    assert set(gaps) == {("better", "good"), ("alike", "good"), ("alike", "better")}
+    worse = gaps["better", "good"]
+    assert float(worse["high"]) < 0
+    assert float(worse["p_value"]) == 1 / 301
+    assert float(worse["value"]) == float(plain["better"]["value"]) - float(plain["good"]["value"])
+    assert float(gaps["alike", "better"]["p_value"]) > 0.05
+    again = compare("good", "better=fair", "alike", "--samples", 300, "--seed", 1, cwd=folder)
+    assert again.stdout == done.stdout
+
+
+def test_figures_are_those_of_the_run(compare, folder):
+    done = compare(folder / "good", folder / "fair", "--samples", "50", "--baseline", "fair")
+    assert done.returncode == 0, done.stderr
+    figures = scored(0.02).figures
+    assert f"| good   | {figures['mIoU']:.2f} [" in done.stdout
+    assert "| good − fair | mIoU       |" in done.stdout
+    assert "fair − good" not in done.stdout
+
+
+def test_published_tables(compare):
+    done = compare("--published")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("## Table") == 4
+    assert "mIoU and IA-mIoU: 0.794 (the paper prints 0.79)" in done.stdout
+    assert "mIoU and IA-mIoU: 0.385 (the paper prints 0.38)" in done.stdout
+    one = compare("--published", "pascal_b")
+    assert one.stdout.count("## Table") == 1
+    assert "0.385" in one.stdout
+    rca = next(line for line in one.stdout.splitlines() if line.startswith("| RCA"))
+    cells = [cell.strip() for cell in rca.strip("|").split("|")]
+    assert cells == ["RCA", "image + saliency", "60.8 (2)", "45.5 (1)", "18.4 (2)"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give scored runs to compare, or --published"),
+        (["good"], "at least two runs are needed, got good"),
+        (["good", "fair", "--published", "voc"], "give scored runs to compare, or --published"),
+        (["--published", "pascal"], "invalid choice: 'pascal'"),
+        (["good", "fair", "--output", "c.html"], "must end in .md or .csv, got c.html"),
+        (["--published", "--output", "c.csv"], "--published writes Markdown"),
+        (["good", "nowhere"], "nowhere"),
+        (["good", "good"], "error: a run can be compared with others only; given twice"),
+        (["a=good", "a=fair"], "error: runs must have distinct names, got ['a', 'a']"),
+        (["good", "fair", "--baseline", "x"], "baseline must be one of ['good', 'fair'], got 'x'"),
+        (["good", "fair", "--samples", "0"], "samples must be a whole number >= 1, got 0"),
+        (["good", "fair", "--level", "95"], "level must lie between 0 and 1, e.g. 0.95, got 95.0"),
+        (["good", "others"], "25 only in good: 000, 001, 002, 003, 004, 005, 006, 007, 008, 009 "),
+    ],
+)
+def test_what_cannot_be_compared_is_one_clear_error(compare, folder, arguments, message):
+    done = compare(*arguments, cwd=folder)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_damaged_run_is_named(compare, folder, tmp_path):
+    shutil.copytree(folder / "good", tmp_path / "torn")
+    (tmp_path / "torn" / "metrics.json").write_text("{", encoding="utf-8")
+    done = compare(folder / "fair", tmp_path / "torn")
+    assert done.returncode == 1
+    assert "metrics.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_neither_torch_nor_detectron2_is_imported(repository, folder):
+    script = (
+        "import runpy, sys; sys.argv = ['compare.py', 'good', 'fair', '--samples', '5'];"
+        f"runpy.run_path({str(repository / 'tools' / 'compare.py')!r}, run_name='__main__');"
+        "print([n for n in ('torch', 'detectron2', 'scipy', 'matplotlib') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env={"PYTHONPATH": str(repository), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,256 @@
+"""``tools/train_net.py`` as its users meet it: mistakes are one readable error."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+IRN = {"DATASETS.TRAIN": "('voc_2012_trainaug_irn',)"}
+
+
+def error_of(answer):
+    """The error message of a run that failed, everything after ``error: `` included."""
+    assert answer.code == 1, answer.stderr
+    assert "Traceback" not in answer.stderr
+    _, _, message = answer.stderr.partition("error: ")
+    assert message, answer.stderr
+    assert "error: " not in message
+    return message.strip()
+
+
+@pytest.fixture
+def train(train_server, tmp_path):
+    """Function: ``train_net.py`` into a fresh folder."""
+
+    def run(*overrides, **job):
+        return train_server.train(tmp_path / "output", *overrides, **job)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("SMALLOBJ.TAUU", 3, "SMALLOBJ.TAUU"),
+        ("SMALLOBJ.TAU", 0.5, "SMALLOBJ.TAU must be .*>= 1.*got 0.5"),
+        ("SMALLOBJ.TAU", "many", "SMALLOBJ.TAU"),
+        ("SMALLOBJ.EWC.LAMBDA", -1.0, r"SMALLOBJ.EWC.LAMBDA must be .*>= 0, got -1"),
+        ("SMALLOBJ.EWC.FISHER", "onlin", "SMALLOBJ.EWC.FISHER.*did you mean 'online'"),
+        ("SMALLOBJ.TASK_A.ITERS", 9, "TASK_A.ITERS must be .*MAX_ITER = 8, got 9"),
+        ("DATASETS.TRAIN", "('smallobj_demo_trian',)", "did you mean 'smallobj_demo_train'"),
+        ("DATASETS.TEST", "('voc_2012_val_irn',)", "DATASETS: unknown value 'voc_2012_val_irn'"),
+        ("MODEL.WEIGHTS", "/nowhere/weights.pth", "checkpoint /nowhere/weights.pth does not"),
+        ("SOLVER.IMS_PER_BATCH", 0, "SOLVER.IMS_PER_BATCH must be a positive .*got 0"),
+    ],
+)
+def test_wrong_option_is_named(train, option, value, told):
+    message = error_of(train({option: value}))
+    assert len(message.splitlines()) == 1
+    with pytest.raises(ValueError, match=told):
+        raise ValueError(message)
+
+
+def test_config_file_must_exist(train):
+    assert (
+        error_of(train(config="/nowhere/c.yaml")) == "--config-file /nowhere/c.yaml does not exist"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("SMALLOBJ:\n  TAUX: 3\n", "SMALLOBJ.TAUX"),
+        ("SMALLOBJ: [1, 2\nB: {", "line 2"),
+        ("_BASE_: nothere.yaml\n", "nothere.yaml"),
+        ("OUTPUT_DIR: !!python/object/apply:os.mkdir ['{folder}/pwned']\n", "os.mkdir"),
+    ],
+    ids=["key", "syntax", "base", "code"],
+)
+def test_wrong_config_file_is_named(train, tmp_path, text, told):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text.replace("{folder}", str(tmp_path)))
+    message = error_of(train(config=path))
+    assert told in message
+    assert told == "nothere.yaml" or "wrong.yaml" in message
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_options_come_in_pairs(train_server, tiny):
+    script = tiny.repository / "tools" / "train_net.py"
+    answer = train_server.ask(script, "--config-file", tiny.config_file, "SEED")
+    assert "KEY VALUE pairs" in error_of(answer)
+
+
+def test_missing_data_set_names_paths_and_preparation(train, tmp_path):
+    message = error_of(train(IRN, env={"DETECTRON2_DATASETS": str(tmp_path)}))
+    folder = tmp_path / "VOCdevkit" / "VOC2012"
+    assert "'voc_2012_trainaug_irn'" in message
+    for path in ("ImageSets/Segmentation/trainaug.txt", "JPEGImages", "PseudoLabels/irn"):
+        assert str(folder / path) in message
+    assert "datasets/README.md" in message.splitlines()[-1]
+
+
+def test_incomplete_demo_names_the_command(train, demo_root, tmp_path):
+    shutil.copytree(demo_root / "smallobj_demo", tmp_path / "smallobj_demo")
+    list_file = tmp_path / "smallobj_demo/VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt"
+    list_file.write_text("train_00000\ntrain_99999\n")
+    message = error_of(train(env={"DETECTRON2_DATASETS": str(tmp_path)}))
+    assert "train_99999.jpg" in message
+    assert "python datasets/prepare_demo.py" in message.splitlines()[-1]
+
+
+def test_corrupt_checkpoint_is_named_and_not_run(train, tmp_path):
+    class RunsCode:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    torch.save({"model": RunsCode()}, tmp_path / "evil.pth")
+    assert "evil.pth" in error_of(train({"MODEL.WEIGHTS": tmp_path / "evil.pth"}))
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_corrupt_last_checkpoint_is_named(train, tmp_path):
+    assert train().code == 0
+    path = tmp_path / "output" / "model_final.pth"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert str(path) in error_of(train(arguments=["--resume"]))
+    path.unlink()
+    assert f"checkpoint {path} does not exist" in error_of(train(arguments=["--resume"]))
+
+
+@pytest.fixture
+def broken_data(demo_root, tmp_path):
+    """Function: a copy of the scenes in which every file of one folder was changed."""
+
+    def make(folder, change):
+        shutil.copytree(demo_root, tmp_path / "data")
+        found = tmp_path / "data" / "smallobj_demo" / "VOCdevkit" / "VOC2012" / folder
+        for path in found.iterdir():
+            change(path)
+        return {"DETECTRON2_DATASETS": str(tmp_path / "data")}
+
+    return make
+
+
+def out_of_range(path):
+    labels = np.array(Image.open(path))
+    labels[3, 3] = 200
+    Image.fromarray(labels).save(path)
+
+
+def other_size(path):
+    Image.fromarray(np.zeros((60, 64), np.uint8)).save(path)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:300])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("folder", "change", "told"),
+    [
+        ("PseudoLabels/demo", out_of_range, "found 200"),
+        ("PseudoLabels/demo", other_size, "64x60"),
+        ("PseudoLabels/demo", cut, "corrupt or truncated"),
+        ("JPEGImages", cut, "cannot be read"),
+    ],
+    ids=["range", "size", "png", "jpeg"],
+)
+def test_bad_training_file_is_named(train, broken_data, workers, folder, change, told):
+    environment = broken_data(folder, change)
+    message = error_of(train({"DATALOADER.NUM_WORKERS": workers}, env=environment))
+    assert len(message.splitlines()) == 1
+    assert f"{folder}/train_000" in message.split(": ")[0]
+    assert told in message
+
+
+def test_bad_file_in_launched_processes_is_named(broken_data, tiny, tmp_path):
+    environment = {**os.environ, **broken_data("PseudoLabels/demo", out_of_range)}
+    search = [str(tiny.repository), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, search))
+    done = subprocess.run(
+        [
+            *(sys.executable, str(tiny.repository / "tools" / "train_net.py")),
+            *("--config-file", tiny.config_file, "--num-gpus", "2", "--dist-url", "auto"),
+            *tiny.as_options(tiny.options, {"OUTPUT_DIR": tmp_path / "output"}),
+        ],
+        capture_output=True,
+        text=True,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "PseudoLabels/demo/train_000" in last
+    assert "found 200" in last
+
+
+@pytest.mark.parametrize("tool", ["train_net.py", "ablation.py"])
+def test_unknown_host_is_named(tiny, tool):
+    search = [str(tiny.repository), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, str(tiny.repository / "tools" / tool)],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, search)),
+            "D2_SMALLOBJ_HOST": "detectron",
+        },
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: D2_SMALLOBJ_HOST: unknown value 'detectron'")
+    assert "did you mean 'detectron2'?" in done.stderr
+
+
+def test_defects_keep_their_traceback(train):
+    strikes = [["d2_smallobj.engine.step:TaskStepTrainer.run_step", 2, "a defect"]]
+    answer = train(strikes=strikes)
+    assert answer.code == 1
+    assert "Traceback" in answer.stderr
+    assert answer.stderr.strip().splitlines()[-1] == "LookupError: a defect"
+
+
+def test_eval_only(train, tmp_path):
+    assert train().code == 0
+    trained = json.loads((tmp_path / "output" / "results.json").read_text())
+    weights = tmp_path / "output" / "model_final.pth"
+    for path in ("results.json", "metrics.json"):
+        (tmp_path / "output" / path).unlink()
+    answer = train({"MODEL.WEIGHTS": weights}, arguments=["--eval-only"])
+    assert answer.code == 0, answer.stderr
+    found = tmp_path / "output" / "inference" / "smallobj_demo_val" / "metrics.json"
+    figures = json.loads(found.read_text())["sem_seg"]
+    noted = trained["B"]["smallobj_demo_val"]
+    assert figures["mIoU"] == noted["mIoU"]
+    assert figures["IA-mIoU_S"] == noted["IA-mIoU_S"]
+    assert not (tmp_path / "output" / "results.json").exists()
+
+
+def test_eval_only_needs_no_training_set(train, tmp_path):
+    assert train().code == 0
+    weights = {"MODEL.WEIGHTS": tmp_path / "output" / "model_final.pth"}
+    assert train(IRN, weights, arguments=["--eval-only"]).code == 0
+
+
+def test_eval_only_needs_weights(train):
+    assert "give MODEL.WEIGHTS FILE, or --resume" in error_of(train(arguments=["--eval-only"]))
+
+
+def test_device_and_host_are_logged(train):
+    answer = train()
+    assert "No GPU is used: everything runs on the CPU" in answer.stdout
+    assert answer.stdout.count("Host: ") == 1

@@ -1,0 +1,109 @@
+#!/usr/bin/env python
+r"""Compare scored methods: paired differences with intervals and p-values, ranks, warnings.
+
+The runs are folders that tools/evaluate.py wrote, of the same images and ground truth; NAME=FOLDER
+gives one another name. --published shows the paper's tables with ranks and rank correlations.
+Needs neither torch nor detectron2.
+
+Example:
+    python tools/compare.py output/irn output/amn --output comparison.md --output comparison.csv
+    python tools/compare.py --published voc
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    from d2_smallobj.metrics.comparison import compare_runs
+    from d2_smallobj.report.comparison import comparison_csv, format_comparison
+    from d2_smallobj.report.published import TITLES, format_published
+    from d2_smallobj.scoring import ScoredRun, load_runs
+    from d2_smallobj.utils.files import atomic_write_text
+except ImportError as error:
+    # A package is missing.
+    sys.exit(f"error: {error}")
+
+_SUFFIXES = (".md", ".csv")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", metavar="[NAME=]FOLDER", help="scored runs, at least 2")
+    parser.add_argument(
+        "--published",
+        nargs="?",
+        const="all",
+        choices=("all", *TITLES),
+        help="print the paper's tables (default: all of them) instead of comparing runs",
+    )
+    parser.add_argument("--baseline", metavar="NAME", help="compare with this run only")
+    parser.add_argument(
+        "--samples", type=int, default=10000, help="resamples and permutations (default: 10000)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--level", type=float, default=0.95, help="of intervals (default: 0.95)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="also write the tables: .md or .csv; may be given more than once",
+    )
+    args = parser.parse_args()
+    if (args.published is None) == (not args.runs):
+        parser.error("give scored runs to compare, or --published")
+    if args.runs and len(args.runs) < 2:
+        parser.error(f"at least two runs are needed, got {args.runs[0]}")
+    wrong = [str(path) for path in args.output if path.suffix not in _SUFFIXES]
+    if wrong:
+        parser.error(f"--output must end in .md or .csv, got {', '.join(wrong)}")
+    if args.published and any(path.suffix == ".csv" for path in args.output):
+        parser.error("--published writes Markdown; d2_smallobj/report holds its CSV")
+    return args
+
+
+def main() -> None:
+    """Compare, print, write."""
+    args = parse_arguments()
+    try:
+        if args.published:
+            tables = list(TITLES) if args.published == "all" else [args.published]
+            texts = {".md": "\n".join(format_published(table) for table in tables)}
+        else:
+            comparison = compare_runs(
+                load(args.runs),
+                samples=args.samples,
+                seed=args.seed,
+                level=args.level,
+                baseline=args.baseline,
+            )
+            texts = {".md": format_comparison(comparison), ".csv": comparison_csv(comparison)}
+        print(texts[".md"], end="")
+        for path in args.output:
+            atomic_write_text(path, texts[path.suffix])
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def load(texts: Sequence[str]) -> list[ScoredRun]:
+    """Read scored runs from ``FOLDER`` or ``NAME=FOLDER``."""
+    parts = [text.partition("=") for text in texts]
+    named = ["=" in text and not Path(text).is_dir() for text in texts]
+    runs = load_runs([part[2] if own else text for text, part, own in zip(texts, parts, named)])
+    return [
+        dataclasses.replace(run, name=part[0]) if own else run
+        for run, part, own in zip(runs, parts, named)
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+#!/usr/bin/env python
+r"""Draw predictions of several checkpoints side by side, with the IoU of every small instance.
+
+The images are those with the most small instances of at least --min-area pixels, whatever the
+models make of them.
+
+Example:
+    python tools/draw_gallery.py --config-file configs/demo_sbce.yaml --output docs/demo.png \
+        --weights CE=output/demo_ce/model_final.pth SBCE=output/demo_sbce/model_final.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from d2_smallobj import TwoTaskTrainer
+from d2_smallobj.annotations.label_maps import read_label_map
+from d2_smallobj.data import build_test_loader, dataset_dicts
+from d2_smallobj.engine import SafeCheckpointer, build_config
+from d2_smallobj.metrics import COCO_SIZE_BINS, match_image
+from d2_smallobj.report.gallery import GalleryRow, draw_gallery
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--weights", nargs="+", required=True, metavar="NAME=FILE")
+    parser.add_argument("--output", required=True, metavar="PNG")
+    parser.add_argument("--num-images", type=int, default=4)
+    parser.add_argument("--min-area", type=int, default=100, help="pixels")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides, last"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Predict, match, draw."""
+    args = parse_arguments()
+    try:
+        cfg = build_config(args.config_file, args.opts)
+        dataset = cfg.DATASETS.TEST[0]
+        chosen = most_small_instances(dataset_dicts([dataset]), args.num_images, args.min_area)
+        models = {}
+        for entry in args.weights:
+            name, separator, path = entry.partition("=")
+            if not separator:
+                raise ValueError(f"--weights takes NAME=FILE, got {entry!r}")
+            models[name] = load_model(cfg, path)
+        inputs = [x[0] for x in build_test_loader(cfg, dataset) if x[0]["file_name"] in chosen]
+        rows = [make_row(cfg, x, models) for x in inputs]
+        draw_gallery(args.output, rows, MetadataCatalog.get(dataset).stuff_colors)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {args.output}")
+
+
+def most_small_instances(dicts: Sequence[dict[str, Any]], count: int, min_area: int) -> set[str]:
+    """File names of the images with the most small instances; ties in list order."""
+
+    def small(x: dict[str, Any]) -> int:
+        instances = read_label_map(x["ins_seg_file_name"])
+        areas = np.unique(instances[(instances != 0) & (instances != 255)], return_counts=True)[1]
+        return int(((areas >= min_area) & (areas < COCO_SIZE_BINS["S"])).sum())
+
+    ranked = sorted(dicts, key=small, reverse=True)
+    return {x["file_name"] for x in ranked[:count]}
+
+
+def load_model(cfg: CfgNode, path: str) -> torch.nn.Module:
+    """The config's model with the weights of a checkpoint, in evaluation mode."""
+    model = TwoTaskTrainer.build_model(cfg)
+    SafeCheckpointer(model).load(path)
+    return model.eval()
+
+
+@torch.no_grad()
+def make_row(cfg: CfgNode, x: dict[str, Any], models: dict[str, torch.nn.Module]) -> GalleryRow:
+    """Predict one image with every model and match the predictions."""
+    semantic = read_label_map(x["sem_seg_file_name"])
+    instances = read_label_map(x["ins_seg_file_name"])
+    predictions, ious = {}, {}
+    for name, model in models.items():
+        scores = model([x])[0]["sem_seg"]
+        predictions[name] = scores.argmax(dim=0).cpu().numpy().astype(np.uint8)
+        table = match_image(
+            predictions[name],
+            semantic,
+            instances,
+            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        ).table
+        ious[name] = dict(zip(table.instance_id.tolist(), table.iou.tolist()))
+    image = x["image"].numpy().transpose(1, 2, 0).astype(np.uint8)
+    if cfg.INPUT.FORMAT == "BGR":
+        image = image[:, :, ::-1]
+    return GalleryRow(str(x["image_id"]), image, semantic, instances, predictions, ious)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+#!/usr/bin/env python
+"""Score predicted label maps: mIoU, IA-mIoU and what happened to every instance, in percent.
+
+Neither torch nor detectron2 is needed (--dataset alone needs them). Writes metrics.json,
+instances.csv and the other files of a scored run to --output; docs and errors say the rest.
+
+Examples:
+    python tools/evaluate.py --predictions preds --semantic VOC2012/SegmentationClass \
+        --instances VOC2012/SegmentationObject --list val.txt --output output/mine --jobs 8
+    python tools/evaluate.py --predictions sem_seg_predictions.json \
+        --coco-json instances_val2017.json --output output/coco --report output/coco.html
+    python tools/evaluate.py ... --shard 1/4 --output shard1        (and 2/4, 3/4, 4/4)
+    python tools/evaluate.py merge shard1 shard2 shard3 shard4 --output output/mine
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+try:
+    from d2_smallobj.metrics import parse_size_bins
+    from d2_smallobj.metrics.comparison import compare_runs
+    from d2_smallobj.metrics.matching import MODES
+    from d2_smallobj.report.comparison import format_comparison
+    from d2_smallobj.scoring import (
+        Inputs,
+        ScoredRun,
+        Settings,
+        check_writable,
+        load_runs,
+        merge,
+        prepare,
+        save_run,
+        score,
+    )
+    from d2_smallobj.scoring.metrics_file import warnings
+    from d2_smallobj.scoring.plan import parse_shard
+    from d2_smallobj.scoring.tables import format_run
+    from d2_smallobj.utils.opencv import cv2
+except (ValueError, ImportError) as error:
+    # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
+    sys.exit(f"error: {error}")
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of a run."""
+    parser = _parser("Score predictions. `evaluate.py merge --help`: put shards together.")
+    parser.add_argument(
+        "--predictions",
+        required=True,
+        metavar="PATH",
+        help="folder of <image>.png (mode L or P) or <image>.npy (integer labels), or the "
+        "sem_seg_predictions.json of detectron2's SemSegEvaluator",
+    )
+    truth = parser.add_argument_group("ground truth, one of")
+    truth.add_argument("--semantic", metavar="DIR", help="folder of semantic maps, <image>.png")
+    truth.add_argument("--coco-json", metavar="FILE", help="COCO instance annotations")
+    truth.add_argument("--lvis-json", metavar="FILE", help="LVIS annotations")
+    truth.add_argument("--dataset", metavar="NAME", help="data set registered with detectron2")
+    more = parser.add_argument_group("more about the ground truth")
+    more.add_argument(
+        "--instances",
+        metavar="DIR",
+        help="with --semantic: folder of instance maps; without it, the connected components of "
+        "the semantic maps are the instances",
+    )
+    more.add_argument(
+        "--classes",
+        metavar="voc|coco|FILE|N",
+        help="class names, background first: built in, one a line in a file, or just their "
+        "number (default: voc with --semantic, else the ground truth's own)",
+    )
+    more.add_argument(
+        "--category-map",
+        metavar="FILE",
+        help="with --coco-json or --lvis-json and --classes: JSON object from category name or "
+        "id to class name or label; other categories are background",
+    )
+    more.add_argument("--ignore-label", type=int, metavar="N", help="default: 255")
+    more.add_argument(
+        "--list", dest="image_list", metavar="FILE", help="images to score, one a line (all)"
+    )
+    more.add_argument("--images", metavar="DIR", help="pictures, shown in the report")
+    how = parser.add_argument_group("how to score")
+    how.add_argument("--mode", choices=MODES, default="exact", help="default: %(default)s")
+    how.add_argument(
+        "--size-bins",
+        type=_checked(parse_size_bins),
+        default="coco",
+        metavar="BINS",
+        help="coco (default), S:1024,M:9216,L:inf, or relative:S:0.01,M:0.1,L:1",
+    )
+    how.add_argument(
+        "--bootstrap",
+        type=_at_least(0),
+        default=1000,
+        metavar="N",
+        help="resamples for the intervals, 0 = none (default: %(default)s)",
+    )
+    how.add_argument("--seed", type=_at_least(0), default=0, help="of them (%(default)s)")
+    how.add_argument("--jobs", type=_at_least(1), default=1, help="processes (%(default)s)")
+    how.add_argument(
+        "--shard",
+        type=_checked(parse_shard),
+        default="1/1",
+        metavar="I/N",
+        help="score the I-th of N parts only, to be merged",
+    )
+    _add_output(parser)
+    args = parser.parse_args(arguments)
+    if args.shard[1] > 1 and (args.compare or args.report):
+        parser.error("--compare and --report need the whole run: give them to merge")
+    return args
+
+
+def parse_merge_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of a merge."""
+    parser = _parser("Put the shards of a run together, to the bit as if it had been one.")
+    parser.prog += " merge"
+    parser.add_argument("shards", nargs="+", metavar="SHARD_DIR", help="folders of all shards")
+    _add_output(parser)
+    return parser.parse_args(arguments)
+
+
+def evaluate(args: argparse.Namespace) -> ScoredRun:
+    """Check, then score."""
+    # The processes share the processors; inside one, threads would not be faster.
+    cv2.setNumThreads(1)
+    inputs = Inputs(
+        predictions=args.predictions,
+        semantic=args.semantic,
+        instances=args.instances,
+        coco_json=args.coco_json,
+        lvis_json=args.lvis_json,
+        dataset=args.dataset,
+        classes=args.classes,
+        category_map=args.category_map,
+        image_list=args.image_list,
+        pictures=args.images,
+    )
+    settings = Settings(
+        mode=args.mode,
+        ignore_label=args.ignore_label,
+        size_bins=args.size_bins,
+        samples=args.bootstrap,
+        seed=args.seed,
+        shard=args.shard,
+    )
+    prepared = prepare(inputs, settings)
+    return score(prepared, jobs=args.jobs, progress=not args.quiet)
+
+
+def main() -> None:
+    """Score or merge, write the files, print a table."""
+    arguments = sys.argv[1:]
+    merging = arguments[:1] == ["merge"]
+    args = parse_merge_arguments(arguments[1:]) if merging else parse_arguments(arguments)
+    made = not os.path.isdir(args.output)
+    try:
+        check_writable(args.output)
+        if args.report is not None:
+            check_writable(args.report.parent)
+        # Read before the work: a wrong folder should not cost a run.
+        others = load_runs(args.compare)
+        run = merge(args.shards) if merging else evaluate(args)
+        save_run(args.output, run)
+        for line in warnings(run):
+            print(f"warning: {line}", file=sys.stderr)
+        if not args.quiet:
+            print(format_run(run))
+        _compare_and_report(args, run, others)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        _remove_empty(args.output, made)
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        _remove_empty(args.output, made)
+        sys.exit(130)
+
+
+def _compare_and_report(
+    args: argparse.Namespace, run: ScoredRun, others: Sequence[ScoredRun]
+) -> None:
+    """Print the comparison and write the report, as asked for."""
+    names = {other.name for other in others}
+    # This one's folder is a name of its own unless another run has it.
+    own = Path(args.output).resolve()
+    run = dataclasses.replace(run, name=own.name if own.name not in names else str(own))
+    comparison = compare_runs([*others, run]) if others else None
+    if comparison is not None:
+        print(format_comparison(comparison))
+    if args.report is not None:
+        from d2_smallobj.report.html import write_report
+
+        write_report(args.report, [run, *others], comparison=comparison)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=f"{__doc__}\n{description}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    """The options that every command has."""
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", required=True, metavar="DIR", help="folder of the result")
+    output.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="RUN_DIR",
+        help="also compare with these runs: paired differences, p-values, ranks",
+    )
+    output.add_argument("--report", type=Path, metavar="FILE.html", help="also write a report")
+    output.add_argument("--quiet", action="store_true", help="no progress bar, no table")
+
+
+def _checked(parse: Callable[[str], object]) -> Callable[[str], object]:
+    """An argparse type that keeps the parser's own message."""
+
+    def convert(text: str) -> object:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = lowest - 1
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"must be an integer >= {lowest}, got {text!r}")
+        return value
+
+    return convert
+
+
+def _remove_empty(folder: str, made: bool) -> None:
+    """Leave no empty folder behind that was made for a result that did not come."""
+    if made:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+#!/usr/bin/env python
+r"""How mIoU and IA-mIoU answer to small and large objects, and to the metric's conventions.
+
+Needs neither torch nor detectron2 (but for --dataset). Writes a PNG and a CSV each:
+  corner       a prediction grows over a small and a large instance (Fig. 4 of the paper)
+  removal      a class's instances are deleted from the perfect prediction, the smallest first
+               (Fig. 5)
+  conventions  the same predictions under every convention of the metric (CSV and Markdown)
+
+Examples:
+    python tools/sensitivity.py --output output/sensitivity
+    python tools/sensitivity.py --output output/sensitivity --dataset smallobj_demo_val
+    python tools/sensitivity.py --output output/sensitivity --class dog \
+        --semantic VOC2012/SegmentationClass --instances VOC2012/SegmentationObject
+    python tools/sensitivity.py --output output/sensitivity --dataset smallobj_demo_val \
+        --experiments conventions --predictions CE=output/predictions
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from d2_smallobj.metrics import parse_size_bins
+from d2_smallobj.report.conventions import (
+    PERTURBATIONS,
+    Predictor,
+    compare_conventions,
+    convention_table,
+    write_conventions,
+)
+from d2_smallobj.report.labelled_images import (
+    IGNORE,
+    LabelledImage,
+    drawn_pair,
+    drawn_sizes,
+    truth_images,
+)
+from d2_smallobj.report.pairs import find_pair
+from d2_smallobj.report.sensitivity import corner_cases, removal_curve
+from d2_smallobj.report.sensitivity_plots import draw_corner_cases, draw_removal, write_curves
+from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
+from d2_smallobj.scoring.predictions import open_predictions, read_prediction
+from d2_smallobj.scoring.truth import GroundTruth
+from d2_smallobj.utils.files import atomic_write_text
+
+EXPERIMENTS = ("corner", "removal", "conventions")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--experiments", nargs="+", choices=EXPERIMENTS, default=["corner", "removal"]
+    )
+    data = parser.add_argument_group("ground truth", "one of these; default: scenes drawn here")
+    data.add_argument("--semantic", metavar="DIR", help="folder of semantic label maps")
+    data.add_argument("--coco-json", metavar="FILE", help="COCO annotations")
+    data.add_argument("--lvis-json", metavar="FILE", help="LVIS annotations")
+    data.add_argument("--dataset", metavar="NAME", help="registered data set; needs torch")
+    parser.add_argument(
+        "--instances", metavar="DIR", help="with --semantic; default: the connected components"
+    )
+    parser.add_argument(
+        "--classes", metavar="voc|coco|N|FILE", help="names, background first; default: voc"
+    )
+    parser.add_argument("--category-map", metavar="FILE", help="as for tools/evaluate.py")
+    parser.add_argument("--list", metavar="FILE", help="images to use; default: all")
+    parser.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="default: corner, any; removal, that with the most instances",
+    )
+    parser.add_argument("--size-bins", default="coco", metavar="BINS")
+    parser.add_argument("--steps", type=int, default=20, help="of a stage of the corner cases")
+    parser.add_argument("--points", type=int, default=200, help="at most, of the removal curve")
+    parser.add_argument(
+        "--predictions",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="for conventions; default: the ground truth, perturbed",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the experiments."""
+    args = parse_arguments()
+    try:
+        truth = open_truth(args)
+        if truth is None:
+            class_names = ("background", "disc")
+            sources = {"corner": [drawn_pair()], "removal": drawn_sizes()}
+            sources["conventions"] = [*sources["corner"], *sources["removal"]]
+        else:
+            class_names = truth.class_names
+            sources = dict.fromkeys(EXPERIMENTS, truth_images(truth, len(class_names)))
+        for experiment in args.experiments:
+            images = sources[experiment]
+            if experiment == "corner":
+                run_corner(args, images, class_names)
+            elif experiment == "removal":
+                run_removal(args, images, class_names)
+            else:
+                run_conventions(args, images, class_names, truth)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+
+
+def open_truth(args: argparse.Namespace) -> GroundTruth | None:
+    """The ground truth that is given; ``None`` if there is none."""
+    names = ("semantic", "coco_json", "lvis_json", "dataset")
+    more = ("instances", "classes", "category_map")
+    if not any(getattr(args, name) for name in names):
+        without = [f"--{name.replace('_', '-')}" for name in more if getattr(args, name)]
+        if without or args.list:
+            raise ValueError(f"{' and '.join(without or ['--list'])}: of which ground truth?")
+        return None
+    given = {name: getattr(args, name) for name in (*names, *more)}
+    truth = Inputs(predictions="", image_list=args.list, **given).open_truth()
+    if choose_ignore_label(None, truth) != IGNORE:
+        raise ValueError(f"the ground truth must ignore label {IGNORE}, got {truth.ignore_label}")
+    return truth
+
+
+def run_corner(
+    args: argparse.Namespace, images: Sequence[LabelledImage], class_names: Sequence[str]
+) -> None:
+    """Fig. 4."""
+    pair = find_pair(images, class_names, class_name=args.class_name)
+    curves = corner_cases(pair, steps=args.steps)
+    write_curves(args.output / "corner_cases.csv", curves)
+    draw_corner_cases(args.output / "corner_cases.png", pair, curves)
+    print(f"wrote {args.output / 'corner_cases.png'} and .csv ({pair.class_name})")
+
+
+def run_removal(
+    args: argparse.Namespace, images: Sequence[LabelledImage], class_names: Sequence[str]
+) -> None:
+    """Fig. 5."""
+    bins = parse_size_bins(args.size_bins)
+    name = args.class_name or most_instances(images, class_names)
+    curve = removal_curve(images, class_names, name, points=args.points, size_bins=bins)
+    write_curves(args.output / "removal.csv", [curve])
+    draw_removal(args.output / "removal.png", curve, sizes=list(bins))
+    print(f"wrote {args.output / 'removal.png'} and .csv ({name})")
+
+
+def most_instances(images: Sequence[LabelledImage], class_names: Sequence[str]) -> str:
+    """Name of the class with the most instances; the first of several."""
+    count: Counter[int] = Counter()
+    for image in images:
+        semantic, instances = image.load()
+        chosen = (semantic != IGNORE) & (instances != 0) & (instances != IGNORE)
+        pairs = np.unique(np.stack([instances[chosen], semantic[chosen]]), axis=1)
+        count.update(pairs[1].tolist())
+    if not count:
+        raise ValueError(f"there is no instance in these {len(images)} images")
+    return class_names[max(sorted(count), key=count.__getitem__)]
+
+
+def run_conventions(
+    args: argparse.Namespace,
+    images: Sequence[LabelledImage],
+    class_names: Sequence[str],
+    truth: GroundTruth | None,
+) -> None:
+    """The figures under every convention."""
+    predictors = dict(PERTURBATIONS)
+    if args.predictions:
+        if truth is None:
+            raise ValueError(
+                "--predictions: of which ground truth? Give --semantic, --dataset or a JSON file"
+            )
+        predictors = dict(file_predictor(entry, truth) for entry in args.predictions)
+    rows = compare_conventions(images, predictors, class_names)
+    write_conventions(args.output / "conventions.csv", rows)
+    atomic_write_text(args.output / "conventions.md", convention_table(rows) + "\n")
+    print(convention_table(rows))
+
+
+def file_predictor(entry: str, truth: GroundTruth) -> tuple[str, Predictor]:
+    """Name and reader of predictions given as NAME=PATH."""
+    name, separator, path = entry.partition("=")
+    if not separator:
+        raise ValueError(f"--predictions takes NAME=PATH, got {entry!r}")
+    predictions = open_predictions(path)
+    images = {image.image_id: image for image in truth.images}
+
+    def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
+        found = predictions.find(images[image_id])
+        if found is None:
+            raise FileNotFoundError(f"{path}: no prediction for image {image_id}")
+        return read_prediction(found[1], semantic.shape, f"{path}, image {image_id}")
+
+    return name, predict
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+r"""Train or evaluate, with detectron2's arguments.
+
+Examples:
+    python tools/train_net.py --config-file configs/demo_sbce.yaml
+    python tools/train_net.py --config-file configs/pascalb_sbce.yaml --num-gpus 2
+    python tools/train_net.py --config-file configs/voc_sbce.yaml --eval-only \
+        MODEL.WEIGHTS output/voc_sbce/model_final.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import OrderedDict
+
+# Before torch loads its OpenMP: threads that wait actively for a core that another program has
+# make training on a busy CPU many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+try:
+    from d2_smallobj import TwoTaskTrainer
+    from d2_smallobj.engine import SafeCheckpointer, build_config, setup
+    from d2_smallobj.engine.messages import user_message
+    from d2_smallobj.engine.setup import check_datasets
+    from detectron2.engine import default_argument_parser, launch
+    from detectron2.evaluation import verify_results
+    from detectron2.utils import comm
+except (ValueError, ImportError) as error:
+    # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
+    sys.exit(f"error: {error}")
+
+
+def main(args: argparse.Namespace) -> OrderedDict | None:
+    """Run one process."""
+    cfg = setup(args)
+    if args.eval_only:
+        if not (cfg.MODEL.WEIGHTS or args.resume):
+            raise ValueError(
+                "--eval-only has no weights to evaluate: give MODEL.WEIGHTS FILE, or --resume for "
+                f"the last checkpoint in {cfg.OUTPUT_DIR}"
+            )
+        model = TwoTaskTrainer.build_model(cfg)
+        SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        results = TwoTaskTrainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = TwoTaskTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser(epilog=__doc__).parse_args()
+    try:
+        # Before any process is started, so that a wrong key or a missing file is one line.
+        check_datasets(build_config(arguments.config_file, arguments.opts), arguments.eval_only)
+        launch(
+            main,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments,),
+        )
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
