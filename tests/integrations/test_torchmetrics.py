@@ -171,6 +171,8 @@ def main(rank, store, out):
         results.append(str(error))
     with open(f"{out}.{rank}", "w") as file:
         json.dump(results, file)
+    # Gloo's threads must end before the interpreter does, or the process may abort after its work.
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
