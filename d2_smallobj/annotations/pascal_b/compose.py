@@ -1,0 +1,313 @@
+"""One image of PASCAL-B from its LVIS and COCO annotations.
+
+From the bottom to the top lie: what COCO labels (255: LVIS labels it otherwise, or not exactly so),
+then objects, larger ones first (SPEC 1): LVIS's instances of the 20 classes, and as 255 its
+ambiguous ones and those that only COCO knows. So every pixel that only COCO labels is 255, without
+covering a smaller object. Nothing is painted here: layers are run lengths, and areas are counted on
+them.
+
+Legend: N annotations of the image, LVIS's before COCO's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from d2_smallobj.annotations.pascal_b.candidates import Candidate, Piece
+from d2_smallobj.annotations.pascal_b.categories import AMBIGUOUS, CORE, DOUBTFUL, PART
+from d2_smallobj.annotations.pascal_b.masks import (
+    Mask,
+    area_of,
+    boxes_meet,
+    common_area,
+    overlaps,
+    union,
+)
+from d2_smallobj.annotations.pascal_b.outcomes import Outcome
+
+DUPLICATE_OVERLAP = 0.8
+"""Two annotations of a class with this intersection over union are one object."""
+_SAME_OBJECT = 0.5
+_OBJECTS = frozenset(
+    {
+        *(Outcome.USED, Outcome.VOID_AMBIGUOUS),
+        *(Outcome.VOID_COCO_ONLY, Outcome.VOID_CONFLICT),
+    }
+)
+_NOT_PAINTED = frozenset({Outcome.EMPTY, Outcome.IN_TRAIN})
+
+
+class Layer(NamedTuple):
+    """A mask among the others of its image.
+
+    Attributes:
+        piece: number of the annotation, 0..N−1.
+        mask: its pixels, of which the layers above hide some.
+        class_id: 1..20; of a void layer, what it could be.
+        void: whether its pixels are 255.
+        visible: number of pixels that no layer above hides.
+    """
+
+    piece: int
+    mask: Mask
+    class_id: int
+    void: bool
+    visible: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Composition:
+    """An image, ready to be judged or painted.
+
+    Attributes:
+        layers: from the bottom to the top; the instances are those that are not void.
+        outcomes: (N,) what became of each annotation.
+        disagreement: share of pixels, in 0..1, of those that LVIS or COCO labels as a class that
+            both looked for, on which they differ; counted by class.
+        overlap: largest intersection over union of two instances, before one hides another.
+        void_share: share of the image that is 255, in 0..1.
+        complete: whether COCO fills in wherever LVIS says that it labelled some instances only.
+    """
+
+    layers: tuple[Layer, ...]
+    outcomes: tuple[Outcome, ...]
+    disagreement: float
+    overlap: float
+    void_share: float
+    complete: bool
+
+    @property
+    def instances(self) -> list[Layer]:
+        """The layers of instances, in the order of their annotations."""
+        return sorted((layer for layer in self.layers if not layer.void), key=lambda la: la.piece)
+
+
+def compose(
+    candidate: Candidate, masks: Sequence[Mask], *, from_coco: Collection[int], min_area: int
+) -> Composition:
+    """Decide what becomes of every annotation of an image.
+
+    Args:
+        candidate: the image.
+        masks: (N,) its masks.
+        from_coco: classes whose instances COCO provides where LVIS has none.
+        min_area: instances with fewer visible pixels become void.
+
+    Returns:
+        The composition.
+    """
+    scene = _Scene(candidate, masks, from_coco)
+    scene.drop_empty()
+    scene.paint_parts_into_trains()
+    scene.drop_duplicates()
+    scene.settle_doubts()
+    scene.match_coco()
+    scene.find_conflicts()
+    layers = scene.stack(min_area)
+    objects = [layer.mask for layer in layers if not layer.void]
+    pairs = np.triu(overlaps(objects, objects), 1)
+    void = sum(layer.visible for layer in layers if layer.void)
+    return Composition(
+        layers=tuple(layers),
+        outcomes=tuple(scene.outcomes),
+        disagreement=scene.disagreement(),
+        overlap=float(pairs.max(initial=0.0)),
+        void_share=void / (candidate.height * candidate.width),
+        complete=scene.is_complete(),
+    )
+
+
+class _Scene:
+    """The annotations of an image while their outcomes are decided."""
+
+    def __init__(
+        self, candidate: Candidate, masks: Sequence[Mask], from_coco: Collection[int]
+    ) -> None:
+        self._candidate = candidate
+        self._pieces: tuple[Piece, ...] = (*candidate.lvis, *candidate.coco)
+        self._masks = list(masks)
+        self._areas = [area_of(mask) for mask in masks]
+        self._unions: dict[tuple[int, ...], Mask] = {}
+        self._from_coco = frozenset(from_coco)
+        self._crowds: list[int] = []
+        self._coco: list[int] = []
+        self._doubtful: list[int] = []
+        self._lvis: list[int] = []
+        for number, piece in enumerate(self._pieces):
+            if piece.crowd:
+                self._crowds.append(number)
+            elif number >= len(candidate.lvis):
+                self._coco.append(number)
+            elif piece.role in DOUBTFUL:
+                self._doubtful.append(number)
+            else:
+                self._lvis.append(number)
+        self.outcomes = [Outcome.USED] * len(masks)
+        for number in self._doubtful:
+            self.outcomes[number] = Outcome.VOID_AMBIGUOUS
+        for number in self._crowds:
+            self.outcomes[number] = Outcome.CROWD
+
+    def drop_empty(self) -> None:
+        """Masks without a pixel take part in nothing."""
+        for number, area in enumerate(self._areas):
+            if not area:
+                self.outcomes[number] = Outcome.EMPTY
+        for group in (self._crowds, self._coco, self._doubtful, self._lvis):
+            group[:] = [n for n in group if self.outcomes[n] is not Outcome.EMPTY]
+
+    def paint_parts_into_trains(self) -> None:
+        """Railway cars belong to the train that they overlap most; without one, they are trains."""
+        parts = [n for n in self._lvis if self._pieces[n].role == PART]
+        trains = [
+            n for n in self._lvis if n not in parts and self._class(n) in self._classes(parts)
+        ]
+        whole = {n: [self._masks[n]] for n in trains}
+        for part in parts:
+            shared = [common_area(self._masks[part], self._masks[train]) for train in trains]
+            if any(shared):
+                whole[trains[int(np.argmax(shared))]].append(self._masks[part])
+                self._drop(part, Outcome.IN_TRAIN)
+        for train, masks in whole.items():
+            self._masks[train] = union(masks)
+            self._areas[train] = area_of(self._masks[train])
+
+    def drop_duplicates(self) -> None:
+        """Of several annotations of an object (a chair, an armchair), keep the class's own."""
+        for class_id in self._classes(self._lvis):
+            group = sorted(self._of_class(self._lvis, class_id), key=self._precedence)
+            masks = [self._masks[n] for n in group]
+            same = overlaps(masks, masks) >= DUPLICATE_OVERLAP
+            kept: list[int] = []
+            for position, number in enumerate(group):
+                if same[position, kept].any():
+                    self._drop(number, Outcome.DUPLICATE)
+                else:
+                    kept.append(position)
+
+    def settle_doubts(self) -> None:
+        """Where LVIS calls an object by a class and by a doubtful name, the narrower one holds."""
+        for class_id in self._classes(self._doubtful):
+            certain = self._of_class(self._lvis, class_id)
+            doubtful = self._of_class(self._doubtful, class_id)
+            masks = ([self._masks[n] for n in group] for group in (doubtful, certain))
+            for first, second in np.argwhere(overlaps(*masks) >= DUPLICATE_OVERLAP):
+                number = doubtful[first]
+                if self._pieces[number].role == AMBIGUOUS:
+                    self.outcomes[certain[second]] = Outcome.VOID_AMBIGUOUS
+                elif number in self._doubtful:
+                    self.outcomes[number] = Outcome.DUPLICATE
+                    self._doubtful.remove(number)
+
+    def match_coco(self) -> None:
+        """Tell what COCO adds: instances of the classes that it provides, else void."""
+        for number in self._coco:
+            class_id = self._class(number)
+            known = self._covered(number, self._of_class(self._lvis, class_id))
+            if known >= _SAME_OBJECT:
+                self.outcomes[number] = Outcome.SAME_IN_LVIS
+            elif class_id not in self._from_coco:
+                self.outcomes[number] = Outcome.VOID_COCO_ONLY
+        added = [self._masks[n] for n in self._coco if self.outcomes[n] is Outcome.USED]
+        doubtful = [self._masks[n] for n in self._doubtful]
+        resolved = overlaps(doubtful, added).max(axis=1, initial=0.0) >= _SAME_OBJECT
+        for number, certain in zip(list(self._doubtful), resolved):
+            if certain:
+                self.outcomes[number] = Outcome.SAME_IN_COCO
+                self._doubtful.remove(number)
+
+    def find_conflicts(self) -> None:
+        """What LVIS and COCO call by different names, neither by the other's, is void."""
+        shared = overlaps(
+            [self._masks[n] for n in self._lvis], [self._masks[n] for n in self._coco]
+        )
+        for ours, theirs in np.argwhere(shared >= _SAME_OBJECT):
+            number, other = self._lvis[ours], self._coco[theirs]
+            class_id = self._class(number)
+            same = self._of_class(self._coco, class_id)
+            if self._class(other) != class_id and self._covered(number, same) < _SAME_OBJECT:
+                self.outcomes[number] = Outcome.VOID_CONFLICT
+                if self.outcomes[other] is Outcome.USED:
+                    self.outcomes[other] = Outcome.VOID_CONFLICT
+
+    def stack(self, min_area: int) -> list[Layer]:
+        """Order the layers, bottom first, and count what is visible of each."""
+        order = sorted(
+            (n for n, outcome in enumerate(self.outcomes) if outcome not in _NOT_PAINTED),
+            key=lambda n: (self.outcomes[n] in _OBJECTS, -self._areas[n], n),
+        )
+        near = boxes_meet(self._masks)
+        layers: list[Layer] = []
+        above: list[int] = []
+        for number in reversed(order):
+            mask, area = self._masks[number], self._areas[number]
+            hiding = [self._masks[n] for n in above if near[number, n]]
+            visible = area - (common_area(mask, union(hiding)) if hiding else 0)
+            above.append(number)
+            if self.outcomes[number] is Outcome.USED and visible < min_area:
+                self.outcomes[number] = Outcome.VOID_TINY if visible else Outcome.HIDDEN
+            void = self.outcomes[number] is not Outcome.USED
+            if visible:
+                layers.append(Layer(number, mask, self._class(number), void, visible))
+        return layers[::-1]
+
+    def disagreement(self) -> float:
+        """See :class:`Composition`. Crowds and doubtful regions take no side."""
+        agreed = disputed = 0
+        for class_id in self._classes([*self._lvis, *self._coco]) - self._from_coco:
+            lvis, coco, crowds, doubtful = (
+                self._of_class(group, class_id)
+                for group in (self._lvis, self._coco, self._crowds, self._doubtful)
+            )
+            agreed += self._common(lvis, coco)
+            disputed += self._common(lvis) - self._common(lvis, [*coco, *crowds])
+            if class_id in self._candidate.verified:
+                disputed += self._common(coco) - self._common(coco, [*lvis, *doubtful])
+        return disputed / (agreed + disputed) if disputed else 0.0
+
+    def is_complete(self) -> bool:
+        """See :class:`Composition`."""
+        filled = {Outcome.CROWD, Outcome.VOID_COCO_ONLY}
+        helped = {self._class(n) for n, outcome in enumerate(self.outcomes) if outcome in filled}
+        return self._candidate.not_exhaustive <= helped | self._from_coco
+
+    def _drop(self, number: int, outcome: Outcome) -> None:
+        """Take an LVIS annotation out."""
+        self.outcomes[number] = outcome
+        self._lvis.remove(number)
+
+    def _covered(self, number: int, by: Sequence[int]) -> float:
+        """Share of a mask that others cover together."""
+        return self._common([number], by) / self._areas[number]
+
+    def _common(self, one: Sequence[int], other: Sequence[int] | None = None) -> int:
+        """Pixels of a union of masks, or those that it shares with another one."""
+        if not one or other == []:
+            return 0
+        if other is None:
+            return self._areas[one[0]] if len(one) == 1 else area_of(self._union(one))
+        return common_area(self._union(one), self._union(other))
+
+    def _union(self, numbers: Sequence[int]) -> Mask:
+        """Union of masks, made once."""
+        key = tuple(numbers)
+        if key not in self._unions:
+            self._unions[key] = union([self._masks[n] for n in numbers])
+        return self._unions[key]
+
+    def _precedence(self, number: int) -> tuple[bool, int]:
+        """Categories that are a class itself before kinds of it, then by annotation id."""
+        return self._pieces[number].role != CORE, number
+
+    def _class(self, number: int) -> int:
+        return self._pieces[number].class_id
+
+    def _classes(self, numbers: Iterable[int]) -> set[int]:
+        return {self._class(n) for n in numbers}
+
+    def _of_class(self, numbers: Iterable[int], class_id: int) -> list[int]:
+        return [n for n in numbers if self._class(n) == class_id]

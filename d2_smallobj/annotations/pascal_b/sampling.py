@@ -1,0 +1,189 @@
+r"""Choosing images so that instances spread evenly over class × size.
+
+With n_c instances of cell c in the chosen images and a target t_c, the choice solves
+
+    minimise Σ_c |n_c − t_c|   over sets of N images,
+
+as a mixed-integer linear program (SciPy's HiGHS). Images with the same counts are one integer
+variable, so that LVIS's 40,000 candidates are some 8,000; which of them are taken is drawn at
+random. The target is one number t for all cells, except that t_c is what there is where that is
+less. By default t is such that the targets sum to the instances of N average candidates: neither
+crowded nor empty images are preferred. A larger t asks for more crowded ones.
+
+Legend: M images; K cells; N images to choose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+_NODES = 200
+"""Nodes of the search; not seconds, which would make the result depend on the machine."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """A choice of images.
+
+    Attributes:
+        chosen: int64 (N,), positions of the images, ascending.
+        counts: int64 (K,), instances of the chosen images.
+        available: int64 (K,), instances of all images.
+        per_cell: t, the number wanted of every cell.
+        target: int64 (K,), ``min(t, available)``.
+        distance: Σ |counts − target|.
+        bound: no choice of N images has a smaller distance.
+    """
+
+    chosen: np.ndarray
+    counts: np.ndarray
+    available: np.ndarray
+    per_cell: int
+    target: np.ndarray
+    distance: int
+    bound: int
+
+
+def sample_balanced(
+    counts: np.ndarray, number: int, *, seed: int = 0, per_cell: int | None = None
+) -> Sample:
+    """Choose images.
+
+    Args:
+        counts: integers (M, K), instances of every image by cell, in an order that does not
+            depend on the input's (by image id).
+        number: N; with fewer images, all are chosen.
+        seed: of the random choice between equally good sets.
+        per_cell: t >= 1; default: see the module.
+
+    Returns:
+        The best choice found, with a proven bound.
+
+    Raises:
+        ImportError: SciPy is missing.
+        ValueError: there is no image, or an argument is out of range.
+    """
+    counts = np.asarray(counts, np.int64)
+    if counts.ndim != 2 or not counts.size:
+        raise ValueError(f"counts: expected (images, cells), got shape {counts.shape}")
+    if number < 1 or (per_cell is not None and per_cell < 1):
+        raise ValueError(f"number and per_cell: must be >= 1, got {number} and {per_cell}")
+    number = min(number, len(counts))
+    available = counts.sum(axis=0)
+    if per_cell is None:
+        per_cell = water_level(available, number * available.sum() / len(counts))
+    target = np.minimum(available, per_cell)
+    patterns, members, copies = np.unique(counts, axis=0, return_inverse=True, return_counts=True)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(patterns))
+    taken = np.zeros(len(patterns), np.int64)
+    taken[order], bound = _solve(patterns[order], copies[order], target, number)
+    chosen = _draw_members(rng, members.ravel(), taken)
+    reached = counts[chosen].sum(axis=0)
+    distance = int(np.abs(reached - target).sum())
+    return Sample(chosen, reached, available, per_cell, target, distance, min(bound, distance))
+
+
+def water_level(available: np.ndarray, total: float) -> int:
+    """The smallest t >= 1 for which Σ min(t, available) reaches a total, or the largest of use."""
+    low, high = 1, max(1, int(available.max(initial=1)))
+    while low < high:
+        middle = (low + high) // 2
+        if np.minimum(available, middle).sum() >= total:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _solve(
+    patterns: np.ndarray, copies: np.ndarray, target: np.ndarray, number: int
+) -> tuple[np.ndarray, int]:
+    """How often to take every pattern, and a lower bound of the distance."""
+    sparse, optimize = import_scipy()
+    count, cells = patterns.shape
+    # Columns: patterns, then what each cell lacks, then what it has too much.
+    identity = sparse.identity(cells)
+    rows = [
+        sparse.hstack([sparse.csr_matrix(patterns.T), identity, -identity]),
+        sparse.csr_matrix(([1.0] * count, ([0] * count, range(count))), (1, count + 2 * cells)),
+    ]
+    matrix = sparse.vstack(rows).tocsc()
+    goal = np.append(target, number).astype(float)
+    cost = np.append(np.zeros(count), np.ones(2 * cells))
+    highest = np.append(copies.astype(float), np.full(2 * cells, np.inf))
+    limits = np.stack([np.zeros(len(cost)), highest], axis=1)
+    relaxed = optimize.linprog(cost, A_eq=matrix, b_eq=goal, bounds=limits, method="highs")
+    if relaxed.x is None:
+        raise RuntimeError(f"the balance could not be solved: {relaxed.message}")
+    taken = _round_solution(relaxed.x[:count], copies, number)
+    bound = _round_up(relaxed.fun)
+    # A gap below 1 is none, as the distance is a whole number, but HiGHS takes it relative to the
+    # distance, which is not known before: tried with the least possible one, then with what came.
+    for attempt in range(2):
+        reached = _distance(patterns, taken, target)
+        if reached == bound:
+            break
+        found = optimize.milp(
+            cost,
+            constraints=optimize.LinearConstraint(matrix, goal, goal),
+            bounds=optimize.Bounds(0, highest),
+            integrality=np.append(np.ones(count), np.zeros(2 * cells)),
+            options={
+                "node_limit": _NODES,
+                "mip_rel_gap": 0.99 / max(1, reached if attempt else bound),
+            },
+        )
+        if found.mip_dual_bound is not None and math.isfinite(found.mip_dual_bound):
+            bound = max(bound, _round_up(found.mip_dual_bound))
+        if found.x is not None:
+            better = _round_solution(found.x[:count], copies, number)
+            taken = min(taken, better, key=lambda one: _distance(patterns, one, target))
+        if found.status != 0:
+            break
+    return taken, bound
+
+
+def _distance(patterns: np.ndarray, taken: np.ndarray, target: np.ndarray) -> int:
+    """Σ |instances − target|."""
+    return int(np.abs(taken @ patterns - target).sum())
+
+
+def _round_up(value: float) -> int:
+    """The next integer, a solver's inaccuracy forgiven."""
+    return max(0, math.ceil(value - 1e-5))
+
+
+def _round_solution(solution: np.ndarray, copies: np.ndarray, number: int) -> np.ndarray:
+    """Whole numbers nearest to a solution that sum to N: int64; of integers, these themselves."""
+    taken = np.minimum(np.floor(solution + 1e-6), copies).astype(np.int64)
+    by_remainder = np.argsort(taken - solution, kind="stable")
+    while taken.sum() < number:
+        room = by_remainder[taken[by_remainder] < copies[by_remainder]]
+        taken[room[: number - int(taken.sum())]] += 1
+    return taken
+
+
+def _draw_members(rng: np.random.Generator, members: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Draw images of every pattern: positions, ascending."""
+    shuffled = rng.permutation(len(members))
+    by_pattern = shuffled[np.argsort(members[shuffled], kind="stable")]
+    pattern = members[by_pattern]
+    first = np.searchsorted(pattern, np.arange(len(taken)))
+    rank = np.arange(len(pattern)) - first[pattern]
+    return np.sort(by_pattern[rank < taken[pattern]])
+
+
+def import_scipy() -> tuple[Any, Any]:
+    """``scipy.sparse`` and ``scipy.optimize``."""
+    try:
+        from scipy import optimize, sparse
+    except ImportError as error:
+        raise ImportError(
+            f"balancing PASCAL-B needs SciPy ({error}): pip install 'd2_smallobj[data]'"
+        ) from error
+    return sparse, optimize

@@ -1,0 +1,182 @@
+"""Time the building of PASCAL-B from annotation files as large as LVIS v1's training set.
+
+100,000 images, 1.27 million annotations and the real 1,203 categories with their published counts
+(d2_smallobj/benchmarks/lvis_files.py says what is real and what is made up), with COCO annotations
+of the same images. Everything from opening the files to the finished folder of 1,137 images is
+timed, pictures left out; drawing the files is not. Memory is the sum of all processes' peaks, at
+whatever time each has its own. It may take 5 minutes and 6 GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import re
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from d2_smallobj.annotations.pascal_b import IMAGES, BuildOptions, Place, build_pascal_b
+from d2_smallobj.benchmarks import Measurement
+from d2_smallobj.benchmarks.lvis_files import COCO_NAME, LVIS_NAME, draw_annotation_files
+from d2_smallobj.benchmarks.timing import machine
+
+SECONDS, GIBIBYTES = 300.0, 6.0
+"""Most that a build may take."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--images", type=int, default=100_000, help="of the annotation files")
+    parser.add_argument("--num-images", type=int, default=IMAGES, help="of the set")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--folder", metavar="DIR", help="keep the annotation files here, and use those that are"
+    )
+
+
+def run(args: argparse.Namespace) -> Measurement:
+    """Draw the files and build the set."""
+    for name in ("images", "num_images", "jobs"):
+        if getattr(args, name) < 1:
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}"
+            )
+    with contextlib.ExitStack() as stack:
+        folder = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
+        paths = tuple(Path(folder, name) for name in (LVIS_NAME, COCO_NAME))
+        if not all(path.exists() for path in paths):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            draw_annotation_files(Path(folder), images=args.images, seed=args.seed, progress=True)
+        figures = measure(*paths, number=args.num_images, jobs=args.jobs, seed=args.seed)
+    missed = []
+    if figures["seconds"] > SECONDS:
+        missed.append(f"it takes {figures['seconds']:.0f} s, not {SECONDS:.0f}")
+    if figures["peak_gib"] > GIBIBYTES:
+        missed.append(f"it takes {figures['peak_gib']:.1f} GiB, not {GIBIBYTES:.0f}")
+    settings = {"images": args.images, "jobs": args.jobs, "seed": args.seed}
+    figures = {"machine": machine(), "settings": settings, **figures}
+    return Measurement(figures, _format(figures), missed)
+
+
+def measure(lvis: Path, coco: Path, *, number: int, jobs: int, seed: int) -> dict[str, Any]:
+    """Build a set in a process of its own.
+
+    Args:
+        lvis: LVIS file.
+        coco: COCO file.
+        number: images of the set.
+        jobs: number of processes.
+        seed: of the sample.
+
+    Returns:
+        ``seconds`` (wall clock), ``cpu_seconds`` (all processes), ``peak_gib``; ``input``, the
+        sizes of the files; ``balance`` and ``sampling`` of the manifest.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(dir=lvis.parent) as folder:
+        place = Place([lvis], [coco], Path(folder, "pascal_b"), jobs=jobs, progress=True)
+        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+            return pool.submit(_build, place, BuildOptions(number=number, seed=seed)).result()
+
+
+def _build(place: Place, options: BuildOptions) -> dict[str, Any]:
+    """Build, and report what it took; runs in a fresh process."""
+    begin = time.perf_counter()
+    with _PeakMemory() as memory:
+        manifest = build_pascal_b(place, options).manifest
+    seconds = time.perf_counter() - begin
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    sampling = {k: v for k, v in manifest["sampling"].items() if k != "cells"}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": sum(usage.ru_utime + usage.ru_stime for usage in usages),
+        "peak_gib": memory.gibibytes,
+        "load_average": os.getloadavg()[0],
+        "input": [
+            {key: entry[key] for key in ("kind", "bytes", "images", "annotations")}
+            for entry in manifest["inputs"]
+        ],
+        "instances": manifest["outputs"]["instances"],
+        "sampling": sampling,
+        "balance": manifest["balance"],
+    }
+
+
+class _PeakMemory:
+    """Peak memory of this process plus those of its child processes, each at its own time.
+
+    getrusage alone would charge a child with what its parent held when it was started, so their
+    peaks are read from /proc while they run, where there is one.
+    """
+
+    def __init__(self) -> None:
+        self._children: dict[int, int] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def gibibytes(self) -> float:
+        """The sum of the peaks."""
+        # Kilobytes on Linux, bytes on macOS.
+        unit = 1 if sys.platform == "darwin" else 1024
+        own = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return (own + 1024 * sum(self._children.values())) / 2**30
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.2):
+            for child in multiprocessing.active_children():
+                with contextlib.suppress(OSError):
+                    status = Path(f"/proc/{child.pid}/status").read_text()
+                    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+                    if found:
+                        self._children[child.pid] = int(found[1])
+
+
+def _format(figures: Mapping[str, Any]) -> str:
+    """The figures as Markdown."""
+    balance, sampling = figures["balance"], figures["sampling"]
+    lines = [f"{figures['machine']}; {figures['settings']['jobs']} processes", ""]
+    lines += [
+        f"{entry['kind']}: {entry['images']:,} images, {entry['annotations']:,} annotations, "
+        f"{entry['bytes'] / 1e9:.2f} GB"
+        for entry in figures["input"]
+    ]
+    lines += [
+        "",
+        f"{figures['seconds']:.0f} s (limit {SECONDS:.0f}), {figures['cpu_seconds']:.0f} s of CPU, "
+        f"load average {figures['load_average']:.1f}; at most {figures['peak_gib']:.2f} GiB "
+        f"(limit {GIBIBYTES:.0f})",
+        f"{balance['achieved']['images']} images, {figures['instances']} instances; distance to "
+        f"the target of {sampling['per_cell']} per cell: {sampling['distance']}, bound "
+        f"{sampling['bound']}",
+        "",
+        "| instances over class × size | normalised entropy | coefficient of variation |",
+        "|---|---|---|",
+    ]
+    for label, name in (
+        (f"all {balance['source']['images']:,} fit images", "source"),
+        (f"as many at random, mean of {balance['random']['draws']}", "random"),
+        ("the set", "achieved"),
+    ):
+        row = balance[name]
+        entropy, variation = row["normalized_entropy"], row["coefficient_of_variation"]
+        lines.append(f"| {label} | {entropy:.3f} | {variation:.3f} |")
+    return "\n".join(lines)

@@ -1,0 +1,120 @@
+"""The mapping of category names."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+
+import pytest
+
+from d2_smallobj import benchmarks
+from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.pascal_b.categories import (
+    AMBIGUOUS,
+    COCO_RULES,
+    CORE,
+    GENERAL,
+    LVIS_RULES,
+    PART,
+    class_id,
+    missing_coco_names,
+    missing_lvis_names,
+)
+
+# Ids of detectron2's builtin_meta.py and of VOC, as lvis_to_voc.md lists them.
+COCO_TO_VOC = (
+    "5→1 2→2 16→3 9→4 44→5 6→6 3→7 17→8 62→9 21→10 67→11 18→12 19→13 4→14 1→15 64→16 20→17 63→18 "
+    "7→19 72→20"
+)
+LEFT_OUT = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+
+
+def test_coco_to_voc_ids():
+    ids = [n for n in range(1, 91) if n not in LEFT_OUT]
+    by_id = dict(zip(ids, COCO_CLASS_NAMES[1:]))
+    pairs = [tuple(map(int, pair.split("→"))) for pair in COCO_TO_VOC.split()]
+    assert {by_id[coco]: voc for coco, voc in pairs} == {
+        name: rule.class_id for name, rule in COCO_RULES.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("category", "name", "role"),
+    [
+        ("airplane", "aeroplane", CORE),
+        ("unicycle", "bicycle", "extension"),
+        ("turkey_(bird)", "bird", "extension"),
+        ("baby", "person", CORE),
+        ("person", "person", CORE),
+        ("monitor_(computer_equipment) computer_monitor", "tvmonitor", CORE),
+        ("bullet_train", "train", "extension"),
+        ("railcar_(part_of_a_train)", "train", PART),
+        ("table", "diningtable", GENERAL),
+        ("sofa_bed", "sofa", AMBIGUOUS),
+        ("pickup_truck", "car", AMBIGUOUS),
+    ],
+)
+def test_lvis_names(category, name, role):
+    rule = LVIS_RULES[category]
+    assert (VOC_CLASS_NAMES[rule.class_id], rule.role) == (name, role)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("truck", "ambulance", "stool", "bench", "wheelchair", "goat", "laptop_computer"),
+        *("coffee_table", "desk", "flowerpot"),
+    ],
+)
+def test_background(name):
+    assert name not in LVIS_RULES
+
+
+def test_every_class_but_potted_plants_has_categories():
+    roles = {(rule.class_id, rule.role) for rule in LVIS_RULES.values()}
+    assert {c for c, role in roles if role == CORE} == set(range(1, 21)) - {16}
+    assert 16 not in {c for c, _ in roles}
+
+
+def test_names_are_lvis_v1s():
+    """Those that v1 does not have are v0.5's alone."""
+    with open(benchmarks.__path__[0] + "/lvis_v1_categories.csv", newline="") as file:
+        names = {row["name"] for row in csv.DictReader(file)}
+    assert len(names) == 1203
+    assert set(LVIS_RULES) - names == {
+        *("baby", "turkey_(bird)", "fishing_boat", "motorboat", "wing_chair"),
+        *("Chihuahua", "dachshund"),
+    }
+    assert missing_lvis_names(names) == []
+
+
+def test_missing_names():
+    names = set(LVIS_RULES) - {"person", "cow", "television_set"}
+    assert missing_lvis_names(names) == ["cow: 'cow'", "tvmonitor: 'television_set'"]
+    assert missing_lvis_names(names - {"baby"})[1] == "person: 'person' or 'baby'"
+    assert missing_coco_names(set(COCO_RULES) - {"tv", "bird"}) == ["bird", "tv"]
+
+
+def test_class_names_are_checked():
+    assert class_id("pottedplant") == 16
+    with pytest.raises(ValueError, match=r"class: unknown value 'tv'.*"):
+        class_id("tv")
+
+
+def test_no_torch_and_scipy_only_when_needed(repository):
+    """A set can be built again without SciPy."""
+    modules = sorted(
+        f"d2_smallobj.annotations.pascal_b.{path.stem}"
+        for path in (repository / "d2_smallobj/annotations/pascal_b").glob("[!_]*.py")
+    )
+    assert "d2_smallobj.annotations.pascal_b.build" in modules
+    program = (
+        "import importlib, sys\n"
+        f"for name in {modules}: importlib.import_module(name)\n"
+        "print(sorted({'torch', 'detectron2', 'matplotlib', 'scipy'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,340 @@
+"""What becomes of the annotations of an image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from d2_smallobj.annotations.pascal_b.candidates import Candidate, Piece
+from d2_smallobj.annotations.pascal_b.compose import compose
+from d2_smallobj.annotations.pascal_b.masks import read_masks
+from d2_smallobj.annotations.pascal_b.outcomes import Outcome
+from d2_smallobj.annotations.pascal_b.painting import paint
+
+H, W = 100, 120
+
+
+def box(x0, y0, x1, y1):
+    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+
+
+@pytest.fixture
+def result(candidate):
+    """``result()``: composition, semantic map and instance map of image 1."""
+
+    def make(from_coco=(16,), min_area=16):
+        found = candidate(1, from_coco)
+        masks = read_masks(found, ["lvis.json", "coco.json"])
+        composition = compose(found, masks, from_coco=from_coco, min_area=min_area)
+        return composition, *paint(composition, found.height, found.width)[:2]
+
+    return make
+
+
+def counts(labels):
+    values, number = np.unique(labels, return_counts=True)
+    return dict(zip(values.tolist(), number.tolist()))
+
+
+def test_lvis_and_coco_agree(world, result):
+    world.image(1)
+    world.add("both", 1, ("cat", "cat"), box(10, 10, 50, 50))
+    composition, semantic, instances = result()
+    assert composition.outcomes == (Outcome.USED, Outcome.SAME_IN_LVIS)
+    assert counts(semantic) == {0: H * W - 1600, 8: 1600}
+    assert counts(instances) == {0: H * W - 1600, 1: 1600}
+    assert (composition.disagreement, composition.overlap, composition.void_share) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_smaller_object_stays_visible(world, result, turned):
+    world.image(1)
+    pair = [("sofa", box(0, 0, 60, 60)), ("cat", box(10, 10, 30, 30))]
+    for name, mask in pair[::-1] if turned else pair:
+        world.add("lvis", 1, name, mask)
+    composition, semantic, instances = result()
+    assert counts(semantic) == {0: H * W - 3600, 18: 3200, 8: 400}
+    assert [layer.visible for layer in composition.instances] == (
+        [400, 3200] if turned else [3200, 400]
+    )
+    # Numbered by annotation, not by layer.
+    assert instances[15, 15] == (1 if turned else 2)
+
+
+def test_other_categories_hide_nothing(world, result):
+    world.image(1)
+    world.add("lvis", 1, "cat", box(0, 0, 60, 60))
+    world.add("lvis", 1, "zebra", box(0, 0, 30, 30))
+    assert counts(result()[1]) == {0: H * W - 3600, 8: 3600}
+
+
+def test_ambiguous_categories_are_void_and_take_part_by_size(world, result):
+    world.image(1)
+    world.add("lvis", 1, "table", box(0, 0, 80, 80))
+    world.add("lvis", 1, "bottle", box(10, 10, 20, 30))
+    world.add("lvis", 1, "pickup_truck", box(12, 12, 16, 16))
+    composition, semantic, instances = result()
+    assert composition.outcomes == (Outcome.VOID_AMBIGUOUS, Outcome.USED, Outcome.VOID_AMBIGUOUS)
+    assert counts(semantic) == {0: H * W - 6400, 5: 184, 255: 6216}
+    assert ((instances == 255) == (semantic == 255)).all()
+    assert composition.void_share == 6216 / (H * W)
+
+
+def test_what_only_coco_labels_is_void(world, result):
+    """Wholly, in part, and beneath a smaller object of LVIS."""
+    world.image(1)
+    world.add("lvis", 1, "cat", box(10, 10, 50, 50))
+    world.add("coco", 1, "cat", box(10, 10, 50, 52))
+    world.add("lvis", 1, "bottle", box(70, 70, 80, 80))
+    world.add("coco", 1, "dining table", box(60, 60, 110, 90))
+    composition, semantic, _ = result()
+    assert composition.outcomes == (
+        *(Outcome.USED, Outcome.USED),
+        *(Outcome.SAME_IN_LVIS, Outcome.VOID_COCO_ONLY),
+    )
+    assert counts(semantic) == {0: H * W - 1680 - 1500, 8: 1600, 5: 100, 255: 80 + 1400}
+
+
+def test_a_small_object_that_only_coco_labels_lies_on_top(world, result):
+    world.image(1)
+    world.add("lvis", 1, "sofa", box(0, 0, 60, 60))
+    world.add("coco", 1, "couch", box(0, 0, 60, 60))
+    world.add("coco", 1, "cat", box(10, 10, 20, 20))
+    assert counts(result()[1]) == {0: H * W - 3600, 18: 3500, 255: 100}
+
+
+def test_crowds_are_void_beneath_objects(world, result):
+    world.image(1)
+    world.add("both", 1, ("person", "person"), box(10, 10, 30, 30))
+    world.add("coco", 1, "person", box(0, 0, 60, 60), iscrowd=1)
+    world.add("coco", 1, "zebra", box(60, 60, 90, 90), iscrowd=1)
+    composition, semantic, _ = result()
+    assert composition.outcomes[-1] is Outcome.CROWD
+    assert counts(semantic) == {0: H * W - 3600, 15: 400, 255: 3200}
+    assert composition.disagreement == 0
+
+
+def test_a_crowd_of_lvis(world, result):
+    """The format has none; one all the same is no instance."""
+    world.image(1)
+    world.add("lvis", 1, "cat", box(0, 0, 20, 20), iscrowd=1)
+    world.add("lvis", 1, "dog", box(40, 40, 60, 60))
+    assert result()[0].outcomes == (Outcome.CROWD, Outcome.USED)
+
+
+def test_potted_plants_come_from_coco(world, result):
+    world.image(1)
+    world.add("coco", 1, "potted plant", box(0, 0, 20, 20))
+    world.add("coco", 1, "potted plant", box(50, 50, 80, 80), iscrowd=1)
+    composition, semantic, _ = result()
+    assert composition.outcomes == (Outcome.USED, Outcome.CROWD)
+    assert counts(semantic) == {0: H * W - 1300, 16: 400, 255: 900}
+
+
+def test_tables_of_coco_complete_those_of_lvis(world, result):
+    world.image(1)
+    world.add("lvis", 1, "dining_table", box(0, 0, 40, 40))
+    world.add("lvis", 1, "table", box(60, 0, 100, 40))
+    world.add("coco", 1, "dining table", box(0, 0, 40, 41))
+    world.add("coco", 1, "dining table", box(60, 0, 101, 40))
+    composition, semantic, _ = result(from_coco=(11, 16))
+    assert composition.outcomes == (
+        *(Outcome.USED, Outcome.SAME_IN_COCO),
+        *(Outcome.SAME_IN_LVIS, Outcome.USED),
+    )
+    assert counts(semantic) == {0: H * W - 3280, 11: 3240, 255: 40}
+    # As in the paper: from LVIS only.
+    assert counts(result()[1]) == {0: H * W - 3280, 11: 1600, 255: 1680}
+
+
+def test_two_names_for_one_object(world, result):
+    """LVIS labels an armchair as chair, too; the class's own name is kept."""
+    world.image(1)
+    world.add("lvis", 1, "armchair", box(0, 0, 40, 41))
+    world.add("lvis", 1, "chair", box(0, 0, 40, 40))
+    world.add("lvis", 1, "chair", box(50, 0, 90, 40))
+    composition, semantic, _ = result()
+    assert composition.outcomes == (Outcome.DUPLICATE, Outcome.USED, Outcome.USED)
+    assert counts(semantic) == {0: H * W - 3240, 9: 3200, 255: 40}
+
+
+@pytest.mark.parametrize(
+    ("certain", "doubtful", "outcomes", "label"),
+    [
+        ("dining_table", "table", (Outcome.USED, Outcome.DUPLICATE), 11),
+        ("sofa", "sofa_bed", (Outcome.VOID_AMBIGUOUS, Outcome.VOID_AMBIGUOUS), 255),
+        ("car_(automobile)", "police_cruiser", (Outcome.VOID_AMBIGUOUS,) * 2, 255),
+    ],
+)
+def test_the_narrower_of_two_names_holds(world, result, certain, doubtful, outcomes, label):
+    world.image(1)
+    world.add("lvis", 1, certain, box(0, 0, 40, 40))
+    world.add("lvis", 1, doubtful, box(0, 0, 40, 40))
+    composition, semantic, _ = result()
+    assert composition.outcomes == outcomes
+    assert counts(semantic) == {0: H * W - 1600, label: 1600}
+
+
+def test_railway_cars_belong_to_their_train(world, result):
+    world.image(1)
+    world.add("lvis", 1, "train_(railroad_vehicle)", box(0, 0, 30, 20))
+    world.add("lvis", 1, "train_(railroad_vehicle)", box(40, 0, 60, 20))
+    world.add("lvis", 1, "railcar_(part_of_a_train)", box(25, 0, 45, 20))
+    world.add("lvis", 1, "passenger_car_(part_of_a_train)", box(0, 50, 30, 70))
+    composition, semantic, instances = result()
+    # Both trains share five columns with the car: the first one gets it.
+    assert composition.outcomes == (*(Outcome.USED,) * 2, Outcome.IN_TRAIN, Outcome.USED)
+    assert counts(semantic) == {0: H * W - 1200 - 600, 19: 1800}
+    assert counts(instances)[2] == 400
+    assert counts(instances)[1] == 800
+    assert counts(instances)[3] == 600
+
+
+def test_different_names_in_lvis_and_coco(world, result):
+    world.image(1)
+    world.add("lvis", 1, "chair", box(0, 0, 40, 40))
+    world.add("coco", 1, "couch", box(0, 0, 40, 44))
+    composition, semantic, _ = result()
+    assert composition.outcomes == (Outcome.VOID_CONFLICT, Outcome.VOID_COCO_ONLY)
+    assert counts(semantic) == {0: H * W - 1760, 255: 1760}
+    # COCO knows it by LVIS's name as well: no conflict.
+    world.add("coco", 1, "chair", box(0, 0, 40, 40))
+    assert result()[0].outcomes[0] is Outcome.USED
+
+
+def test_different_names_where_coco_provides_the_class(world, result):
+    world.image(1)
+    world.add("both", 1, ("chair", "potted plant"), box(0, 0, 40, 40))
+    composition, semantic, _ = result()
+    assert composition.outcomes == (Outcome.VOID_CONFLICT,) * 2
+    assert counts(semantic) == {0: H * W - 1600, 255: 1600}
+
+
+def test_empty_hidden_and_tiny(world, result):
+    world.image(1)
+    world.add("lvis", 1, "cat", [])
+    world.add("lvis", 1, "cat", [[1, 1, 5, 5]])
+    world.add("lvis", 1, "cat", box(0, 0, 3, 5))
+    world.add("lvis", 1, "sofa", box(50, 50, 70, 70))
+    world.add("lvis", 1, "dog", box(50, 50, 60, 70))
+    world.add("lvis", 1, "cat", box(60, 50, 70, 70))
+    world.add("coco", 1, "person", {"size": [H, W], "counts": [H * W]}, iscrowd=1)
+    composition, semantic, _ = result()
+    assert composition.outcomes == (
+        *(Outcome.EMPTY, Outcome.EMPTY, Outcome.VOID_TINY, Outcome.HIDDEN),
+        *(Outcome.USED, Outcome.USED, Outcome.EMPTY),
+    )
+    assert counts(semantic) == {0: H * W - 415, 12: 200, 8: 200, 255: 15}
+    assert Outcome.USED in result(min_area=15)[0].outcomes[2:3]
+
+
+class TestDisagreement:
+    def test_of_outlines(self, world, result):
+        world.image(1)
+        world.add("lvis", 1, "cat", box(0, 0, 40, 40))
+        world.add("coco", 1, "cat", box(10, 0, 50, 40))
+        # 30 columns agree, 10 are LVIS's alone, 10 COCO's alone.
+        assert result()[0].disagreement == pytest.approx(20 / 50)
+
+    def test_an_object_of_lvis_that_coco_does_not_know(self, world, result):
+        world.image(1)
+        world.add("both", 1, ("cat", "cat"), box(0, 0, 40, 40))
+        world.add("lvis", 1, "bird", box(60, 60, 80, 80))
+        assert result()[0].disagreement == pytest.approx(400 / 2000)
+
+    @pytest.mark.parametrize(
+        ("lists", "expected"),
+        [({}, 0), ({"negative": ["person"]}, 400 / 2000), ({"negative": ["zebra"]}, 0)],
+    )
+    def test_an_object_of_coco_counts_where_lvis_looked_for_it(
+        self, world, result, lists, expected
+    ):
+        world.image(1, **lists)
+        world.add("both", 1, ("cat", "cat"), box(0, 0, 40, 40))
+        world.add("coco", 1, "person", box(60, 60, 80, 80))
+        composition, semantic, _ = result()
+        assert composition.disagreement == pytest.approx(expected)
+        assert counts(semantic)[255] == 400
+
+    def test_crowds_and_doubtful_regions_take_no_side(self, world, result):
+        world.image(1)
+        world.add("both", 1, ("car_(automobile)", "car"), box(0, 0, 40, 40))
+        world.add("both", 1, ("pickup_truck", "car"), box(60, 0, 80, 20))
+        world.add("lvis", 1, "car_(automobile)", box(60, 60, 80, 80))
+        world.add("coco", 1, "car", box(55, 55, 85, 85), iscrowd=1)
+        assert result()[0].disagreement == 0
+
+    def test_without_a_common_class(self, world, result):
+        world.image(1)
+        world.add("coco", 1, "potted plant", box(0, 0, 20, 20))
+        assert result()[0].disagreement == 0
+
+
+@pytest.mark.parametrize(
+    ("partial", "filled_by", "complete"),
+    [
+        ([], None, True),
+        (["cat"], None, False),
+        (["cat"], {"iscrowd": 1}, True),
+        (["cat"], {}, True),
+        (["cat", "dog"], {"iscrowd": 1}, False),
+    ],
+)
+def test_coco_completes_partly_labelled_classes(world, result, partial, filled_by, complete):
+    world.image(1, partial=partial)
+    world.add("both", 1, ("cat", "cat"), box(0, 0, 40, 40))
+    if filled_by is not None:
+        world.add("coco", 1, "cat", box(60, 60, 90, 90), **filled_by)
+    assert result()[0].complete is complete
+
+
+boxes = st.tuples(*[st.integers(0, 17)] * 2, *[st.integers(1, 12)] * 2)
+objects = st.lists(
+    st.tuples(boxes, st.integers(1, 20), st.sampled_from(["core", "general"])), max_size=7
+)
+checks = st.lists(st.tuples(boxes, st.integers(1, 20), st.booleans()), max_size=5)
+
+
+@settings(max_examples=120, deadline=None)
+@given(objects, checks)
+def test_painting_is_by_area_and_every_pixel_is_told(lvis, coco):
+    """Against pixels: counted areas, COCO's pixels never background, no class without LVIS."""
+    side = 30
+    dense = []
+    for (x, y, w, h), *_ in [*lvis, *coco]:
+        mask = np.zeros((side, side), np.uint8, order="F")
+        mask[y : y + h, x : x + w] = 1
+        dense.append(mask)
+    pieces = [Piece(0, n, n, c, role, False, b"") for n, (_, c, role) in enumerate(lvis)]
+    others = [Piece(1, n, n, c, "core", crowd, b"") for n, (_, c, crowd) in enumerate(coco)]
+    found = Candidate(
+        1, "x.jpg", side, side, tuple(pieces), tuple(others), frozenset({1, 2}), frozenset()
+    )
+    composition = compose(found, [coco_mask.encode(m) for m in dense], from_coco={16}, min_area=4)
+    semantic, instances, void_class = paint(composition, side, side)
+    assert len(composition.outcomes) == len(dense)
+    assert len(composition.instances) == composition.outcomes.count(Outcome.USED)
+    for number, layer in enumerate(composition.instances, start=1):
+        assert layer.visible == np.count_nonzero(instances == number) >= 4
+        assert (semantic[instances == number] == layer.class_id).all()
+    assert composition.void_share == np.count_nonzero(semantic == 255) / side**2
+    assert ((semantic == 255) == (instances == 255)).all()
+    assert ((semantic == 255) == (void_class > 0)).all()
+    labelled = np.zeros((side, side), bool)
+    for mask in dense:
+        labelled |= mask.astype(bool)
+    assert ((semantic > 0) == labelled).all()
+    # The largest object of all never hides a pixel of another.
+    for class_id in set(np.unique(semantic)) - {0, 255}:
+        allowed = [
+            m for m, (_, c, role) in zip(dense, lvis) if c == class_id and role == "core"
+        ] + [
+            m
+            for m, (_, c, crowd) in zip(dense[len(lvis) :], coco)
+            if c == class_id == 16 and not crowd
+        ]
+        assert np.any(allowed, axis=0)[semantic == class_id].all()
+    assert 0 <= composition.disagreement <= 1

@@ -1,0 +1,142 @@
+"""Perceptual hashes, and the pictures of the set."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2_smallobj.annotations.pascal_b.candidates import Candidate
+from d2_smallobj.annotations.pascal_b.near_duplicates import MAX_DISTANCE, hash_picture, nearest
+from d2_smallobj.annotations.pascal_b.pictures import (
+    NearDuplicate,
+    PictureCheck,
+    copy_pictures,
+    find_pictures,
+)
+
+
+def candidate(image_id, height, width, name=None):
+    name = f"val2017/{image_id:012d}.jpg" if name is None else name
+    return Candidate(image_id, name, height, width, (), (), frozenset(), frozenset())
+
+
+@pytest.fixture
+def draw(tmp_path):
+    """``draw(name, seed, size, **options)``: a smooth random picture, the same for a seed."""
+
+    def write(name, seed, size=(96, 128), gain=1.0, **options):
+        rng = np.random.default_rng(seed)
+        image = Image.fromarray(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8))
+        image = image.resize(size[::-1], Image.Resampling.BICUBIC).point(lambda v: v * gain)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, "JPEG", **options)
+        return path
+
+    return write
+
+
+def bits(one, other):
+    return int(nearest(hash_picture(one)[0][None], hash_picture(other)[0][None])[1][0])
+
+
+def test_near_duplicates_are_near_and_others_are_not(draw):
+    original = draw("a.jpg", 0)
+    assert bits(original, draw("b.jpg", 0, size=(60, 80), gain=0.8, quality=40)) <= MAX_DISTANCE
+    others = [bits(original, draw("c.jpg", seed)) for seed in range(1, 30)]
+    assert min(others) > MAX_DISTANCE
+    assert 26 < np.mean(others) < 38
+
+
+def test_real_pictures(realdata):
+    """COCO's and VOC's pieces share no picture; each is its own nearest."""
+    paths = sorted((realdata / "coco/val2017").glob("*.jpg"))[:15]
+    voc = sorted((realdata / "voc/VOC2012/JPEGImages").glob("*.jpg"))[:15]
+    hashes, references = (np.stack([hash_picture(p)[0] for p in ps]) for ps in (paths, voc))
+    assert nearest(hashes, references)[1].min() > MAX_DISTANCE
+    index, distance = nearest(hashes, hashes)
+    assert index.tolist() == list(range(15))
+    assert not distance.any()
+
+
+def test_unreadable_pictures(draw, tmp_path):
+    path = draw("a.jpg", 0)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"a\.jpg: corrupt or truncated picture"):
+        hash_picture(path)
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
+        hash_picture(tmp_path / "gone.jpg")
+
+
+class TestCheck:
+    @pytest.fixture
+    def check(self, tmp_path, draw):
+        draw("voc/JPEGImages/2007_000032.jpg", 7, size=(64, 80))
+        draw("voc/JPEGImages/2007_000033.jpg", 8)
+        for image_id in (5, 6, 7):
+            draw(f"coco/val2017/{image_id:012d}.jpg", image_id)
+        return PictureCheck(tmp_path / "coco", tmp_path / "voc", max_distance=MAX_DISTANCE)
+
+    def test_near_duplicates(self, check):
+        (found,) = check.near_duplicates([candidate(n, 96, 128) for n in (5, 6, 7)])
+        assert found == NearDuplicate(7, "2007_000032", found.distance)
+        assert found.distance <= MAX_DISTANCE
+
+    def test_each_picture_is_looked_at_once(self, check, tmp_path):
+        check.near_duplicates([candidate(n, 96, 128) for n in (6, 7)])
+        (tmp_path / "coco/val2017/000000000007.jpg").unlink()
+        assert len(check.near_duplicates([candidate(n, 96, 128) for n in (5, 7)])) == 1
+
+    def test_another_size(self, check):
+        with pytest.raises(
+            ValueError,
+            match=r"1 image\(s\) of another size than annotated:\n.*5\.jpg: 96 x 128 pixels "
+            r"\(height x width\), annotated as 96 x 129",
+        ):
+            check.near_duplicates([candidate(5, 96, 129)])
+
+    def test_missing(self, check):
+        with pytest.raises(
+            FileNotFoundError, match=r"2 of 3 images of the set .*missing:"
+        ) as found:
+            check.near_duplicates([candidate(n, 96, 128) for n in (5, 8, 9)])
+        assert "val2017/000000000009.jpg\nPut COCO's train2017 and val2017" in str(found.value)
+
+    def test_unreadable(self, check, tmp_path):
+        (tmp_path / "coco/val2017/000000000005.jpg").write_bytes(b"no picture")
+        with pytest.raises(ValueError, match=r"1 image\(s\) unreadable:\n.*5\.jpg: corrupt"):
+            check.near_duplicates([candidate(5, 96, 128)])
+
+    def test_missing_folders(self, tmp_path, draw):
+        with pytest.raises(FileNotFoundError, match="expected COCO's train2017 and val2017 in it"):
+            PictureCheck(tmp_path, None, max_distance=8)
+        (tmp_path / "train2017").mkdir()
+        with pytest.raises(FileNotFoundError, match=r"voc.JPEGImages: no VOC images"):
+            PictureCheck(tmp_path, tmp_path / "voc", max_distance=8)
+
+
+def test_a_name_without_folder_is_looked_for(draw, tmp_path):
+    path = draw("train2017/000000000005.jpg", 0)
+    assert find_pictures([candidate(5, 1, 1, "000000000005.jpg")], tmp_path) == [path]
+
+
+def test_pictures_are_linked_or_copied(draw, tmp_path, monkeypatch):
+    path = draw("a.jpg", 0)
+    link = tmp_path / "link.jpg"
+    link.symlink_to(path)
+    copy_pictures([link], ["x"], tmp_path / "linked")
+    assert (tmp_path / "linked/x.jpg").samefile(path)
+
+    def refuse(*_):
+        raise OSError("another file system")
+
+    monkeypatch.setattr(os, "link", refuse)
+    copy_pictures([link], ["x"], tmp_path / "copied")
+    copied = tmp_path / "copied/x.jpg"
+    assert not copied.is_symlink()
+    assert not copied.samefile(path)
+    assert copied.read_bytes() == path.read_bytes()
+    assert os.listdir(tmp_path / "copied") == ["x.jpg"]

@@ -1,0 +1,57 @@
+"""Reject lists."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from d2_smallobj.annotations.pascal_b.rejects import read_reject_list
+
+
+@pytest.fixture
+def read(tmp_path):
+    def write_and_read(content):
+        path = tmp_path / "rejected"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_reject_list(path)
+
+    return write_and_read
+
+
+def test_exported_list(read):
+    entries = [{"image_id": 7, "reason": "blurred"}, {"image_id": 9}]
+    assert read(json.dumps({"version": 1, "rejected": entries})) == {7: "blurred", 9: ""}
+    assert read('{"version": 1, "rejected": []}') == {}
+
+
+def test_plain_list(read):
+    text = "\ufeff# by hand\n\n000000000007  # blurred\n9\n"
+    assert read(text) == {7: "blurred", 9: ""}
+    assert read("") == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("7\n7\n", "image 7 is listed twice"),
+        ("7\nx.jpg\n", r"rejected, line 2: expected an image id, got 'x\.jpg'"),
+        ("-7\n", "line 1: expected an image id, got '-7'"),
+        (b"\xff\xfe7", "a reject list is UTF-8 text"),
+        ('{"version": 1, "rejected": [', "truncated or malformed JSON"),
+        ('{"version": 2, "rejected": []}', "has 'version': 1 .*got version 2"),
+        ('{"version": 1}', r"a list 'rejected', got version 1 and keys \['version'\]"),
+        ('{"version": 1, "rejected": [7]}', "an integer 'image_id' and a text 'reason', got 7"),
+        ('{"version": 1, "rejected": [{"image_id": "7"}]}', "got {'image_id': '7'}"),
+        ('{"version": 1, "rejected": [{"image_id": 7, "reason": 1}]}', "a text 'reason'"),
+    ],
+)
+def test_malformed_lists(read, content, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read(content)
+    assert "rejected" in str(caught.value)
+
+
+def test_missing_list(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"):
+        read_reject_list(tmp_path / "gone")
