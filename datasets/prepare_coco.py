@@ -1,8 +1,24 @@
 #!/usr/bin/env python
-"""Paint COCO's instance annotations as 81-class label maps, for training on ground truth.
+r"""Paint COCO's instance annotations as label maps, semantic and instance PNGs.
 
-Writes <coco>/SegmentationClass81/<split>/<image name>.png for every image with annotations.
-Maps that are there already are kept, so an interrupted run can be started again.
+Reads <root>/annotations/instances_<split>.json and writes, for every image,
+
+    <root>/SegmentationClass81/<split>/<image name>.png         0 background, 1..80 classes
+    <root>/SegmentationObject81/<split>/<image name>.png        0 none, 1.. instances
+
+in the painting of WSSS work on COCO (annotations in file order, later ones on top, crowds as
+background): what coco_<year>_train_81_gt trains on. With --painting area, the painting of our
+evaluation (larger first, so that the smaller stays visible; crowds 255), to
+SegmentationClass81_area and SegmentationObject81_area. An image with more than 254 instances gets
+a 16-bit instance map. Maps that are there already are kept, so an interrupted run can be started
+again.
+
+Examples:
+    python datasets/prepare_coco.py train2014 train2017 --jobs 8
+    python datasets/prepare_coco.py val2017 --painting area --jobs 8
+    python tools/evaluate.py --predictions preds --classes coco \
+        --semantic datasets/coco/SegmentationClass81_area/val2017 \
+        --instances datasets/coco/SegmentationObject81_area/val2017 --output scores/mine
 """
 
 from __future__ import annotations
@@ -10,18 +26,21 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from tqdm import tqdm
-
-from d2_smallobj.annotations.coco import PAINTINGS, InstanceAnnotations
-from d2_smallobj.annotations.label_maps import write_label_map
+try:
+    from d2_smallobj.annotations.coco import PAINTINGS
+    from d2_smallobj.annotations.coco_maps import write_coco_maps
+    from d2_smallobj.utils.opencv import cv2
+except ImportError as error:
+    # A package is missing.
+    sys.exit(f"error: {error}")
 
 SPLITS = ("train2014", "val2014", "train2017", "val2017")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line and paint the maps; returns the exit status."""
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     default_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -31,41 +50,43 @@ def main(arguments: list[str] | None = None) -> int:
         "--root", type=Path, default=default_root, help=f"COCO's folder (default: {default_root})"
     )
     parser.add_argument(
-        "--painting",
-        choices=PAINTINGS,
-        default="file",
-        help="file: in the order of the annotation file, crowds as background, as WSSS work does "
-        "(default); area: larger first, crowds ignored, as our evaluation does",
+        "--painting", choices=PAINTINGS, default="file", help="see above (default: %(default)s)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
+    parser.add_argument(
+        "--force", action="store_true", help="replace maps made from another annotation file"
     )
     args = parser.parse_args(arguments)
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {args.jobs}")
+    return args
+
+
+def main() -> None:
+    """Paint the maps and say where they are."""
+    args = parse_arguments()
+    # The processes share the processors; inside one, threads would not be faster.
+    cv2.setNumThreads(1)
     try:
         for split in args.splits:
-            number = paint(args.root, split, args.painting)
-            print(f"{number} new label maps in {args.root / 'SegmentationClass81' / split}")
-    except (ValueError, OSError) as error:
-        print(f"prepare_coco: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def paint(root: Path, split: str, painting: str) -> int:
-    """Paint the missing label maps of a split; returns how many were written."""
-    annotations = InstanceAnnotations(
-        root / "annotations" / f"instances_{split}.json", painting=painting
-    )
-    folder = root / "SegmentationClass81" / split
-    folder.mkdir(parents=True, exist_ok=True)
-    present = set(os.listdir(folder))
-    written = 0
-    for image_id in tqdm(annotations.image_ids, desc=split, unit="image", disable=None):
-        name = f"{PurePosixPath(annotations.file_name(image_id)).stem}.png"
-        if name in present or not annotations.is_annotated(image_id):
-            continue
-        semantic, _ = annotations.maps(image_id)
-        write_label_map(folder / name, semantic)
-        written += 1
-    return written
+            done = write_coco_maps(
+                args.root,
+                split,
+                painting=args.painting,
+                jobs=args.jobs,
+                force=args.force,
+                progress=True,
+            )
+            print(
+                f"{split}: maps of {done.written} images written, of {done.kept} kept, in "
+                f"{done.folders.semantic} and {done.folders.instances} ({done.unannotated} images "
+                f"have no annotation, {done.crowded} more than 254 instances)"
+            )
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

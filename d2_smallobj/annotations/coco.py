@@ -5,32 +5,53 @@ Legend: H, W height and width of an image; C number of object classes.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from d2_smallobj.annotations.coco_file import (
+    KINDS,
+    AnnotationEntry,
+    CategoryEntry,
+    Id,
+    id_order,
+    read_annotation_file,
+)
 from d2_smallobj.annotations.masks import decode_mask
 from d2_smallobj.utils.options import look_up_option
 
 IGNORE_LABEL = 255
 """Value of ignored pixels in both maps."""
-KINDS = ("coco", "lvis")
 PAINTINGS = ("area", "file")
+_VOID = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Annotation:
-    """One annotation of an image, as far as painting needs it."""
+class Annotation(msgspec.Struct, frozen=True, gc=False):
+    """One annotation of an image, as far as painting needs it; picklable.
 
-    annotation_id: Any
+    Attributes:
+        annotation_id: its id in the file.
+        category_id: its category's id in the file.
+        class_id: 1..C; 0: of a void category.
+        crowd: whether its pixels are ignored: a crowd region, or of a void category.
+        stored: the segmentation, as a value or as the bytes of the file.
+    """
+
+    annotation_id: Id
+    category_id: Id
     class_id: int
     crowd: bool
-    segmentation: Any
+    stored: Any
+
+    @property
+    def segmentation(self) -> Any:
+        """Polygons or run lengths; see :mod:`d2_smallobj.annotations.masks`."""
+        text = isinstance(self.stored, msgspec.Raw)
+        return msgspec.json.decode(self.stored) if text else self.stored
 
 
 class InstanceAnnotations:
@@ -48,6 +69,9 @@ class InstanceAnnotations:
         painting: ``"area"``: larger masks first, so that the smaller object stays visible, and
             crowds beneath them as 255 (SPEC 1); ``"file"``: in the order of the file, crowds as
             background (the semantic maps of WSSS on COCO, SPEC 5).
+        label_maps: whether the classes must fit 8-bit label maps; if not, the annotations of
+            all of LVIS's categories can be read, but :meth:`maps` cannot paint them.
+        void_categories: names of categories that are no class, but ignored as crowds are.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -63,134 +87,122 @@ class InstanceAnnotations:
         category_map: Mapping[int, int] | None = None,
         class_names: Sequence[str] | None = None,
         painting: str = "area",
+        label_maps: bool = True,
+        void_categories: Collection[str] = (),
     ) -> None:
         self._path = Path(json_path)
-        self._kind = look_up_option("kind", kind, KINDS)
         self._painting = look_up_option("painting", painting, PAINTINGS)
-        content = _load(self._path, self._kind)
-        categories = self._index("categories", content["categories"], ("id", "name"))
-        self._classes = self._class_ids(categories, category_map)
-        self.class_names = self._names(categories, class_names)
-        self._images = self._index("images", content["images"], ("id", "height", "width"))
-        self._annotations = self._sort_annotations(content["annotations"], categories)
+        self._label_maps = label_maps
+        self._file = read_annotation_file(json_path, look_up_option("kind", kind, KINDS))
+        void = self._void_ids(void_categories)
+        self._classes = self._class_ids(category_map, void)
+        self.class_names = self._names(class_names)
+        self._looked_at = {*self._classes, *void}
+        self._annotations: dict[Id, list[Annotation]] = {}
+        for entry in self._file.annotations:
+            class_id = _VOID if entry.category_id in void else self._classes.get(entry.category_id)
+            if class_id is None:
+                continue
+            crowd = bool(entry.iscrowd) or class_id == _VOID
+            self._annotations.setdefault(entry.image_id, []).append(
+                Annotation(entry.id, entry.category_id, class_id, crowd, entry.segmentation)
+            )
 
     @property
-    def image_ids(self) -> list[int]:
+    def path(self) -> Path:
+        """The annotation file."""
+        return self._path
+
+    @property
+    def painting(self) -> str:
+        """``"area"`` or ``"file"``."""
+        return self._painting
+
+    @property
+    def categories(self) -> Mapping[Id, CategoryEntry]:
+        """The file's categories by id, whether they are classes or not."""
+        return self._file.categories
+
+    @property
+    def image_ids(self) -> list[Id]:
         """Ids of all images, with or without annotations, in the order of the file."""
-        return list(self._images)
+        return list(self._file.images)
 
     @property
     def num_instances(self) -> int:
         """Number of annotations that are instances of a class: neither crowd nor unmapped."""
         return sum(not a.crowd for found in self._annotations.values() for a in found)
 
-    def is_annotated(self, image_id: int) -> bool:
+    def is_annotated(self, image_id: Id) -> bool:
         """Whether an image has any annotation of a class, crowds included."""
         return bool(self._found(image_id))
 
-    def image_size(self, image_id: int) -> tuple[int, int]:
+    def annotations(self, image_id: Id) -> list[Annotation]:
+        """The annotations of classes that an image has, crowds included, in file order."""
+        return self._found(image_id)
+
+    def unmapped(self) -> list[AnnotationEntry]:
+        """The annotations of categories that are background, in file order."""
+        return [e for e in self._file.annotations if e.category_id not in self._looked_at]
+
+    def image_size(self, image_id: Id) -> tuple[int, int]:
         """Height and width of an image."""
         self._found(image_id)
-        return self._images[image_id]["height"], self._images[image_id]["width"]
+        image = self._file.images[image_id]
+        return image.height, image.width
 
-    def file_name(self, image_id: int) -> str:
-        """File name of an image, as the file gives it.
-
-        For LVIS it is taken from the end of the URL, with the folder (``val2017/x.jpg``): v1
-        gives no names, v0.5 those of COCO 2014, and both mix images of train and val.
+    def file_name(self, image_id: Id) -> str:
+        """File name of an image; see :meth:`.coco_file.AnnotationFile.file_name`.
 
         Raises:
             ValueError: no such image, or it has neither name nor URL.
         """
         self._found(image_id)
-        image = self._images[image_id]
-        name = image.get("file_name")
-        if self._kind == "lvis" and image.get("coco_url"):
-            name = "/".join(str(image["coco_url"]).split("/")[-2:])
-        if not name:
-            raise ValueError(f"{self._path}: image {image_id} has no file name")
-        return str(name)
+        return self._file.file_name(image_id)
 
-    def maps(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
+    def maps(self, image_id: Id) -> tuple[np.ndarray, np.ndarray]:
         """Paint the annotations of an image.
 
         Args:
             image_id: id of the image in the file.
 
         Returns:
-            semantic: uint8 (H, W), 0 = background, 1..C, 255 = crowd.
-            instances: int32 (H, W), 0 = none, 255 = crowd; the k-th instance of the image in
-                the file has id k, or k + 1 from the 255th on. One that others hide completely,
-                or without area, is in neither map.
+            The semantic and the instance map of :func:`paint`.
 
         Raises:
             ValueError: the file has no such image, or one of its masks is malformed.
         """
         found = self._found(image_id)
+        if not self._label_maps:
+            raise ValueError(f"{self._path}: opened with label_maps=False, so it is not painted")
         height, width = self.image_size(image_id)
-        semantic = np.zeros((height, width), np.uint8)
-        instances = np.zeros((height, width), np.int32)
-        layers = []
-        number = 0
-        for annotation in found:
-            mask = decode_mask(
-                annotation.segmentation,
-                height,
-                width,
-                f"{self._path}: annotation {annotation.annotation_id}",
-            )
-            if not annotation.crowd:
-                number += 2 if number + 1 == IGNORE_LABEL else 1
-                layers.append((mask, annotation.class_id, number))
-            elif self._painting == "area":
-                semantic[mask] = IGNORE_LABEL
-                instances[mask] = IGNORE_LABEL
-        if self._painting == "area":
-            # A stable sort: of two equally large ones, the later in the file lies on top.
-            layers.sort(key=lambda layer: -int(np.count_nonzero(layer[0])))
-        for mask, class_id, identity in layers:
-            semantic[mask] = class_id
-            instances[mask] = identity
-        return semantic, instances
+        return paint(found, height, width, painting=self._painting, source=str(self._path))
 
-    def _found(self, image_id: int) -> list[_Annotation]:
+    def _found(self, image_id: Id) -> list[Annotation]:
         """The annotations of an image that take part in painting."""
-        if image_id not in self._images:
+        if image_id not in self._file.images:
             raise ValueError(f"{self._path}: no image with id {image_id!r}")
         return self._annotations.get(image_id, [])
 
-    def _index(
-        self, section: str, entries: list[Any], keys: tuple[str, ...]
-    ) -> dict[int, dict[str, Any]]:
-        """Check the entries of a section and index them by id."""
-        index: dict[int, dict[str, Any]] = {}
-        for entry in entries:
-            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-            if missing:
-                raise ValueError(f"{self._path}: an entry of {section!r} lacks {missing}: {entry}")
-            if entry["id"] in index:
-                raise ValueError(f"{self._path}: id {entry['id']} occurs twice in {section!r}")
-            for key in {"height", "width"} & set(keys):
-                if not isinstance(entry[key], int) or entry[key] < 1:
-                    raise ValueError(
-                        f"{self._path}: image {entry['id']}: {key} must be a positive integer, "
-                        f"got {entry[key]!r}"
-                    )
-            index[entry["id"]] = entry
-        return index
+    def _void_ids(self, names: Collection[str]) -> set[Id]:
+        """Ids of the void categories."""
+        known = {category.name: category.id for category in self._file.categories.values()}
+        for name in names:
+            look_up_option("void_categories", name, known)
+        return {known[name] for name in names}
 
-    def _class_ids(
-        self, categories: Mapping[int, Any], category_map: Mapping[int, int] | None
-    ) -> dict[int, int]:
+    def _class_ids(self, category_map: Mapping[int, int] | None, void: set[Id]) -> dict[Id, int]:
         """Class id of every category that has one."""
+        categories = self._file.categories
         if category_map is None:
-            if len(categories) >= IGNORE_LABEL:
+            categories = [category for category in categories if category not in void]
+            if self._label_maps and len(categories) >= IGNORE_LABEL:
                 raise ValueError(
                     f"{self._path}: {len(categories)} categories do not fit in 8-bit label maps "
                     f"(at most {IGNORE_LABEL - 1}); give category_map"
                 )
-            return {category: number for number, category in enumerate(sorted(categories), 1)}
-        unknown = sorted(set(category_map) - set(categories))
+            return {category: n for n, category in enumerate(sorted(categories, key=id_order), 1)}
+        unknown = sorted(set(category_map) - set(categories), key=str)
         if unknown:
             raise ValueError(f"category_map: {self._path} has no category with id {unknown[:10]}")
         for category, class_id in category_map.items():
@@ -201,9 +213,7 @@ class InstanceAnnotations:
                 )
         return dict(category_map)
 
-    def _names(
-        self, categories: Mapping[int, Any], class_names: Sequence[str] | None
-    ) -> tuple[str, ...]:
+    def _names(self, class_names: Sequence[str] | None) -> tuple[str, ...]:
         """Names of the classes, background first."""
         highest = max(self._classes.values(), default=0)
         if class_names is not None:
@@ -214,56 +224,74 @@ class InstanceAnnotations:
                 )
             return tuple(class_names)
         names = {0: "background"}
-        for category, class_id in sorted(self._classes.items()):
-            names.setdefault(class_id, str(categories[category]["name"]))
+        for category, class_id in sorted(self._classes.items(), key=lambda item: id_order(item[0])):
+            names.setdefault(class_id, self._file.categories[category].name)
         gaps = sorted(set(range(highest + 1)) - set(names))
         if gaps:
             raise ValueError(f"category_map: no category for class ids {gaps}; give class_names")
         return tuple(names[class_id] for class_id in range(highest + 1))
 
-    def _sort_annotations(
-        self, entries: list[Any], categories: Mapping[int, Any]
-    ) -> dict[int, list[_Annotation]]:
-        """Check all annotations and sort those that have a class by image, in file order."""
-        keys = ("id", "image_id", "category_id", "segmentation")
-        by_image: dict[int, list[_Annotation]] = {}
-        for identity, entry in self._index("annotations", entries, keys).items():
-            where = f"{self._path}: annotation {identity}"
-            image_id, category = entry["image_id"], entry["category_id"]
-            if image_id not in self._images:
-                raise ValueError(f"{where} belongs to image {image_id!r}, which is not in the file")
-            if category not in categories:
-                raise ValueError(f"{where} has category {category!r}, which is not in the file")
-            class_id = self._classes.get(category)
-            if class_id is None:
-                continue
-            crowd = bool(entry.get("iscrowd", 0))
-            by_image.setdefault(image_id, []).append(
-                _Annotation(identity, class_id, crowd, _compact(entry["segmentation"]))
-            )
-        return by_image
+
+def paint(
+    annotations: Sequence[Annotation],
+    height: int,
+    width: int,
+    *,
+    painting: str = "area",
+    source: str = "",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Paint the annotations of an image as label maps.
+
+    Args:
+        annotations: in the order of the file.
+        height: H.
+        width: W.
+        painting: as for :class:`InstanceAnnotations`.
+        source: the file that they come from, for messages.
+
+    Returns:
+        semantic: uint8 (H, W), 0 = background, 1..C, 255 = crowd.
+        instances: int32 (H, W), 0 = none, 255 = crowd; the k-th instance of the image in the
+            file has id k, or k + 1 from the 255th on. One that others hide completely, or
+            without area, is in neither map.
+
+    Raises:
+        ValueError: a mask is malformed; names its annotation.
+    """
+    masks = [
+        decode_mask(a.segmentation, height, width, f"{source}: annotation {a.annotation_id}")
+        for a in annotations
+    ]
+    return paint_masks(annotations, masks, height, width, painting=painting)
 
 
-def _compact(segmentation: Any) -> Any:
-    """Polygons as arrays: a quarter of the memory of Python floats, which COCO is full of."""
-    if not isinstance(segmentation, list):
-        return segmentation
-    try:
-        return [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
-    except (TypeError, ValueError):
-        return segmentation  # malformed: said, with the annotation's id, when it is painted
+def paint_masks(
+    annotations: Sequence[Annotation],
+    masks: Sequence[np.ndarray],
+    height: int,
+    width: int,
+    *,
+    painting: str = "area",
+) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`paint`, with the masks of the annotations decoded already: bool (H, W)."""
+    semantic = np.zeros((height, width), np.uint8)
+    instances = np.zeros((height, width), np.int32)
+    layers = []
+    for annotation, mask in zip(annotations, masks):
+        if not annotation.crowd:
+            layers.append((mask, annotation.class_id, instance_id(len(layers) + 1)))
+        elif painting == "area":
+            semantic[mask] = IGNORE_LABEL
+            instances[mask] = IGNORE_LABEL
+    if painting == "area":
+        # A stable sort: of two equally large ones, the later in the file lies on top.
+        layers.sort(key=lambda layer: -int(np.count_nonzero(layer[0])))
+    for mask, class_id, identity in layers:
+        semantic[mask] = class_id
+        instances[mask] = identity
+    return semantic, instances
 
 
-def _load(path: Path, kind: str) -> dict[str, Any]:
-    """Read the JSON file and check that it has the sections of an annotation file."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not a complete JSON file ({error})") from error
-    for section in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(section), list):
-            raise ValueError(
-                f"{path}: an instance annotation file of kind {kind!r} has a list {section!r}; "
-                "this one has none"
-            )
-    return content
+def instance_id(rank: int) -> int:
+    """Id of the rank-th instance of an image, from 1; 255, which means void, is passed over."""
+    return rank + (rank >= IGNORE_LABEL)

@@ -2,13 +2,84 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
-from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.files import FileCheck, resolve_inside
+from d2_smallobj.annotations.coco_file import KINDS, Id, id_order, read_annotation_file
+from d2_smallobj.annotations.files import FileCheck, first_ten, resolve_inside
+from d2_smallobj.utils.options import look_up_option
+
+
+class ListedImage(NamedTuple):
+    """An image of an annotation file; sizes in pixels.
+
+    Attributes:
+        image_id: its id.
+        file_name: path of the image below the folder of images, checked to stay in it.
+        height: H.
+        width: W.
+        annotated: whether it has any annotation, crowds included.
+    """
+
+    image_id: Id
+    file_name: str
+    height: int
+    width: int
+    annotated: bool
+
+
+class ImageIndex(NamedTuple):
+    """The images of an annotation file, in its order, and its class names, background first."""
+
+    images: tuple[ListedImage, ...]
+    class_names: tuple[str, ...]
+
+
+def image_index(json_path: str | os.PathLike[str], kind: str = "coco") -> ImageIndex:
+    """List the images of an annotation file.
+
+    The answer is kept in memory, so that a file is read once by a process as long as it is not
+    changed.
+
+    Args:
+        json_path: the annotation file.
+        kind: ``"coco"`` or ``"lvis"``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is malformed, or names images outside their folder; see
+            :func:`.coco_file.read_annotation_file`.
+    """
+    look_up_option("kind", kind, KINDS)
+    state = os.stat(json_path)
+    return _image_index(os.path.abspath(json_path), kind, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _image_index(path: str, kind: str, modified: int, size: int) -> ImageIndex:
+    """See :func:`image_index`; time and size only tell one state of the file from another."""
+    content = read_annotation_file(path, kind)
+    annotated = {annotation.image_id for annotation in content.annotations}
+    images, problems = [], []
+    for image in content.images.values():
+        try:
+            name = content.file_name(image.id)
+            inside = resolve_inside(Path(), name, f"image {image.id}").as_posix()
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        images.append(
+            ListedImage(image.id, inside, image.height, image.width, image.id in annotated)
+        )
+    if problems:
+        raise ValueError(f"{path}: {first_ten('unusable file name(s)', problems)}")
+    names = (
+        content.categories[category].name for category in sorted(content.categories, key=id_order)
+    )
+    return ImageIndex(tuple(images), ("background", *names))
 
 
 def coco_dicts(
@@ -20,6 +91,7 @@ def coco_dicts(
     label_dir: str | os.PathLike[str] | None = None,
     name: str | None = None,
     prepare: str = "See datasets/README.md for the layout and where the files come from.",
+    check: FileCheck | None = None,
 ) -> list[dict[str, Any]]:
     """List a data set of COCO images without opening one.
 
@@ -35,6 +107,8 @@ def coco_dicts(
             file itself is the ground truth, and all images are listed.
         name: the data set's name for messages; default: the annotation file's.
         prepare: what to do about missing files, a sentence for the message.
+        check: notes which files are looked for and missing; default: a new one, of ``name`` and
+            ``prepare``.
 
     Returns:
         One dict per image: ``file_name``, ``image_id`` (int), ``height``, ``width``, and
@@ -46,41 +120,55 @@ def coco_dicts(
         ValueError: the annotation file is malformed or has other classes.
     """
     json_path, image_dir = Path(json_path), Path(image_dir)
-    check = FileCheck(name or json_path.stem, prepare)
+    check = check or FileCheck(name or json_path.stem, prepare)
     if not check.require(json_path, one_of_many=False):
         check.require_folder(image_dir)
         if label_dir is not None:
             check.require_folder(label_dir)
         check.raise_if_missing()
 
-    annotations = InstanceAnnotations(json_path, kind=kind)
-    if class_names is not None and tuple(class_names) != annotations.class_names:
+    index = image_index(json_path, kind)
+    if class_names is not None and tuple(class_names) != index.class_names:
         raise ValueError(
             f"{json_path}: expected {len(class_names) - 1} categories "
-            f"({', '.join(class_names[1:4])}, ...), got {len(annotations.class_names) - 1} "
-            f"({', '.join(annotations.class_names[1:4])}, ...) or another order"
+            f"({', '.join(class_names[1:4])}, ...), got {len(index.class_names) - 1} "
+            f"({', '.join(index.class_names[1:4])}, ...) or another order"
         )
     dicts = []
-    for image_id in annotations.image_ids:
-        if label_dir is not None and not annotations.is_annotated(image_id):
+    for image in index.images:
+        if label_dir is not None and not image.annotated:
             continue
-        where = f"{json_path}: image {image_id}"
-        image = resolve_inside(image_dir, annotations.file_name(image_id), where)
-        check.require(image)
-        height, width = annotations.image_size(image_id)
+        path = os.path.join(image_dir, image.file_name)
+        check.require(path)
         record: dict[str, Any] = {
-            "file_name": os.fspath(image),
-            "image_id": image_id,
-            "height": height,
-            "width": width,
+            "file_name": path,
+            "image_id": image.image_id,
+            "height": image.height,
+            "width": image.width,
         }
         if label_dir is not None:
-            label = Path(label_dir) / f"{PurePosixPath(image.name).stem}.png"
-            by_id = Path(label_dir) / f"{str(image_id).zfill(12)}.png"
-            if not check.exists(label) and check.exists(by_id):
-                label = by_id
+            label = label_path(label_dir, image, check)
             check.require(label)
-            record["sem_seg_file_name"] = os.fspath(label)
+            record["sem_seg_file_name"] = label
         dicts.append(record)
     check.raise_if_missing()
     return dicts
+
+
+def label_path(
+    folder: str | os.PathLike[str], image: ListedImage, check: FileCheck, suffix: str = ".png"
+) -> str:
+    """Where an image's label map is: a file named like the image, or by its id in twelve digits.
+
+    Args:
+        folder: of the label maps.
+        image: the image.
+        check: knows what is in the folder.
+        suffix: of the file.
+
+    Returns:
+        The one that exists, in this order; the first if none does.
+    """
+    by_name = os.path.join(folder, f"{PurePosixPath(image.file_name).stem}{suffix}")
+    by_id = os.path.join(folder, f"{str(image.image_id).zfill(12)}{suffix}")
+    return by_id if not check.exists(by_name) and check.exists(by_id) else by_name

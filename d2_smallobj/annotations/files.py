@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 _SHOWN = 10
+
+
+def first_ten(what: str, entries: Sequence[str]) -> str:
+    """``"<number> <what>:"`` and the first ten entries, one a line."""
+    shown = "".join(f"\n  {entry}" for entry in entries[:_SHOWN])
+    more = f"\n  and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
+    return f"{len(entries)} {what}:{shown}{more}"
 
 
 class FileCheck:
@@ -24,6 +32,17 @@ class FileCheck:
         self._prepare = prepare
         self._listings: dict[str, frozenset[str] | None] = {}
         self._missing: dict[str, None] = {}
+        self._required = 0
+
+    @property
+    def missing(self) -> list[str]:
+        """What was recorded; a folder that is missing as a whole ends in a separator."""
+        return list(self._missing)
+
+    @property
+    def required(self) -> int:
+        """How many files have been required so far."""
+        return self._required
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
         """Whether ``path`` is there; nothing is recorded."""
@@ -38,6 +57,7 @@ class FileCheck:
             path: the file.
             one_of_many: record its folder instead, if that is missing as well.
         """
+        self._required += 1
         if self.exists(path):
             return True
         folder = os.path.dirname(os.fspath(path))
@@ -61,13 +81,8 @@ class FileCheck:
         """
         if not self._missing:
             return
-        paths = list(self._missing)
-        shown = "".join(f"\n  {path}" for path in paths[:_SHOWN])
-        more = f"\n  and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
-        raise FileNotFoundError(
-            f"data set {self._data_set!r}: {len(paths)} path(s) missing:{shown}{more}\n"
-            f"{self._prepare}"
-        )
+        missing = first_ten("path(s) missing", self.missing)
+        raise FileNotFoundError(f"data set {self._data_set!r}: {missing}\n{self._prepare}")
 
     def _listing(self, folder: str) -> frozenset[str] | None:
         """Names in ``folder``, or None if it is no folder."""

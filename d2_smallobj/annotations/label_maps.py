@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from d2_smallobj.annotations import png
 from d2_smallobj.utils.files import atomic_write
@@ -56,6 +56,8 @@ def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             stored, mode = image.format, image.mode
             labels = np.asarray(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: corrupt or truncated label map (it is no image)") from error
     except CORRUPT_IMAGE as error:
         raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
     if stored == "JPEG":

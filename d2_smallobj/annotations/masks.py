@@ -52,6 +52,20 @@ def decode_mask(segmentation: Any, height: int, width: int, where: str) -> np.nd
     return _decode_runs(runs, height, width, where)
 
 
+def encode_mask(segmentation: Any, height: int, width: int, where: str) -> dict[str, Any]:
+    """Encode a mask for the functions of ``pycocotools.mask``: polygons without painting them.
+
+    Args and errors as for :func:`decode_mask`.
+
+    Returns:
+        Compressed run lengths: ``size`` and ``counts`` (bytes), checked to fit the image.
+    """
+    if isinstance(segmentation, list):
+        return _encode_polygons(segmentation, height, width, where)
+    mask = decode_mask(segmentation, height, width, where)
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
 def parse_runs(text: str | bytes, where: str) -> list[int]:
     """Read COCO's compressed run lengths: base-48 digits of 5 bits, least significant first.
 
@@ -101,12 +115,19 @@ def _decode_runs(runs: Any, height: int, width: int, where: str) -> np.ndarray:
 
 def _decode_polygons(polygons: list[Any], height: int, width: int, where: str) -> np.ndarray:
     """Rasterise the union of polygons as COCO does: bool (H, W)."""
+    runs = _encode_polygons(polygons, height, width, where)
+    return coco_mask.decode(runs).astype(bool)
+
+
+def _encode_polygons(polygons: list[Any], height: int, width: int, where: str) -> dict[str, Any]:
+    """Compressed run lengths of the union of polygons."""
     outlines = [_check_polygon(polygon, where) for polygon in polygons]
     outlines = [outline for outline in outlines if len(outline) >= 6]
     if not outlines:
-        return np.zeros((height, width), bool)
-    runs = coco_mask.merge(coco_mask.frPyObjects(outlines, height, width))
-    return coco_mask.decode(runs).astype(bool)
+        return coco_mask.frPyObjects(
+            {"size": [height, width], "counts": [height * width]}, height, width
+        )
+    return coco_mask.merge(coco_mask.frPyObjects(outlines, height, width))
 
 
 def _check_polygon(polygon: Any, where: str) -> list[float]:

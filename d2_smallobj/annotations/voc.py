@@ -89,12 +89,14 @@ def voc_dicts(
     list_file: str | None = None,
     name: str | None = None,
     prepare: str = "See datasets/README.md for the layout and where the files come from.",
+    check: FileCheck | None = None,
 ) -> list[dict[str, Any]]:
     """List a data set in detectron2's format without opening an image.
 
     Args:
         root: folder that holds ``JPEGImages`` and the label folders (``VOCdevkit/VOC2012``).
-        split: name of the list in ``ImageSets/Segmentation``, without ``.txt``.
+        split: name of the list in ``ImageSets/Segmentation``, without ``.txt``; see
+            :func:`find_list`.
         label_dir: folder of the semantic maps below ``root``; a map is ``<id>.png``. Other
             files beside them (``<id>_palette.png``) are passed over. It also holds where the
             list names label files of its own.
@@ -102,6 +104,8 @@ def voc_dicts(
         list_file: the list's path below ``root`` where it lies elsewhere.
         name: the data set's name for messages; default: ``split``.
         prepare: what to do about missing files, a sentence for the message.
+        check: notes which files are looked for and missing; default: a new one, of ``name`` and
+            ``prepare``.
 
     Returns:
         One dict per image: ``file_name``, ``sem_seg_file_name``, ``image_id`` (str), and
@@ -114,8 +118,8 @@ def voc_dicts(
         ValueError: the list is malformed; see :func:`read_image_list`.
     """
     root = Path(root)
-    list_path = root / (list_file or f"{LIST_FOLDER}/{split}.txt")
-    check = FileCheck(name or split, prepare)
+    list_path = root / list_file if list_file else find_list(root, split)
+    check = check or FileCheck(name or split, prepare)
     folders = {"sem_seg_file_name": label_dir}
     if instance_dir is not None:
         folders["ins_seg_file_name"] = instance_dir
@@ -124,15 +128,27 @@ def voc_dicts(
             check.require_folder(root / folder)
         check.raise_if_missing()
 
+    paths = {key: os.path.join(root, folder) for key, folder in folders.items()}
     dicts = []
     for image in read_image_list(list_path):
-        record: dict[str, Any] = {
-            "file_name": os.fspath(root / (image.image or f"{IMAGE_FOLDER}/{image.image_id}.jpg"))
-        }
-        for key, folder in folders.items():
-            record[key] = os.fspath(root / folder / f"{image.image_id}.png")
+        record: dict[str, Any] = {"file_name": image_path(root, image)}
+        for key, folder in paths.items():
+            record[key] = os.path.join(folder, f"{image.image_id}.png")
         for path in record.values():
             check.require(path)
         dicts.append({**record, "image_id": image.image_id})
     check.raise_if_missing()
     return dicts
+
+
+def image_path(root: str | os.PathLike[str], image: ListedImage) -> str:
+    """The file of a listed image: what its list names, or ``JPEGImages/<id>.jpg``."""
+    return os.path.join(root, image.image or f"{IMAGE_FOLDER}/{image.image_id}.jpg")
+
+
+def find_list(root: str | os.PathLike[str], split: str) -> Path:
+    """Path of a split's image list; ``trainaug`` may be called ``train_aug``, as it often is."""
+    folder = Path(root) / LIST_FOLDER
+    usual = folder / f"{split}.txt"
+    other = folder / "train_aug.txt"
+    return other if split == "trainaug" and not usual.exists() and other.exists() else usual

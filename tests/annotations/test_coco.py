@@ -6,11 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from d2_smallobj.annotations import coco_lists
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.coco_lists import coco_dicts
+from d2_smallobj.annotations.coco_lists import coco_dicts, image_index
 
 
 def _box(x0, y0, x1, y1):
@@ -154,12 +156,73 @@ def test_category_map(read):
         ),
         (lambda c: {**c, "categories": c["categories"][1:]}, "annotation 5 has category 44, which"),
         (lambda c: {**c, "images": c["images"][1:]}, "annotation 5 belongs to image 1, which"),
+        (
+            lambda c: {**c, "images": [*c["images"], {**c["images"][0], "id": 9}]},
+            "images 1 and 9 are the same file, 'one.jpg'",
+        ),
+        (
+            lambda c: {**c, "images": [{"id": 1, "height": 2.5, "width": 3}]},
+            r"malformed annotation file: Expected `int`, got `float` - at `\$\.images\[0\]\.h",
+        ),
+        (lambda c: "[" * 100000, "not a complete JSON file"),
     ],
 )
 def test_malformed_files(read, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         read(change(_content(_annotation(5, 44, SMALL))))
     assert "instances.json" in str(caught.value)
+
+
+def test_all_that_is_wrong_is_told_at_once(read):
+    content = _content(*(_annotation(i, 44 if i < 3 else 99, SMALL) for i in range(1, 15)))
+    content["annotations"][0]["image_id"] = 7
+    with pytest.raises(ValueError, match=r"instances\.json: 13 error\(s\):\n") as caught:
+        read(content)
+    lines = str(caught.value).splitlines()[1:]
+    assert lines[0] == "  annotation 1 belongs to image 7, which is not in the file"
+    assert lines[1] == "  annotation 3 has category 99, which is not in the file"
+    assert len(lines) == 11
+    assert lines[-1] == "  and 3 more"
+
+
+def test_ids_may_be_texts(read):
+    content = _content({**_annotation("a", 44, SMALL), "image_id": "x"})
+    content["images"] = [{"id": "x", "height": 20, "width": 30}]
+    assert read(content).maps("x")[1].max() == 1
+
+
+@pytest.mark.parametrize("painting", ["area", "file"])
+def test_void_categories(read, painting):
+    content = _content(_annotation(1, 44, SMALL), _annotation(2, 7, BIG))
+    found = read(content, void_categories=["table"], painting=painting)
+    assert found.class_names == ("background", "cup")
+    semantic, instances = found.maps(1)
+    void = 384 if painting == "area" else 0
+    for painted in (semantic, instances):
+        counts = np.bincount(painted.ravel(), minlength=256)
+        assert (counts[0], counts[1], counts[255]) == (584 - void, 16, void)
+    assert found.num_instances == 1
+    with pytest.raises(ValueError, match=r"void_categories: unknown value 'tabel'.*'table'"):
+        read(content, void_categories=["tabel"])
+
+
+def test_a_file_with_more_classes_than_labels_can_be_read(read):
+    content = {**_content(), "categories": [{"id": i, "name": str(i)} for i in range(1, 301)]}
+    content["annotations"] = [_annotation(1, 255, SMALL), _annotation(2, 300, BIG)]
+    found = read(content, label_maps=False)
+    assert [(a.class_id, a.crowd) for a in found.annotations(1)] == [(255, False), (300, False)]
+    with pytest.raises(ValueError, match="opened with label_maps=False"):
+        found.maps(1)
+
+
+def test_polygons_are_rasterised_as_coco_does(read):
+    bow_tie = [2.0, 2.0, 25.0, 17.0, 25.0, 2.0, 2.0, 17.0]
+    content = _content(_annotation(1, 44, [bow_tie, [1, 1, 2, 2]]), _annotation(2, 7, []))
+    semantic, instances = read(content).maps(1)
+    expected = coco_mask.decode(coco_mask.frPyObjects([bow_tie], 20, 30))[..., 0]
+    np.testing.assert_array_equal(instances, expected)
+    np.testing.assert_array_equal(semantic, 2 * expected)
+    assert 0 < expected.sum() < 23 * 15
 
 
 @pytest.mark.parametrize(
@@ -307,12 +370,42 @@ class TestCocoDicts:
         with pytest.raises(ValueError, match=r"instances\.json: expected 80 categories .*got 2"):
             coco_dicts(coco / "instances.json", coco / "images", class_names=COCO_CLASS_NAMES)
 
-    def test_image_outside(self, coco):
+    @pytest.mark.parametrize("name", ["../secret.jpg", "a/../../b.jpg", "..\\x.jpg", "c:/x.jpg"])
+    def test_images_outside(self, coco, name):
         content = _content()
-        content["images"][0]["file_name"] = "../secret.jpg"
+        content["images"][0]["file_name"] = name
         (coco / "instances.json").write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=r"image 1: '\.\./secret\.jpg' is not a path within"):
+        message = r"1 unusable file name\(s\):\n  image 1: .* is not a path within"
+        with pytest.raises(ValueError, match=message):
             coco_dicts(coco / "instances.json", coco / "images")
+
+    def test_images_without_a_name(self, coco):
+        content = _content()
+        for image in content["images"]:
+            del image["file_name"]
+        (coco / "instances.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"2 unusable file name\(s\):[\s\S]*image 2 has no"):
+            coco_dicts(coco / "instances.json", coco / "images")
+
+    def test_a_file_is_read_once_until_it_changes(self, coco, monkeypatch):
+        path = coco / "instances.json"
+        first = image_index(path)
+        assert image_index(str(path)) is first
+        reads = []
+        real = coco_lists.read_annotation_file
+        monkeypatch.setattr(
+            coco_lists, "read_annotation_file", lambda *a: reads.append(a) or real(*a)
+        )
+        dicts = coco_dicts(path, coco / "images", label_dir=None)
+        dicts[0]["file_name"] = "changed by a mapper"
+        assert coco_dicts(path, coco / "images")[0]["file_name"].endswith("one.jpg")
+        assert not reads
+        content = _content(_annotation(1, 44, SMALL), _annotation(2, 44, SMALL, image_id=2))
+        path.write_text(json.dumps(content))
+        assert [image.annotated for image in image_index(path).images] == [True, True]
+        assert len(reads) == 1
+        # Nothing is left on disk.
+        assert {p.name for p in coco.iterdir()} == {"instances.json", "images", "labels"}
 
     def test_real_images(self, realdata):
         dicts = coco_dicts(

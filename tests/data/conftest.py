@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
+from d2_smallobj.data import catalog, register_all
 from d2_smallobj.engine import build_config
 from detectron2.data import DatasetCatalog
 
@@ -58,3 +60,31 @@ def tiny_cfg():
         return build_config(str(_BASE), [*fixed, *map(str, options)])
 
     return make
+
+
+@pytest.fixture
+def registration():
+    """Lets a test register data sets below another root; then all is as before."""
+    before = dict(catalog._state)
+    yield
+    catalog._state.update(explicit=False)
+    if before["root"] is not None:
+        register_all(before["root"])
+        catalog._state.update(before)
+
+
+@pytest.fixture
+def real_root(tmp_path, realdata):
+    """The real pieces in their places: VOC as val and as trainaug, COCO as val2017."""
+    root = tmp_path / "data"
+    voc = root / "VOCdevkit/VOC2012"
+    shutil.copytree(realdata / "voc/VOC2012", voc)
+    lists = voc / "ImageSets/Segmentation"
+    shutil.copy(lists / "val.txt", lists / "trainaug.txt")
+    for labels in ("SegmentationClassAug", "PseudoLabels/irn"):
+        shutil.copytree(voc / "SegmentationClass", voc / labels)
+    annotations = root / "coco/annotations/instances_val2017.json"
+    annotations.parent.mkdir(parents=True)
+    shutil.copy(realdata / "coco/tinycoco50_val2017.json", annotations)
+    shutil.copytree(realdata / "coco/val2017", root / "coco/val2017")
+    return root

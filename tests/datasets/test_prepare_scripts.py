@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-
-from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.label_maps import read_label_map
 
 
 @pytest.fixture
@@ -56,30 +51,3 @@ def test_demo_with_a_wrong_option(run, tmp_path):
     done = run("prepare_demo.py", "--root", tmp_path / "demo", "--size", 8)
     assert done.returncode == 2
     assert done.stderr.strip() == "prepare_demo: size: must be in 64..1024, got 8"
-
-
-def test_coco_maps(run, realdata, tmp_path):
-    path = tmp_path / "coco/annotations/instances_val2017.json"
-    path.parent.mkdir(parents=True)
-    shutil.copy(realdata / "coco/tinycoco50_val2017.json", path)
-    done = run("prepare_coco.py", "val2017", "--root", tmp_path / "coco")
-    assert done.returncode == 0, done.stderr
-    found = InstanceAnnotations(path, painting="file")
-    annotated = [i for i in found.image_ids if found.is_annotated(i)]
-    assert 0 < len(annotated) < 50
-    folder = tmp_path / "coco/SegmentationClass81/val2017"
-    assert len(list(folder.iterdir())) == len(annotated)
-    for image_id in annotated[:5]:
-        stored = read_label_map(folder / f"{image_id:012d}.png")
-        np.testing.assert_array_equal(stored, found.maps(image_id)[0])
-    # A second run writes what is missing and nothing else.
-    (folder / f"{annotated[0]:012d}.png").unlink()
-    again = run("prepare_coco.py", "val2017", "--root", tmp_path / "coco")
-    assert again.stdout.startswith("1 new label maps")
-
-
-def test_coco_without_annotations(run, tmp_path):
-    done = run("prepare_coco.py", "train2014", "--root", tmp_path)
-    assert done.returncode == 2
-    assert "instances_train2014.json" in done.stderr
-    assert "Traceback" not in done.stderr

@@ -1,0 +1,196 @@
+"""Bounding boxes of objects: from annotation files or from masks, and painted as label maps.
+
+A box table is an array (B, 5), one row a box: class id, left, top, right, bottom. Edges lie between
+pixels: a box covers the pixels from column floor(left) up to, not including, column ceil(right),
+and rows alike; the top left corner of the image is (0, 0). A negative class id marks a region of
+that class whose objects nobody told apart (COCO's crowds). Legend: H, W height and width of the
+image; B number of boxes.
+"""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from d2_smallobj.metrics.components import class_components
+from d2_smallobj.utils.opencv import cv2
+
+IGNORE_LABEL = 255
+_SHOWN = 10
+_VOC_EDGES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def checked_boxes(
+    boxes: Sequence[Sequence[float]] | np.ndarray, height: int, width: int, where: str
+) -> np.ndarray:
+    """Check boxes and clip them to their image.
+
+    A box that reaches beyond the image is cut at its edge. One without area (left = right or
+    top = bottom, which COCO's files do contain) covers no pixel and is dropped.
+
+    Args:
+        boxes: a box table, or rows that make one.
+        height: H.
+        width: W.
+        where: what the boxes belong to, for messages ("x.json: image 7").
+
+    Returns:
+        int32 (B', 5): class id, left, top, right, bottom in whole pixels, in the given order.
+
+    Raises:
+        ValueError: boxes are inverted (right < left, bottom < top), lie wholly outside the image,
+            are not finite, or have a class that is no integer in 1..254 (crowds: -254..-1). Names
+            ``where``, the first ten of them and how many there are.
+    """
+    try:
+        table = np.asarray(boxes, np.float64).reshape(-1, 5)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where}: a box is (class id, left, top, right, bottom), got {boxes!r:.200}"
+        ) from error
+    with np.errstate(invalid="ignore"):
+        class_id, left, top, right, bottom = table.T
+        problems = (
+            ("is not finite", ~np.isfinite(table).all(axis=1)),
+            (
+                f"has a class that is not an integer in 1..{IGNORE_LABEL - 1}",
+                (class_id == 0) | (np.abs(class_id) >= IGNORE_LABEL) | (class_id % 1 != 0),
+            ),
+            ("is inverted (right < left or bottom < top)", (right < left) | (bottom < top)),
+            (
+                f"lies outside the image of {width} x {height} (width x height)",
+                (left >= width) | (top >= height) | (right <= 0) | (bottom <= 0),
+            ),
+        )
+    empty = (right == left) | (bottom == top)
+    wrong = []
+    for row in range(len(table)):
+        what = next((text for text, rows in problems if rows[row]), None)
+        # A box without area has no place to be outside of.
+        if what is not None and not (empty[row] and what.startswith("lies outside")):
+            wrong.append(f"box {row} {table[row].tolist()} {what}")
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise ValueError(f"{where}: {len(wrong)} bad box(es): {'; '.join(wrong[:_SHOWN])}{more}")
+    table = table[~empty]
+    limits = np.array([width, height, width, height], np.float64)
+    table[:, 1:] = np.clip(table[:, 1:], 0, limits)
+    table[:, 1:3], table[:, 3:] = np.floor(table[:, 1:3]), np.ceil(table[:, 3:])
+    return table.astype(np.int32)
+
+
+def paint_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Paint boxes as a label map: the smaller one on top (SPEC 6).
+
+    Of two boxes with equally many pixels the one later in the table lies on top. Crowds are
+    ignored and lie beneath all boxes.
+
+    Args:
+        boxes: int32 (B, 5) from :func:`checked_boxes`.
+        height: H.
+        width: W.
+
+    Returns:
+        uint8 (H, W): class ids, 0 where there is no box, 255 on crowds.
+    """
+    labels = np.zeros((height, width), np.uint8)
+    area = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
+    # lexsort is stable; the last key counts first.
+    for class_id, left, top, right, bottom in boxes[np.lexsort((-area, boxes[:, 0] > 0))]:
+        labels[top:bottom, left:right] = class_id if class_id > 0 else IGNORE_LABEL
+    return labels
+
+
+def only_class(boxes: np.ndarray, class_id: int | None) -> np.ndarray:
+    """The boxes and crowds of one class (``None``: of all), which becomes class 1: (B', 5)."""
+    chosen = boxes[(np.abs(boxes[:, 0]) == class_id) | (class_id is None)].copy()
+    chosen[:, 0] = np.sign(chosen[:, 0])
+    return chosen
+
+
+def instance_boxes(semantic: np.ndarray, instances: np.ndarray | None) -> np.ndarray:
+    """The boxes around the instances of an image.
+
+    Args:
+        semantic: (H, W) integers: 0 background, 1.. classes, 255 ignored.
+        instances: (H, W) integers: 0 none, 255 void, every other value an instance; ``None``:
+            nobody told objects apart.
+
+    Returns:
+        A box table, ordered by class and then by instance. Pixels of a class without an instance
+        (value 0 or 255, or no instance map) make one box for each of their 8-connected components.
+
+    Raises:
+        ValueError: the two maps differ in size.
+    """
+    semantic = np.asarray(semantic)
+    identity = np.zeros(semantic.shape, np.int64)
+    if instances is not None:
+        if instances.shape != semantic.shape:
+            raise ValueError(
+                f"instances must have the size of semantic {semantic.shape}, got {instances.shape}"
+            )
+        identity = np.where(instances == IGNORE_LABEL, 0, instances).astype(np.int64)
+    named = (semantic != 0) & (semantic != IGNORE_LABEL)
+    rest = np.where(named & (identity == 0), semantic, 0)
+    components = class_components(rest, skip=(0,))
+    # Components are numbered on from the last instance, so that none is taken for another.
+    identity = np.where(rest > 0, identity.max(initial=0) + components.map, identity)
+    # One number for class and identity together: an instance of two classes makes two boxes.
+    step = np.int64(identity.max(initial=0)) + 1
+    numbers = np.where(named, semantic * step + identity, -1)
+    table = []
+    for number in np.unique(numbers[named]):
+        left, top, width, height = cv2.boundingRect((numbers == number).view(np.uint8))
+        table.append((number // step, left, top, left + width, top + height))
+    return np.asarray(table, np.float64).reshape(-1, 5)
+
+
+def read_voc_boxes(
+    path: str | os.PathLike[str], class_ids: Mapping[str, int]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Read the objects of a VOC annotation (``Annotations/<id>.xml``).
+
+    VOC counts pixels from 1 and includes the last one, so ``xmin..xmax`` covers the columns
+    ``xmin - 1`` to ``xmax - 1``. Parts of objects (heads, hands) are passed over.
+
+    Args:
+        path: the XML file.
+        class_ids: id of every class name.
+
+    Returns:
+        The boxes, checked (int32 (B, 5)), and (height, width) of the image, as the file tells.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no VOC annotation, names an unknown class, or has a box that
+            :func:`checked_boxes` refuses; names the file.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        raise ValueError(f"{path}: a VOC annotation declares no document type or entity")
+    try:
+        root = ET.fromstring(content)
+        height, width = (int(root.findtext(f"size/{side}", "")) for side in ("height", "width"))
+    except (ET.ParseError, ValueError) as error:
+        raise ValueError(f"{path}: not a complete VOC annotation ({error})") from error
+    rows = []
+    for number, element in enumerate(root.iterfind("object")):
+        name = (element.findtext("name") or "").strip()
+        if name not in class_ids:
+            raise ValueError(
+                f"{path}: object {number} has class {name!r}; expected one of "
+                f"{', '.join(class_ids)}"
+            )
+        try:
+            edges = [float(element.findtext(f"bndbox/{e}", "")) for e in _VOC_EDGES]
+        except ValueError as error:
+            raise ValueError(f"{path}: object {number} has no complete bndbox ({error})") from error
+        rows.append((class_ids[name], edges[0] - 1, edges[1] - 1, edges[2], edges[3]))
+    return checked_boxes(rows, height, width, str(path)), (height, width)
+

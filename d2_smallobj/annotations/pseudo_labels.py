@@ -1,0 +1,229 @@
+"""Pseudo labels in the formats that the methods' own code writes, as label maps (SPEC 5).
+
+Legend: H, W height and width of an image; C number of object classes; K classes of an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from d2_smallobj.annotations.label_maps import (
+    CORRUPT_IMAGE,
+    check_label_values,
+    read_label_map,
+    voc_palette,
+)
+from d2_smallobj.annotations.safe_npy import read_npy_dict
+from d2_smallobj.utils.options import look_up_option
+
+IGNORE_LABEL = 255
+FORMATS = {"indices": ".png", "cams": ".npy", "scores": ".npy"}
+"""Formats of one image's pseudo label, and the suffix of its file.
+
+``indices``: label map of mode L or P, 0 background, 1..C, 255 ignored.
+``cams``: activation maps of some classes, ``{"keys": classes, "high_res": maps}`` or
+``{class: map}``, classes counted from 0 without background; background where none exceeds a
+threshold.
+``scores``: scores of background and classes, ``{0: map, class: map}``, classes counted from 1, as
+a CRF writes them; the largest wins.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What a method's repository writes.
+
+    Attributes:
+        name: of the method.
+        supervision: what it learns from.
+        folders: what the folders are that it writes; two are merged.
+        threshold: of its activation maps, where its code has one; IRN's default otherwise.
+    """
+
+    name: str
+    supervision: str
+    folders: tuple[str, ...] = ("labels",)
+    threshold: float = 0.15
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("irn", "image"),
+        Method("cda", "image"),
+        Method("amn", "image"),
+        Method("rib", "image"),
+        Method("clims", "image + language"),
+        Method("rca", "image + saliency"),
+        Method("edam", "image + saliency", threshold=0.5),
+        Method("nsrom", "image + saliency"),
+        Method("bana", "box", folders=("Y_crf", "Y_ret")),
+        Method("bbam", "box"),
+        Method("other", "any"),
+    )
+}
+"""By name; ``other`` for methods that are not in SPEC 5."""
+
+
+def read_pseudo_label(
+    paths: Sequence[str | os.PathLike[str]],
+    height: int,
+    width: int,
+    *,
+    num_classes: int,
+    file_format: str = "indices",
+    threshold: float = 0.15,
+) -> np.ndarray:
+    """Read the pseudo label of an image.
+
+    Args:
+        paths: its file; of two, the merged maps.
+        height: H, of the image.
+        width: W, of the image.
+        num_classes: C + 1, background included.
+        file_format: one of :data:`FORMATS`.
+        threshold: of activation maps.
+
+    Returns:
+        uint8 (H, W): 0 background, 1..C, 255 ignored; from two files 255 where they disagree.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is malformed or of another size than the image, or has other values;
+            names it.
+    """
+    look_up_option("file_format", file_format, FORMATS)
+    maps = []
+    for path in paths:
+        if file_format == "indices":
+            labels = _read_indices(path, num_classes)
+        else:
+            combine = _cam_labels if file_format == "cams" else _score_labels
+            try:
+                labels = combine(read_npy_dict(path), (height, width), num_classes, threshold)
+            except _MapError as error:
+                raise ValueError(f"{path}: {error}") from error
+        if labels.shape != (height, width):
+            raise ValueError(
+                f"{path}: the pseudo label is {labels.shape[1]}x{labels.shape[0]}, its image "
+                f"{width}x{height} (width x height); they must agree"
+            )
+        maps.append(labels.astype(np.uint8))
+    return merge_labels(*maps) if len(maps) == 2 else maps[0]
+
+
+def merge_labels(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """BANA's merge of Y_crf and Y_ret: what they agree on, 255 elsewhere.
+
+    Args:
+        first: uint8 (H, W).
+        second: uint8 (H, W).
+    """
+    return np.where(first == second, first, np.uint8(IGNORE_LABEL))
+
+
+class _MapError(ValueError):
+    """Maps that are no pseudo label; the message lacks the file."""
+
+
+def _read_indices(path: str | os.PathLike[str], num_classes: int) -> np.ndarray:
+    """A label map of class indices, checked."""
+    labels = read_label_map(path)
+    check_label_values(labels, num_classes, IGNORE_LABEL, path)
+    _check_palette(path, np.unique(labels).tolist(), num_classes)
+    return labels
+
+
+def _check_palette(path: str | os.PathLike[str], used: Sequence[int], num_classes: int) -> None:
+    """Refuse a VOC-coloured picture that was reduced to a palette of its own.
+
+    Its indices are numbers of colours, not of classes, and small enough to pass for them.
+    """
+    try:
+        with Image.open(path) as image:
+            palette = image.getpalette() if image.mode == "P" else None
+    except CORRUPT_IMAGE as error:
+        raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
+    if palette is None:
+        return
+    colours = np.array(palette, np.uint8).reshape(-1, 3)
+    known = {tuple(c): index for index, c in enumerate(voc_palette()[:num_classes].tolist())}
+    for index in used:
+        shown = known.get(tuple(colours[index].tolist()), index) if index < len(colours) else index
+        # Black is background, and the colour of palettes that end early, too.
+        if shown not in (index, 0):
+            raise ValueError(
+                f"{path}: index {index} has the colour of class {shown}: this is a colour picture "
+                "reduced to a palette, whose indices are not classes. Give the P or L PNG that the "
+                "method wrote"
+            )
+
+
+def _cam_labels(
+    content: Mapping[str | int, Any], size: tuple[int, int], num_classes: int, threshold: float
+) -> np.ndarray:
+    """The class of the largest activation, background where none exceeds the threshold."""
+    if "keys" in content:
+        keys = np.asarray(content["keys"])
+        # RIB writes no maps for an image without classes.
+        maps = content.get("high_res", None if keys.size else np.zeros((0, *size)))
+        if maps is None:
+            raise _MapError(f"has no maps 'high_res' (activations at full size): {list(content)}")
+    else:
+        keys, maps = _by_class(content, size)
+        if 0 in keys and len(keys) > 1 and np.allclose(maps.sum(axis=0), 1, atol=1e-3):
+            raise _MapError(
+                "its maps add up to 1 everywhere, so they are scores, and 0 is background: give "
+                "--format scores"
+            )
+    maps, classes = _checked_maps(maps, keys, num_classes - 1)
+    best = np.concatenate([np.full((1, *maps.shape[1:]), threshold, maps.dtype), maps])
+    return np.concatenate([[0], classes + 1])[best.argmax(axis=0)]
+
+
+def _score_labels(
+    content: Mapping[str | int, Any], size: tuple[int, int], num_classes: int, _: float
+) -> np.ndarray:
+    """The class of the largest score, background included."""
+    maps, classes = _checked_maps(*reversed(_by_class(content, size)), num_classes)
+    if 0 not in classes:
+        raise _MapError(f"scores need a map 0 (background), got keys {classes.tolist()}")
+    return classes[maps.argmax(axis=0)]
+
+
+def _by_class(
+    content: Mapping[str | int, Any], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys (K,) and maps (K, H, W) of a dict from class to map."""
+    wrong = [key for key in content if not isinstance(key, int)]
+    if wrong:
+        raise _MapError(f"expected the keys 'keys' and 'high_res', or classes; got {list(content)}")
+    shapes = {np.shape(value) for value in content.values()} or {size}
+    if len(shapes) > 1 or len(*shapes) != 2:
+        raise _MapError(f"expected one (H, W) map for each class, got shapes {sorted(shapes)}")
+    maps = np.array(list(content.values()), np.float32).reshape(-1, *shapes.pop())
+    return np.array(list(content), np.int64), maps
+
+
+def _checked_maps(maps: Any, keys: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Maps (K, H, W) and keys (K,) of one image, the keys being in 0..limit-1."""
+    maps = np.asarray(maps)
+    keys = keys.reshape(-1) if keys.size else np.zeros(0, np.int64)
+    if maps.ndim != 3 or len(maps) != len(keys) or maps.dtype.kind not in "fiu":
+        raise _MapError(
+            f"expected one (H, W) map of numbers for each of {len(keys)} class(es), got shape "
+            f"{maps.shape} of {maps.dtype}"
+        )
+    if keys.dtype.kind not in "iu" or len(set(keys.tolist())) != len(keys):
+        raise _MapError(f"classes must be distinct integers, got {keys.tolist()[:10]}")
+    if ((keys < 0) | (keys >= limit)).any():
+        raise _MapError(f"classes must be in 0..{limit - 1}, got {keys.tolist()[:10]}")
+    if not np.isfinite(maps).all():
+        raise _MapError("a map holds values that are not finite")
+    return maps.astype(np.float32), keys.astype(np.int64)

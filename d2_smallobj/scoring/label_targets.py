@@ -1,0 +1,216 @@
+"""What pseudo labels are made for: the images of a data set, and where their labels belong."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+from PIL import Image
+
+from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.coco_lists import image_index
+from d2_smallobj.annotations.demo import DEMO_CLASS_NAMES
+from d2_smallobj.annotations.files import FileCheck
+from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
+from d2_smallobj.annotations.layouts import (
+    COCO_FOLDER,
+    COCO_YEARS,
+    DEMO_FOLDER,
+    METHODS,
+    VOC_FOLDER,
+    coco_annotations,
+    coco_labels,
+    voc_labels,
+)
+from d2_smallobj.annotations.voc import find_list, image_path, read_image_list
+from d2_smallobj.scoring.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage
+from d2_smallobj.utils.options import look_up_option
+
+DATA_SETS = ("voc", *(f"coco_{year}" for year in COCO_YEARS), "demo")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_ROTATED = 5  # EXIF orientations from here on exchange height and width.
+_ORIENTATION = 0x0112
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetImage:
+    """An image that needs a pseudo label.
+
+    Attributes:
+        stems: names under which a method's label of it is looked for; the first is the name of
+            the prepared one.
+        picture: its file, from which its size is read; ``None`` where the size is known.
+        size: height and width, if known.
+        annotation_id: its id in the annotation file, if there is one.
+    """
+
+    stems: tuple[str, ...]
+    picture: str | None = None
+    size: tuple[int, int] | None = None
+    annotation_id: int | str | None = None
+
+    def read_size(self) -> tuple[int, int]:
+        """Height and width, as the image is seen when trained on.
+
+        Raises:
+            ValueError: its file is missing or no picture; names it.
+        """
+        if self.size is not None:
+            return self.size
+        try:
+            with Image.open(self.picture) as picture:
+                width, height = picture.size
+                rotated = picture.getexif().get(_ORIENTATION, 1) >= _ROTATED
+        except CORRUPT_IMAGE as error:
+            raise ValueError(f"{self.picture}: the image cannot be read: {error}") from error
+        return (width, height) if rotated else (height, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelTarget:
+    """A training set and the place of a method's labels for it.
+
+    Attributes:
+        data_set: one of :data:`DATA_SETS`.
+        root: folder of all data sets.
+        folder: of the prepared labels.
+        images: the images, in the order of their list.
+        class_names: background first.
+        use: name for ``DATASETS.TRAIN``.
+    """
+
+    data_set: str
+    root: Path
+    folder: Path
+    images: tuple[TargetImage, ...]
+    class_names: tuple[str, ...]
+    use: str
+
+    @property
+    def command(self) -> str:
+        """Override that trains on the labels."""
+        return f"DATASETS.TRAIN \"('{self.use}',)\""
+
+    @property
+    def summary(self) -> Path:
+        """Path of the summary's files, without suffix; nothing is added to a demo folder."""
+        beside = self.root if self.data_set == "demo" else self.folder.parent
+        return beside / f"{'demo_labels_' if self.data_set == 'demo' else ''}{self.folder.name}"
+
+    def files(self) -> dict[str, str]:
+        """The prepared label of every image, by the image's id in :meth:`ground_truth`."""
+        named = (
+            (image.stems[0] if image.annotation_id is None else image.annotation_id, image.stems[0])
+            for image in self.images
+        )
+        return {str(key): os.path.join(self.folder, f"{stem}.png") for key, stem in named}
+
+    def ground_truth(self) -> GroundTruth | None:
+        """The images of the target whose instances are annotated; ``None`` if there are none.
+
+        VOC: training images that have maps in SegmentationClass and SegmentationObject; COCO: all
+        images, by the annotation file.
+        """
+        if self.data_set.startswith("coco"):
+            path = _coco_json(self.root, self.data_set)
+            truth = AnnotationTruth(InstanceAnnotations(path), path)
+            wanted = {image.annotation_id for image in self.images}
+            truth.images = [image for image in truth.images if image.annotation_id in wanted]
+            return truth
+        check = FileCheck("", "")
+        found = []
+        for image in self.images:
+            stem = image.stems[0]
+            semantic, instances = (
+                os.path.join(self.folder.parents[1], name, f"{stem}.png")
+                for name in ("SegmentationClass", "SegmentationObject")
+            )
+            if check.exists(semantic) and check.exists(instances):
+                found.append(TruthImage(stem, (stem,), semantic, instances))
+        return FileTruth(found, class_names=self.class_names) if found else None
+
+
+def open_target(root: str | os.PathLike[str], data_set: str, method: str) -> LabelTarget:
+    """List the images of a training set.
+
+    Args:
+        root: folder of all data sets.
+        data_set: one of :data:`DATA_SETS`.
+        method: name of the method, of letters, digits, ``_``, ``.`` and ``-``: the labels'
+            folder.
+
+    Raises:
+        FileNotFoundError: the list, the annotation file or images are missing.
+        ValueError: an option is unknown, or the list or the file malformed.
+    """
+    look_up_option("data_set", data_set, DATA_SETS)
+    if not _NAME.fullmatch(method):
+        raise ValueError(
+            f"method: a name of letters, digits, '_', '.' and '-' is needed, got {method!r}"
+        )
+    root = Path(root)
+    if data_set.startswith("coco"):
+        return _coco_target(root, data_set, method)
+    demo = data_set == "demo"
+    folder = root / DEMO_FOLDER / VOC_FOLDER if demo else root / VOC_FOLDER
+    section = "Demo" if demo else "VOC-aug and pseudo labels"
+    check = FileCheck(data_set, f'See datasets/README.md, section "{section}".')
+    list_path = find_list(folder, "train" if demo else "trainaug")
+    if not check.require(list_path, one_of_many=False):
+        check.raise_if_missing()
+    images = []
+    for image in read_image_list(list_path):
+        picture = image_path(folder, image)
+        check.require(picture)
+        images.append(TargetImage((image.image_id,), picture))
+    check.raise_if_missing()
+    labels = folder / voc_labels(method)
+    base = "smallobj_demo_train" if demo else "voc_2012_trainaug"
+    class_names = DEMO_CLASS_NAMES if demo else VOC_CLASS_NAMES
+    return LabelTarget(
+        data_set,
+        root,
+        labels,
+        tuple(images),
+        class_names,
+        _use(base, method, labels, known=not demo),
+    )
+
+
+def _use(base: str, method: str, labels: Path, *, known: bool = True) -> str:
+    """The name under which a method's labels are trained on."""
+    return f"{base}_{method}" if known and method in METHODS else f"{base}@{labels}"
+
+
+def _coco_target(root: Path, data_set: str, method: str) -> LabelTarget:
+    """COCO's training images that have annotations: methods write no labels for the others."""
+    year = data_set.rsplit("_", 1)[1]
+    path = _coco_json(root, data_set)
+    check = FileCheck(data_set, 'See datasets/README.md, section "COCO".')
+    check.require(path, one_of_many=False)
+    check.raise_if_missing()
+    index = image_index(path)
+    if index.class_names != COCO_CLASS_NAMES:
+        raise ValueError(
+            f"{path}: expected COCO's {len(COCO_CLASS_NAMES) - 1} categories, got "
+            f"{len(index.class_names) - 1} or others"
+        )
+    images = (
+        TargetImage(
+            tuple(dict.fromkeys((Path(image.file_name).stem, str(image.image_id).zfill(12)))),
+            size=(image.height, image.width),
+            annotation_id=image.image_id,
+        )
+        for image in index.images
+        if image.annotated
+    )
+    folder = root / COCO_FOLDER / coco_labels(method, year)
+    use = _use(f"coco_{year}_train_81", method, folder)
+    return LabelTarget(data_set, root, folder, tuple(images), COCO_CLASS_NAMES, use)
+
+
+def _coco_json(root: Path, data_set: str) -> Path:
+    return coco_annotations(root, "train", data_set.rsplit("_", 1)[1])

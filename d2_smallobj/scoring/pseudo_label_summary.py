@@ -1,0 +1,196 @@
+"""What pseudo labels look like where the true instances are known: misses by size and class.
+
+Shapes: H, W height and width of an image; R number of instances.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from d2_smallobj.annotations.coco import Annotation, paint
+from d2_smallobj.annotations.label_maps import read_label_map
+from d2_smallobj.annotations.pseudo_labels import IGNORE_LABEL
+from d2_smallobj.metrics import (
+    COCO_SIZE_BINS,
+    OUTCOMES,
+    Accumulator,
+    InstanceTable,
+    SizeBins,
+    classify,
+    summarize,
+)
+from d2_smallobj.scoring.problems import Problems
+from d2_smallobj.scoring.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage
+from d2_smallobj.utils.parallel import parallel_map
+
+ALL = "all"
+"""The row of all sizes, or of all classes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSummary:
+    """Pseudo labels against true instances.
+
+    Attributes:
+        name: what tables call the labels.
+        class_names: background first.
+        size_bins: the sizes.
+        figures: :func:`d2_smallobj.metrics.summary.summarize` of the labels as predictions.
+        table: one record per true instance.
+        ignored: int64 (R,), pixels of each instance that the label leaves out (255).
+        num_images: number of images.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    size_bins: SizeBins
+    figures: Mapping[str, float]
+    table: InstanceTable
+    ignored: np.ndarray
+    num_images: int
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per class and size, those of all classes first.
+
+        Returns:
+            Rows of ``class``, ``size`` (a bin's name or ``all``), ``instances``, the five
+            outcomes of :data:`d2_smallobj.metrics.OUTCOMES` (instances), ``IA-IoU`` (mean IoU of
+            the instances, percent), ``labelled`` (share of their pixels that have the right
+            label, percent) and ``ignored`` (share that is 255, percent); NaN without instances.
+        """
+        bins = self.table.size_of(self.size_bins)
+        outcome = classify(self.table)
+        rows = []
+        for number, name in enumerate((ALL, *self.class_names[1:])):
+            for place, size in enumerate((*self.size_bins, ALL)):
+                chosen = np.full(len(self.table), True)
+                if name != ALL:
+                    chosen &= self.table.category_id == number
+                if size != ALL:
+                    chosen &= bins == place
+                rows.append({"class": name, "size": size, **self._row(chosen, outcome)})
+        return rows
+
+    def _row(self, chosen: np.ndarray, outcome: np.ndarray) -> dict[str, Any]:
+        """The figures of some instances."""
+        part = self.table.select(chosen)
+        pixels = int(part.pixels.sum())
+        counts = np.bincount(outcome[chosen], minlength=len(OUTCOMES)).tolist()
+
+        def share(value: float, total: int) -> float:
+            return 100.0 * float(value) / total if total else float("nan")
+
+        return {
+            "instances": len(part),
+            **dict(zip(OUTCOMES, counts)),
+            "IA-IoU": share(part.iou.sum(), len(part)),
+            "labelled": share(part.intersection.sum(), pixels),
+            "ignored": share(self.ignored[chosen].sum(), pixels),
+        }
+
+
+def summarize_labels(
+    truth: GroundTruth,
+    labels: Mapping[str, str],
+    *,
+    name: str,
+    size_bins: SizeBins = COCO_SIZE_BINS,
+    jobs: int = 1,
+    progress: bool = False,
+) -> LabelSummary:
+    """Compare pseudo labels with true instances, as if they were predictions.
+
+    A pixel that a label leaves out (255) teaches nothing and counts as background here; how many
+    there are is told beside it.
+
+    Args:
+        truth: the ground truth, from files or a COCO file, with class names.
+        labels: file of the pseudo label by image id.
+        name: of the labels.
+        size_bins: the sizes.
+        jobs: number of processes.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: files are malformed or do not fit each other; lists the first ten.
+        ValueError: there is no image.
+    """
+    images = [image for image in truth.images if image.image_id in labels]
+    if not images:
+        raise ValueError(f"{name}: no image has both a pseudo label and true instances")
+    num_classes = len(truth.class_names)
+    compare = functools.partial(_compare, num_classes=num_classes, source=_source(truth))
+    tasks = [(image, labels[image.image_id], *_annotated(truth, image)) for image in images]
+    total, problems = Accumulator(num_classes), Problems()
+    ignored: dict[tuple[str, int], int] = {}
+    results = parallel_map(compare, tasks, jobs=jobs, description="summary", progress=progress)
+    for image, result in zip(images, results):
+        if isinstance(result, str):
+            problems.add("image(s) whose pseudo label and ground truth do not fit", result)
+            continue
+        state, left_out = result
+        total.merge(Accumulator.from_state(state))
+        ignored.update({(image.image_id, number): count for number, count in left_out.items()})
+    problems.raise_if_any()
+    table = total.table
+    table = table.select(table.category_id > 0)
+    keys = zip(table.image_id.tolist(), table.instance_id.tolist())
+    return LabelSummary(
+        name,
+        tuple(truth.class_names),
+        size_bins,
+        summarize(
+            total.table,
+            total.confusion,
+            truth.class_names,
+            size_bins=size_bins,
+            images=len(images),
+        ),
+        table,
+        np.array([ignored.get(key, 0) for key in keys], np.int64),
+        len(images),
+    )
+
+
+_Task = tuple[TruthImage, str, Sequence[Annotation], int, int]
+
+
+def _compare(
+    task: _Task, *, num_classes: int, source: str
+) -> str | tuple[dict[str, Any], dict[int, int]]:
+    """Records of one image, and ignored pixels by instance; or what is wrong with it."""
+    image, path, annotations, height, width = task
+    try:
+        if image.annotation_id is None:
+            semantic, instances = FileTruth(()).read(image)
+        else:
+            semantic, instances = paint(annotations, height, width, source=source)
+        label = read_label_map(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    left_out = label == IGNORE_LABEL
+    accumulator = Accumulator(num_classes)
+    try:
+        accumulator.update(image.image_id, np.where(left_out, 0, label), semantic, instances)
+    except (TypeError, ValueError) as error:
+        return f"{path} (ground truth {image.where}): {error}"
+    valid = (semantic != IGNORE_LABEL) & (instances != IGNORE_LABEL)
+    numbers, counts = np.unique(instances[left_out & valid], return_counts=True)
+    return accumulator.state(), dict(zip(numbers.tolist(), counts.tolist()))
+
+
+def _annotated(truth: GroundTruth, image: TruthImage) -> tuple[Sequence[Annotation], int, int]:
+    """What a process needs to paint an image that has no files."""
+    if not isinstance(truth, AnnotationTruth):
+        return (), 0, 0
+    number = image.annotation_id
+    return truth.annotations.annotations(number), *truth.annotations.image_size(number)
+
+
+def _source(truth: GroundTruth) -> str:
+    return str(truth.annotations.path) if isinstance(truth, AnnotationTruth) else ""

@@ -1,0 +1,294 @@
+"""Preparing a method's pseudo labels: from the files it wrote to one label map per image."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from d2_smallobj.annotations.files import FileCheck
+from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.annotations.pseudo_labels import FORMATS, METHODS, read_pseudo_label
+from d2_smallobj.scoring.label_targets import LabelTarget, TargetImage
+from d2_smallobj.scoring.problems import Problems
+from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.parallel import parallel_map
+
+_UNUSABLE = "pseudo label(s) that cannot be used"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """The files that a method wrote.
+
+    Attributes:
+        folders: one folder, or two whose maps are merged.
+        file_format: one of :data:`d2_smallobj.annotations.pseudo_labels.FORMATS`.
+        files: for every image of the target, its file in each of the folders.
+        others: number of other files in the folders (pictures of labels, other images).
+    """
+
+    folders: tuple[Path, ...]
+    file_format: str
+    files: tuple[tuple[str, ...], ...]
+    others: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What :func:`prepare_labels` did.
+
+    Attributes:
+        written: number of label maps written.
+        kept: number of label maps that were there already, newer than their sources.
+    """
+
+    written: int
+    kept: int
+
+
+def find_sources(
+    target: LabelTarget,
+    method: str,
+    folders: Sequence[str | os.PathLike[str]],
+    *,
+    file_format: str = "auto",
+) -> Sources:
+    """Find the file of every image in a method's folders; no file is opened.
+
+    Args:
+        target: the images.
+        method: a key of :data:`d2_smallobj.annotations.pseudo_labels.METHODS`.
+        folders: as many as the method writes; for ``other`` one, or two to be merged.
+        file_format: ``"auto"``: by what is there, PNG files or activation maps.
+
+    Raises:
+        FileNotFoundError: folders or files are missing; names the first ten and their number.
+        ValueError: an option is unknown, the number of folders is wrong, or the format cannot be
+            told.
+    """
+    names = METHODS[look_up_option("method", method, METHODS)].folders
+    wanted = len(names) if method != "other" else min(max(len(folders), 1), 2)
+    if len(folders) != wanted:
+        raise ValueError(
+            f"{method}: expected {wanted} folder(s) ({', '.join(names)}), got {len(folders)}"
+        )
+    look_up_option("--format", file_format, ("auto", *FORMATS))
+    folders = tuple(Path(folder) for folder in folders)
+    check = FileCheck(f"{method} pseudo labels", _hint(file_format))
+    for folder in folders:
+        check.require_folder(folder)
+    check.raise_if_missing()
+    if file_format == "auto":
+        file_format = _tell_format(folders[0], target, check)
+    suffix = FORMATS[file_format]
+    files = tuple(
+        tuple(_find(folder, image, suffix, check) for folder in folders) for image in target.images
+    )
+    for path in (path for paths in files for path in paths):
+        check.require(path)
+    check.raise_if_missing()
+    found = sum(len(os.listdir(folder)) for folder in folders)
+    return Sources(folders, file_format, files, found - len(files) * len(folders))
+
+
+def prepare_labels(
+    target: LabelTarget,
+    sources: Sources,
+    *,
+    threshold: float = 0.15,
+    jobs: int = 1,
+    force: bool = False,
+    progress: bool = False,
+) -> Prepared:
+    """Convert all pseudo labels to the registered form: P-mode PNGs of class indices.
+
+    Labels that are there already and newer than their sources are kept, so that an interrupted
+    run can be started again. ``<folder>.json`` beside the labels tells what they were made from.
+
+    Args:
+        target: the images, and the folder of the labels.
+        sources: the method's files.
+        threshold: of activation maps.
+        jobs: number of processes.
+        force: replace labels that were made from something else.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: the sources are the target's own folder.
+        FileExistsError: there are labels that were made from something else, without ``force``.
+        InputError: sources are malformed, or of another size than their images; lists the first
+            ten and their number. All others are converted.
+        OSError: a label map cannot be written.
+    """
+    if any(_same(folder, target.folder) for folder in sources.folders):
+        raise ValueError(
+            f"{target.folder} is where the prepared labels belong: nothing is to be converted; "
+            "check what is there with --check"
+        )
+    origin = {
+        "data_set": target.data_set,
+        "sources": [os.path.abspath(folder) for folder in sources.folders],
+        "format": sources.file_format,
+        "threshold": threshold if sources.file_format == "cams" else None,
+    }
+    keep = _check_origin(target.folder, origin, force=force)
+    atomic_write_text(marker_path(target), json.dumps(origin, indent=2) + "\n")
+    options = {"folder": target.folder, "threshold": threshold, "keep": keep}
+    return _convert_all(target, sources, "converting", jobs=jobs, progress=progress, **options)
+
+
+def check_labels(
+    target: LabelTarget, sources: Sources, *, jobs: int = 1, progress: bool = False
+) -> int:
+    """Read all label maps as training will, without writing any.
+
+    Returns:
+        Number of labels.
+
+    Raises:
+        InputError: as :func:`prepare_labels`.
+    """
+    return _convert_all(target, sources, "checking", jobs=jobs, progress=progress).written
+
+
+def marker_path(target: LabelTarget) -> Path:
+    """The file that tells what the labels were made from."""
+    return target.folder.with_name(f"{target.folder.name}.json")
+
+
+def _convert_all(
+    target: LabelTarget, sources: Sources, what: str, *, jobs: int, progress: bool, **options: Any
+) -> Prepared:
+    """Convert all labels, or only read them; raises for all that cannot be used."""
+    convert = functools.partial(
+        _convert,
+        num_classes=len(target.class_names),
+        file_format=sources.file_format,
+        **options,
+    )
+    items = list(zip(target.images, sources.files))
+    return _collect(parallel_map(convert, items, jobs=jobs, description=what, progress=progress))
+
+
+def _convert(
+    item: tuple[TargetImage, tuple[str, ...]],
+    *,
+    num_classes: int,
+    file_format: str,
+    folder: Path | None = None,
+    threshold: float = 0.0,
+    keep: bool = False,
+) -> str | bool:
+    """Convert one label (without ``folder``: only read it).
+
+    Returns:
+        Whether it was converted, or what is wrong with it.
+    """
+    image, paths = item
+    path = None if folder is None else os.path.join(folder, f"{image.stems[0]}.png")
+    try:
+        if keep and path is not None and _is_newer(path, paths):
+            return False
+        labels = read_pseudo_label(
+            paths,
+            *image.read_size(),
+            num_classes=num_classes,
+            file_format=file_format,
+            threshold=threshold,
+        )
+    except (OSError, ValueError) as error:
+        return str(error)
+    if path is not None:
+        write_label_map(path, labels)
+    return True
+
+
+def _collect(results: Iterable[str | bool]) -> Prepared:
+    """Count the results, or raise for what went wrong."""
+    problems, written, kept = Problems(), 0, 0
+    for result in results:
+        if isinstance(result, str):
+            problems.add(_UNUSABLE, result)
+        elif result:
+            written += 1
+        else:
+            kept += 1
+    problems.raise_if_any()
+    return Prepared(written, kept)
+
+
+def _tell_format(folder: Path, target: LabelTarget, check: FileCheck) -> str:
+    """The format of a method's files, by the suffixes of the images' files."""
+    found = {
+        suffix
+        for suffix in sorted(set(FORMATS.values()))
+        if any(check.exists(_find(folder, image, suffix, check)) for image in target.images)
+    }
+    if len(found) == 1:
+        return "indices" if ".png" in found else "cams"
+    if found:
+        raise ValueError(
+            f"{folder} holds both .png and .npy files of the images: choose with --format "
+            f"({', '.join(FORMATS)})"
+        )
+    stems = " or ".join(target.images[0].stems)
+    raise FileNotFoundError(
+        f"{folder}: no pseudo label of any of the {len(target.images)} images, e.g. {stems} with "
+        ".png or .npy"
+    )
+
+
+def _find(folder: Path, image: TargetImage, suffix: str, check: FileCheck) -> str:
+    """An image's file; the first of its possible names if there is none."""
+    paths = [os.path.join(folder, f"{stem}{suffix}") for stem in image.stems]
+    return next((path for path in paths if check.exists(path)), paths[0])
+
+
+def _is_newer(path: str, sources: Sequence[str]) -> bool:
+    """Whether a file exists and is not older than any of its sources."""
+    try:
+        made = os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return False
+    return all(os.stat(source).st_mtime_ns <= made for source in sources)
+
+
+def _check_origin(folder: Path, origin: dict[str, object], *, force: bool) -> bool:
+    """Whether the labels that are there can be kept.
+
+    Raises:
+        FileExistsError: they cannot, and are not to be replaced.
+    """
+    if not folder.is_dir() or not any(name.endswith(".png") for name in os.listdir(folder)):
+        return True
+    try:
+        text = folder.with_name(f"{folder.name}.json").read_text(encoding="utf-8")
+        found = json.loads(text)
+        made = f"were made from {', '.join(found['sources'])} ({found['format']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        found, made = None, "were not made by this command"
+    if found != origin and not force:
+        raise FileExistsError(
+            f"{folder} holds labels that {made}: check them with --check, replace them with "
+            "--force, or choose another --name"
+        )
+    return found == origin
+
+
+def _same(first: Path, second: Path) -> bool:
+    return os.path.realpath(first) == os.path.realpath(second)
+
+
+def _hint(file_format: str) -> str:
+    """What to do about missing labels."""
+    suffix = FORMATS.get(file_format, ".png or .npy")
+    return (
+        f"A method's labels are files of the images' names ({suffix}), of all images of the set: "
+        "run its code on all of them. See datasets/README.md."
+    )

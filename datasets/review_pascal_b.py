@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""Make a sheet to review candidates for PASCAL-B by eye: one HTML file, no network needed.
+
+Open it in a browser, keep or reject every image by a key (press ? for the list), and save the
+reject list; datasets/prepare_pascal_b.py leaves those images out and samples others instead.
+Decisions are kept in the browser from one visit to the next.
+
+Examples:
+    python datasets/review_pascal_b.py --pascal-b datasets/pascal_b --output review.html
+    python datasets/review_pascal_b.py --json candidates.json --images coco --output review.html \
+        --only-suspicious --per-sheet 200 --side 640
+To review more images than the set will have, build a larger one first:
+    python datasets/prepare_pascal_b.py --num-images 4000 --annotations-only --output more \
+        --candidates candidates.csv
+    python datasets/review_pascal_b.py --pascal-b more --images datasets/coco \
+        --verdicts candidates.csv --output review.html
+    python datasets/prepare_pascal_b.py --rejected rejected.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from d2_smallobj.annotations.pascal_b.files import ANNOTATION_FILE
+from d2_smallobj.annotations.voc import IMAGE_FOLDER
+from d2_smallobj.report.review import open_review_set, write_review
+from d2_smallobj.report.review_suspicions import read_suspicions
+from d2_smallobj.utils.opencv import cv2
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = parser.add_argument_group("what to review, one of")
+    data.add_argument("--pascal-b", type=Path, metavar="DIR", help="a set that was built")
+    data.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="COCO-format annotations; a list 'suspicion' of texts in an image's entry is shown",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="the images of --json; for a set that was built without images, COCO's folder",
+    )
+    parser.add_argument(
+        "--verdicts",
+        type=Path,
+        metavar="FILE.csv",
+        help="what prepare_pascal_b.py --candidates wrote: its doubts become suspicions",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.html")
+    parser.add_argument(
+        "--per-sheet", type=int, default=500, metavar="N", help="images a file (%(default)s)"
+    )
+    parser.add_argument(
+        "--side", type=int, default=512, metavar="PIXELS", help="longest of a picture (%(default)s)"
+    )
+    parser.add_argument(
+        "--quality", type=int, default=75, metavar="1..95", help="of the JPEGs (%(default)s)"
+    )
+    parser.add_argument(
+        "--only-suspicious", action="store_true", help="leave out images without suspicion"
+    )
+    parser.add_argument(
+        "--file-order", action="store_true", help="default: images with most suspicions first"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (%(default)s)")
+    args = parser.parse_args(arguments)
+    if (args.pascal_b is None) == (args.json is None):
+        parser.error("give either --pascal-b or --json")
+    if args.json is not None and args.images is None:
+        parser.error("--json: where are its images? Give --images")
+    if args.pascal_b is not None:
+        args.json = args.pascal_b / ANNOTATION_FILE
+        args.images = args.images or args.pascal_b / IMAGE_FOLDER
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make the sheets; returns the exit status."""
+    args = parse_arguments(arguments)
+    # Processes share the processors; inside one, threads would not be faster.
+    cv2.setNumThreads(1)
+    try:
+        review = open_review_set(
+            args.json,
+            args.images,
+            suspicions=None if args.verdicts is None else read_suspicions(args.verdicts),
+            suspicious_first=not args.file_order,
+            only_suspicious=args.only_suspicious,
+        )
+        paths = write_review(
+            args.output,
+            review,
+            per_sheet=args.per_sheet,
+            side=args.side,
+            quality=args.quality,
+            jobs=args.jobs,
+            progress=True,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    size = sum(path.stat().st_size for path in paths) / 1e6
+    print(f"{len(review.tasks)} images in {len(paths)} sheet(s), {size:.1f} MB: {paths[0]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""COCO's annotations as PNG files, and evaluation from them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES
+from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.coco_maps import write_coco_maps
+from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
+from d2_smallobj.scoring import Inputs, Settings, evaluate
+
+
+@pytest.fixture
+def coco(tmp_path, realdata):
+    """COCO's folder with twelve real images as val2017: two without annotation, two with crowds."""
+    folder = tmp_path / "coco"
+    path = folder / "annotations/instances_val2017.json"
+    path.parent.mkdir(parents=True)
+    shutil.copy(realdata / "coco/tinycoco50_val2017.json", path)
+    rewrite(folder, _keep_twelve)
+    return folder
+
+
+def _keep_twelve(content):
+    """Keep images of every kind, in the order of the file."""
+    crowds = {a["image_id"] for a in content["annotations"] if a["iscrowd"]}
+    annotated = {a["image_id"] for a in content["annotations"]}
+    ids = [image["id"] for image in content["images"]]
+    kinds = (
+        [i for i in ids if i not in annotated],
+        [i for i in ids if i in crowds][:2],
+        [i for i in ids if i in annotated - crowds],
+    )
+    keep = set([i for kind in kinds for i in kind][:12])
+    content["images"] = [image for image in content["images"] if image["id"] in keep]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in keep]
+
+
+def rewrite(coco, change, split="val2017"):
+    """Change the content of an annotation file."""
+    path = coco / f"annotations/instances_{split}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("painting", "suffix", "jobs"), [("file", "", 1), ("area", "_area", 2)], ids=["file", "area"]
+)
+def test_both_paintings(coco, painting, suffix, jobs):
+    done = write_coco_maps(coco, "val2017", painting=painting, jobs=jobs)
+    assert (done.written, done.kept, done.unannotated, done.crowded) == (12, 0, 2, 0)
+    found = InstanceAnnotations(coco / "annotations/instances_val2017.json", painting=painting)
+    crowds = 0
+    for image_id in found.image_ids:
+        semantic, instances = found.maps(image_id)
+        name = f"{image_id:012d}.png"
+        for kind, expected in (("Class", semantic), ("Object", instances)):
+            path = coco / f"Segmentation{kind}81{suffix}/val2017/{name}"
+            np.testing.assert_array_equal(read_label_map(path), expected)
+        crowds += int((semantic == 255).sum())
+    assert (crowds > 0) == (painting == "area")
+    assert {p.name for p in coco.iterdir() if p.is_dir()} == {
+        *("annotations", f"SegmentationClass81{suffix}", f"SegmentationObject81{suffix}")
+    }
+
+
+@pytest.mark.parametrize("split", ["val2017", "val2014"])
+def test_evaluation_from_maps_equals_evaluation_from_annotations(coco, split, tmp_path, realdata):
+    if split == "val2014":
+        shutil.copy(
+            realdata / "coco/coco_val2014_100.json", coco / "annotations/instances_val2014.json"
+        )
+        rewrite(coco, _keep_twelve, split)
+    write_coco_maps(coco, split, painting="area")
+    predictions = tmp_path / "predictions"
+    semantic = coco / f"SegmentationClass81_area/{split}"
+    for path in semantic.iterdir():
+        labels = read_label_map(path)
+        labels = np.where(labels == 255, 0, labels)
+        # Moved to the right, and the persons are chairs.
+        labels = np.roll(np.where(labels == 1, 57, labels), 9, axis=1)
+        write_label_map(predictions / path.name, labels)
+    settings = Settings(samples=0)
+    annotations = str(coco / f"annotations/instances_{split}.json")
+    by_json = evaluate(Inputs(str(predictions), coco_json=annotations), settings)
+    instances = str(coco / f"SegmentationObject81_area/{split}")
+    inputs = Inputs(str(predictions), semantic=str(semantic), instances=instances, classes="coco")
+    by_maps = evaluate(inputs, settings)
+    assert by_maps.class_names == by_json.class_names == COCO_CLASS_NAMES
+    assert 0 < by_json.figures["IA-mIoU"] < 60
+    assert list(by_maps.figures) == list(by_json.figures)
+    for name, value in by_json.figures.items():
+        np.testing.assert_equal(by_maps.figures[name], value, err_msg=name)
+    np.testing.assert_array_equal(np.sort(by_maps.table.iou), np.sort(by_json.table.iou))
+
+
+def test_more_than_254_instances(coco):
+    def crowded(content):
+        image = content["images"][0]
+        boxes = [(i % 20 * 10, i // 20 * 10) for i in range(300)]
+        content["images"] = [image]
+        content["annotations"] = [
+            {
+                "id": number,
+                "image_id": image["id"],
+                "category_id": 44,
+                "iscrowd": 0,
+                "segmentation": [[x, y, x + 8, y, x + 8, y + 8, x, y + 8]],
+            }
+            for number, (x, y) in enumerate(boxes, 1)
+        ]
+
+    rewrite(coco, crowded)
+    done = write_coco_maps(coco, "val2017", painting="area")
+    assert done.crowded == 1
+    (path,) = (coco / "SegmentationObject81_area/val2017").iterdir()
+    stored = read_label_map(path)
+    assert stored.dtype == np.uint16
+    assert np.unique(stored).tolist() == [0, *range(1, 255), *range(256, 302)]
+
+
+class TestStartingAgain:
+    def test_what_is_there_is_kept(self, coco):
+        write_coco_maps(coco, "val2017")
+        semantic = sorted((coco / "SegmentationClass81/val2017").iterdir())
+        instances = sorted((coco / "SegmentationObject81/val2017").iterdir())
+        content = semantic[0].read_bytes()
+        semantic[0].unlink()
+        instances[1].unlink()
+        kept = semantic[2].stat().st_mtime_ns
+        done = write_coco_maps(coco, "val2017")
+        assert (done.written, done.kept) == (2, 10)
+        assert semantic[0].read_bytes() == content
+        assert semantic[2].stat().st_mtime_ns == kept
+
+    def test_maps_of_another_file_are_not_mixed_in(self, coco):
+        write_coco_maps(coco, "val2017")
+        marker = json.loads((coco / "SegmentationClass81/val2017.json").read_text())
+        assert marker["annotations"] == "instances_val2017.json"
+        assert marker["painting"] == "file"
+        path = rewrite(coco, lambda c: c["annotations"].pop())
+        message = r"made from another state of instances_val2017\.json: remove them, .*--force"
+        with pytest.raises(FileExistsError, match=message):
+            write_coco_maps(coco, "val2017")
+        assert write_coco_maps(coco, "val2017", force=True).written == 12
+        found = InstanceAnnotations(path, painting="file")
+        last = found.image_ids[-1]
+        stored = read_label_map(coco / f"SegmentationClass81/val2017/{last:012d}.png")
+        np.testing.assert_array_equal(stored, found.maps(last)[0])
+
+    def test_maps_of_unknown_origin(self, coco):
+        write_label_map(coco / "SegmentationClass81/val2017/x.png", np.zeros((2, 2), np.uint8))
+        with pytest.raises(
+            FileExistsError, match=r"label maps of unknown origin \(.*val2017\.json"
+        ):
+            write_coco_maps(coco, "val2017")
+
+
+class TestBadFiles:
+    def test_malformed_masks_are_listed_and_all_else_is_painted(self, coco):
+        def spoil(content):
+            for annotation in content["annotations"][:13]:
+                annotation["segmentation"] = {"size": [1, 1], "counts": [1]}
+
+        path = rewrite(coco, spoil)
+        spoilt = {a["image_id"] for a in json.loads(path.read_text())["annotations"][:13]}
+        told = rf"instances_val2017\.json: {len(spoilt)} image\(s\) that cannot be painted \(all"
+        with pytest.raises(ValueError, match=told) as caught:
+            write_coco_maps(coco, "val2017")
+        assert "is for an image of [height, width] = [1, 1]" in str(caught.value)
+        assert len(list((coco / "SegmentationClass81/val2017").iterdir())) == 12 - len(spoilt)
+
+    def test_two_images_of_one_name(self, coco):
+        def same(content):
+            for image in content["images"][:2]:
+                image["file_name"] = f"{image['id']}/same.jpg"
+                image.pop("coco_url", None)
+
+        rewrite(coco, same)
+        with pytest.raises(
+            ValueError, match=r"1 label map\(s\) that two images share:\n.*same\.png"
+        ):
+            write_coco_maps(coco, "val2017")
+
+    def test_a_name_that_climbs_out(self, coco):
+        rewrite(coco, lambda c: c["images"][0].update(file_name="../../x.jpg"))
+        with pytest.raises(ValueError, match=r"1 unusable file name\(s\)"):
+            write_coco_maps(coco, "val2017")
+        assert not (coco / "SegmentationClass81").exists()
+
+    def test_other_categories(self, coco):
+        rewrite(coco, lambda c: (c["categories"].pop(), c.update(annotations=[])))
+        with pytest.raises(ValueError, match="expected COCO's 80 categories, got 79 or others"):
+            write_coco_maps(coco, "val2017")
+
+    def test_no_file_and_half_a_file(self, coco):
+        with pytest.raises(FileNotFoundError, match=r"instances_train2014\.json"):
+            write_coco_maps(coco, "train2014")
+        path = coco / "annotations/instances_val2017.json"
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(ValueError, match=r"val2017\.json: not a complete JSON file"):
+            write_coco_maps(coco, "val2017")

@@ -1,0 +1,257 @@
+"""Pseudo labels in every format of SPEC 5's table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from d2_smallobj.annotations.label_maps import voc_palette, write_label_map
+from d2_smallobj.annotations.layouts import METHODS as REGISTERED
+from d2_smallobj.annotations.pseudo_labels import METHODS, merge_labels, read_pseudo_label
+
+SIZE = (6, 8)
+CLASSES = 21
+
+
+def _labels():
+    labels = np.zeros(SIZE, np.uint8)
+    labels[1:4, 2:7] = 15
+    labels[4:, :3] = 20
+    return labels
+
+
+def _read(*paths, **options):
+    return read_pseudo_label(paths, *SIZE, num_classes=CLASSES, **options)
+
+
+def test_every_registered_method_has_its_format():
+    assert set(METHODS) == {*REGISTERED, "other"}
+    assert [len(METHODS[name].folders) for name in ("irn", "bana", "bbam")] == [1, 2, 1]
+    assert METHODS["bana"].folders == ("Y_crf", "Y_ret")
+
+
+@pytest.mark.parametrize("palette", [True, False], ids=["P", "L"])
+def test_label_maps(tmp_path, palette):
+    labels = _labels()
+    labels[0] = 255
+    write_label_map(tmp_path / "a.png", labels, palette=palette)
+    read = _read(tmp_path / "a.png")
+    np.testing.assert_array_equal(read, labels)
+    assert read.dtype == np.uint8
+
+
+def test_any_palette_whose_indices_are_classes(tmp_path):
+    image = Image.fromarray(_labels())
+    # As RIB's COCO palette: colours of its own, index by index.
+    image.putpalette([component for i in range(256) for component in (i, 7, 255 - i)])
+    image.save(tmp_path / "own.png")
+    np.testing.assert_array_equal(_read(tmp_path / "own.png"), _labels())
+    image.putpalette([0, 0, 0] * 256)
+    image.save(tmp_path / "black.png")
+    np.testing.assert_array_equal(_read(tmp_path / "black.png"), _labels())
+
+
+def test_a_picture_reduced_to_a_palette(tmp_path):
+    picture = Image.fromarray(voc_palette()[_labels()])
+    picture.quantize(colors=8).save(tmp_path / "quantized.png")
+    stored = np.asarray(Image.open(tmp_path / "quantized.png"))
+    assert stored.max() <= 20  # its values alone would pass
+    with pytest.raises(
+        ValueError, match=r"quantized\.png: index \d has the colour of class (15|20)"
+    ):
+        _read(tmp_path / "quantized.png")
+
+
+def test_colour_pictures(tmp_path):
+    Image.fromarray(voc_palette()[_labels()]).save(tmp_path / "rgb.png")
+    with pytest.raises(ValueError, match=r"rgb\.png: .*colour picture \(mode RGB\)\. Give the P"):
+        _read(tmp_path / "rgb.png")
+
+
+@pytest.mark.parametrize("value", [21, 60, 254])
+@pytest.mark.parametrize("palette", [True, False])
+def test_other_values(tmp_path, value, palette):
+    labels = _labels()
+    labels[0, :3] = value
+    write_label_map(tmp_path / "a.png", labels, palette=palette)
+    message = rf"a\.png: label values must be 0\.\.20 or 255 .*; found {value} in 3 of 48 pixels"
+    with pytest.raises(ValueError, match=message):
+        _read(tmp_path / "a.png")
+    assert read_pseudo_label([tmp_path / "a.png"], *SIZE, num_classes=value + 1)[0, 0] == value
+
+
+@pytest.mark.parametrize("size", [(5, 8), (8, 6), (6, 9)])
+def test_other_sizes(tmp_path, size):
+    write_label_map(tmp_path / "a.png", np.zeros(size, np.uint8))
+    np.save(tmp_path / "a.npy", {3: np.zeros(size, np.float32)})
+    told = f"the pseudo label is {size[1]}x{size[0]}, its image 8x6"
+    with pytest.raises(ValueError, match=rf"a\.png: {told}"):
+        _read(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=rf"a\.npy: {told}"):
+        _read(tmp_path / "a.npy", file_format="cams")
+
+
+def test_missing_file_and_unknown_format(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        _read(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match=r"file_format: unknown value 'cam'.*did you mean 'cams'"):
+        _read(tmp_path / "gone.png", file_format="cam")
+
+
+class TestMerging:
+    """BANA: 255 where Y_crf and Y_ret disagree."""
+
+    @settings(max_examples=30, deadline=None)
+    @given(hnp.arrays(np.uint8, (2, 4, 5), elements=st.sampled_from([0, 1, 20, 255])))
+    def test_agreement(self, pair):
+        first, second = pair
+        merged = merge_labels(first, second)
+        for a, b, m in zip(first.ravel(), second.ravel(), merged.ravel()):
+            assert m == (a if a == b else 255)
+        np.testing.assert_array_equal(merged, merge_labels(second, first))
+        np.testing.assert_array_equal(merge_labels(first, first), first)
+        assert merged.dtype == np.uint8
+
+    def test_files(self, tmp_path):
+        first, second = _labels(), _labels()
+        second[1] = 0
+        write_label_map(tmp_path / "crf.png", first)
+        write_label_map(tmp_path / "ret.png", second)
+        expected = first.copy()
+        expected[1, 2:7] = 255
+        np.testing.assert_array_equal(_read(tmp_path / "crf.png", tmp_path / "ret.png"), expected)
+
+    def test_the_bad_one_is_named(self, tmp_path):
+        write_label_map(tmp_path / "crf.png", _labels())
+        write_label_map(tmp_path / "ret.png", np.full(SIZE, 99, np.uint8))
+        with pytest.raises(ValueError, match=r"ret\.png: label values"):
+            _read(tmp_path / "crf.png", tmp_path / "ret.png")
+
+
+def _activations():
+    """Maps of the classes 15 and 20 (14 and 19 without background)."""
+    maps = np.zeros((2, *SIZE), np.float32)
+    maps[0, 1:5, 1:] = 0.6
+    maps[1, 3:, :4] = 0.7
+    maps[1, 0, 0] = 0.15
+    return maps
+
+
+def _expected(threshold):
+    labels = np.zeros(SIZE, int)
+    labels[1:5, 1:] = 15
+    labels[3:, :4] = 20
+    if threshold < 0.15:
+        labels[0, 0] = 20
+    return labels
+
+
+class TestActivationMaps:
+    @pytest.mark.parametrize("keys", [[14, 19], np.array([14, 19]), torch.tensor([14, 19])])
+    @pytest.mark.parametrize("maps", [_activations(), torch.from_numpy(_activations())])
+    @pytest.mark.parametrize("threshold", [0.1, 0.15])
+    def test_keys_and_high_res(self, tmp_path, keys, maps, threshold):
+        content = {"keys": keys, "cam": torch.rand(2, 2, 2), "high_res": maps}
+        np.save(tmp_path / "a.npy", content)
+        read = _read(tmp_path / "a.npy", file_format="cams", threshold=threshold)
+        np.testing.assert_array_equal(read, _expected(threshold))
+        assert read.dtype == np.uint8
+
+    def test_class_to_map(self, tmp_path):
+        maps = _activations()
+        np.save(tmp_path / "a.npy", {19: maps[1], 14: maps[0].astype(np.float64)})
+        read = _read(tmp_path / "a.npy", file_format="cams", threshold=0.5)
+        np.testing.assert_array_equal(read, _expected(0.5))
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            {"keys": np.zeros(0, np.int64)},  # RIB, for an image without classes
+            {"keys": np.zeros(0, np.int64), "high_res": np.zeros((0, *SIZE), np.float32)},
+            {},
+        ],
+    )
+    def test_no_class(self, tmp_path, content):
+        np.save(tmp_path / "a.npy", content)
+        assert not _read(tmp_path / "a.npy", file_format="cams").any()
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_numbers_that_are_none(self, tmp_path, value):
+        maps = _activations()
+        maps[0, 0, 0] = value
+        np.save(tmp_path / "a.npy", {"keys": [14, 19], "high_res": maps})
+        with pytest.raises(ValueError, match=r"a\.npy: a map holds values that are not finite"):
+            _read(tmp_path / "a.npy", file_format="cams")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"keys": [14, 20]}, r"classes must be in 0\.\.19, got \[14, 20\]"),
+            ({"keys": [-1, 14]}, r"classes must be in 0\.\.19, got \[-1, 14\]"),
+            ({"keys": [14, 14]}, r"classes must be distinct integers, got \[14, 14\]"),
+            ({"keys": [1.0, 2.0]}, "classes must be distinct integers"),
+            ({"keys": [14]}, r"one \(H, W\) map of numbers for each of 1 class\(es\), got shape"),
+            ({"keys": [14, 19], "high_res": _activations()[0]}, "for each of 2 class"),
+            ({"keys": [14, 19], "high_res": "none"}, "for each of 2 class"),
+            ({"keys": [14, 19], "high_res": None}, "has no maps 'high_res'"),
+        ],
+    )
+    def test_malformed_keys_or_maps(self, tmp_path, content, message):
+        np.save(tmp_path / "a.npy", {"high_res": _activations(), **content})
+        with pytest.raises(ValueError, match=rf"a\.npy: .*{message}"):
+            _read(tmp_path / "a.npy", file_format="cams")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"keys": [14], "cam": np.ones((1, 2, 2))}, "has no maps 'high_res'"),
+            ({"logits": _activations()}, r"expected the keys 'keys' and 'high_res', or classes"),
+            ({1: np.zeros((2, 2)), 2: np.zeros((3, 3))}, r"got shapes \[\(2, 2\), \(3, 3\)\]"),
+            ({1: np.zeros(5)}, r"one \(H, W\) map for each class, got shapes \[\(5,\)\]"),
+        ],
+    )
+    def test_other_dicts(self, tmp_path, content, message):
+        np.save(tmp_path / "a.npy", content)
+        with pytest.raises(ValueError, match=rf"a\.npy: .*{message}"):
+            _read(tmp_path / "a.npy", file_format="cams")
+
+
+class TestScores:
+    """What EDAM's CRF writes: 0 is background, class c is c."""
+
+    def _content(self):
+        maps = np.zeros((3, *SIZE), np.float32)
+        maps[0] = 0.4
+        maps[1], maps[2] = 0.35, 0.25
+        maps[:, 1:4] = np.array([0.2, 0.7, 0.1])[:, None, None]
+        return {0: maps[0], 15: maps[1], 20: maps[2]}
+
+    def test_largest_wins(self, tmp_path):
+        np.save(tmp_path / "a.npy", self._content())
+        expected = np.zeros(SIZE, int)
+        expected[1:4] = 15
+        read = _read(tmp_path / "a.npy", file_format="scores")
+        np.testing.assert_array_equal(read, expected)
+
+    def test_they_are_not_taken_for_activations(self, tmp_path):
+        # 0 would be the first class there, and every class one too high.
+        np.save(tmp_path / "a.npy", self._content())
+        with pytest.raises(ValueError, match=r"a\.npy: its maps add up to 1 .*--format scores"):
+            _read(tmp_path / "a.npy", file_format="cams")
+
+    def test_background_is_needed(self, tmp_path):
+        np.save(tmp_path / "a.npy", {15: np.ones(SIZE, np.float32)})
+        with pytest.raises(
+            ValueError, match=r"scores need a map 0 \(background\), got keys \[15\]"
+        ):
+            _read(tmp_path / "a.npy", file_format="scores")
+
+    def test_class_out_of_range(self, tmp_path):
+        np.save(tmp_path / "a.npy", {**self._content(), 21: np.ones(SIZE, np.float32)})
+        with pytest.raises(ValueError, match=r"classes must be in 0\.\.20, got \[0, 15, 20, 21\]"):
+            _read(tmp_path / "a.npy", file_format="scores")

@@ -1,0 +1,223 @@
+"""Mixed supervision: flags, boxes in place of masks, what the mapper makes of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import d2_smallobj  # noqa: F401  (makes the embedded host importable)
+from d2_smallobj.annotations.label_rules import identity_rule
+from d2_smallobj.data import build_train_loader
+from d2_smallobj.data.mapper import SemSegMapper
+from d2_smallobj.data.supervision import (
+    apply_supervision,
+    box_labels,
+    check_supervision,
+    classes_of,
+)
+
+FRACTION = ("SMALLOBJ.SUPERVISION.MASK_FRACTION", 0.5)
+
+
+@pytest.fixture
+def instance_dicts(tiny_dicts, tmp_path):
+    """The tiny data set with instance maps: the object of each class is one instance."""
+    for i, record in enumerate(tiny_dicts):
+        labels = np.asarray(Image.open(record["sem_seg_file_name"]))
+        instances = np.where(labels == 255, 255, np.where(labels > 0, labels + 10, 0))
+        record["ins_seg_file_name"] = str(tmp_path / f"instances_{i}.png")
+        Image.fromarray(instances.astype(np.uint8)).save(record["ins_seg_file_name"])
+    return tiny_dicts
+
+
+def labels_of(record):
+    return np.asarray(Image.open(record["sem_seg_file_name"]))
+
+
+# ---- Flags -------------------------------------------------------------------------------------
+
+
+def test_without_a_fraction_nothing_changes(tiny_cfg, tiny_dicts):
+    assert apply_supervision(tiny_cfg(), tiny_dicts) == tiny_dicts
+
+
+def test_the_split_flags_every_image(tiny_cfg, instance_dicts):
+    # Seven images of classes 1..6 and again 1, all with class 2: the background is 2.
+    for record in instance_dicts:
+        record["boxes"] = [(2, 0, 0, 5, 5)]
+    images = apply_supervision(tiny_cfg(*FRACTION), instance_dicts)
+    flags = [x["supervision"] for x in images]
+    assert flags == ["mask"] * 4 + ["boxes"] * 3
+    names = {x["file_name"] for x in images}
+    assert names == {x["file_name"] for x in instance_dicts}
+    assert "supervision" not in instance_dicts[0]
+
+
+def test_masks_alone_and_masks_more_often(tiny_cfg, instance_dicts):
+    for record in instance_dicts:
+        record["boxes"] = [(2, 0, 0, 5, 5)]
+    node = "SMALLOBJ.SUPERVISION."
+    masks = apply_supervision(tiny_cfg(*FRACTION, f"{node}REST", "none"), instance_dicts)
+    assert [x["supervision"] for x in masks] == ["mask"] * 4
+    both = apply_supervision(tiny_cfg(*FRACTION, f"{node}MASK_REPEAT", 3), instance_dicts)
+    assert [x["supervision"] for x in both] == ["mask"] * 12 + ["boxes"] * 3
+
+
+def test_the_split_follows_its_seed(tiny_cfg, instance_dicts):
+    def chosen(*options):
+        images = apply_supervision(tiny_cfg(*FRACTION, *options), many)
+        return [x["image_id"] for x in images if x["supervision"] == "mask"]
+
+    many = [{**instance_dicts[0], "image_id": i, "boxes": [(1, 0, 0, 2, 2)]} for i in range(40)]
+    key = "SMALLOBJ.SUPERVISION.SPLIT_SEED"
+    assert chosen("SEED", 1) == chosen("SEED", 1) != chosen("SEED", 2)
+    assert chosen("SEED", 1, key, 5) == chosen("SEED", 2, key, 5) == chosen("SEED", 5)
+
+
+def test_a_class_without_a_mask(tiny_cfg, instance_dicts):
+    with pytest.raises(
+        ValueError, match=r"^SMALLOBJ\.SUPERVISION\.MASK_FRACTION: fraction 0\.3 of 7 .*without any"
+    ):
+        apply_supervision(tiny_cfg("SMALLOBJ.SUPERVISION.MASK_FRACTION", 0.3), instance_dicts)
+
+
+def test_flags_of_their_own_are_not_split(tiny_cfg, tiny_dicts):
+    tiny_dicts[0]["supervision"] = "mask"
+    with pytest.raises(ValueError, match=r"MASK_FRACTION is 0\.5, but 1 image\(s\) .*set it to 1"):
+        apply_supervision(tiny_cfg(*FRACTION), tiny_dicts)
+    assert apply_supervision(tiny_cfg(), tiny_dicts)[0]["supervision"] == "mask"
+
+
+def test_a_mask_without_a_mask_is_an_error():
+    dicts = [{"file_name": f"{i}.jpg", "supervision": "mask"} for i in range(11)]
+    with pytest.raises(
+        ValueError, match=r"^11 image\(s\) flagged 'mask' without a mask .*: 0\.jpg.* and 1 more$"
+    ):
+        check_supervision(dicts)
+
+
+def test_boxes_without_boxes_are_an_error(tiny_dicts):
+    dicts = [{**tiny_dicts[0], "supervision": "boxes"}]
+    with pytest.raises(ValueError, match=r"^1 image\(s\) flagged 'boxes' without boxes .*image_0"):
+        check_supervision(dicts)
+    check_supervision([{**dicts[0], "boxes": []}])
+
+
+def test_an_unknown_flag():
+    with pytest.raises(ValueError, match=r"a\.jpg: supervision: unknown value 'masks'.*'mask'\?"):
+        check_supervision([{"file_name": "a.jpg", "supervision": "masks"}])
+
+
+def test_classes_come_from_boxes_or_masks(tiny_dicts):
+    assert classes_of(tiny_dicts[2]) == {2, 3}
+    assert classes_of({**tiny_dicts[2], "boxes": [(5, 0, 0, 1, 1), (-4, 0, 0, 1, 1)]}) == {5}
+    rule = identity_rule(7).only(3)
+    assert classes_of({**tiny_dicts[2], "label_rule": rule}) == {1}
+    with pytest.raises(ValueError, match=r"x\.jpg: it has neither boxes nor a mask to be split by"):
+        classes_of({"file_name": "x.jpg"})
+
+
+# ---- Painted labels ----------------------------------------------------------------------------
+
+
+def box_record(record, **more):
+    labels = labels_of(record)
+    height, width = labels.shape
+    return {**record, "supervision": "boxes", "height": height, "width": width, **more}
+
+
+def test_boxes_of_a_table():
+    x = {"file_name": "a.jpg", "height": 4, "width": 5, "boxes": [(2, 1, 1, 99, 3)]}
+    labels = box_labels(x)
+    assert labels.dtype == np.int32
+    assert labels.tolist() == [[0] * 5, [0, 2, 2, 2, 2], [0, 2, 2, 2, 2], [0] * 5]
+    with pytest.raises(ValueError, match=r"^a\.jpg: boxes: 1 bad box\(es\): .* is inverted"):
+        box_labels({**x, "boxes": [(2, 3, 1, 2, 3)]})
+
+
+def test_boxes_are_derived_from_instances(instance_dicts):
+    """Rows 3..11, columns 4..19 have class 1 + i; a small object of class 2 lies below."""
+    labels = box_labels(box_record(instance_dicts[3]))
+    expected = np.zeros_like(labels)
+    expected[3:12, 4:20] = 4
+    expected[14:17, 8:11] = 2
+    np.testing.assert_array_equal(labels, expected)
+    assert not (labels == 255).any(), "a mask's ignored pixels would tell outlines"
+
+
+def test_boxes_of_one_class(instance_dicts):
+    labels = box_labels(box_record(instance_dicts[3], label_rule=identity_rule(7).only(4)))
+    expected = np.zeros_like(labels)
+    expected[3:12, 4:20] = 1
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_an_instance_map_of_another_size(instance_dicts):
+    x = box_record(instance_dicts[3], ins_seg_file_name=instance_dicts[4]["ins_seg_file_name"])
+    with pytest.raises(ValueError, match=r"instances_4\.png: the instance map is 32x32, .* 34x29"):
+        box_labels(x)
+
+
+# ---- The mapper --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mapper(tiny_cfg):
+    def make(*options):
+        return SemSegMapper(tiny_cfg(*options), True)
+
+    return make
+
+
+def test_a_mask_image_has_certain_labels(mapper, instance_dicts):
+    plain = mapper()({**instance_dicts[0], "stream_position": 3})
+    x = mapper()({**instance_dicts[0], "stream_position": 3, "supervision": "mask"})
+    assert "doubtable" not in plain
+    assert torch.equal(plain["sem_seg"], x["sem_seg"])
+    assert not x["doubtable"].any()
+
+
+def test_a_box_image_is_augmented_alike(mapper, instance_dicts):
+    """Labels, mask of doubtable pixels and true labels go through the same transforms."""
+    for position in range(12):
+        x = mapper()({**instance_dicts[3], "stream_position": position, "supervision": "boxes"})
+        true = mapper()({**instance_dicts[3], "stream_position": position})
+        assert x["doubtable"].dtype == torch.bool
+        assert torch.equal(x["image"], true["image"])
+        assert torch.equal(x["true_sem_seg"], true["sem_seg"])
+        # The objects are rectangles, so that boxes and masks agree but for the void line above.
+        known = true["sem_seg"] != 255
+        assert torch.equal(x["sem_seg"][known], true["sem_seg"][known])
+        assert torch.equal(x["doubtable"], (x["sem_seg"] > 0) & (x["sem_seg"] != 255))
+        assert x["doubtable"].any()
+
+
+def test_true_labels_are_read_only_to_be_logged(mapper, instance_dicts, monkeypatch):
+    off = mapper("SMALLOBJ.SUPERVISION.LOG_ACCURACY", False)
+    x = {**instance_dicts[3], "supervision": "boxes", "boxes": [(1, 0, 0, 5, 5)]}
+    assert "true_sem_seg" not in off(x)
+    del x["sem_seg_file_name"]
+    assert (mapper()(x)["true_sem_seg"] == 255).all(), "unknown"
+
+
+def test_size_weights_are_those_of_the_painted_boxes(mapper, instance_dicts):
+    from d2_smallobj.losses.size_weights import size_weights
+
+    x = mapper("SMALLOBJ.TASK_A.LOSS", "size_weighted")(
+        {**instance_dicts[3], "supervision": "boxes", "stream_position": 0}
+    )
+    expected = size_weights(x["sem_seg"].numpy())
+    np.testing.assert_array_equal(x["size_weights"].numpy(), expected)
+
+
+def test_the_loader_mixes_masks_and_boxes(tiny_cfg, tiny, instance_dicts):
+    for record in instance_dicts:
+        record["boxes"] = [(2, 0, 0, 50, 50)]
+    loader = iter(build_train_loader(tiny_cfg(*FRACTION)))
+    seen = [x for _ in range(7) for x in next(loader)]
+    # 21 samples: three times around 4 masks and 3 boxes.
+    assert sum(x["supervision"] == "mask" for x in seen) == 12
+    for x in seen:
+        assert x["doubtable"].any() == (x["supervision"] == "boxes")

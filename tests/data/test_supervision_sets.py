@@ -1,0 +1,282 @@
+"""Data sets with boxes, Cityscapes in its own layout, binary tasks of one class."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import d2_smallobj  # noqa: F401  (makes the embedded host importable)
+from d2_smallobj.annotations.boxes import paint_boxes
+from d2_smallobj.annotations.cityscapes import CITYSCAPES_CLASS_NAMES
+from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES
+from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.coco_boxes import coco_boxes
+from d2_smallobj.annotations.demo import make_demo
+from d2_smallobj.data import dataset_dicts
+from d2_smallobj.data.catalog import canonical_name, register_all
+from d2_smallobj.data.mapper import SemSegMapper
+from d2_smallobj.data.supervision import box_labels
+from d2_smallobj.evaluation import GroundTruthReader, SmallObjectEvaluator
+from d2_smallobj.scoring.registered import registered_truth
+from detectron2.data import MetadataCatalog
+
+CITY_TRAIN = "cityscapes_vehicles_persons_train"
+CITY_VAL = "cityscapes_vehicles_persons_val"
+
+
+@pytest.fixture
+def root(tmp_path, registration):
+    """Register below an empty root."""
+    register_all(tmp_path)
+    return tmp_path
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+# ---- Cityscapes --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def city(root):
+    """Two images of 12 x 24: road, a car, a group of cars behind it, a person, the ego vehicle."""
+    rng = np.random.default_rng(0)
+    for split, stem in (("train", "aachen/aachen_000000_000019"), ("val", "bonn/bonn_000001_000007")):
+        folder = root / "cityscapes"
+        labels = np.full((12, 24), 7, np.uint8)
+        instances = np.full((12, 24), 7, np.int32)
+        labels[1:5, 2:8], instances[1:5, 2:8] = 26, 26000
+        labels[2:6, 5:10], instances[2:6, 5:10] = 26, 26001
+        labels[1:4, 14:20], instances[1:4, 14:20] = 26, 26
+        labels[5:10, 20:22], instances[5:10, 20:22] = 24, 24000
+        labels[10:], instances[10:] = 1, 1
+        picture = rng.integers(0, 256, (12, 24, 3), np.uint8)
+        save(folder / f"leftImg8bit/{split}/{stem}_leftImg8bit.png", picture)
+        save(folder / f"gtFine/{split}/{stem}_gtFine_labelIds.png", labels)
+        save(folder / f"gtFine/{split}/{stem}_gtFine_instanceIds.png", instances.astype(np.uint16))
+        # What else lies there must not matter.
+        save(folder / f"gtFine/{split}/{stem}_gtFine_color.png", picture)
+    return root / "cityscapes"
+
+
+def test_cityscapes_is_listed(city):
+    (record,) = dataset_dicts([CITY_TRAIN])
+    assert record["image_id"] == "aachen_000000_000019"
+    truth = city / "gtFine/train/aachen/aachen_000000_000019_gtFine"
+    assert record["sem_seg_file_name"] == f"{truth}_labelIds.png"
+    assert record["ins_seg_file_name"] == f"{truth}_instanceIds.png"
+    assert MetadataCatalog.get(CITY_TRAIN).stuff_classes == list(CITYSCAPES_CLASS_NAMES)
+
+
+def test_cityscapes_boxes(city):
+    """A box around every car and person, one around the group; the ego vehicle has none."""
+    (record,) = dataset_dicts([CITY_TRAIN])
+    labels = box_labels({**record, "height": 12, "width": 24})
+    expected = np.zeros((12, 24), int)
+    expected[1:6, 2:10] = 3
+    expected[5, 2:5] = expected[1, 8:10] = 0
+    expected[1:4, 14:20] = 3
+    expected[5:10, 20:22] = 1
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_cityscapes_masks(city, tiny_cfg):
+    (record,) = dataset_dicts([CITY_TRAIN])
+    cfg = tiny_cfg("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 9, "SMALLOBJ.SCALES", "[1.0]")
+    x = SemSegMapper(cfg, True)({**record, "supervision": "mask"})
+    labels = x["sem_seg"][:12, :24]
+    assert sorted(set(labels.flatten().tolist())) == [0, 1, 3, 255]
+    assert (labels[10:] == 255).all()
+
+
+def test_cityscapes_truth(city):
+    """Groups and what is not scored are void; instances keep their ids."""
+    (record,) = dataset_dicts([CITY_VAL])
+    truth = GroundTruthReader(CITY_VAL)(record)
+    assert np.unique(truth.semantic).tolist() == [0, 1, 3, 255]
+    assert np.unique(truth.instances).tolist() == [0, 255, 24000, 26000, 26001]
+    assert (truth.instances[1:4, 14:20] == 255).all()
+
+
+def test_a_perfect_prediction_of_cityscapes(city):
+    import torch
+
+    (record,) = dataset_dicts([CITY_VAL])
+    evaluator = SmallObjectEvaluator(CITY_VAL)
+    semantic = GroundTruthReader(CITY_VAL)(record).semantic.astype(np.int64)
+    evaluator.process([record], [{"sem_seg": torch.from_numpy(np.where(semantic > 8, 0, semantic))}])
+    figures = evaluator.evaluate()["sem_seg"]
+    assert (figures["mIoU"], figures["IA-mIoU"], figures["instances"]) == (100.0, 100.0, 3.0)
+
+
+def test_scoring_folders_sees_the_same_truth(city):
+    truth = registered_truth(CITY_VAL)
+    assert truth.class_names == CITYSCAPES_CLASS_NAMES
+    (image,) = truth.images
+    assert truth.size(image) == (12, 24)
+    semantic, instances = truth.read(image)
+    expected = GroundTruthReader(CITY_VAL)(dataset_dicts([CITY_VAL])[0])
+    np.testing.assert_array_equal(semantic, expected.semantic)
+    np.testing.assert_array_equal(instances, expected.instances)
+
+
+def test_missing_cityscapes_files_are_named(city):
+    missing = city / "gtFine/train/aachen/aachen_000000_000019_gtFine_instanceIds.png"
+    missing.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(missing))}\n.*\"Cityscapes\""):
+        dataset_dicts([CITY_TRAIN])
+
+
+def test_missing_cityscapes_folders_are_named(root):
+    with pytest.raises(FileNotFoundError, match=r"2 path\(s\) missing:\s.*leftImg8bit.*\s.*gtFine"):
+        dataset_dicts([CITY_TRAIN])
+
+
+# ---- Binary tasks ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def demo(root):
+    make_demo(root / "smallobj_demo", num_train=3, num_val=3, size=96)
+    return root
+
+
+def test_one_class_of_the_demo(demo):
+    name = canonical_name("smallobj_demo_val:star")
+    assert canonical_name(name) == name
+    metadata = MetadataCatalog.get(name)
+    assert metadata.stuff_classes == ["background", "star"]
+    assert metadata.num_classes == 2
+    reader, whole = GroundTruthReader(name), GroundTruthReader("smallobj_demo_val")
+    found = 0
+    for record in dataset_dicts([name]):
+        binary, all_classes = reader(record), whole(record)
+        star = all_classes.semantic == 3
+        void = all_classes.semantic == 255
+        np.testing.assert_array_equal(binary.semantic, np.where(void, 255, star))
+        np.testing.assert_array_equal(
+            binary.instances, np.where(void, 255, np.where(star, all_classes.instances, 0))
+        )
+        found += star.any()
+    assert found
+
+
+def test_objects_of_any_class(demo):
+    name = "smallobj_demo_val:any"
+    record = dataset_dicts([name])[0]
+    assert MetadataCatalog.get(name).stuff_classes == ["background", "object"]
+    whole = GroundTruthReader("smallobj_demo_val")(record)
+    semantic = GroundTruthReader(name)(record).semantic
+    np.testing.assert_array_equal(semantic, np.where(whole.semantic == 255, 255, whole.semantic > 0))
+
+
+def test_unknown_names_of_binary_tasks(demo):
+    with pytest.raises(ValueError, match=r"class of 'smallobj_demo_val'.*did you mean 'star'"):
+        dataset_dicts(["smallobj_demo_val:stars"])
+    with pytest.raises(ValueError, match=r"before ':': unknown value 'smallobj_demo'; expected"):
+        dataset_dicts(["smallobj_demo:star"])
+
+
+# ---- COCO and VOC ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def coco(root):
+    """Two images of 10 x 8 with a person (mask 2 x 3 in the corner of its box) and a crowd."""
+    folder = root / "coco"
+    content = {
+        "images": [
+            {"id": i, "height": 10, "width": 8, "file_name": f"{i:012d}.jpg"} for i in (1, 2)
+        ],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(COCO_CLASS_NAMES[1:], 1)],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 4, 5], "iscrowd": 0,
+             "segmentation": [[1, 2, 4, 2, 4, 4, 1, 4]]},
+            {"id": 2, "image_id": 1, "category_id": 2, "bbox": [6, 0, 2, 2], "iscrowd": 0,
+             "segmentation": [[6, 0, 8, 0, 8, 2, 6, 2]]},
+            {"id": 3, "image_id": 2, "category_id": 1, "bbox": [0, 0, 3, 3], "iscrowd": 1,
+             "segmentation": {"size": [10, 8], "counts": [0, 3, 77]}},
+        ],
+    }  # fmt: skip
+    for split in ("train", "val"):
+        path = folder / f"annotations/instances_{split}2017.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+        for i in (1, 2):
+            save(folder / f"{split}2017/{i:012d}.jpg", np.zeros((10, 8, 3), np.uint8))
+            save(
+                folder / f"SegmentationClass81/{split}2017/{i:012d}.png",
+                np.zeros((10, 8), np.uint8),
+            )
+    return folder
+
+
+def test_coco_with_boxes_and_of_one_category(coco):
+    first, second = dataset_dicts(["coco_2017_train_81_mixed"])
+    assert first["boxes"].tolist() == [[1, 1, 2, 5, 7], [2, 6, 0, 8, 2]]
+    assert second["boxes"].tolist() == [[-1, 0, 0, 3, 3]]
+    first, second = dataset_dicts(["coco_2017_train_81_mixed:bicycle"])
+    assert first["boxes"].tolist() == [[1, 6, 0, 8, 2]]
+    assert len(second["boxes"]) == 0
+
+
+def test_coco_truth_of_one_category(coco):
+    name = "coco_2017_val_81:person"
+    first, _ = dataset_dicts([name])
+    truth = GroundTruthReader(name)(first)
+    person = np.zeros((10, 8), int)
+    person[2:4, 1:4] = 1
+    np.testing.assert_array_equal(truth.semantic, person)
+    np.testing.assert_array_equal(truth.instances > 0, person > 0)
+    scored = registered_truth(name)
+    np.testing.assert_array_equal(scored.read(scored.images[0])[0], person)
+
+
+@pytest.fixture
+def voc(root):
+    folder = root / "VOCdevkit/VOC2012"
+    for image in ("2007_000001", "2007_000002"):
+        save(folder / f"JPEGImages/{image}.jpg", np.zeros((10, 8, 3), np.uint8))
+        save(folder / f"SegmentationClassAug/{image}.png", np.zeros((10, 8), np.uint8))
+        path = folder / f"Annotations/{image}.xml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(
+            "<annotation><size><width>8</width><height>10</height></size><object><name>dog</name>"
+            "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>5</ymax></bndbox></object>"
+            "</annotation>"
+        )
+    lists = folder / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "trainaug.txt").write_text("2007_000001\n2007_000002\n")
+    return folder
+
+
+def test_voc_with_boxes(voc):
+    records = dataset_dicts(["voc_2012_trainaug_mixed"])
+    assert [x["boxes"].tolist() for x in records] == [[[12, 0, 0, 4, 5]]] * 2
+
+
+def test_missing_voc_annotations_are_named(voc):
+    (voc / "Annotations/2007_000002.xml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Annotations/2007_000002\.xml"):
+        dataset_dicts(["voc_2012_trainaug_mixed"])
+
+
+def test_real_boxes_hold_their_masks(realdata):
+    """Real COCO: all but the last pixels of the objects lie in painted boxes."""
+    path = realdata / "coco/tinycoco50_val2017.json"
+    annotations, boxes = InstanceAnnotations(path), coco_boxes(path)
+    inside = total = 0
+    for image_id in annotations.image_ids:
+        semantic, _ = annotations.maps(image_id)
+        painted = paint_boxes(boxes[image_id], *semantic.shape)
+        inside += np.count_nonzero((semantic > 0) & (painted > 0))
+        total += np.count_nonzero(semantic)
+    assert total > 10**6
+    assert inside / total > 0.999

@@ -1,0 +1,140 @@
+"""datasets/prepare_pseudo_labels.py."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2_smallobj.annotations.demo import make_demo
+from d2_smallobj.annotations.label_maps import read_label_map
+
+SCRIPT = "prepare_pseudo_labels.py"
+
+
+@pytest.fixture
+def root(tmp_path, realdata):
+    """Six real VOC images as training set, with their true maps."""
+    folder = tmp_path / "data/VOCdevkit/VOC2012"
+    source = realdata / "voc/VOC2012"
+    ids = (source / "ImageSets/Segmentation/val.txt").read_text().split()[:6]
+    for name, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (folder / name).mkdir(parents=True)
+        for image in ids:
+            shutil.copy(source / f"{name}/{image}.{suffix}", folder / name)
+    (folder / "ImageSets/Segmentation").mkdir(parents=True)
+    (folder / "ImageSets/Segmentation/trainaug.txt").write_text("\n".join(ids))
+    (folder / "SegmentationObject").mkdir()
+    for image in ids[:4]:  # the images of SBD have no instance maps
+        shutil.copy(source / f"SegmentationObject/{image}.png", folder / "SegmentationObject")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def written(root, tmp_path):
+    """A method's labels: the true ones, without void."""
+    folder = tmp_path / "sem_seg"
+    folder.mkdir()
+    for path in (root / "VOCdevkit/VOC2012/SegmentationClass").iterdir():
+        labels = read_label_map(path)
+        Image.fromarray(np.where(labels == 255, 0, labels)).save(folder / path.name)
+    return folder
+
+
+def test_as_a_user_runs_it(root, written, repository):
+    done = subprocess.run(
+        [sys.executable, repository / "datasets" / SCRIPT, "irn", written, "--root", root],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    folder = root / "VOCdevkit/VOC2012/PseudoLabels"
+    assert done.stdout.startswith("6 label maps written, 0 kept, 0 other files passed over")
+    assert "irn against the true instances of 4 images, percent: mIoU 100.00" in done.stdout
+    assert "to train on them: DATASETS.TRAIN \"('voc_2012_trainaug_irn',)\"" in done.stdout
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"irn", "irn.json", "irn.md", "irn.csv", "irn.png"}
+    assert (folder / "irn.md").read_text() in done.stdout
+    with open(folder / "irn.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["missed"] for row in rows} == {"0"}
+    assert "Traceback" not in done.stderr
+
+
+def test_another_name_and_check(command, root, written):
+    status, out, _ = command(
+        SCRIPT, "other", written, "--name", "mine", "--root", root, "--no-summary"
+    )
+    folder = root / "VOCdevkit/VOC2012/PseudoLabels/mine"
+    assert status == 0
+    assert f"voc_2012_trainaug@{folder}" in out
+    assert not folder.with_suffix(".csv").exists()
+    status, out, _ = command(SCRIPT, "other", "--name", "mine", "--check", "--root", root)
+    assert status == 0
+    assert f"6 label maps in {folder} are sound" in out
+    assert folder.with_suffix(".csv").exists()
+    path = next(folder.iterdir())
+    Image.new("RGB", (5, 5)).save(path)
+    status, _, err = command(SCRIPT, "other", "--name", "mine", "--check", "--root", root)
+    assert status == 1
+    assert "error: 1 pseudo label(s) that cannot be used" in err
+    assert path.name in err
+
+
+def test_without_true_instances(command, root, written):
+    shutil.rmtree(root / "VOCdevkit/VOC2012/SegmentationObject")
+    status, out, _ = command(SCRIPT, "irn", written, "--root", root)
+    assert status == 0
+    assert "no summary: none of the images has a map in SegmentationObject" in out
+
+
+def test_the_demo(command, tmp_path):
+    make_demo(tmp_path / "smallobj_demo", num_train=4, num_val=1, size=96)
+    before = sorted((tmp_path / "smallobj_demo").rglob("*"))
+    status, out, _ = command(
+        *(SCRIPT, "other", "--name", "demo", "--check", "--dataset", "demo", "--root", tmp_path)
+    )
+    assert status == 0
+    assert "demo against the true instances of 4 images" in out
+    assert sorted((tmp_path / "smallobj_demo").rglob("*")) == before
+    assert (tmp_path / "demo_labels_demo.png").is_file()
+
+
+def test_the_methods_own_threshold(command, root, tmp_path):
+    folder = tmp_path / "cam"
+    folder.mkdir()
+    for path in (root / "VOCdevkit/VOC2012/SegmentationClass").iterdir():
+        shape = read_label_map(path).shape
+        np.save(folder / f"{path.stem}.npy", {4: np.full(shape, 0.3, np.float32)})
+    for method, expected in (("irn", 5), ("edam", 0)):
+        status, _, err = command(SCRIPT, method, folder, "--root", root, "--no-summary")
+        assert status == 0, err
+        prepared = root / f"VOCdevkit/VOC2012/PseudoLabels/{method}"
+        assert {int(read_label_map(path).max()) for path in prepared.iterdir()} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (("irm", "{written}"), 2, "invalid choice: 'irm'"),
+        (("irn",), 2, "give the folders that the method wrote, or --check alone"),
+        (("irn", "{written}", "--check"), 2, "or --check alone"),
+        (("other", "{written}"), 2, "--name is needed for a method without one"),
+        (("irn", "{written}", "--jobs", "0"), 2, "--jobs must be at least 1, got 0"),
+        (("bana", "{written}"), 1, "error: bana: expected 2 folder(s) (Y_crf, Y_ret), got 1"),
+        (("irn", "{written}/nowhere"), 1, "error: data set 'irn pseudo labels': 1 path(s)"),
+        (("irn", "{written}", "--dataset", "coco_2014"), 1, "instances_train2014.json"),
+        (("irn", "{written}", "--name", "../x"), 1, "got '../x'"),
+    ],
+)
+def test_wrong_use(command, root, written, arguments, status, told):
+    filled = [a.replace("{written}", str(written)) for a in arguments]
+    found, _, err = command(SCRIPT, *filled, "--root", root)
+    assert found == status
+    assert told in err
+    assert not (root / "VOCdevkit/VOC2012/PseudoLabels").exists()

@@ -1,0 +1,327 @@
+"""A method's folders become label maps of a registered set; what is wrong is listed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES
+from d2_smallobj.annotations.demo import make_demo
+from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
+from d2_smallobj.scoring.label_targets import open_target
+from d2_smallobj.scoring.problems import InputError
+from d2_smallobj.scoring.pseudo_labels import (
+    check_labels,
+    find_sources,
+    marker_path,
+    prepare_labels,
+)
+
+IDS = [f"2007_{i:06d}" for i in range(12)]
+
+
+def labels_of(index):
+    """Pseudo label of an image: 20 + index columns, classes 1.. and an object."""
+    labels = np.zeros((16, 20 + index), np.uint8)
+    labels[2:9, 3:12] = 1 + index
+    return labels
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """A VOC tree of twelve images without labels."""
+    folder = tmp_path / "data/VOCdevkit/VOC2012"
+    for name in ("JPEGImages", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    for index, image in enumerate(IDS):
+        picture = np.full((16, 20 + index, 3), 90, np.uint8)
+        Image.fromarray(picture).save(folder / f"JPEGImages/{image}.jpg")
+    (folder / "ImageSets/Segmentation/trainaug.txt").write_text("\n".join(IDS))
+    return folder
+
+
+@pytest.fixture
+def root(voc):
+    return voc.parents[1]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """What a method wrote: L-mode PNGs, pictures beside them, an image that is not in the list."""
+    folder = tmp_path / "irn/sem_seg"
+    folder.mkdir(parents=True)
+    for index, image in enumerate(IDS):
+        write_label_map(folder / f"{image}.png", labels_of(index), palette=False)
+        shutil.copy(folder / f"{image}.png", folder / f"{image}_palette.png")
+    shutil.copy(folder / f"{IDS[0]}.png", folder / "2011_000001.png")
+    return folder
+
+
+def prepare(root, method, *folders, data_set="voc", name=None, file_format="auto", **options):
+    target = open_target(root, data_set, name or method)
+    sources = find_sources(target, method, folders, file_format=file_format)
+    return target, sources, prepare_labels(target, sources, **options)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_label_maps(root, voc, written, jobs):
+    target, sources, done = prepare(root, "irn", written, jobs=jobs)
+    assert (done.written, done.kept, sources.others) == (12, 0, 13)
+    assert target.folder == voc / "PseudoLabels/irn"
+    assert target.use == "voc_2012_trainaug_irn"
+    assert target.command == "DATASETS.TRAIN \"('voc_2012_trainaug_irn',)\""
+    assert sorted(os.listdir(target.folder)) == [f"{image}.png" for image in IDS]
+    for index, image in enumerate(IDS):
+        path = target.folder / f"{image}.png"
+        np.testing.assert_array_equal(read_label_map(path), labels_of(index))
+        assert Image.open(path).mode == "P"
+    assert check_labels(target, find_sources(target, "other", [target.folder])) == 12
+
+
+def test_the_list_may_be_called_train_aug(root, voc, written):
+    lists = voc / "ImageSets/Segmentation"
+    pairs = (f"/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png" for i in IDS)
+    (lists / "train_aug.txt").write_text("\n".join(pairs))
+    (lists / "trainaug.txt").unlink()
+    assert prepare(root, "irn", written)[2].written == 12
+
+
+def test_two_folders_are_merged(root, tmp_path, written):
+    other = tmp_path / "Y_ret"
+    shutil.copytree(written, other)
+    changed = labels_of(4)
+    changed[2] = 0
+    write_label_map(other / f"{IDS[4]}.png", changed)
+    target, _, _ = prepare(root, "bana", written, other)
+    expected = labels_of(4)
+    expected[2, 3:12] = 255
+    np.testing.assert_array_equal(read_label_map(target.folder / f"{IDS[4]}.png"), expected)
+    np.testing.assert_array_equal(read_label_map(target.folder / f"{IDS[5]}.png"), labels_of(5))
+    with pytest.raises(ValueError, match=r"bana: expected 2 folder\(s\) \(Y_crf, Y_ret\), got 1"):
+        prepare(root, "bana", written)
+    with pytest.raises(ValueError, match=r"irn: expected 1 folder\(s\) \(labels\), got 2"):
+        prepare(root, "irn", written, other)
+    # A method of one's own may write two, too.
+    assert prepare(root, "other", written, other, name="mine")[2].written == 12
+
+
+def _write_cams(folder):
+    folder.mkdir()
+    for index, image in enumerate(IDS):
+        mask = (labels_of(index) > 0).astype(np.float32)
+        np.save(folder / f"{image}.npy", {"keys": np.array([index]), "high_res": 0.3 * mask[None]})
+    return folder
+
+
+def test_activation_maps(root, tmp_path):
+    folder = _write_cams(tmp_path / "cam")
+    target, sources, _ = prepare(root, "irn", folder)
+    assert sources.file_format == "cams"
+    for index, image in enumerate(IDS):
+        path = target.folder / f"{image}.png"
+        np.testing.assert_array_equal(read_label_map(path), labels_of(index))
+    assert json.loads(marker_path(target).read_text())["threshold"] == 0.15
+    with pytest.raises(FileExistsError, match=r"irn holds labels that were made from .*\(cams\)"):
+        prepare(root, "irn", folder, threshold=0.4)
+    prepare(root, "irn", folder, threshold=0.4, force=True)
+    assert not read_label_map(target.folder / f"{IDS[0]}.png").any()
+
+
+def test_a_folder_of_both_kinds(root, written):
+    np.save(written / f"{IDS[0]}.npy", {0: np.zeros((16, 20))})
+    with pytest.raises(ValueError, match=r"holds both \.png and \.npy files .*--format \(indices"):
+        prepare(root, "edam", written)
+    assert prepare(root, "edam", written, file_format="indices")[2].written == 12
+
+
+def test_a_method_without_a_name_of_its_own(root, written):
+    target, _, _ = prepare(root, "other", written, name="mine")
+    assert target.use == f"voc_2012_trainaug@{target.folder}"
+    for name in ("../mine", "a/b", "", ".hidden", "a b"):
+        with pytest.raises(ValueError, match=r"method: a name of letters, digits"):
+            open_target(root, "voc", name)
+    with pytest.raises(ValueError, match=r"data_set: unknown value 'vok'.*did you mean 'voc'"):
+        open_target(root, "vok", "irn")
+    target = open_target(root, "voc", "irn")
+    with pytest.raises(ValueError, match=r"method: unknown value 'ir'.*did you mean 'irn'"):
+        find_sources(target, "ir", [written])
+    with pytest.raises(ValueError, match=r"--format: unknown value 'png'"):
+        find_sources(target, "irn", [written], file_format="png")
+
+
+class TestStartingAgain:
+    def test_only_what_is_missing_or_older_is_made(self, root, written):
+        target, _, _ = prepare(root, "irn", written)
+        first, second = (target.folder / f"{image}.png" for image in IDS[:2])
+        first.unlink()
+        changed = np.zeros((16, 21), np.uint8)
+        source = written / f"{IDS[1]}.png"
+        write_label_map(source, changed)
+        later = second.stat().st_mtime_ns + 10**9
+        os.utime(source, ns=(later, later))
+        before = (target.folder / f"{IDS[2]}.png").stat().st_mtime_ns
+        _, _, done = prepare(root, "irn", written)
+        assert (done.written, done.kept) == (2, 10)
+        assert first.exists()
+        assert not read_label_map(second).any()
+        assert (target.folder / f"{IDS[2]}.png").stat().st_mtime_ns == before
+
+    def test_other_sources_are_not_mixed_in(self, root, written, tmp_path):
+        target, _, _ = prepare(root, "irn", written)
+        moved = shutil.copytree(written, tmp_path / "moved")
+        message = rf"made from {written} \(indices\): check them with --check, replace them with"
+        with pytest.raises(FileExistsError, match=message):
+            prepare(root, "irn", moved)
+        assert prepare(root, "irn", moved, force=True)[2].written == 12
+        marker_path(target).unlink()
+        with pytest.raises(FileExistsError, match="labels that were not made by this command"):
+            prepare(root, "irn", moved)
+
+    def test_labels_in_their_place_already(self, root, voc, written):
+        shutil.copytree(written, voc / "PseudoLabels/irn")
+        with pytest.raises(ValueError, match=r"is where the prepared labels belong: .*--check"):
+            prepare(root, "irn", voc / "PseudoLabels/irn")
+        assert len(list((voc / "PseudoLabels/irn").iterdir())) == 25
+
+
+class TestBadFiles:
+    def test_missing_labels(self, root, written):
+        for image in IDS[1:]:
+            (written / f"{image}.png").unlink()
+        message = r"'irn pseudo labels': 11 path\(s\) missing:[\s\S]*000001\.png[\s\S]*and 1 more"
+        with pytest.raises(FileNotFoundError, match=message) as caught:
+            prepare(root, "irn", written)
+        assert "run its code on all of them" in str(caught.value)
+        assert not (root / "VOCdevkit/VOC2012/PseudoLabels").exists()
+
+    def test_missing_folders(self, root, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"1 path\(s\) missing:\n  .*nowhere/"):
+            prepare(root, "irn", tmp_path / "nowhere")
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        with pytest.raises(
+            FileNotFoundError, match=r"no pseudo label of any of the 12 images, e\.g"
+        ):
+            prepare(root, "irn", empty)
+
+    def test_missing_images(self, root, voc, written):
+        (voc / f"JPEGImages/{IDS[3]}.jpg").unlink()
+        with pytest.raises(FileNotFoundError, match=r"1 path\(s\) missing:\n.*000003\.jpg\nSee"):
+            prepare(root, "irn", written)
+        (voc / "ImageSets/Segmentation/trainaug.txt").unlink()
+        with pytest.raises(FileNotFoundError, match=r"trainaug\.txt\nSee datasets/README\.md"):
+            prepare(root, "irn", written)
+
+    def test_all_are_listed_and_the_others_converted(self, root, written):
+        write_label_map(written / f"{IDS[0]}.png", np.full((16, 20), 60, np.uint8))
+        write_label_map(written / f"{IDS[1]}.png", np.zeros((16, 20), np.uint8))
+        (written / f"{IDS[2]}.png").write_bytes(b"no picture")
+        Image.new("RGB", (23, 16)).save(written / f"{IDS[3]}.png")
+        with pytest.raises(
+            InputError, match=r"^4 pseudo label\(s\) that cannot be used:"
+        ) as caught:
+            prepare(root, "irn", written)
+        lines = str(caught.value).splitlines()[1:]
+        for line, (image, told) in zip(
+            lines,
+            [
+                (IDS[0], "found 60 in 320 of 320 pixels"),
+                (IDS[1], "the pseudo label is 20x16, its image 21x16"),
+                (IDS[2], "corrupt or truncated"),
+                (IDS[3], "colour picture (mode RGB)"),
+            ],
+        ):
+            assert f"{image}.png: " in line
+            assert told in line
+        folder = root / "VOCdevkit/VOC2012/PseudoLabels/irn"
+        assert sorted(p.name for p in folder.iterdir()) == [f"{image}.png" for image in IDS[4:]]
+        # Mended, it goes on where it was.
+        for index in range(4):
+            write_label_map(written / f"{IDS[index]}.png", labels_of(index))
+        _, _, done = prepare(root, "irn", written)
+        assert (done.written, done.kept) == (4, 8)
+
+    def test_ten_of_many(self, root, written):
+        for index, image in enumerate(IDS):
+            write_label_map(written / f"{image}.png", labels_of(index) + 30)
+        with pytest.raises(InputError, match=r"12 pseudo label\(s\)[\s\S]*and 2 more") as caught:
+            prepare(root, "irn", written)
+        assert len(str(caught.value).splitlines()) == 12
+
+    def test_broken_images(self, root, voc, written):
+        (voc / f"JPEGImages/{IDS[0]}.jpg").write_bytes(b"\xff\xd8\xff")
+        with pytest.raises(InputError, match=r"000000\.jpg: the image cannot be read"):
+            prepare(root, "irn", written)
+
+    def test_check_finds_the_same(self, root, written):
+        target, _, _ = prepare(root, "irn", written)
+        write_label_map(target.folder / f"{IDS[0]}.png", np.full((16, 20), 60, np.uint8))
+        with pytest.raises(InputError, match=r"1 pseudo label\(s\) that cannot be used"):
+            check_labels(target, find_sources(target, "other", [target.folder]))
+
+
+def test_a_turned_photograph(root, voc, written):
+    """detectron2 turns images as their EXIF data say; labels are made for what is seen."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 20)).save(voc / f"JPEGImages/{IDS[0]}.jpg", exif=exif)
+    assert prepare(root, "irn", written)[2].written == 12
+
+
+class TestCoco:
+    @pytest.fixture
+    def coco(self, tmp_path, realdata):
+        path = tmp_path / "data/coco/annotations/instances_train2014.json"
+        path.parent.mkdir(parents=True)
+        content = json.loads((realdata / "coco/tinycoco50_val2017.json").read_text())
+        for image in content["images"]:
+            image["file_name"] = f"COCO_train2014_{image['id']:012d}.jpg"
+        path.write_text(json.dumps(content))
+        return tmp_path / "data"
+
+    @pytest.mark.parametrize("prefix", ["", "COCO_train2014_"])
+    def test_names_by_id_or_by_file(self, coco, tmp_path, prefix):
+        content = json.loads((coco / "coco/annotations/instances_train2014.json").read_text())
+        annotated = {a["image_id"] for a in content["annotations"]}
+        (tmp_path / "rib").mkdir()
+        for image in content["images"]:
+            if image["id"] in annotated:
+                labels = np.full((image["height"], image["width"]), 80, np.uint8)
+                name = f"{prefix}{image['id']:012d}"
+                write_label_map(tmp_path / f"rib/{name}.png", labels, palette=False)
+                Image.new("RGB", (1, 1)).save(tmp_path / f"rib/{name}_palette.png")
+        target, sources, done = prepare(coco, "rib", tmp_path / "rib", data_set="coco_2014")
+        assert (done.written, sources.others) == (len(annotated), len(annotated)) == (48, 48)
+        assert target.folder == coco / "coco/PseudoLabels/rib_2014"
+        assert target.use == "coco_2014_train_81_rib"
+        assert target.class_names == COCO_CLASS_NAMES
+        names = {path.stem for path in target.folder.iterdir()}
+        assert names == {f"COCO_train2014_{image:012d}" for image in annotated}
+
+    def test_missing_or_other_annotations(self, coco):
+        with pytest.raises(
+            FileNotFoundError, match=r"instances_train2017\.json\nSee datasets/READ"
+        ):
+            open_target(coco, "coco_2017", "irn")
+        path = coco / "coco/annotations/instances_train2014.json"
+        content = json.loads(path.read_text())
+        content["categories"].pop()
+        content["annotations"] = []
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"expected COCO's 80 categories, got 79"):
+            open_target(coco, "coco_2014", "irn")
+
+
+def test_demo(tmp_path):
+    make_demo(tmp_path / "smallobj_demo", num_train=3, num_val=1, size=96)
+    target = open_target(tmp_path, "demo", "demo")
+    sources = find_sources(target, "other", [target.folder])
+    assert check_labels(target, sources) == 3
+    assert target.use.startswith("smallobj_demo_train@")
+    # A demo folder is recognised by its files, so nothing is added to it.
+    assert target.summary == tmp_path / "demo_labels_demo"
