@@ -6,9 +6,6 @@ ask any network for more: it can be mailed, archived and opened anywhere.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.resources
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,11 +18,11 @@ from d2_smallobj.report import html_comparison, html_notes, html_objects, html_s
 from d2_smallobj.report.html_curve import Line
 from d2_smallobj.report.html_markup import Markup, tag
 from d2_smallobj.report.html_model import Method, make_methods
+from d2_smallobj.report.html_page import content_policy, read_asset
 from d2_smallobj.report.html_thumbnails import make_thumbnails
 from d2_smallobj.report.html_worst import worst_small
 from d2_smallobj.utils.files import atomic_write_text
 
-_ASSETS = "d2_smallobj.report"
 _SECTIONS = (
     ("glance", "At a glance"),
     ("compared", "Comparison"),
@@ -150,7 +147,7 @@ def _curves(methods: Sequence[Method], level: float) -> list[Line]:
 
 def _page(title: str, summary: Markup, body: Sequence[Markup | None]) -> str:
     """The whole document."""
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = read_asset("report.css"), read_asset("report.js")
     shown = "".join(part for part in body if part)
     links = [
         tag("li", tag("a", words, href=f"#{name}"))
@@ -160,7 +157,7 @@ def _page(title: str, summary: Markup, body: Sequence[Markup | None]) -> str:
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_policy(script)),
+        tag("meta", http_equiv="Content-Security-Policy", content=content_policy(script)),
         tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         tag("title", title),
         tag("style", Markup(style)),
@@ -184,18 +181,3 @@ def _page(title: str, summary: Markup, body: Sequence[Markup | None]) -> str:
         ),
         lang="en",
     )
-
-
-def _policy(script: str) -> str:
-    """Nothing may be loaded, and no script may run but ours."""
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    return (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline';"
-        f" script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _asset(name: str) -> str:
-    """The text of a file of the package."""
-    folder = importlib.resources.files(_ASSETS) / "html_assets"
-    return (folder / name).read_text(encoding="utf-8")

@@ -19,38 +19,6 @@ PHONE, DESKTOP = 390, 1280
 _SHOWN_COLUMN = """(column => [...document.querySelectorAll('#class-table tbody tr')].map(
     row => row.cells[column].getAttribute('data-value')))"""
 
-# Least WCAG contrast of all text, and where: colours are read off a canvas, which knows every
-# notation, and translucent grounds are laid over each other.
-_CONTRAST = """(() => {
-  const context = Object.assign(document.createElement('canvas'), {width: 1, height: 1})
-    .getContext('2d', {willReadFrequently: true});
-  const rgba = css => {
-    context.clearRect(0, 0, 1, 1); context.fillStyle = css; context.fillRect(0, 0, 1, 1);
-    return [...context.getImageData(0, 0, 1, 1).data].map((v, i) => i < 3 ? v : v / 255);
-  };
-  const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
-  const ground = element => {
-    const layers = [];
-    for (let e = element; e; e = e.parentElement) {
-      layers.push(rgba(getComputedStyle(e).backgroundColor));
-    }
-    return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
-  };
-  const luminance = rgb => rgb.map(v => v / 255)
-    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  let worst = [99, ''];
-  for (const element of document.querySelectorAll('main *, header *, nav *, footer *')) {
-    const own = [...element.childNodes].some(n => n.nodeType === 3 && n.data.trim());
-    if (!own || !element.checkVisibility() || element.closest('svg')) continue;
-    const below = ground(element);
-    const pair = [luminance(over(rgba(getComputedStyle(element).color), below)), luminance(below)];
-    const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
-    if (ratio < worst[0]) worst = [ratio, element.outerHTML.slice(0, 120)];
-  }
-  return worst;
-})()"""
-
 
 @pytest.fixture(scope="module")
 def report(scenes, tmp_path_factory):
@@ -108,7 +76,7 @@ def test_loads_without_a_word_and_without_network(browser, report, single, width
 def test_all_text_can_be_read(browser, report, scheme):
     browser.open(report, scheme=scheme)
     browser.run("document.querySelectorAll('details').forEach(each => each.open = true)")
-    ratio, where = browser.run(_CONTRAST)
+    ratio, where = browser.least_contrast()
     assert 4.5 <= ratio < 99, where
 
 
@@ -251,7 +219,7 @@ def test_prints_light_and_without_controls(browser, report):
     assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not browser.run("document.querySelector('nav').checkVisibility()")
     assert not browser.run("document.getElementById('theme').checkVisibility()")
-    ratio, where = browser.run(_CONTRAST)
+    ratio, where = browser.least_contrast()
     assert ratio >= 4.5, where
     assert browser.pdf().startswith(b"%PDF")
     browser.scheme("light")

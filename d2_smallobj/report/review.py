@@ -1,0 +1,234 @@
+"""The review sheet: candidates for PASCAL-B, to be kept or rejected by eye.
+
+A sheet is one HTML file that holds its pictures, styles and script, and is forbidden by its own
+policy to ask any network for more. What it exports is the reject list that the builder reads:
+``{"version": 1, "rejected": [{"image_id": 123, "reason": "..."}], "kept": [124]}``, where the
+kept images are only for another browser to go on from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Optional
+
+import msgspec
+
+from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.coco_file import Id
+from d2_smallobj.annotations.files import resolve_inside
+from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
+from d2_smallobj.report.review_images import ReviewImage, ReviewTask, draw_review_image
+from d2_smallobj.report.review_page import data_script, page_end, page_start
+from d2_smallobj.scoring.problems import Problems
+from d2_smallobj.utils.files import atomic_write
+from d2_smallobj.utils.parallel import parallel_map
+
+
+class _ImageNotes(msgspec.Struct):
+    """What an image's entry may say besides COCO's own keys."""
+
+    id: Id
+    suspicion: list[str] = []
+    # PASCAL-B's: where COCO has the file. Python 3.9 evaluates the type, hence Optional.
+    coco_file: Optional[str] = None  # noqa: UP045
+
+
+class _Notes(msgspec.Struct):
+    images: list[_ImageNotes]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReviewSet:
+    """Images to review.
+
+    Attributes:
+        tasks: the images, in the order in which they are shown.
+        class_names: names of the classes, background first.
+        set_id: hash of the annotation file: decisions are kept under it.
+    """
+
+    tasks: list[ReviewTask]
+    class_names: tuple[str, ...]
+    set_id: str
+
+
+def open_review_set(
+    json_path: str | os.PathLike[str],
+    image_dir: str | os.PathLike[str],
+    *,
+    suspicions: Mapping[Id, Sequence[str]] | None = None,
+    suspicious_first: bool = True,
+    only_suspicious: bool = False,
+) -> ReviewSet:
+    """Read which images are to be reviewed; none is opened.
+
+    Args:
+        json_path: COCO-format annotations. An image's entry may have a list ``suspicion`` of
+            texts: why it should be looked at.
+        image_dir: folder of the images, by their names or, for PASCAL-B, by COCO's.
+        suspicions: more such reasons, by image id.
+        suspicious_first: those with most reasons first; otherwise as in the file.
+        only_suspicious: leave out images without any.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        InputError: file names that lead out of the folder, or images that are missing.
+        ValueError: the annotation file is malformed, or there is no image to review.
+    """
+    json_path, image_dir = Path(json_path), Path(image_dir)
+    annotations = InstanceAnnotations(json_path)
+    if not image_dir.is_dir():
+        raise FileNotFoundError(f"{image_dir}: no such folder of images")
+    content = json_path.read_bytes()
+    notes = _read_notes(json_path, content)
+    tasks, problems = [], Problems()
+    for image_id in annotations.image_ids:
+        note = notes[image_id]
+        why = (*note.suspicion, *(suspicions or {}).get(image_id, ()))
+        if only_suspicious and not why:
+            continue
+        where = f"{json_path}: image {image_id}"
+        try:
+            name = annotations.file_name(image_id)
+            path = resolve_inside(image_dir, name, where)
+            if note.coco_file is not None and not path.is_file():
+                path = resolve_inside(image_dir, note.coco_file, where)
+        except ValueError as error:
+            problems.add("image(s) without a usable file name", str(error))
+            continue
+        if not path.is_file():
+            problems.add("image file(s) missing", str(path))
+        size, found = annotations.image_size(image_id), tuple(annotations.annotations(image_id))
+        tasks.append(ReviewTask(image_id, name, path, size, found, why, str(json_path)))
+    problems.raise_if_any()
+    if not tasks:
+        raise ValueError(f"{json_path}: no image to review")
+    if suspicious_first:
+        tasks.sort(key=lambda task: -len(task.reasons))
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    return ReviewSet(tasks, annotations.class_names, digest)
+
+
+def _read_notes(path: Path, content: bytes) -> dict[Id, _ImageNotes]:
+    """Notes by image id; the rest of the file has been checked."""
+    try:
+        images = msgspec.json.decode(content, type=_Notes).images
+    except msgspec.ValidationError as error:
+        raise ValueError(
+            f"{path}: an image's 'suspicion' is a list of texts, 'coco_file' a path; {error}"
+        ) from error
+    return {image.id: image for image in images}
+
+
+def write_review(
+    path: str | os.PathLike[str],
+    review: ReviewSet,
+    *,
+    per_sheet: int = 500,
+    side: int = 512,
+    quality: int = 75,
+    title: str = "Review of PASCAL-B candidates",
+    jobs: int = 1,
+    progress: bool = False,
+) -> list[Path]:
+    """Write the sheets, all or none.
+
+    Args:
+        path: the HTML file; with several sheets ``-1-of-4`` and so on are put before its suffix.
+        review: the images.
+        per_sheet: most images of a sheet; 500 are some 25 MB.
+        side: longest side of a picture in pixels.
+        quality: of the JPEGs, 1..95.
+        title: heading of the sheets.
+        jobs: number of processes; the sheets do not depend on it.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: images are damaged or of another size, or masks malformed; lists all.
+        ValueError: a number is out of range.
+        OSError: a file cannot be written; older ones stay as they were.
+    """
+    for name, value, low, high in (
+        ("per_sheet", per_sheet, 1, None),
+        ("side", side, 32, 4096),
+        ("quality", quality, 1, 95),
+    ):
+        if value < low or (high is not None and value > high):
+            raise ValueError(f"{name} must be in {low}..{high or ''}, got {value}")
+    path = Path(path)
+    sheets = math.ceil(len(review.tasks) / per_sheet)
+    paths = [_sheet_path(path, number, sheets) for number in range(1, sheets + 1)]
+    drawn = parallel_map(
+        functools.partial(draw_review_image, side=side, quality=quality),
+        review.tasks,
+        jobs=jobs,
+        description="review sheets",
+        progress=progress,
+    )
+    problems = Problems()
+    # The files appear when the block ends well: none of them, if any image is wrong.
+    with contextlib.ExitStack() as stack:
+        for number, sheet_path in enumerate(paths):
+            file = stack.enter_context(atomic_write(sheet_path))
+            sheet = {
+                "set": review.set_id,
+                "classes": review.class_names[1:],
+                "sizes": list(COCO_SIZE_BINS),
+                "sheets": [each.name for each in paths],
+                "number": number,
+                "total": len(review.tasks),
+            }
+            file.write(page_start(title).encode("utf-8"))
+            sheet["images"] = _write_images(file, itertools.islice(drawn, per_sheet), problems)
+            file.write(page_end(sheet).encode("utf-8"))
+        problems.raise_if_any()
+    return paths
+
+
+def _write_images(
+    file: BinaryIO, drawn: Iterable[ReviewImage | str], problems: Problems
+) -> list[dict[str, Any]]:
+    """Write each image's data as it comes; returns what the sheet must know about all of them."""
+    entries = []
+    for image in drawn:
+        if isinstance(image, str):
+            problems.add("image(s) that cannot be shown", image)
+            continue
+        objects = [dataclasses.astuple(each) for each in image.objects]
+        height, width = image.task.size
+        heavy = {
+            "picture": image.picture,
+            "view": image.view,
+            "size": [width, height],
+            "objects": objects,
+            "void": image.void,
+        }
+        file.write(data_script(f"image-{len(entries)}", heavy).encode("utf-8"))
+        cells = Counter((each.class_id, each.size) for each in image.objects)
+        entries.append(
+            {
+                "id": image.task.image_id,
+                "file": image.task.file_name,
+                "why": image.task.reasons,
+                "cells": [[*cell, count] for cell, count in sorted(cells.items())],
+            }
+        )
+    return entries
+
+
+def _sheet_path(path: Path, number: int, sheets: int) -> Path:
+    if sheets == 1:
+        return path
+    return path.with_name(f"{path.stem}-{number}-of-{sheets}{path.suffix}")

@@ -1,0 +1,130 @@
+"""The instances of any ground truth that can be scored, by class and size."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+
+from tqdm import tqdm
+
+from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.statistics import InstanceSizes, annotation_sizes, map_sizes
+from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
+from d2_smallobj.scoring.plan import read_list
+from d2_smallobj.scoring.problems import Problems
+from d2_smallobj.scoring.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage
+from d2_smallobj.utils.parallel import parallel_map
+
+_JSON_KINDS = {"coco_json": "coco", "lvis_json": "lvis"}
+
+
+def open_ground_truth(
+    kind: str,
+    path: str,
+    *,
+    instances: str | None = None,
+    classes: str | None = None,
+    category_map: str | None = None,
+    image_list: str | None = None,
+) -> GroundTruth:
+    """Open a data set to measure its instances.
+
+    As :class:`d2_smallobj.scoring.inputs.Inputs` opens a ground truth, except that an annotation
+    file may have more categories than an 8-bit label map has labels: nothing is painted.
+
+    Args:
+        kind: ``"semantic"``, ``"coco_json"``, ``"lvis_json"`` or ``"dataset"``.
+        path: the folder or file, or the registered data set's name.
+        instances: folder of instance maps, with ``"semantic"``.
+        classes: see :func:`d2_smallobj.scoring.classes.read_class_names`.
+        category_map: see :func:`d2_smallobj.scoring.classes.choose_categories`.
+        image_list: file that lists the images to use; default: all.
+
+    Raises:
+        OSError, ValueError, ImportError: as :meth:`Inputs.open_truth`.
+    """
+    if kind in _JSON_KINDS and classes is None and category_map is None:
+        annotations = InstanceAnnotations(path, kind=_JSON_KINDS[kind], label_maps=False)
+        listed = None if image_list is None else read_list(image_list)
+        return AnnotationTruth(annotations, path, listed=listed)
+    return Inputs(
+        predictions="",
+        **{kind: path},
+        instances=instances,
+        classes=classes,
+        category_map=category_map,
+        image_list=image_list,
+    ).open_truth()
+
+
+def measure_instances(
+    truth: GroundTruth, *, source: str, jobs: int = 1, progress: bool = False
+) -> InstanceSizes:
+    """Measure all instances of a ground truth.
+
+    Args:
+        truth: with class names.
+        source: what messages call it.
+        jobs: processes that read label maps; annotation files are measured in this one, where
+            it takes less time than sending them would.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: maps or annotations are malformed; lists all of them.
+        ValueError: the ground truth has no images.
+        RuntimeError: a process was killed.
+    """
+    if not truth.images:
+        raise ValueError(f"{source}: the data set has no images")
+    if isinstance(truth, AnnotationTruth):
+        results = _measure_annotations(truth, source, progress)
+    else:
+        measure = functools.partial(
+            _measure_files,
+            num_classes=len(truth.class_names),
+            ignore_label=choose_ignore_label(None, truth),
+        )
+        results = parallel_map(
+            measure, truth.images, jobs=jobs, description=source, progress=progress
+        )
+    return _collect(results)
+
+
+def _collect(results: Iterable[InstanceSizes | str]) -> InstanceSizes:
+    """Join what was measured, or raise for all that could not be."""
+    sizes, problems = [], Problems()
+    for result in results:
+        if isinstance(result, str):
+            problems.add("image(s) that cannot be measured", result)
+        else:
+            sizes.append(result)
+    problems.raise_if_any()
+    return InstanceSizes.concatenate(sizes)
+
+
+def _measure_files(
+    image: TruthImage, *, num_classes: int, ignore_label: int
+) -> InstanceSizes | str:
+    """The instances of an image in files, or what is wrong with it."""
+    try:
+        semantic, instances = FileTruth(()).read(image)
+    except (OSError, ValueError) as error:
+        return str(error)
+    try:
+        return map_sizes(semantic, instances, num_classes=num_classes, ignore_label=ignore_label)
+    except (TypeError, ValueError) as error:
+        return f"{image.where}: {error}"
+
+
+def _measure_annotations(
+    truth: AnnotationTruth, source: str, progress: bool
+) -> Iterator[InstanceSizes | str]:
+    """The instances of every image of an annotation file, or what is wrong with it."""
+    annotations = truth.annotations
+    for image in tqdm(truth.images, desc=source, unit="image", disable=not progress):
+        number = image.annotation_id
+        try:
+            found, size = annotations.annotations(number), annotations.image_size(number)
+            yield annotation_sizes(found, *size, str(annotations.path))
+        except ValueError as error:
+            yield str(error)

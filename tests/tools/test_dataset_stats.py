@@ -1,0 +1,174 @@
+"""The command that counts instances by class and size."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.demo import DEMO_CLASS_NAMES, make_demo
+
+
+@pytest.fixture(scope="module")
+def tool(repository):
+    spec = importlib.util.spec_from_file_location(
+        "dataset_stats_tool", repository / "tools" / "dataset_stats.py"
+    )
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Demo scenes in a data root of their own."""
+    root = tmp_path_factory.mktemp("datasets")
+    make_demo(root / "smallobj_demo", num_train=1, num_val=8, size=128)
+    return root
+
+
+@pytest.fixture
+def folders(data):
+    """Options that name the demo's validation scenes as folders."""
+    root = data / "smallobj_demo/VOCdevkit/VOC2012"
+    classes = data / "classes.txt"
+    classes.write_text("\n".join(DEMO_CLASS_NAMES))
+    options = ["--semantic", f"demo={root}/SegmentationClass"]
+    options += ["--instances", f"{root}/SegmentationObject", "--classes", str(classes)]
+    return [*options, "--list", f"{root}/ImageSets/Segmentation/val.txt"]
+
+
+@pytest.fixture
+def run(tool, tmp_path, monkeypatch, capfd):
+    """Run the command in this process; returns its stdout and the rows of its tables."""
+
+    def call(*arguments):
+        output = tmp_path / "stats"
+        monkeypatch.setattr(
+            sys, "argv", ["dataset_stats.py", "--output", str(output), *map(str, arguments)]
+        )
+        tool.main()
+        tables = [
+            list(csv.DictReader((output / name).read_text().splitlines()))
+            for name in ("counts.csv", "balance.csv")
+        ]
+        return capfd.readouterr().out, *tables
+
+    return call
+
+
+def annotations(data):
+    return data / "smallobj_demo/annotations/instances_val.json"
+
+
+def test_as_a_user_runs_it(repository, tmp_path, data, folders):
+    command = [sys.executable, str(repository / "tools/dataset_stats.py"), *folders]
+    command += ["--output", str(tmp_path / "stats")]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path / "stats")) == [
+        *("balance.csv", "classes.png", "counts.csv", "sizes.png")
+    ]
+    assert "| all classes |" in done.stdout
+    assert "normalised entropy" in done.stdout
+    assert "8/8" in done.stderr
+
+
+def test_files_and_annotations_of_the_same_scenes_agree(run, data, folders):
+    # The demo's PNGs have void borders around objects, its annotations have none.
+    _, counts, balance = run(*folders, "--coco-json", f"json={annotations(data)}", "--no-figures")
+    by_set = {name: [row for row in counts if row["data set"] == name] for name in ("demo", "json")}
+    assert [row["class"] for row in by_set["json"]] == list(DEMO_CLASS_NAMES[1:])
+    for one, other in zip(by_set["demo"], by_set["json"]):
+        assert (one["class"], one["all"]) == (other["class"], other["all"])
+    found = InstanceAnnotations(annotations(data))
+    seen = sum(len(np.setdiff1d(found.maps(image_id)[1], [0, 255])) for image_id in found.image_ids)
+    assert [row["instances"] for row in balance] == [str(seen)] * 2
+    assert [row["images"] for row in balance] == ["8", "8"]
+
+
+def test_registered_sets(run, data, folders, monkeypatch):
+    _, expected, _ = run(*folders, "--no-figures")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+    text, counts, _ = run("--dataset", "smallobj_demo_val", "--no-figures")
+    assert [list(row.values())[1:] for row in counts] == [
+        list(row.values())[1:] for row in expected
+    ]
+    assert "| smallobj_demo_val" in text
+
+
+def test_real_pieces(run, realdata):
+    voc = realdata / "voc/VOC2012"
+    text, counts, balance = run(
+        *("--semantic", f"VOC={voc}/SegmentationClass"),
+        *("--instances", f"{voc}/SegmentationObject"),
+        *("--coco-json", realdata / "coco/tinycoco50_val2017.json"),
+        *("--lvis-json", f"LVIS={realdata}/lvis/lvis_v05_val_100.json"),
+        "--no-figures",
+    )
+    assert [row["data set"] for row in balance] == ["VOC", "tinycoco50_val2017", "LVIS"]
+    assert [row["images"] for row in balance] == ["24", "50", "100"]
+    assert [row["classes"] for row in balance] == ["20", "80", "1230"]
+    assert [len(counts), balance[2]["instances"]] == [20 + 80 + 1230, "977"]
+    assert "more classes" in text
+
+
+def test_sizes_and_quiet(run, data):
+    text, counts, balance = run(
+        *("--coco-json", annotations(data), "--size-bins", "tiny:50,rest:500"),
+        *("--no-figures", "--quiet"),
+    )
+    assert text == ""
+    assert list(counts[0])[2:] == ["tiny", "rest", "all"]
+    assert int(balance[0]["beyond"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "which data set"),
+        (["--instances", "x"], "--instances x: must follow the --semantic"),
+        (["--coco-json", "a.json", "--instances", "x"], "--instances x: must follow"),
+        (["--coco-json", "A=x.json", "--coco-json", "A=y.json"], "two data sets are called 'A'"),
+        (["--coco-json", "{absent}.json"], "absent.json"),
+        (["--semantic", "{absent}"], "no such folder of label maps"),
+        (["--coco-json", "{json}", "--category-map", "m.json"], "--category-map needs --classes"),
+        (["--coco-json", "{json}", "--size-bins", "S:9,M:5"], "ascending"),
+        (["--coco-json", "{json}", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["--dataset", "voc_2012_seg_vul"], "did you mean 'voc_2012_seg_val'"),
+        (["--dataset", "smallobj_demo_val", "--classes", "voc"], "--classes goes with --coco-json"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_leaves_no_file(run, data, tmp_path, arguments, message):
+    places = {"absent": tmp_path / "absent", "json": annotations(data)}
+    with pytest.raises(SystemExit) as caught:
+        run(*(argument.format(**places) for argument in arguments))
+    assert str(caught.value).startswith("error: ")
+    assert message in str(caught.value)
+    output = tmp_path / "stats"
+    assert not output.exists() or not os.listdir(output)
+
+
+def test_a_truncated_file_is_named(run, data, tmp_path):
+    path = tmp_path / "half.json"
+    path.write_bytes(annotations(data).read_bytes()[:-100])
+    with pytest.raises(SystemExit, match=r"error: .*half\.json: not a complete JSON file"):
+        run("--coco-json", path)
+
+
+def test_without_matplotlib_the_way_out_is_told(run, tool, data, monkeypatch):
+    monkeypatch.setattr(tool.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"d2_smallobj\[report\].* --no-figures"):
+        run("--coco-json", annotations(data))
