@@ -65,7 +65,7 @@ class RandomScale(T.Augmentation):
         height, width = image.shape[:2]
         if scale == 1:
             return T.NoOpTransform()
-        new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+        new_height, new_width = max(1, int(height * scale)), max(1, int(width * scale))
         # The sides are whole pixels, so the true factors differ a little from the drawn one.
         return ScaleTransform(new_height, new_width, new_height / height, new_width / width)
 

@@ -2,52 +2,70 @@
 
 from __future__ import annotations
 
-import io
+import logging
 import os
-import pickle
+import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 import torch
+from torch import nn
 
-from d2_smallobj.utils.files import atomic_write, atomic_write_text
+from d2_smallobj.config import has_penalty, task_a_iterations
+from d2_smallobj.engine.fingerprint import check_resumable, fingerprint, warn_of_other_model
+from d2_smallobj.engine.weight_files import load_torch_file, read_weights_file, save_torch_file
+from d2_smallobj.modeling.weights import load_weights
+from d2_smallobj.utils.files import atomic_write_text
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.utils import comm
 
-# What numpy arrays in a model-zoo pickle are made of; everything else is refused.
-_PICKLE_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-}
+logger = logging.getLogger(__name__)
 
+__all__ = ["SafeCheckpointer", "earlier_checkpoints", "load_torch_file", "save_torch_file"]
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and plain containers only."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _PICKLE_GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
-        return super().find_class(module, name)
+LAST = "last_checkpoint"
+"""The file that names the checkpoint to resume."""
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """detectron2's checkpointer with three differences.
+    """detectron2's checkpointer, made safe and explicit.
 
-    Files appear whole or not at all, ``last_checkpoint`` included, so that a kill or a full
-    disk leaves the previous checkpoint in force. Loading runs no code: ``weights_only=True``,
-    and ``.pkl`` files may hold numpy arrays and plain containers only. A file that cannot be
-    read is one error that names it.
+    - Files appear whole or not at all, ``last_checkpoint`` included, so that a kill or a full
+      disk leaves the previous checkpoint in force.
+    - Loading runs no code: ``weights_only=True``, and ``.pkl`` files may hold numpy arrays and
+      plain containers only. A damaged file is one error that names it.
+    - Weights load from every layout of :mod:`d2_smallobj.modeling.weights`, and the log tells
+      which tensors did and which did not.
+    - A run resumes only what its own config wrote. If its last checkpoint is damaged, it resumes
+      the one before and says so.
+
+    Args:
+        model: takes and gives the weights.
+        save_dir: folder of the checkpoints.
+        cfg: the run's config: kept in checkpoints, compared with that of loaded ones.
+        **checkpointables: see detectron2.
     """
 
-    _match_by_suffix = False
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        cfg: CfgNode | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self.cfg = cfg
+        self._match_by_suffix = False
+        self._complete = False
+        self._resuming = False
+        # (path, contents) of a file that was read to see whether it can be.
+        self._read: tuple[str, dict[str, Any]] | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write model, checkpointables and ``kwargs`` to ``<save_dir>/<name>.pth``.
+        """Write model, checkpointables, config and ``kwargs`` to ``<save_dir>/<name>.pth``.
 
         Raises:
             OSError: if the file cannot be written; names it. Earlier checkpoints stay.
@@ -56,6 +74,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             return
         data = {"model": self.model.state_dict()}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        if self.cfg is not None:
+            data["config"] = fingerprint(self.cfg)
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
@@ -64,14 +84,94 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the checkpoint that ``--resume`` continues from."""
-        atomic_write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
+        atomic_write_text(os.path.join(self.save_dir, LAST), last_filename_basename)
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint; see detectron2, also for ``?matching_heuristics=True`` at its end.
+    def resume_or_load(
+        self, path: str, *, resume: bool = True, complete: bool = False
+    ) -> dict[str, Any]:
+        """Continue the run in ``save_dir``, or load weights alone.
+
+        All processes do what the main one finds in the folder. A checkpointer without
+        checkpointables (an evaluation) takes the weights of the last checkpoint or none.
+
+        Args:
+            path: weights to load when there is nothing to resume; empty: none.
+            resume: whether to look for a last checkpoint.
+            complete: whether the weights must be those of the whole model.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            ValueError: if the checkpoint is another config's, or neither it nor an earlier one
+                can be read; names them.
+        """
+        last = from_main_process(lambda: self._find_resumable() if resume else None)
+        if last is None:
+            # Task B from the start is anchored to these weights: all of them must be there.
+            anchored = bool(path) and self.cfg is not None and _starts_anchored(self.cfg)
+            return self.load(path, checkpointables=[], complete=complete or anchored)
+        self._resuming = bool(self.checkpointables)
+        try:
+            return self.load(last, complete=True)
+        finally:
+            self._resuming, self._read = False, None
+
+    def _find_resumable(self) -> str | None:
+        """The newest checkpoint that can be read; None if the run has none."""
+        if not self.has_checkpoint():
+            return None
+        # A name with a folder in it would lead out of this one.
+        last = os.path.join(self.save_dir, os.path.basename(self.get_checkpoint_file()))
+        failures: list[str] = []
+        # Figures of an evaluation would be taken for the last checkpoint's.
+        earlier = earlier_checkpoints(self.save_dir, last, self.cfg) if self.checkpointables else []
+        for path in [last, *earlier]:
+            try:
+                self._read = path, read_weights_file(path)
+            except (ValueError, OSError) as error:
+                failures.append(str(error))
+                continue
+            if self.checkpointables:
+                self._check_resumable(path, self._read[1])
+            if failures:
+                logger.warning(
+                    f"{'; '.join(failures)}. The run resumes from the checkpoint before: {path}"
+                )
+            return path
+        more = f"; … ({len(failures)} files in all)" if len(failures) > 10 else ""
+        none = "; no checkpoint is left to resume from" if self.checkpointables else ""
+        raise ValueError("; ".join(failures[:10]) + more + none)
+
+    def _check_resumable(self, path: str, checkpoint: dict[str, Any]) -> None:
+        if "trainer" not in self.checkpointables:
+            return
+        if "iteration" not in checkpoint.get("trainer", ()):
+            raise ValueError(
+                f"{path} holds weights, but not the state of a training run: it cannot be "
+                "resumed. Give it as MODEL.WEIGHTS without --resume"
+            )
+        if self.cfg is not None:
+            check_resumable(checkpoint, self.cfg, path)
+
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, *, complete: bool = False
+    ) -> dict[str, Any]:
+        """Load a file; see detectron2, also for ``?matching_heuristics=True`` at its end.
+
+        Args:
+            path: file or URL; empty: nothing is loaded.
+            checkpointables: which of them to load; None: all.
+            complete: whether every tensor of the model must be in the file. Without it, a head
+                for other classes stays as initialised, with a warning.
+
+        Returns:
+            What else the file holds.
 
         Raises:
             FileNotFoundError: if the file does not exist.
-            ValueError: if it is corrupt or would run code; names the file.
+            OSError: if a URL cannot be fetched; says what to do.
+            ValueError: if it is corrupt, would run code, or does not fit the model; names it.
         """
         url = urlparse(path)
         local = url._replace(query="").geturl()
@@ -79,85 +179,102 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise FileNotFoundError(
                 f"checkpoint {local} does not exist (MODEL.WEIGHTS or --resume)"
             )
+        if complete and not path:
+            raise ValueError(
+                f"there are no weights to load: MODEL.WEIGHTS is empty, and {self.save_dir} holds "
+                "no checkpoint to resume"
+            )
+        if "://" in path:
+            self._fetch(local)
         self._match_by_suffix = parse_qs(url.query).get("matching_heuristics") == ["True"]
-        return super().load(path, *args, **kwargs)
+        self._complete = complete
+        return super().load(path, checkpointables)
+
+    def _fetch(self, url: str) -> None:
+        """Bring a file into the cache, or say that it has to be brought otherwise."""
+        try:
+            self.path_manager.get_local_path(url)
+        except OSError as error:
+            if "download it" in str(error):  # the stand-in says it already
+                raise
+            raise OSError(
+                f"{url}: cannot be fetched ({error}). Without a network, download it elsewhere "
+                "and give the local file instead (MODEL.WEIGHTS)"
+            ) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".pkl"):
-            loaded = _model_zoo_layout(load_array_pickle(filename))
+        if self._read is not None and self._read[0] == filename:
+            loaded, self._read = self._read[1], None
         else:
-            loaded = load_torch_file(filename)
-            loaded = loaded if "model" in loaded else {"model": loaded}
-        if not loaded["model"]:
-            raise ValueError(f"{filename} holds no weights")
-        return {**loaded, "matching_heuristics": True} if self._match_by_suffix else loaded
+            loaded = read_weights_file(filename)
+        if self.cfg is not None and not self._resuming:
+            warn_of_other_model(loaded, self.cfg, filename)
+        return {**loaded, "source": filename}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        load_weights(
+            self.model,
+            checkpoint.pop("model"),
+            source=checkpoint.pop("source"),
+            author=str(checkpoint.get("__author__", "")),
+            by_suffix=self._match_by_suffix or bool(checkpoint.get("matching_heuristics")),
+            complete=self._complete,
+            cfg=None if self._resuming else self.cfg,
+        )
 
 
-def save_torch_file(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
-    """``torch.save``, atomically.
-
-    Raises:
-        OSError: if the file cannot be written; names it.
-    """
-    # Serialised in memory first: torch reports a failing disk as an internal assertion.
-    buffer = io.BytesIO()
-    torch.save(data, buffer)
-    with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+def _starts_anchored(cfg: CfgNode) -> bool:
+    return has_penalty(cfg) and task_a_iterations(cfg) == 0
 
 
-def load_torch_file(path: str) -> dict[str, Any]:
-    """``torch.load`` of tensors and plain containers, on the CPU.
-
-    Raises:
-        ValueError: names the file and why it cannot be read.
-    """
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # damage surfaces as whatever the damaged instruction does
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint of tensors: it is corrupt, or it holds "
-            f"objects whose loading could run code ({_reason(error)})"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a dict of tensors")
-    return loaded
-
-
-def load_array_pickle(path: str) -> dict[str, Any]:
-    """Read a model-zoo ``.pkl`` of numpy arrays without running code.
+def from_main_process(function: Callable[[], Any]) -> Any:
+    """Call a function on the main process; its result, or its error, is that of all processes.
 
     Raises:
-        ValueError: names the file and why it cannot be read.
+        ValueError: as ``function`` on the main process.
+        OSError: as ``function`` on the main process.
     """
-    try:
-        with open(path, "rb") as file:
-            loaded = _ArrayUnpickler(file, encoding="latin1").load()
-    except OSError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a pickle of arrays: {_reason(error)}"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a dict of arrays")
-    return loaded
+    result = error = None
+    if comm.is_main_process():
+        try:
+            result = function()
+        except (ValueError, OSError) as raised:
+            error = raised
+    if comm.get_world_size() > 1:
+        box = [(result, error)]
+        torch.distributed.broadcast_object_list(box, src=0)
+        result, error = box[0]
+    if error is not None:
+        raise error
+    return result
 
 
-def _model_zoo_layout(data: dict[str, Any]) -> dict[str, Any]:
-    """What detectron2 makes of a ``.pkl``: its own layout, or Caffe2 blobs to be renamed."""
-    if "model" in data and "__author__" in data:
-        return data
-    blobs = data.get("blobs", data)
-    model = {name: blob for name, blob in blobs.items() if not name.endswith("_momentum")}
-    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+def earlier_checkpoints(save_dir: str, last: str, cfg: CfgNode | None = None) -> list[str]:
+    """The checkpoints of a folder that were written before ``last``, newest first.
+
+    Their names tell the iteration, so that files which an older, longer run left in the folder
+    are not taken for this run's.
+
+    Args:
+        save_dir: the folder.
+        last: path of the last checkpoint; if its name is none that a run writes, all count.
+        cfg: tells the iteration of ``model_task_a.pth``; None: that file does not count.
+    """
+    before = _iteration(os.path.basename(last), cfg)
+    found = []
+    for name in os.listdir(save_dir):
+        iteration = _iteration(name, cfg)
+        if iteration is not None and (before is None or iteration < before):
+            found.append((iteration, os.path.join(save_dir, name)))
+    return [path for _, path in sorted(found, reverse=True) if path != last]
 
 
-def _reason(error: BaseException) -> str:
-    """The line of an error that says what is wrong, less torch's advice to load it unsafely."""
-    advice = ("Weights only load failed", "Please file an issue", "Check the documentation")
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(advice)] or lines
-    return telling[0] if telling else type(error).__name__
+def _iteration(name: str, cfg: CfgNode | None) -> int | None:
+    """The iteration after which a checkpoint of this name is written."""
+    numbered = re.fullmatch(r"model_(\d{7,})\.pth", name)
+    if numbered:
+        return int(numbered[1])
+    if cfg is None:
+        return None
+    named = {"model_task_a.pth": task_a_iterations(cfg), "model_final.pth": cfg.SOLVER.MAX_ITER}
+    return named[name] - 1 if name in named else None

@@ -9,6 +9,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
 from d2_smallobj.config import task_a_iterations
+from d2_smallobj.engine.performance import sgd_options
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier
 from detectron2.solver.build import maybe_add_gradient_clipping
@@ -81,6 +82,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         lr=cfg.SOLVER.BASE_LR,
         momentum=cfg.SOLVER.MOMENTUM,
         nesterov=cfg.SOLVER.NESTEROV,
+        **sgd_options(cfg),
     )
 
 

@@ -23,6 +23,18 @@ _STEM_STRIDE = 4
 _FEATURES = ("stem", "res2", "res3", "res4", "res5")
 
 
+class CeilPoolStem(BasicStem):
+    """detectron2's stem, with the sizes after the max pooling rounded up (SPEC 4's sources).
+
+    With it the crop of 321 gives logit maps of 41, and at the scales 0.5 and 0.75 of 21 and 31.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, ~H / 4, ~W / 4)."""
+        x = F.relu_(self.conv1(x))
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1, ceil_mode=True)
+
+
 class DilatedBasicBlock(CNNBlockBase):
     """The two-convolution block of ResNet-18/34 with dilation, which detectron2's lacks.
 
@@ -90,7 +102,8 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
         )
     for name in options.OUT_FEATURES:
         look_up_option("MODEL.RESNETS.OUT_FEATURES", name, _FEATURES)
-    stem = BasicStem(
+    stem_class = CeilPoolStem if cfg.SMALLOBJ.STEM_POOL_CEIL else BasicStem
+    stem = stem_class(
         in_channels=input_shape.channels, out_channels=options.STEM_OUT_CHANNELS, norm=options.NORM
     )
     stages = []

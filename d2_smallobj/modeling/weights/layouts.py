@@ -1,0 +1,167 @@
+"""How files of pretrained weights name a ResNet's tensors, and detectron2's names for them.
+
+A layout is recognised by a name that only it has. Its names become detectron2's without the
+model's prefixes (``res2.0.conv1.weight``, ``aspp.0.bias``); :mod:`.matching` finds their places.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+
+# What training code wraps a network in; none of these is part of a layout.
+_WRAPPERS = re.compile(r"^(?:(?:module|model|net|encoder|backbone|base|scale)\.)+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Conventions:
+    """What a net was trained on: the config must feed it the same.
+
+    Attributes:
+        image_format: ``"BGR"`` or ``"RGB"``.
+        pixel_mean: per channel in that order, 0..255.
+        pixel_std: per channel in that order.
+        stride_in_1x1: whether the first 1x1 convolution of a bottleneck has its stride.
+        stem_pool_ceil: whether the stem's pooling rounds sizes up; None: not known to matter.
+    """
+
+    image_format: str
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    stride_in_1x1: bool
+    stem_pool_ceil: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One way to name the tensors of a ResNet or DeepLab.
+
+    Attributes:
+        name: short name.
+        description: for the log.
+        mark: matches a name that files of this layout always hold, and no others do.
+        rename: from a name of the layout, less wrappers, to detectron2's.
+        conventions: what such nets were trained on; None: not known.
+    """
+
+    name: str
+    description: str
+    mark: re.Pattern[str]
+    rename: Callable[[str], str]
+    conventions: Conventions | None = None
+
+
+_CAFFE_BRANCHES = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
+_CAFFE_BLOCK = re.compile(r"^(res\d)_(\d+)_branch(1|2[abc])_(.+)$")
+# The scale and shift of a norm, with its statistics folded in (s, b) or beside them.
+_CAFFE_ENDS = {
+    "w": "weight",
+    "b": "bias",
+    "bn_s": "norm.weight",
+    "bn_gamma": "norm.weight",
+    "bn_b": "norm.bias",
+    "bn_beta": "norm.bias",
+    "bn_rm": "norm.running_mean",
+    "bn_running_mean": "norm.running_mean",
+    "bn_riv": "norm.running_var",
+    "bn_running_var": "norm.running_var",
+    "gn_s": "norm.weight",
+    "gn_b": "norm.bias",
+}
+_CAFFE_STEM = re.compile(r"^(?:res_)?conv1_(.+)$")
+
+
+def _rename_caffe2(name: str) -> str:
+    """``res2_0_branch2a_bn_s`` -> ``res2.0.conv1.norm.weight``."""
+    name = name.rsplit("/", 1)[-1]  # "gpu_0/..."
+    block = _CAFFE_BLOCK.match(name)
+    if block and block[4] in _CAFFE_ENDS:
+        return f"{block[1]}.{block[2]}.{_CAFFE_BRANCHES[block[3]]}.{_CAFFE_ENDS[block[4]]}"
+    stem = _CAFFE_STEM.match(name)
+    if stem and stem[1] in _CAFFE_ENDS:
+        return f"stem.conv1.{_CAFFE_ENDS[stem[1]]}"
+    return name
+
+
+_TORCHVISION_BLOCK = re.compile(r"^layer([1-4])\.(\d+)\.(conv|bn|downsample\.)(\d)\.(.+)$")
+
+
+def _rename_torchvision(name: str) -> str:
+    """``layer1.0.bn1.bias`` -> ``res2.0.conv1.norm.bias``."""
+    block = _TORCHVISION_BLOCK.match(name)
+    if block:
+        stage, number, kind, index, end = block.groups()
+        is_norm = index == "1" if kind == "downsample." else kind == "bn"
+        layer = "shortcut" if kind == "downsample." else f"conv{index}"
+        return f"res{int(stage) + 1}.{number}.{layer}{'.norm' if is_norm else ''}.{end}"
+    name = re.sub(r"^bn1\.", "stem.conv1.norm.", name)
+    return re.sub(r"^conv1\.", "stem.conv1.", name)
+
+
+_KAZUTO_UNITS = {
+    "reduce": "conv1",
+    "conv3x3": "conv2",
+    "increase": "conv3",
+    "shortcut": "shortcut",
+    "proj": "shortcut",
+}
+_KAZUTO_BLOCK = re.compile(
+    rf"^layer([2-5])\.block(\d+)\.({'|'.join(_KAZUTO_UNITS)})\.(conv|bn)\.(.+)$"
+)
+
+
+def _rename_kazuto(name: str) -> str:
+    """``layer2.block1.reduce.bn.bias`` -> ``res2.0.conv1.norm.bias``."""
+    block = _KAZUTO_BLOCK.match(name)
+    if block:
+        stage, number, unit, kind, end = block.groups()
+        norm = ".norm" if kind == "bn" else ""
+        return f"res{stage}.{int(number) - 1}.{_KAZUTO_UNITS[unit]}{norm}.{end}"
+    name = re.sub(r"^layer1\.conv1\.conv\.", "stem.conv1.", name)
+    name = re.sub(r"^layer1\.conv1\.bn\.", "stem.conv1.norm.", name)
+    return re.sub(r"^aspp\.(?:stages\.)?c(\d+)\.", r"aspp.\1.", name)
+
+
+# Mean-subtracted BGR of Caffe's nets.
+_CAFFE_INPUT = ("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+TORCHVISION_CONVENTIONS = Conventions(
+    "RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), stride_in_1x1=False
+)
+
+CAFFE2 = Layout(
+    "caffe2",
+    "Caffe2 blobs (detectron2's MSRA models)",
+    re.compile(r"^(?:.*/)?res2_0_branch2[ab]_w$"),
+    _rename_caffe2,
+    Conventions(*_CAFFE_INPUT, stride_in_1x1=True),
+)
+TORCHVISION = Layout(
+    "torchvision",
+    "torchvision's ResNet",
+    re.compile(r"^layer1\.0\.conv1\.weight$"),
+    _rename_torchvision,
+    TORCHVISION_CONVENTIONS,
+)
+KAZUTO = Layout(
+    "kazuto",
+    "kazuto1011/deeplab-pytorch",
+    re.compile(r"^layer2\.block1\.reduce\.conv\.weight$"),
+    _rename_kazuto,
+    Conventions(*_CAFFE_INPUT, stride_in_1x1=True, stem_pool_ceil=True),
+)
+DETECTRON2 = Layout("detectron2", "detectron2's names", re.compile(r"(?!)"), lambda name: name)
+
+
+def detect_layout(names: Iterable[str]) -> Layout:
+    """The layout that names are in; :data:`DETECTRON2` where they have the mark of no other."""
+    bare = [strip_wrappers(name) for name in names]
+    for layout in (CAFFE2, TORCHVISION, KAZUTO):
+        if any(layout.mark.match(name) for name in bare):
+            return layout
+    return DETECTRON2
+
+
+def strip_wrappers(name: str) -> str:
+    """A name less the prefixes of what the network was wrapped in."""
+    return _WRAPPERS.sub("", name)
