@@ -1,11 +1,17 @@
 #!/usr/bin/env python
-r"""Write the label maps that a checkpoint predicts as PNGs, one per image, named by image id.
+r"""Write the label maps that a checkpoint predicts as PNGs with the VOC palette, named by image.
 
-They are what `tools/evaluate.py --predictions` and `tools/sensitivity.py conventions` read.
+Without --input: of all images of the config's first test set, as `tools/evaluate.py --predictions`
+and `tools/sensitivity.py conventions` read them. With --input: of any image files and folders.
+--overlay and --scores write into folders of these names below --output. --scales, --flip and --crf
+stand for the keys SMALLOBJ.TEST, which say how.
 
-Example:
+Examples:
     python tools/predict.py --config-file configs/demo_sbce.yaml --output output/predictions \
         MODEL.WEIGHTS output/demo_sbce/model_final.pth
+    python tools/predict.py --config-file configs/voc_sbce.yaml --input photo.jpg holidays \
+        --output output/holidays --overlay --scales 0.75 1 1.25 --flip --crf \
+        MODEL.WEIGHTS output/voc_sbce/model_final.pth
 """
 
 from __future__ import annotations
@@ -14,15 +20,16 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
+from torch import nn
 
 try:
     from d2_smallobj import TwoTaskTrainer
-    from d2_smallobj.annotations.label_maps import write_label_map
-    from d2_smallobj.data import build_test_loader
-    from d2_smallobj.engine import SafeCheckpointer, build_config
-    from d2_smallobj.engine.setup import check_datasets
+    from d2_smallobj.data import dataset_dicts
+    from d2_smallobj.engine import SafeCheckpointer, build_config, prediction
+    from d2_smallobj.engine.doubt import SigmaWriter
+    from d2_smallobj.modeling.inference import build_inference
+    from d2_smallobj.scoring.problems import listed
+    from detectron2.config import CfgNode
 except (ValueError, ImportError) as error:
     # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
     sys.exit(f"error: {error}")
@@ -34,30 +41,69 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--input", nargs="+", metavar="PATH", help="images and folders; another option must follow"
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--overlay", action="store_true", help="also the images under the colours")
+    parser.add_argument("--scores", action="store_true", help="also probabilities, float16 .npy")
+    parser.add_argument("--uncertainty", action="store_true", help="also sigma: .npy and grey .png")
+    parser.add_argument("--scales", type=float, nargs="+", help="average over these scales")
+    parser.add_argument("--flip", action="store_true", help="average with mirrored copies")
+    parser.add_argument("--crf", action="store_true", help="refine with a fully connected CRF")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides, last")
     return parser.parse_args()
 
 
-@torch.no_grad()
+def config_options(args: argparse.Namespace) -> list[str]:
+    """The overrides of the command line, those that have options of their own included."""
+    options = list(args.opts)
+    if args.scales:
+        options += ["SMALLOBJ.TEST.SCALES", str(args.scales)]
+    if args.flip:
+        options += ["SMALLOBJ.TEST.FLIP", "True"]
+    if args.crf:
+        options += ["SMALLOBJ.TEST.CRF.ENABLED", "True"]
+    return options
+
+
+def build_writers(
+    cfg: CfgNode, args: argparse.Namespace, model: nn.Module
+) -> list[prediction.Writer]:
+    """What is written of every image."""
+    writers: list[prediction.Writer] = [prediction.LabelWriter(args.output)]
+    if args.overlay:
+        writers.append(prediction.OverlayWriter(args.output / "overlay", cfg.INPUT.FORMAT))
+    if args.scores:
+        writers.append(prediction.ScoreWriter(args.output / "scores"))
+    if args.uncertainty:
+        writers.append(SigmaWriter(args.output / "uncertainty", model))
+    return writers
+
+
 def main() -> None:
-    """Predict every image of the config's first test set."""
+    """Predict every image; those that cannot be read are named at the end."""
     args = parse_arguments()
     try:
-        cfg = build_config(args.config_file, args.opts)
-        check_datasets(cfg, True)
+        cfg = build_config(args.config_file, config_options(args))
+        if args.input:
+            dicts = prediction.find_images(args.input, args.output)
+        else:
+            dicts = dataset_dicts(cfg.DATASETS.TEST[:1])
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("MODEL.WEIGHTS must name a checkpoint, got ''")
         model = TwoTaskTrainer.build_model(cfg).eval()
-        SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-        loader = build_test_loader(cfg, cfg.DATASETS.TEST[0])
-        for batch in tqdm(loader, unit="image", disable=None):
-            for x, output in zip(batch, model(batch)):
-                labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
-                write_label_map(args.output / f"{x['image_id']}.png", labels)
+        SafeCheckpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS, complete=True)
+        problems = prediction.predict(
+            build_inference(cfg, model, always=True),
+            prediction.build_prediction_loader(cfg, dicts),
+            build_writers(cfg, args, model),
+        )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"wrote {len(loader.dataset)} label maps to {args.output}")
+    print(f"wrote {len(dicts) - len(problems)} label maps to {args.output}")
+    if problems:
+        sys.exit(f"error: {listed(f'of {len(dicts)} images could not be read', problems)}")
 
 
 if __name__ == "__main__":

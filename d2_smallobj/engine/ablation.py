@@ -1,104 +1,45 @@
-"""The paper's ablation (Table 4), every variant kept apart (SPEC 3), over several seeds.
-
-The released code never applies its penalty, so "with L_SB" may mean two things: a size-weighted
-second task without penalty, or with one. The variants here tell them apart.
-"""
+"""The paper's ablation (Table 4) over several seeds, as processes of ``tools/train_net.py``."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
-import os
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from tqdm import tqdm
 
 from d2_smallobj.engine.checkpoint import load_torch_file, save_torch_file
+from d2_smallobj.engine.fingerprint import flatten
+from d2_smallobj.engine.scheduling import Job, Slot, build_slots, run_jobs
 from d2_smallobj.engine.setup import build_config
 from d2_smallobj.engine.tables import HEADLINE, markdown_table
 from d2_smallobj.engine.tasks import TASK_A_CHECKPOINT
+from d2_smallobj.engine.variants import KINDS, Variant, build_variants
 from d2_smallobj.utils.files import atomic_write_text
 
-_WITHOUT_EFFECT = ("DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "SOLVER.CHECKPOINT_PERIOD")
+__all__ = ["KINDS", "Ablation", "Variant", "build_variants", "final_results", "run_all"]
+
+_WITHOUT_EFFECT = (
+    "DATALOADER.NUM_WORKERS",
+    "MODEL.DEVICE",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SMALLOBJ.PICTURES.PERIOD",
+    "SMALLOBJ.PICTURES.NUM_IMAGES",
+)
 """Keys that may differ between the parts of a run: they do not change its figures."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
-    """One row of the table.
-
-    Attributes:
-        name: short name, also of its folder.
-        label: what the table calls it.
-        options: config overrides.
-        shares_task_a: whether its task A is the plain cross-entropy that others run too; it is
-            then trained once a seed.
-    """
-
-    name: str
-    label: str
-    options: tuple[str, ...]
-    shares_task_a: bool = True
-
-
-KINDS = ("ce", "sw", "ce_sw", "ce_sb_online", "ce_sb_empirical")
-
-
-def build_variants(
-    strengths_online: Sequence[float],
-    strengths_empirical: Sequence[float],
-    step: str,
-    kinds: Collection[str] = KINDS,
-) -> list[Variant]:
-    """The variants of the ablation, in the order of the table.
-
-    Args:
-        strengths_online: one variant with the online Fisher for each lambda.
-        strengths_empirical: one variant with the empirical Fisher for each lambda.
-        step: ``SMALLOBJ.EWC.STEP``.
-        kinds: which of :data:`KINDS` to build.
-    """
-    no_penalty = ("SMALLOBJ.EWC.LAMBDA", "0.0")
-
-    def penalty(fisher: str, strength: float) -> Variant:
-        return Variant(
-            f"ce_sb_{fisher}_{strength:g}",
-            f"CE → L_SB, {fisher} Fisher, λ = {strength:g}",
-            (
-                *("SMALLOBJ.EWC.FISHER", fisher, "SMALLOBJ.EWC.LAMBDA", str(float(strength))),
-                *("SMALLOBJ.EWC.STEP", step),
-            ),
-        )
-
-    by_kind = {
-        "ce": [Variant("ce", "CE", ("SMALLOBJ.TASK_B.LOSS", "cross_entropy", *no_penalty))],
-        "sw": [
-            Variant(
-                "sw",
-                "L_SW from the start",
-                ("SMALLOBJ.TASK_A.ITERS", "0", *no_penalty),
-                shares_task_a=False,
-            )
-        ],
-        "ce_sw": [Variant("ce_sw", "CE → L_SW", no_penalty)],
-        "ce_sb_online": [penalty("online", strength) for strength in strengths_online],
-        "ce_sb_empirical": [penalty("empirical", strength) for strength in strengths_empirical],
-    }
-    return [variant for kind in KINDS if kind in kinds for variant in by_kind[kind]]
-
-
-@dataclasses.dataclass(frozen=True)
 class Ablation:
-    """All runs of an ablation; each is a process of ``tools/train_net.py``.
+    """All runs of an ablation on one training set.
 
     A run that is complete is not repeated, and one that was cut off resumes.
 
@@ -110,6 +51,8 @@ class Ablation:
         seeds: what to run it with.
         num_gpus: GPUs of one run.
         options: config overrides of all runs.
+        method: what made the labels of the training set, where several are compared; in front of
+            the rows of the table.
     """
 
     train_net: Path
@@ -119,45 +62,52 @@ class Ablation:
     seeds: Sequence[int]
     num_gpus: int = 1
     options: tuple[str, ...] = ()
+    method: str = ""
 
-    def run(self, jobs: int = 1) -> None:
-        """Run whatever is not complete yet.
+    def run(self, jobs: int | None = 1, devices: Sequence[str] = ()) -> None:
+        """Run whatever is not complete yet; see :func:`run_all`."""
+        run_all([self], jobs, devices)
 
-        Args:
-            jobs: seeds that run at once; each gets its share of the CPU's cores.
+    def jobs(self) -> list[Job]:
+        """What is not complete yet; seed by seed, one variant makes the task A of the others.
 
         Raises:
-            RuntimeError: if a run fails; names its log.
             ValueError: if a folder holds a run with other settings; names it and them.
         """
         for seed in self.seeds:
             for variant in self.variants:
                 self._check_settings(variant, seed)
-        total = len(self.seeds) * len(self.variants)
-        with tqdm(total=total, desc="ablation", unit="run") as bar:
-            with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-                futures = [pool.submit(self._run_seed, seed, jobs, bar) for seed in self.seeds]
-                try:
-                    concurrent.futures.wait(futures)
-                except KeyboardInterrupt:
-                    # The run that is on got the interrupt too; no other shall begin.
-                    for future in futures:
-                        future.cancel()
-                    raise
-            # Only now: one seed's failure does not stop the others.
-            for future in futures:
-                future.result()
+        return [job for seed in self.seeds for job in self._jobs_of_seed(seed)]
 
-    def _run_seed(self, seed: int, jobs: int, bar: tqdm) -> None:
+    def _jobs_of_seed(self, seed: int) -> Iterator[Job]:
         # The online Fisher information is recorded during task A: a variant that uses it makes
         # the task A that all others start from.
-        for variant in sorted(self.variants, key=lambda v: "online" not in v.options):
-            folder = self.folder(variant, seed)
-            if not _is_complete(folder):
-                if variant.shares_task_a:
-                    self._start_from_task_a(variant, seed)
-                self._train(variant, seed, jobs)
-            bar.update()
+        leader = None
+        for variant in sorted(self.variants, key=lambda v: not v.needs_online_fisher):
+            if _is_complete(self.folder(variant, seed)):
+                continue
+            name = str(self.folder(variant, seed))
+            run = functools.partial(self._run, variant, seed)
+            waits = variant.shares_task_a and not self._can_start(variant, seed)
+            yield Job(name, run, leader if waits else None)
+            if waits:
+                leader = leader or name
+
+    def _can_start(self, variant: Variant, seed: int) -> bool:
+        """Whether a run has begun, or finds a task A to start from."""
+        makers = [
+            other
+            for other in self.variants
+            if other.shares_task_a and other.needs_online_fisher >= variant.needs_online_fisher
+        ]
+        task_a = [self.folder(other, seed) / f"{TASK_A_CHECKPOINT}.pth" for other in makers]
+        begun = self.folder(variant, seed) / "last_checkpoint"
+        return any(path.exists() for path in (begun, *task_a))
+
+    def _run(self, variant: Variant, seed: int, slot: Slot) -> None:
+        if variant.shares_task_a:
+            self._start_from_task_a(variant, seed)
+        self._train(variant, seed, slot)
 
     def folder(self, variant: Variant, seed: int) -> Path:
         """Where a run writes."""
@@ -173,7 +123,7 @@ class Ablation:
             if not other.shares_task_a or not source.exists() or source.parent == folder:
                 continue
             state = load_torch_file(str(source))
-            if "online" not in variant.options:
+            if not variant.needs_online_fisher:
                 # The Fisher information belongs to another estimator.
                 state.pop("ewc", None)
             elif state.get("ewc", {}).get("estimator") != "online":
@@ -194,16 +144,16 @@ class Ablation:
         path = self.folder(variant, seed) / "config.yaml"
         if not path.exists():
             return
-        found = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+        found = dict(flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
         cfg = build_config(self.config_file, self._run_options(variant, seed))
-        for key, value in _flatten(yaml.safe_load(cfg.dump())).items():
+        for key, value in flatten(yaml.safe_load(cfg.dump())):
             if key not in _WITHOUT_EFFECT and found.get(key, value) != value:
                 raise ValueError(
                     f"{path.parent} holds a run with other settings ({key} {found[key]!r} there, "
                     f"{value!r} now): choose another --output-dir, or remove that folder"
                 )
 
-    def _train(self, variant: Variant, seed: int, jobs: int) -> None:
+    def _train(self, variant: Variant, seed: int, slot: Slot) -> None:
         folder = self.folder(variant, seed)
         folder.mkdir(parents=True, exist_ok=True)
         command = [
@@ -211,41 +161,72 @@ class Ablation:
             *("--num-gpus", str(self.num_gpus), "--resume", "--dist-url", "auto"),
             *self._run_options(variant, seed),
         ]
-        threads = max(1, (os.cpu_count() or 1) // jobs)
         log = folder / "console.txt"
         with open(log, "ab") as file:
             code = subprocess.run(
                 command,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                env=slot.environment(),
                 check=False,
             ).returncode
         if code != 0 or not _is_complete(folder):
             raise RuntimeError(
-                f"variant {variant.name}, seed {seed} ended with code {code}: "
-                f"{_last_line(log)} (log: {log})"
+                f"{f'{self.method}, ' if self.method else ''}variant {variant.name}, seed {seed} "
+                f"ended with code {code}: {_last_line(log)} (log: {log})"
             )
 
     def rows(self) -> Iterator[dict[str, object]]:
         """One row a variant, seed and data set: the figures of the complete runs."""
+        method = {"method": self.method} if self.method else {}
         for variant in self.variants:
             for seed in self.seeds:
                 for dataset, figures in final_results(self.folder(variant, seed)).items():
                     row = {"variant": variant.label, "seed": seed, "data set": dataset}
-                    yield {**row, **{key: figures.get(key, math.nan) for key in HEADLINE}}
+                    headline = {key: figures.get(key, math.nan) for key in HEADLINE}
+                    yield {**method, **row, **headline}
 
     def write_tables(self) -> str:
         """Write ``ablation.csv`` (every run) and ``ablation.md`` (mean ± sd, returned)."""
-        rows = list(self.rows())
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["variant", "seed", "data set", *HEADLINE])
-        writer.writeheader()
-        writer.writerows(rows)
-        atomic_write_text(self.output_dir / "ablation.csv", text.getvalue())
-        table = markdown_table(rows)
-        atomic_write_text(self.output_dir / "ablation.md", table)
-        return table
+        return write_tables([self], self.output_dir)
+
+
+def run_all(
+    ablations: Sequence[Ablation], jobs: int | None = 1, devices: Sequence[str] = ()
+) -> None:
+    """Run whatever is not complete yet of one or several ablations.
+
+    Args:
+        ablations: with the same ``num_gpus``.
+        jobs: runs at once; None: as many as the GPUs allow. Each gets its share of the CPU's
+            cores, and of the GPUs.
+        devices: all GPUs, as ``CUDA_VISIBLE_DEVICES`` names them; empty: none is assigned.
+
+    Raises:
+        RuntimeError: if runs fail, after all others; names their logs.
+        ValueError: if a folder holds a run with other settings, or a run needs more GPUs than
+            there are; before any begins.
+    """
+    missing = [job for ablation in ablations for job in ablation.jobs()]
+    slots = build_slots(jobs, num_gpus=ablations[0].num_gpus, devices=devices)
+    total = sum(len(ablation.seeds) * len(ablation.variants) for ablation in ablations)
+    done = total - len(missing)
+    with tqdm(total=total, initial=done, desc="ablation", unit="run") as bar:
+        run_jobs(missing, slots, progress=bar)
+
+
+def write_tables(ablations: Sequence[Ablation], folder: Path) -> str:
+    """Write ``ablation.csv`` (every run) and ``ablation.md`` (mean ± sd, returned)."""
+    rows = [row for ablation in ablations for row in ablation.rows()]
+    method = ["method"] if ablations[0].method else []
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*method, "variant", "seed", "data set", *HEADLINE])
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write_text(folder / "ablation.csv", text.getvalue())
+    table = markdown_table(rows)
+    atomic_write_text(folder / "ablation.md", table)
+    return table
 
 
 def final_results(folder: Path) -> dict[str, dict[str, float]]:
@@ -262,15 +243,6 @@ def _is_complete(folder: Path) -> bool:
     if not (folder / "model_final.pth").exists() or not path.exists():
         return False
     return "B" in json.loads(path.read_text(encoding="utf-8"))
-
-
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config as dotted keys and values."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        below = isinstance(value, Mapping)
-        flat.update(_flatten(value, f"{prefix}{key}.") if below else {f"{prefix}{key}": value})
-    return flat
 
 
 def _last_line(log: Path) -> str:

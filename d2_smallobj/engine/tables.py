@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
+
+from d2_smallobj.report.paper_tables import mean_and_deviation
 
 HEADLINE = ("mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_S", "IA-mIoU_M", "IA-mIoU_L")
 
@@ -34,26 +34,17 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Mean ± sample standard deviation over seeds, as the paper's Table 4.
 
     Args:
-        rows: from :meth:`.ablation.Ablation.rows`.
+        rows: from :meth:`.ablation.Ablation.rows`; all with a method, or none.
     """
-    groups: dict[tuple[object, object], list[Mapping[str, object]]] = {}
+    names = ["data set", *(["method"] if rows and "method" in rows[0] else []), "variant"]
+    groups: dict[tuple[object, ...], list[Mapping[str, object]]] = {}
     for row in rows:
-        groups.setdefault((row["data set"], row["variant"]), []).append(row)
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
     lines = [
-        "| data set | variant | " + " | ".join(HEADLINE) + " | seeds |",
-        "|---|---|" + "---|" * (len(HEADLINE) + 1),
+        f"| {' | '.join((*names, *HEADLINE))} | seeds |",
+        "|---" * (len(names) + len(HEADLINE) + 1) + "|",
     ]
-    for (dataset, variant), members in groups.items():
-        cells = [_mean_and_deviation([float(row[key]) for row in members]) for key in HEADLINE]
-        lines.append(f"| {dataset} | {variant} | {' | '.join(cells)} | {len(members)} |")
+    for group, members in groups.items():
+        cells = [mean_and_deviation([float(row[key]) for row in members]) for key in HEADLINE]
+        lines.append(f"| {' | '.join([*map(str, group), *cells])} | {len(members)} |")
     return "\n".join(lines) + "\n"
-
-
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    """The cell of one figure; a dash where it is undefined (no instance of that size)."""
-    if any(math.isnan(value) for value in values):
-        return "–"
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ± {statistics.stdev(values):.1f}"

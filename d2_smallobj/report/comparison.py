@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 
 from d2_smallobj.metrics.comparison import Comparison
-from d2_smallobj.metrics.resampling import first_ten
 from d2_smallobj.metrics.statistics import MINIMUM_INSTANCES, Cell, Interval
+from d2_smallobj.metrics.validation import first_ten
 from d2_smallobj.report.text_tables import format_rank_table, markdown_table, number
 
 _CSV_COLUMNS = (

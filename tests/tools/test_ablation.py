@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import re
-import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -28,14 +27,16 @@ def runner(train_server, monkeypatch, demo_root):
     """Let the ablation's runs be forked children of the train server; notes each by folder."""
     started = []
     pending = []
+    lock = threading.Lock()  # the server does one job at a time
 
     def run(command, *, stdout, stderr, env, check):
         assert command[0] == sys.executable
         assert env["OMP_NUM_THREADS"].isdigit()
-        job = pending.pop(0) if pending else {}
-        answer = train_server.ask(*command[1:], **job)
+        with lock:
+            job = pending.pop(0) if pending else {}
+            answer = train_server.ask(*command[1:], **job)
+            started.append(command[-1].rsplit("/", 1)[-1])
         stdout.write((answer.stdout + answer.stderr).encode())
-        started.append(command[-1].rsplit("/", 1)[-1])
         return SimpleNamespace(returncode=answer.code)
 
     monkeypatch.setattr(module.subprocess, "run", run)
@@ -123,20 +124,23 @@ def test_sharing_task_a_changes_no_figure(make, runner, train_server, tiny, tmp_
 def test_interrupted_ablation_goes_on(make, runner, assert_same):
     step = "d2_smallobj.engine.step:TaskStepTrainer._optimizer_step"
     # The first run is cut off in task A, before its first checkpoint; a later one in task B.
+    # The runs that need its task A do not begin; the one that needs none does.
     runner.pending[:] = [{"strikes": [[step, 2, "kill"]]}]
     ablation = make(seeds=[0])
-    with pytest.raises(RuntimeError, match=r"variant ce_sb_online_1, seed 0 ended with code -9"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"1 run\(s\) failed:\n  variant ce_sb_online_1, seed 0 ended with code -9"
+        r"[^\n]*console\.txt\)\n3 more depend on them",
+    ):
         ablation.run()
-    assert list(ablation.rows()) == []
+    assert {row["variant"] for row in ablation.rows()} == {"L_SW from the start"}
     runner.pending[:] = [{}, {}, {"strikes": [[step, 3, "kill"]]}]
-    with pytest.raises(RuntimeError, match=r"variant sw, seed 0 ended with code -9.*console\.txt"):
+    with pytest.raises(RuntimeError, match=r"variant ce_sw, seed 0 ended with code -9"):
         ablation.run()
-    assert {row["variant"] for row in ablation.rows()} == {"CE", "CE → L_SB, online Fisher, λ = 1"}
+    assert len(list(ablation.rows())) == len(ORDER) - 1
     before = list(runner.started)
     ablation.run()
-    assert runner.started[len(before) :] == [
-        f"{name}_seed0" for name in ("sw", "ce_sw", "ce_sb_empirical_2")
-    ]
+    assert runner.started[len(before) :] == ["ce_sw_seed0"]
     assert len(list(ablation.rows())) == len(ORDER)
 
 
@@ -198,38 +202,54 @@ def test_undefined_figure_is_a_dash():
         assert markdown_table(rows).splitlines()[2].endswith(f"| – | {len(rows)} |")
 
 
-def command(tiny, tmp_path, *arguments):
-    search = [str(tiny.repository), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        [
-            *(sys.executable, str(tiny.repository / "tools" / "ablation.py")),
-            *("--output-dir", str(tmp_path / "out"), *arguments),
-        ],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, search)),
-            "OMP_NUM_THREADS": "1",
-        },
-        timeout=300,
-        check=False,
-        cwd=tiny.repository,
-    )
+@pytest.fixture
+def command(train_server, tiny, tmp_path):
+    """Function: ``tools/ablation.py`` into ``tmp_path/out``."""
+
+    def run(*arguments, config="demo_sbce", **job):
+        return train_server.ask(
+            tiny.repository / "tools" / "ablation.py",
+            *("--output-dir", tmp_path / "out"),
+            *("--config-file", tiny.repository / "configs" / f"{config}.yaml", *arguments),
+            **job,
+        )
+
+    return run
 
 
-def test_command(tiny, tmp_path, demo_root, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(demo_root))
-    done = command(
-        *(tiny, tmp_path, "--variants", "ce", "--seeds", "5"),
-        *("--opts", *tiny.as_options(tiny.options)),
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == (tmp_path / "out" / "ablation.md").read_text() + "\n"
-    assert "| smallobj_demo_val | CE |" in done.stdout
+def test_command(command, tiny, tmp_path):
+    arguments = ("--variants", "ce", "--seeds", "5", "--methods", "gt=smallobj_demo_train_gt")
+    done = command(*arguments, "--opts", *tiny.as_options(tiny.options))
+    assert done.code == 0, done.stderr
+    out = tmp_path / "out"
+    assert done.stdout == (out / "ablation.md").read_text() + "\n"
+    assert "| smallobj_demo_val | gt | CE |" in done.stdout
+    assert (out / "gt" / "ce_seed5" / "model_final.pth").exists()
+    assert "| DeepLabV2 | full |" in (out / "paper_tables.md").read_text()
+    assert not (out / "fig8.png").exists()  # there is nothing to compare with
 
 
-def test_command_needs_two_tasks(tiny, tmp_path):
-    done = command(tiny, tmp_path, "--config-file", "configs/demo_ce.yaml")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: configs/demo_ce.yaml: the ablation needs two tasks")
+@pytest.mark.parametrize(
+    ("arguments", "config", "told"),
+    [
+        ((), "demo_ce", "/demo_ce.yaml: the ablation needs two tasks; SMALLOBJ.TASK_A.ITERS must"),
+        (("--methods", "x"), "demo_sbce", "--methods: unknown value 'smallobj_demo_x'"),
+        (("--methods", "amn"), "voc_sbce", "'voc_2012_trainaug_amn'"),
+        (("--jobs", "0"), "demo_sbce", "--jobs must be >= 1, got 0"),
+    ],
+    ids=["one task", "unknown method", "missing files", "no job"],
+)
+def test_mistakes_are_told_before_anything_runs(command, tmp_path, arguments, config, told):
+    done = command(*arguments, config=config)
+    assert done.code == 1
+    assert "Traceback" not in done.stderr
+    assert told in done.stderr.partition("error: ")[2]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_run_ends_the_command_with_its_message(command):
+    done = command("--variants", "ce", "--seeds", "5", strikes=[["subprocess:run", 1, "full disk"]])
+    assert done.code == 1
+    assert "Traceback" not in done.stderr
+    assert "error: 1 run(s) failed:\n  [Errno 28] No space left on device" in done.stderr
+    assert done.stdout.startswith("| data set | variant |")

@@ -1,27 +1,73 @@
-"""``tools/predict.py`` writes what the model predicts, for the commands that score folders."""
+"""``tools/predict.py``: of a data set, of any files and folders, as PNGs, overlays and scores."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import re
+import shutil
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 from d2_smallobj import TwoTaskTrainer
-from d2_smallobj.annotations.label_maps import read_label_map
+from d2_smallobj.annotations.label_maps import read_label_map, voc_palette
 from d2_smallobj.engine import build_config
+from d2_smallobj.engine.prediction import IMAGE_SUFFIXES, find_images, output_path
+from d2_smallobj.report.overlays import blend_labels
 
 
-def run(tiny, demo_root, *arguments):
-    tool = str(tiny.repository / "tools" / "predict.py")
-    command = [sys.executable, tool, "--config-file", tiny.config_file, *map(str, arguments)]
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(demo_root)}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Function to the path of an untrained net."""
+
+    def make(tiny):
+        path = tmp_path_factory.getbasetemp() / "prediction_weights.pth"
+        if not path.exists():
+            cfg = build_config(tiny.config_file, tiny.as_options(tiny.options))
+            torch.manual_seed(0)
+            torch.save({"model": TwoTaskTrainer.build_model(cfg).state_dict()}, path)
+        return path
+
+    return make
 
 
-def test_label_maps_are_what_the_model_says(tiny, demo_root, tmp_path):
+@pytest.fixture
+def predict(train_server, tiny, demo_root, weights, tmp_path):
+    """Function: the command into ``tmp_path/out``."""
+
+    def run(*arguments, options=()):
+        options = tiny.as_options(tiny.options, {"MODEL.WEIGHTS": weights(tiny)}, *options)
+        return train_server.ask(
+            tiny.repository / "tools" / "predict.py",
+            *("--config-file", tiny.config_file, *arguments),
+            *("--output", tmp_path / "out", *options),
+            env={"DETECTRON2_DATASETS": str(demo_root)},
+        )
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path, demo_root):
+    """A folder of three images in two formats, one in a subfolder, and files that are none."""
+    source = sorted((demo_root / "smallobj_demo/VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    shutil.copy(source[0], folder / "a.b.jpg")
+    Image.open(source[1]).crop((0, 0, 50, 34)).save(folder / "c.PNG")
+    shutil.copy(source[2], folder / "sub" / "d.jpeg")
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.jpg").write_text("no image")
+    return folder
+
+
+def written(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_label_maps_are_what_the_model_says(predict, tiny, demo_root, tmp_path):
     model = TwoTaskTrainer.build_model(
         build_config(tiny.config_file, tiny.as_options(tiny.options))
     )
@@ -33,22 +79,139 @@ def test_label_maps_are_what_the_model_says(tiny, demo_root, tmp_path):
                 if name.endswith("bias"):
                     value[3] = 1.0
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
-    options = tiny.as_options(tiny.options, {"MODEL.WEIGHTS": tmp_path / "model.pth"})
-    result = run(tiny, demo_root, "--output", tmp_path / "predictions", *options)
-    assert result.returncode == 0, result.stderr
-    files = sorted((tmp_path / "predictions").iterdir())
-    assert [file.name for file in files] == [f"val_{number:05d}.png" for number in range(4)]
-    for file in files:
+    result = predict(options=[{"MODEL.WEIGHTS": tmp_path / "model.pth"}])
+    assert result.code == 0, result.stderr
+    assert written(tmp_path / "out") == [f"val_{number:05d}.png" for number in range(4)]
+    for file in (tmp_path / "out").iterdir():
         labels = read_label_map(file)
         assert labels.shape == (64, 64)
         assert np.unique(labels).tolist() == [3]
+        with Image.open(file) as image:
+            assert image.mode == "P"
+            assert image.getpalette() == voc_palette().ravel().tolist()
     assert "wrote 4 label maps" in result.stdout
 
 
-def test_a_missing_checkpoint_is_one_line(tiny, demo_root, tmp_path):
-    options = tiny.as_options(tiny.options, {"MODEL.WEIGHTS": "/nowhere/model.pth"})
-    result = run(tiny, demo_root, "--output", tmp_path / "predictions", *options)
-    assert result.returncode == 1
+def test_files_and_folders(predict, photos, tmp_path):
+    other = tmp_path / "other.jpg"
+    shutil.copy(photos / "a.b.jpg", other)
+    result = predict("--input", photos, other, "--overlay", "--scores")
+    assert result.code == 0, result.stderr
+    assert "wrote 4 label maps" in result.stdout
+    names = ["a.b", "c", "other", "sub/d"]
+    assert written(tmp_path / "out") == sorted(
+        [f"{name}.png" for name in names]
+        + [f"overlay/{name}.jpg" for name in names]
+        + [f"scores/{name}.npy" for name in names]
+    )
+    out = tmp_path / "out"
+    np.testing.assert_array_equal(
+        read_label_map(out / "a.b.png"), read_label_map(out / "other.png")
+    )
+    labels = read_label_map(out / "c.png")
+    assert labels.shape == (34, 50)
+    scores = np.load(out / "scores" / "c.npy", allow_pickle=False)
+    assert (scores.dtype, scores.shape) == (np.float16, (7, 34, 50))
+    np.testing.assert_allclose(scores.astype(float).sum(axis=0), 1, atol=5e-3)
+    # Where two classes are equal in float16, either may have won before rounding.
+    top = np.take_along_axis(scores, labels[None].astype(int), axis=0)[0]
+    np.testing.assert_array_equal(top, scores.max(axis=0))
+    overlay = np.array(Image.open(out / "overlay" / "c.jpg"))
+    image = np.array(Image.open(photos / "c.PNG"))
+    assert np.abs(overlay.astype(int) - blend_labels(image, labels)).mean() < 8
+    assert np.abs(overlay.astype(int) - image).mean() > 20
+
+
+def test_scales_flip_and_crf_change_the_scores(predict, photos, tmp_path):
+    maps = {}
+    for name, options in {
+        "plain": (),
+        "scales": ("--scales", "0.5", "1", "--flip"),
+        "crf": ("--crf",),
+    }.items():
+        result = predict("--input", photos / "c.PNG", *options, "--scores")
+        assert result.code == 0, result.stderr
+        maps[name] = np.load(tmp_path / "out" / "scores" / "c.npy").astype(float)
+    assert np.abs(maps["scales"] - maps["plain"]).max() > 0.01
+    assert np.abs(maps["crf"] - maps["plain"]).max() > 0.01
+    assert np.abs(maps["crf"] - maps["scales"]).max() > 0.01
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_images_are_named_and_the_rest_is_done(predict, photos, tmp_path, workers):
+    (photos / "torn.jpg").write_bytes((photos / "a.b.jpg").read_bytes()[:300])
+    (photos / "empty.png").touch()
+    result = predict(
+        *("--input", photos, photos / "notes.txt"), options=[{"DATALOADER.NUM_WORKERS": workers}]
+    )
+    assert result.code == 1
+    assert "Traceback" not in result.stderr
+    assert "wrote 3 label maps" in result.stdout
+    assert written(tmp_path / "out") == ["a.b.png", "c.png", "sub/d.png"]
+    message = result.stderr.partition("error: ")[2].splitlines()
+    assert message[0] == "3 of 6 images could not be read:"
+    for line, name in zip(message[1:], ("empty.png", "torn.jpg", "notes.txt")):
+        assert re.match(rf"  {re.escape(str(photos / name))}: the image cannot be read: .", line)
+    assert len(message) == 4
+
+
+def test_a_missing_checkpoint_is_one_line(predict, tmp_path):
+    result = predict(options=[{"MODEL.WEIGHTS": "/nowhere/model.pth"}])
+    assert result.code == 1
     assert "/nowhere/model.pth" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (tmp_path / "predictions").exists()
+    assert not (tmp_path / "out").exists()
+    result = predict(options=[{"MODEL.WEIGHTS": ""}])
+    assert result.stderr.endswith("error: MODEL.WEIGHTS must name a checkpoint, got ''\n") or (
+        "MODEL.WEIGHTS must name a checkpoint" in result.stderr
+    )
+
+
+def test_missing_inputs_are_all_named(predict, photos, tmp_path):
+    result = predict("--input", photos, tmp_path / "x.jpg", tmp_path / "y")
+    assert result.code == 1
+    assert "2 input path(s) do not exist:" in result.stderr
+    assert str(tmp_path / "x.jpg") in result.stderr
+    assert str(tmp_path / "y") in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_found_images(photos, tmp_path):
+    dicts = find_images([photos, photos / "c.PNG"], tmp_path / "out")
+    assert {x["image_id"]: x["file_name"] for x in dicts} == {
+        "a.b": str(photos / "a.b.jpg"),
+        "c": str(photos / "c.PNG"),
+        "sub/d": str(photos / "sub" / "d.jpeg"),
+    }
+    with pytest.raises(FileNotFoundError, match=r"1 input path\(s\) do not exist:\n  .*nothing"):
+        find_images([tmp_path / "nothing"], tmp_path / "out")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ValueError, match=rf"no image \({re.escape(IMAGE_SUFFIXES[0])}, .*bare"):
+        find_images([tmp_path / "bare"], tmp_path / "out")
+    shutil.copy(photos / "c.PNG", photos / "a.b.png")
+    with pytest.raises(ValueError, match=r"1 pair.*one name:\n  .*a\.b\.jpg and .*a\.b\.png\n"):
+        find_images([photos], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"output folder .*out lies in the input folder .*photos"):
+        find_images([photos], photos / "out")
+
+
+def test_links_to_folders_are_not_followed(photos, tmp_path):
+    os.symlink(photos, photos / "sub" / "loop")
+    assert len(find_images([photos], tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "", ".."])
+def test_names_do_not_lead_out_of_the_folder(name, tmp_path):
+    assert output_path(tmp_path, "a/b.c", ".png") == tmp_path / "a" / "b.c.png"
+    with pytest.raises(ValueError, match="its name leads out of the folder"):
+        output_path(tmp_path, name, ".png")
+
+
+def test_overlays_keep_the_background():
+    image = np.full((2, 3, 3), 100, np.uint8)
+    labels = np.array([[0, 1, 1], [0, 0, 15]])
+    blended = blend_labels(image, labels, opacity=0.5)
+    assert (blended[labels == 0] == 100).all()
+    np.testing.assert_allclose(blended[0, 1], (100 + voc_palette()[1].astype(int)) / 2, atol=1)
+    with pytest.raises(ValueError, match=r"one size, got \(2, 3, 3\) and \(3, 2\)"):
+        blend_labels(image, labels.T)

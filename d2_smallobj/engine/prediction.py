@@ -1,0 +1,225 @@
+"""Predicting images of a data set or of any folder into files (``tools/predict.py``).
+
+Shapes: K classes, H x W the size of an image file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.data import SemSegMapper
+from d2_smallobj.report.overlays import blend_labels
+from d2_smallobj.scoring.problems import listed
+from d2_smallobj.utils.files import atomic_write
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""What is taken for an image in a folder."""
+
+Writer = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
+"""Called as ``writer(name, output, x)`` for every image: its name without suffix, what the model
+answered (``sem_seg``: probabilities (K, H, W)), and its mapped dataset dict."""
+
+
+def find_images(
+    paths: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]
+) -> list[dict[str, Any]]:
+    """List image files, and the images in folders and their subfolders, as dataset dicts.
+
+    Args:
+        paths: files, taken for images whatever their names; or folders, of which files with one
+            of :data:`IMAGE_SUFFIXES` that are not hidden are taken.
+        output: the folder that predictions will be written to.
+
+    Returns:
+        Dicts with ``file_name`` and ``image_id``: the file's name without suffix, for an image of
+        a folder with its subfolders in front.
+
+    Raises:
+        FileNotFoundError: names all paths that do not exist.
+        ValueError: for a folder without an image, images that would get one name, or an output
+            folder inside an input folder.
+    """
+    missing = [os.fspath(path) for path in paths if not os.path.exists(path)]
+    if missing:
+        raise FileNotFoundError(listed("input path(s) do not exist", missing))
+    for folder in filter(os.path.isdir, paths):
+        if Path(output).resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(
+                f"the output folder {output} lies in the input folder {folder}, whose images "
+                "would then include predictions; choose another"
+            )
+    found: dict[str, str] = {}
+    clashes = []
+    for path in map(Path, paths):
+        for file in _images_in(path) if path.is_dir() else [path]:
+            name = file.relative_to(path if path.is_dir() else path.parent).with_suffix("")
+            other = found.setdefault(name.as_posix(), os.fspath(file))
+            if other != os.fspath(file) and not os.path.samefile(other, file):
+                clashes.append(f"{other} and {file}")
+    if clashes:
+        raise ValueError(
+            listed("pair(s) of images would be written under one name", clashes)
+            + "\npredict them into different folders"
+        )
+    return [{"file_name": file, "image_id": name} for name, file in found.items()]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The images in a folder and its subfolders, in order; links to folders are not followed."""
+    images = [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    ]
+    if not images:
+        raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in {folder}")
+    return sorted(images)
+
+
+class TolerantMapper:
+    """A mapper that answers a file which cannot be read with its dict and an ``error``.
+
+    Args:
+        mapper: maps one dataset dict; raises OSError or ValueError for a bad file.
+    """
+
+    def __init__(self, mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self.mapper = mapper
+
+    def __call__(self, x: dict[str, Any]) -> dict[str, Any]:
+        """Map a dict; never raises for a bad file."""
+        try:
+            return self.mapper(x)
+        except (OSError, ValueError) as error:
+            return {**x, "error": str(error)}
+
+
+def build_prediction_loader(
+    cfg: CfgNode, dicts: Sequence[dict[str, Any]]
+) -> Iterable[list[dict[str, Any]]]:
+    """Loader over dataset dicts, one image a batch, that goes on after files that are bad."""
+    return build_detection_test_loader(
+        list(dicts),
+        mapper=TolerantMapper(SemSegMapper(cfg, False)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, loader: Iterable[list[dict[str, Any]]], writers: Sequence[Writer]
+) -> list[str]:
+    """Predict all images and write what the writers make of them.
+
+    Args:
+        model: in evaluation mode.
+        loader: from :func:`build_prediction_loader`.
+        writers: called for every image in this order.
+
+    Returns:
+        What was wrong with the images that could not be read; all others are written.
+
+    Raises:
+        OSError: if a file cannot be written; names it.
+    """
+    problems = []
+    for batch in tqdm(loader, unit="image", disable=None):
+        for x in (x for x in batch if "error" in x):
+            problems.append(x["error"])
+        good = [x for x in batch if "error" not in x]
+        for x, output in zip(good, model(good) if good else ()):
+            for write in writers:
+                write(str(x["image_id"]), output, x)
+    return problems
+
+
+class LabelWriter:
+    """Writes ``<folder>/<name>.png``: the most probable class, P mode with the VOC palette.
+
+    Args:
+        folder: where to write; made when missing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def __call__(self, name: str, output: Mapping[str, Any], x: Mapping[str, Any]) -> None:
+        """Write one label map."""
+        write_label_map(output_path(self.folder, name, ".png"), most_probable(output))
+
+
+class OverlayWriter:
+    """Writes ``<folder>/<name>.jpg``: the image under the colours of its label map.
+
+    Args:
+        folder: where to write; made when missing.
+        image_format: ``INPUT.FORMAT`` of the mapper, ``"BGR"`` or ``"RGB"``.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], image_format: str) -> None:
+        self.folder = Path(folder)
+        self.image_format = image_format
+
+    def __call__(self, name: str, output: Mapping[str, Any], x: Mapping[str, Any]) -> None:
+        """Write one picture."""
+        image = rgb_image(x["image"], self.image_format)
+        content = io.BytesIO()
+        overlay = Image.fromarray(blend_labels(image, most_probable(output)))
+        overlay.save(content, "JPEG", quality=90)
+        with atomic_write(output_path(self.folder, name, ".jpg")) as file:
+            file.write(content.getvalue())
+
+
+class ScoreWriter:
+    """Writes ``<folder>/<name>.npy``: the class probabilities, float16 (K, H, W).
+
+    Args:
+        folder: where to write; made when missing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def __call__(self, name: str, output: Mapping[str, Any], x: Mapping[str, Any]) -> None:
+        """Write one array."""
+        with atomic_write(output_path(self.folder, name, ".npy")) as file:
+            np.save(file, output["sem_seg"].half().cpu().numpy(), allow_pickle=False)
+
+
+def most_probable(output: Mapping[str, Any]) -> np.ndarray:
+    """The label map of a model's answer: int64 (H, W)."""
+    return output["sem_seg"].argmax(dim=0).cpu().numpy()
+
+
+def rgb_image(image: torch.Tensor, image_format: str) -> np.ndarray:
+    """A mapper's image (3, H, W) in 0..255 as uint8 (H, W, 3), RGB."""
+    pixels = image.round().clamp(0, 255).byte().cpu().numpy().transpose(1, 2, 0)
+    return np.ascontiguousarray(pixels[..., ::-1] if image_format == "BGR" else pixels)
+
+
+def output_path(folder: Path, name: str, suffix: str) -> Path:
+    """Where the result of an image goes.
+
+    Raises:
+        ValueError: if the name would lead out of the folder.
+    """
+    parts = PurePath(name)
+    if parts.is_absolute() or ".." in parts.parts or not parts.name:
+        raise ValueError(
+            f"image {name!r} cannot be written below {folder}: its name leads out of the folder"
+        )
+    return folder / f"{name}{suffix}"

@@ -1,0 +1,143 @@
+"""Running many processes, several at once, each with its share of the machine."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+from tqdm import tqdm
+
+from d2_smallobj.scoring.problems import listed
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A share of the machine that one run gets.
+
+    Attributes:
+        threads: CPU threads of each of its processes.
+        devices: its GPUs as ``CUDA_VISIBLE_DEVICES`` names them; empty: as the machine has them.
+    """
+
+    threads: int
+    devices: tuple[str, ...] = ()
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment, restricted to the slot."""
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        if self.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices)
+        return environment
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Something to run.
+
+    Attributes:
+        name: unique.
+        run: called with a slot; raises RuntimeError or OSError when it fails.
+        after: name of the job that must have succeeded before; None: it can start at once.
+    """
+
+    name: str
+    run: Callable[[Slot], None]
+    after: str | None = None
+
+
+def visible_devices() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(number) for number in range(torch.cuda.device_count())]
+    return [name.strip() for name in named.split(",")][: torch.cuda.device_count()]
+
+
+def build_slots(jobs: int | None, *, num_gpus: int = 1, devices: Sequence[str] = ()) -> list[Slot]:
+    """Divide the machine.
+
+    Args:
+        jobs: runs at once; None: one for every ``num_gpus`` GPUs, one where there is none. More
+            than there are groups of GPUs share them.
+        num_gpus: GPUs of one run, >= 1.
+        devices: all GPUs.
+
+    Raises:
+        ValueError: if ``jobs`` or ``num_gpus`` is below 1, or one run needs more GPUs than there
+            are.
+    """
+    for name, value in (("jobs", jobs), ("num-gpus", num_gpus)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be >= 1, got {value}")
+    if devices and num_gpus > len(devices):
+        raise ValueError(
+            f"--num-gpus {num_gpus} for one run, but {len(devices)} GPU(s) can be used: "
+            f"{', '.join(devices)}"
+        )
+    starts = range(0, len(devices) - num_gpus + 1, num_gpus) if devices else ()
+    groups = [tuple(devices[start : start + num_gpus]) for start in starts] or [()]
+    count = jobs or len(groups)
+    threads = max(1, (os.cpu_count() or 1) // count)
+    return [Slot(threads, groups[number % len(groups)]) for number in range(count)]
+
+
+def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], *, progress: tqdm | None = None) -> None:
+    """Run all jobs, as many at once as there are slots, in their order where that is open.
+
+    A job that fails stops only those that come after it.
+
+    Args:
+        jobs: with unique names; ``after`` names an earlier one.
+        slots: at least one.
+        progress: updated by 1 for every job that succeeds.
+
+    Raises:
+        RuntimeError: when all that could be run has been; tells how each failed job failed.
+    """
+    number = {job.name: index for index, job in enumerate(jobs)}
+    followers: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.after is not None:
+            followers.setdefault(job.after, []).append(job)
+    ready = [job for job in jobs if job.after is None]
+    free = list(slots)
+    failures: list[str] = []
+    succeeded = 0
+    running: dict[concurrent.futures.Future, tuple[Job, Slot]] = {}
+    with concurrent.futures.ThreadPoolExecutor(len(slots)) as pool:
+        while ready or running:
+            while ready and free:
+                job, slot = ready.pop(0), free.pop(0)
+                running[pool.submit(job.run, slot)] = job, slot
+            finished, _ = concurrent.futures.wait(
+                running, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            for future in finished:
+                job, slot = running.pop(future)
+                free.append(slot)
+                error = _failure(future)
+                if error is not None:
+                    failures.append(error)
+                    continue
+                succeeded += 1
+                ready = sorted(
+                    [*ready, *followers.get(job.name, ())], key=lambda job: number[job.name]
+                )
+                if progress is not None:
+                    progress.update()
+    if failures:
+        skipped = len(jobs) - succeeded - len(failures)
+        told = listed("run(s) failed", failures)
+        raise RuntimeError(told + (f"\n{skipped} more depend on them" if skipped else ""))
+
+
+def _failure(future: concurrent.futures.Future) -> str | None:
+    """What a person is told about a job that failed; None for one that did not."""
+    try:
+        future.result()
+    except (RuntimeError, OSError, ValueError) as error:
+        return str(error)
+    return None

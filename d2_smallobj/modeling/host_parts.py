@@ -1,0 +1,97 @@
+"""Backbones and heads that the host brings: their config keys, and an error where it has none.
+
+detectron2's own heads work in
+:class:`~d2_smallobj.modeling.segmentor.SizeBalancedSegmentor` by their names in the config. Those
+of its project DeepLab are registered, and their config keys made, when a config names them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from d2_smallobj._host import INSTALL_URL, host
+from d2_smallobj.utils.options import look_up_option
+from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY
+
+DEEPLAB = "detectron2.projects.deeplab"
+PROJECT_PARTS: Mapping[str, str] = {
+    "DeepLabV3Head": DEEPLAB,
+    "DeepLabV3PlusHead": DEEPLAB,
+    "build_resnet_deeplab_backbone": DEEPLAB,
+}
+"""Names in a config, and the project of detectron2 that registers them."""
+_REAL_HOST_ONLY = {"SemSegFPNHead", "build_resnet_fpn_backbone", *PROJECT_PARTS}
+_REGISTRIES = {
+    ("MODEL", "BACKBONE", "NAME"): BACKBONE_REGISTRY,
+    ("MODEL", "SEM_SEG_HEAD", "NAME"): SEM_SEG_HEADS_REGISTRY,
+}
+
+
+def add_part_configs(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
+    """Make ready what a config file and options name as backbone and head.
+
+    Args:
+        cfg: gets the config keys of detectron2's projects that are named; changed in place.
+        config_file: YAML file; empty: none. One that cannot be read is left to the reader of the
+            config, which says what is wrong.
+        options: ``KEY VALUE`` pairs.
+
+    Raises:
+        ValueError: if a named part is not registered: it is unknown, or it needs the real
+            detectron2 and the embedded host runs.
+    """
+    named = _named_parts(config_file, options)
+    for project in sorted({PROJECT_PARTS[x] for x in named.values() if x in PROJECT_PARTS}):
+        _add_project(cfg, project, named)
+    for key, name in named.items():
+        available = sorted(x for x, _ in _REGISTRIES[tuple(key.split("."))])
+        if name in _REAL_HOST_ONLY and name not in available:
+            raise ValueError(
+                f"{key} {name!r} needs the real detectron2 ({INSTALL_URL}); the embedded host that "
+                f"runs here has {', '.join(available)}"
+            )
+        look_up_option(key, name, available)
+
+
+def _add_project(cfg: CfgNode, project: str, named: Mapping[str, str]) -> None:
+    """Import a project of detectron2, which registers its parts, and add its config keys."""
+    if host().name == "embedded":
+        return
+    try:
+        module = importlib.import_module(project)
+    except ImportError as error:
+        raise ValueError(
+            f"{sorted(named.values())} need {project}, which this installation of detectron2 lacks "
+            f"({error}); install detectron2 from its repository ({INSTALL_URL})"
+        ) from error
+    getattr(module, f"add_{project.rsplit('.', 1)[-1]}_config")(cfg)
+
+
+def _named_parts(config_file: str, options: Sequence[str]) -> dict[str, str]:
+    """``{dotted key: name}`` of the backbone and the head that are named."""
+    tree = _read_tree(config_file)
+    given = dict(zip(options[::2], options[1::2]))
+    named = {}
+    for path in _REGISTRIES:
+        value: Any = tree
+        for part in path:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        key = ".".join(path)
+        value = given.get(key, value)
+        if isinstance(value, str):
+            named[key] = value
+    return named
+
+
+def _read_tree(config_file: str) -> Mapping[str, Any]:
+    if not config_file:
+        return {}
+    try:
+        return CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+    except (OSError, KeyError, AssertionError, ValueError, yaml.YAMLError):
+        return {}

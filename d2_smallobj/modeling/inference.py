@@ -1,0 +1,156 @@
+"""Prediction with several scales, mirrored copies and a CRF, around any segmentation model.
+
+Shapes: K classes, H x W the input image, H' x W' the wanted output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from d2_smallobj.config import AVERAGES
+from d2_smallobj.postprocessing import CrfOptions, DenseCrf
+from d2_smallobj.utils.options import look_up_option
+from detectron2.config import CfgNode
+
+
+class MultiViewInference(nn.Module):
+    """Averages a model's predictions over scales and mirrored copies, and refines them.
+
+    The model may be any of detectron2's that answers with ``sem_seg`` logits; it need not be
+    ours. Training passes through unchanged.
+
+    Args:
+        model: answers dataset dicts with ``{"sem_seg": (K, H', W') logits}``.
+        scales: factors on the size of the input, each > 0.
+        flip: whether every scale is predicted mirrored too.
+        average: ``"softmax"``: the mean of the views' probabilities; ``"logits"``: the softmax of
+            their mean logits.
+        refine: called with probabilities float32 (K, H', W') and the image uint8 (H', W', 3),
+            returns refined probabilities; None: nothing is refined.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        average: str = "softmax",
+        refine: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.views = [
+            (scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]
+        ]
+        self.average = look_up_option("average", average, AVERAGES)
+        self.refine = refine
+        # Evaluation restores the mode that it finds, on the whole tree.
+        self.training = model.training
+
+    def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> Any:
+        """Predict a batch.
+
+        Args:
+            batched_inputs: dataset dicts with ``image`` (3, H, W) in 0..255 and optionally
+                ``height`` and ``width`` of the output, H' and W'.
+
+        Returns:
+            The model's answers to the first view, with ``sem_seg`` replaced by probabilities,
+            float32 (K, H', W').
+        """
+        if self.training:
+            return self.model(batched_inputs)
+        sized = [_with_output_size(x) for x in batched_inputs]
+        outputs: list[dict[str, Any]] = []
+        totals: list[torch.Tensor] = []
+        for scale, mirrored in self.views:
+            answers = self.model([_view(x, scale, mirrored) for x in sized])
+            scores = [self._scores(answer["sem_seg"], mirrored) for answer in answers]
+            outputs = outputs or answers
+            totals = [a.add_(b) for a, b in zip(totals, scores)] if totals else scores
+        return [
+            {**output, "sem_seg": self._finish(total / len(self.views), x)}
+            for output, total, x in zip(outputs, totals, sized)
+        ]
+
+    def _scores(self, logits: torch.Tensor, mirrored: bool) -> torch.Tensor:
+        """What is averaged of one view, in the direction of the image."""
+        scores = logits.float()
+        scores = scores.softmax(dim=0) if self.average == "softmax" else scores.clone()
+        return scores.flip(-1) if mirrored else scores
+
+    def _finish(self, mean: torch.Tensor, x: dict[str, Any]) -> torch.Tensor:
+        probabilities = mean if self.average == "softmax" else mean.softmax(dim=0)
+        if self.refine is None:
+            return probabilities
+        image = _resized(x["image"], (x["height"], x["width"])).round().clamp(0, 255)
+        pixels = np.ascontiguousarray(image.byte().cpu().numpy().transpose(1, 2, 0))
+        refined = self.refine(probabilities.cpu().numpy(), pixels)
+        return torch.from_numpy(refined).to(mean.device)
+
+
+def build_inference(cfg: CfgNode, model: nn.Module, *, always: bool = False) -> nn.Module:
+    """The model as ``SMALLOBJ.TEST`` wants it to predict.
+
+    Args:
+        cfg: the config.
+        model: any of detectron2's semantic models, wrapped in DDP or not.
+        always: whether it shall answer with probabilities in any case.
+
+    Returns:
+        A :class:`MultiViewInference`; ``model`` itself, which answers with logits, when the keys
+        ask for nothing.
+    """
+    node = cfg.SMALLOBJ.TEST
+    plain = list(node.SCALES) == [1] and not node.FLIP and not node.CRF.ENABLED
+    if plain and not always:
+        return model
+    return MultiViewInference(
+        model,
+        scales=node.SCALES,
+        flip=node.FLIP,
+        average=node.AVERAGE,
+        refine=build_crf(cfg) if node.CRF.ENABLED else None,
+    )
+
+
+def build_crf(cfg: CfgNode) -> DenseCrf:
+    """The CRF that ``SMALLOBJ.TEST.CRF`` describes, enabled or not."""
+    node = cfg.SMALLOBJ.TEST
+    return DenseCrf(
+        CrfOptions(
+            iterations=node.CRF.ITERATIONS,
+            gaussian_sxy=node.CRF.GAUSSIAN_SXY,
+            gaussian_weight=node.CRF.GAUSSIAN_WEIGHT,
+            bilateral_sxy=node.CRF.BILATERAL_SXY,
+            bilateral_srgb=node.CRF.BILATERAL_SRGB,
+            bilateral_weight=node.CRF.BILATERAL_WEIGHT,
+        )
+    )
+
+
+def _with_output_size(x: dict[str, Any]) -> dict[str, Any]:
+    height, width = x["image"].shape[-2:]
+    return {"height": height, "width": width, **x}
+
+
+def _view(x: dict[str, Any], scale: float, mirrored: bool) -> dict[str, Any]:
+    """A dataset dict of the image at another scale, mirrored or not."""
+    image = x["image"]
+    image = _resized(image, [max(1, round(side * scale)) for side in image.shape[-2:]])
+    return {**x, "image": image.flip(-1) if mirrored else image}
+
+
+def _resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """A (3, H, W) image at another size; the same tensor when it has that size."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    batch = image[None].float()
+    return F.interpolate(batch, size=tuple(size), mode="bilinear", align_corners=False)[0]

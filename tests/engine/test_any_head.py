@@ -1,0 +1,154 @@
+"""detectron2's own heads by config alone: both tasks train, resume, predict; or a clear error."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import d2_smallobj
+from d2_smallobj.engine import TwoTaskTrainer, build_config
+from d2_smallobj.modeling import host_parts
+from d2_smallobj.modeling.host_parts import add_part_configs
+from detectron2.utils.env import seed_all_rng
+
+EMBEDDED = d2_smallobj.host().name == "embedded"
+HEADS = {"semfpn": "SemSegFPNHead", "deeplabv3plus": "DeepLabV3PlusHead"}
+needs_real_host = pytest.mark.skipif(EMBEDDED, reason="the stand-in has none of these heads")
+needs_embedded_host = pytest.mark.skipif(not EMBEDDED, reason="about the embedded host")
+TINY = (
+    *("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0, "SMALLOBJ.CROP_SIZE", [64, 64]),
+    *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 3),
+    *("SOLVER.WARMUP_ITERS", 0, "SMALLOBJ.TASK_A.ITERS", 2, "SMALLOBJ.EWC.NUM_IMAGES", 2),
+)
+
+
+@pytest.fixture
+def configured(datasets, tiny, tmp_path):
+    """Function: the config of a head's demo, a few iterations long."""
+
+    def make(name, *options):
+        options = map(str, (*TINY, "OUTPUT_DIR", tmp_path, *options))
+        return build_config(f"{tiny.repository}/configs/demo_sbce_{name}.yaml", list(options))
+
+    return make
+
+
+@pytest.mark.real_host
+@needs_real_host
+@pytest.mark.parametrize("name", HEADS)
+def test_both_tasks_train_and_resume(configured, tmp_path, name):
+    cfg = configured(name)
+    seed_all_rng(0)
+    trainer = TwoTaskTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    head = trainer._trainer.model.sem_seg_head
+    assert type(head).__name__ == HEADS[name]
+    before = {key: value.clone() for key, value in head.state_dict().items()}
+    results = trainer.train()
+    assert set(trainer.task_results()) == {"A", "B"}
+    assert 0 <= results["sem_seg"]["IA-mIoU"] <= 100
+    moved = [key for key, value in head.named_parameters() if not torch.equal(value, before[key])]
+    assert moved == [key for key, _ in head.named_parameters()]
+    # The penalty holds the head's parameters too, and acted.
+    held = trainer._trainer.ewc
+    assert held.anchored
+    lines = (tmp_path / "metrics.json").read_text().splitlines()
+    assert any(json.loads(line).get("loss_ewc", 0) > 0 for line in lines)
+
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+    resumed = TwoTaskTrainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 3
+    resumed.train()
+    again = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    for key, value in final["model"].items():
+        torch.testing.assert_close(again["model"][key], value, msg=key)
+
+
+@pytest.mark.real_host
+@needs_real_host
+@pytest.mark.parametrize("name", HEADS)
+def test_the_loss_is_the_size_weighted_one(configured, name):
+    cfg = configured(name, "SMALLOBJ.TASK_A.LOSS", "size_weighted")
+    model = TwoTaskTrainer.build_model(cfg)
+    batch = next(iter(TwoTaskTrainer.build_train_loader(cfg)))
+    state = torch.get_rng_state()
+    weighted = model(batch)["loss_sem_seg"]
+    model.loss.size_weighted = False
+    torch.set_rng_state(state)
+    assert model(batch)["loss_sem_seg"] != weighted
+
+
+@pytest.mark.real_host
+@needs_real_host
+@pytest.mark.parametrize("name", HEADS)
+def test_configs_for_voc_build(tiny, name):
+    options = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "50"]
+    cfg = build_config(f"{tiny.repository}/configs/voc_sbce_{name}.yaml", options)
+    model = TwoTaskTrainer.build_model(cfg).eval()
+    with torch.no_grad():
+        output = model([{"image": torch.zeros(3, 97, 65)}])[0]["sem_seg"]
+    assert output.shape == (21, 97, 65)
+
+
+@pytest.mark.real_host
+@needs_real_host
+def test_deeplabs_keys_are_there_only_when_it_is_named(configured):
+    assert "PROJECT_CHANNELS" in configured("deeplabv3plus").MODEL.SEM_SEG_HEAD
+    assert "PROJECT_CHANNELS" not in configured("semfpn").MODEL.SEM_SEG_HEAD
+    named = ["MODEL.SEM_SEG_HEAD.NAME", "DeepLabV3PlusHead"]
+    cfg = build_config("", [*named, "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS", "[8]"])
+    assert cfg.MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS == [8]
+
+
+@pytest.mark.real_host
+@needs_real_host
+def test_an_installation_without_the_project_is_named(monkeypatch):
+    monkeypatch.setattr(host_parts, "PROJECT_PARTS", {"MyHead": "detectron2.projects.nothing"})
+    with pytest.raises(ValueError, match=r"\['MyHead'\] need detectron2\.projects\.nothing, which"):
+        build_config("", ["MODEL.SEM_SEG_HEAD.NAME", "MyHead"])
+
+
+@needs_embedded_host
+@pytest.mark.parametrize("config", ["demo_sbce", "voc_sbce"])
+@pytest.mark.parametrize("name", HEADS)
+def test_the_embedded_host_says_what_is_missing(tiny, config, name):
+    missing = {
+        "semfpn": r"BACKBONE\.NAME 'build_resnet_fpn_backbone'",
+        "deeplabv3plus": r"SEM_SEG_HEAD\.NAME 'DeepLabV3PlusHead'",
+    }
+    with pytest.raises(
+        ValueError,
+        match=rf"{missing[name]} needs the real detectron2 \(https://.*\); the embedded host that "
+        r"runs here has (build_dilated_resnet_backbone|DeepLabV2Head)",
+    ):
+        build_config(f"{tiny.repository}/configs/{config}_{name}.yaml")
+
+
+@needs_embedded_host
+def test_the_embedded_host_refuses_the_fpn_head():
+    with pytest.raises(ValueError, match=r"SEM_SEG_HEAD\.NAME 'SemSegFPNHead' needs the real"):
+        build_config("", ["MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead"])
+
+
+def test_unknown_names_get_a_hint(tmp_path):
+    with pytest.raises(ValueError, match=r"SEM_SEG_HEAD\.NAME: unknown.*mean 'DeepLabV2Head'\?"):
+        build_config("", ["MODEL.SEM_SEG_HEAD.NAME", "DeepLabV2Hed"])
+    path = tmp_path / "mine.yaml"
+    path.write_text("MODEL:\n  BACKBONE:\n    NAME: build_dilated_resnet\nVERSION: 2\n")
+    with pytest.raises(ValueError, match=r"MODEL\.BACKBONE\.NAME: unknown.*_resnet_backbone'\?"):
+        build_config(str(path))
+
+
+@pytest.mark.parametrize("text", ["MODEL: 3\n", "MODEL:\n  BACKBONE: [1\n", "_BASE_: no.yaml\n"])
+def test_files_that_cannot_be_read_are_left_to_the_reader(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    cfg = build_config()
+    before = cfg.dump()
+    add_part_configs(cfg, str(path), ())
+    assert cfg.dump() == before

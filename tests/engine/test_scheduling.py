@@ -1,0 +1,141 @@
+"""Several runs at once: order, dependencies, failures, shares of the machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2_smallobj.engine import scheduling
+from d2_smallobj.engine.scheduling import Job, Slot, build_slots, run_jobs, visible_devices
+
+
+class Recorder:
+    """Makes jobs and records what happens to them."""
+
+    def __init__(self, failing=()):
+        self.failing = set(failing)
+        self.lock = threading.Lock()
+        self.events = []
+        self.slots = {}
+        self.busy = {}
+
+    def job(self, name, after=None):
+        def run(slot):
+            with self.lock:
+                self.events.append(("start", name))
+                self.slots[name] = slot
+                assert id(slot) not in self.busy, "one slot, two jobs at once"
+                self.busy[id(slot)] = name
+            with self.lock:
+                self.events.append(("end", name))
+                del self.busy[id(slot)]
+            if name in self.failing:
+                raise RuntimeError(f"{name} broke")
+
+        return Job(name, run, after)
+
+    def started(self):
+        return [name for kind, name in self.events if kind == "start"]
+
+
+def test_one_slot_keeps_the_order():
+    record = Recorder()
+    jobs = [record.job("a"), record.job("b", "a"), record.job("c"), record.job("d", "b")]
+    run_jobs(jobs, build_slots(1))
+    assert record.started() == ["a", "b", "c", "d"]
+
+
+def test_slots_work_at_the_same_time():
+    # Each waits for the other: with one slot this would never end.
+    barrier = threading.Barrier(2, timeout=20)
+    run_jobs([Job(name, lambda slot: barrier.wait()) for name in "ab"], build_slots(2))
+
+
+def test_a_failure_stops_what_depends_on_it_only():
+    record = Recorder(failing=["a", "d"])
+    jobs = [record.job("a"), record.job("b", "a"), record.job("c", "b"), record.job("d")]
+    with pytest.raises(
+        RuntimeError, match=r"^2 run\(s\) failed:\n  a broke\n  d broke\n2 more depend on them$"
+    ):
+        run_jobs([*jobs, record.job("e")], build_slots(1))
+    assert record.started() == ["a", "d", "e"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), slots=st.integers(1, 4), count=st.integers(0, 9))
+def test_properties(data, slots, count):
+    names = [f"job{number}" for number in range(count)]
+    failing = data.draw(st.sets(st.sampled_from(names)) if names else st.just(set()))
+    record = Recorder(failing)
+    jobs, after = [], {}
+    for number, name in enumerate(names):
+        after[name] = data.draw(st.sampled_from([None, *names[:number]]))
+        jobs.append(record.job(name, after[name]))
+
+    def doomed(name):
+        return name is not None and (name in failing or doomed(after[name]))
+
+    expected = {name for name in names if not doomed(after[name])}
+    if expected & failing:
+        with pytest.raises(RuntimeError):
+            run_jobs(jobs, build_slots(slots))
+    else:
+        run_jobs(jobs, build_slots(slots))
+    assert sorted(record.started()) == sorted(expected)
+    for name in expected - {x for x in expected if after[x] is None}:
+        started = record.events.index(("start", name))
+        assert record.events.index(("end", after[name])) < started
+
+
+def test_gpus_are_dealt_out():
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    assert build_slots(None, num_gpus=2, devices="01234") == [
+        Slot(threads, ("0", "1")),
+        Slot(threads, ("2", "3")),
+    ]
+    assert [slot.devices for slot in build_slots(None, devices=["0", "GPU-7"])] == [
+        ("0",),
+        ("GPU-7",),
+    ]
+    # More runs than GPUs share them; fewer leave some free.
+    assert [slot.devices for slot in build_slots(3, devices="01")] == [("0",), ("1",), ("0",)]
+    assert [slot.devices for slot in build_slots(1, devices="01")] == [("0",)]
+    assert build_slots(None) == [Slot(os.cpu_count() or 1)]
+    assert len(build_slots(3, num_gpus=2)) == 3
+
+
+def test_environment(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    monkeypatch.setenv("SOMETHING", "else")
+    own = Slot(3, ("2", "0")).environment()
+    assert (own["CUDA_VISIBLE_DEVICES"], own["OMP_NUM_THREADS"]) == ("2,0", "3")
+    assert own["SOMETHING"] == "else"
+    assert Slot(3).environment()["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+
+
+def test_visible_devices(monkeypatch):
+    monkeypatch.setattr(scheduling.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_devices() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-a")
+    assert visible_devices() == ["5", "GPU-a"]
+    monkeypatch.setattr(scheduling.torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert visible_devices() == []
+
+
+@pytest.mark.parametrize(
+    ("jobs", "options", "message"),
+    [
+        (0, {}, "--jobs must be >= 1, got 0"),
+        (1, {"num_gpus": 0}, "--num-gpus must be >= 1, got 0"),
+        (1, {"num_gpus": 3, "devices": "01"}, r"--num-gpus 3 .* 2 GPU\(s\) can be used: 0, 1"),
+    ],
+)
+def test_bad_shares(jobs, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_slots(jobs, **options)
