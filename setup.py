@@ -51,6 +51,8 @@ setup(
         "tabulate",
         "tensorboard>=2.8",
         "tqdm",
+        # Decodes PNGs in half of zlib's time.
+        "zlib-ng>=0.5",
     ],
     extras_require={
         "report": REPORT,

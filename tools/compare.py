@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from d2_smallobj.metrics.comparison import compare_runs
+    from tqdm import tqdm
+
+    from d2_smallobj.metrics.comparison import Comparison, compare_runs
     from d2_smallobj.report.comparison import comparison_csv, format_comparison
     from d2_smallobj.report.published import TITLES, format_published
     from d2_smallobj.scoring import ScoredRun, load_runs
@@ -79,19 +81,32 @@ def main() -> None:
             tables = list(TITLES) if args.published == "all" else [args.published]
             texts = {".md": "\n".join(format_published(table) for table in tables)}
         else:
-            comparison = compare_runs(
-                load(args.runs),
-                samples=args.samples,
-                seed=args.seed,
-                level=args.level,
-                baseline=args.baseline,
-            )
+            comparison = compare(args)
             texts = {".md": format_comparison(comparison), ".csv": comparison_csv(comparison)}
         print(texts[".md"], end="")
         for path in args.output:
             atomic_write_text(path, texts[path.suffix])
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def compare(args: argparse.Namespace) -> Comparison:
+    """Read the runs and resample, with a progress bar if it takes long."""
+    runs = load(args.runs)
+    with tqdm(desc="resampling", unit="draw", disable=None, delay=1, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return compare_runs(
+            runs,
+            samples=args.samples,
+            seed=args.seed,
+            level=args.level,
+            baseline=args.baseline,
+            progress=progress,
+        )
 
 
 def load(texts: Sequence[str]) -> list[ScoredRun]:

@@ -61,7 +61,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     truth = parser.add_argument_group("ground truth, one of")
     truth.add_argument("--semantic", metavar="DIR", help="folder of semantic maps, <image>.png")
     truth.add_argument("--coco-json", metavar="FILE", help="COCO instance annotations")
-    truth.add_argument("--lvis-json", metavar="FILE", help="LVIS annotations")
+    truth.add_argument(
+        "--lvis-json",
+        metavar="FILE",
+        help="LVIS annotations; their categories are more than the 254 labels of an 8-bit map, so "
+        "--classes must choose some",
+    )
     truth.add_argument("--dataset", metavar="NAME", help="data set registered with detectron2")
     more = parser.add_argument_group("more about the ground truth")
     more.add_argument(
@@ -152,7 +157,7 @@ def evaluate(args: argparse.Namespace) -> ScoredRun:
         seed=args.seed,
         shard=args.shard,
     )
-    prepared = prepare(inputs, settings)
+    prepared = prepare(inputs, settings, defer=True)
     return score(prepared, jobs=args.jobs, progress=not args.quiet)
 
 

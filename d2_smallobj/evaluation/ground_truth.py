@@ -44,6 +44,9 @@ class GroundTruthReader:
        ``image_id``;
     3. ``sem_seg_file_name`` alone: no instances.
 
+    With ``label_rule`` (a :class:`~d2_smallobj.annotations.label_rules.LabelRule`) in the metadata,
+    it says how the stored values become classes and instances.
+
     Keys that a mapper has dropped are taken from the registered dict of the same ``file_name``.
 
     Args:
@@ -65,6 +68,18 @@ class GroundTruthReader:
             ValueError: if a file is corrupt or no label map, or if the data set has no ground
                 truth for the image. Both name the file.
         """
+        truth = self._stored(record)
+        rule = getattr(self._metadata, "label_rule", None)
+        if rule is None:
+            return truth
+        semantic = rule.semantic(truth.semantic, truth.source)
+        instances = truth.instances
+        if instances is not None:
+            instances = rule.instances(instances, semantic)
+        return GroundTruth(semantic, instances, truth.source)
+
+    def _stored(self, record: Mapping[str, Any]) -> GroundTruth:
+        """The ground truth of an image with the values that its files hold."""
         annotated = getattr(self._metadata, "instances_json", None) is not None
         if INSTANCE_KEY not in record and not (annotated and "image_id" in record):
             record = {**self._registered(str(record.get("file_name"))), **record}

@@ -60,12 +60,12 @@ def charge(
         Columns of the instances and of the blobs; image_id and image_area are still missing.
     """
     total, number = len(truth["pixels"]), len(class_of)
-    seen = np.flatnonzero(valid & (cells.owner != VOID_INSTANCE))
+    seen = (valid & (cells.owner != VOID_INSTANCE)).nonzero()[0]
     component, slot, count = cells.component[seen], slot[seen], cells.count[seen]
     size = pixel_sums(component, count, number)
     # An instance of another class is only more of the component's surplus. What is left is one
     # cell for each component and instance, as an instance has one label.
-    met = np.flatnonzero(np.append(truth["category_id"], -1)[slot] == class_of[component])
+    met = (np.append(truth["category_id"], -1)[slot] == class_of[component]).nonzero()[0]
     component, slot, count = component[met], slot[met], count[met]
     overlap = pixel_sums(component, count, number)
     beyond, overlapped = (size - overlap)[component], overlap[component]
@@ -77,7 +77,7 @@ def charge(
     charged = (intersection + pixel_sums(slot, whole, total)).astype(np.float64)
     if not cut:
         _add_fractions(charged, slot, rest, overlapped)
-    lone = np.flatnonzero((overlap == 0) & (size > 0) & (class_of != BACKGROUND))
+    lone = ((overlap == 0) & (size > 0) & (class_of != BACKGROUND)).nonzero()[0]
     return {
         **truth,
         "intersection": intersection,
@@ -97,7 +97,7 @@ def _neighbours(component: np.ndarray, slot: np.ndarray, length: int) -> np.ndar
     """
     shared = np.zeros(length, np.int64)
     size = np.bincount(component, minlength=1)
-    joint = np.flatnonzero(size[component] > 1)
+    joint = (size[component] > 1).nonzero()[0]
     if len(joint) == 0:
         return shared
     component, slot = component[joint], slot[joint]
@@ -121,7 +121,7 @@ def _add_fractions(
     image gets the same bits; only components shared by several instances come here.
     """
     shared: dict[int, Fraction] = {}
-    for where in np.flatnonzero(rest).tolist():
+    for where in rest.nonzero()[0].tolist():
         part = Fraction(int(rest[where]), int(overlap[where]))
         shared[int(slot[where])] = shared.get(int(slot[where]), Fraction(0)) + part
     for where, part in shared.items():

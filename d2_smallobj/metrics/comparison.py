@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from d2_smallobj.metrics.image_sums import Run
 from d2_smallobj.metrics.pairing import (
     Difference,
     check_same_truth,
@@ -15,7 +16,7 @@ from d2_smallobj.metrics.pairing import (
     swap_test,
 )
 from d2_smallobj.metrics.ranking import RankTable, rank_table
-from d2_smallobj.metrics.resampling import Run, check_settings
+from d2_smallobj.metrics.resampling import check_settings, number_of_swaps
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, SizeBins, as_size_bins, parse_size_bins
 from d2_smallobj.metrics.statistics import (
     Cell,
@@ -105,6 +106,7 @@ def compare_runs(
     seed: int = 0,
     level: float = 0.95,
     baseline: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Comparison:
     """Compare methods that were scored on the same images with the same ground truth.
 
@@ -115,6 +117,7 @@ def compare_runs(
         level: of the intervals.
         baseline: name of the method that all others are compared with; ``None``: every pair, the
             earlier subtracted from the later.
+        progress: called now and then with the number of draws done so far and of all.
 
     Raises:
         ValueError: if there is no run, two have one name, there is no such baseline, an option
@@ -128,9 +131,11 @@ def compare_runs(
         score(run, class_names=class_names, size_bins=bins, include_background=background)
         for run in runs
     ]
-    draws = bootstrap_figures(scores, samples, seed)
+    images = len(scores[0].sums.images)
     pairs = _pairs(names, baseline)
-    p_values = swap_test(scores, pairs, samples, seed) if pairs else []
+    step = _counter(samples + (number_of_swaps(images, samples) if pairs else 0), progress)
+    draws = bootstrap_figures(scores, samples, seed, progress=step)
+    p_values = swap_test(scores, pairs, samples, seed, progress=step) if pairs else []
     found = [
         (pair, differences([scores[i] for i in pair], [draws[i] for i in pair], p, level))
         for pair, p in zip(pairs, p_values)
@@ -138,7 +143,7 @@ def compare_runs(
     supports = scores[0].sums.supports()
     return Comparison(
         names=names,
-        images=len(scores[0].sums.images),
+        images=images,
         intervals={
             name: intervals(method.figures, drawn, supports, level)
             for name, method, drawn in zip(names, scores, draws)
@@ -163,6 +168,19 @@ def run_size_bins(options: Mapping[str, Any]) -> SizeBins:
     if given is None:
         return COCO_SIZE_BINS
     return parse_size_bins(given) if isinstance(given, str) else as_size_bins(given)
+
+
+def _counter(total: int, progress: Callable[[int, int], object] | None) -> Callable[[int], None]:
+    """Turn numbers of draws into a running sum."""
+    done = 0
+
+    def step(number: int) -> None:
+        nonlocal done
+        done += number
+        if progress is not None:
+            progress(done, total)
+
+    return step
 
 
 def _check_runs(runs: Sequence[NamedRun], baseline: str | None) -> tuple[str, ...]:

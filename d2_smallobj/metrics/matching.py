@@ -91,7 +91,7 @@ def match_image(
     runs = find_runs(*maps)
     guess, label = runs.sample(prediction), runs.sample(semantic)
     wrong = _out_of_range(guess, num_classes) | _out_of_range(label, num_classes)
-    if np.any(wrong & (label != ignore_label)):
+    if (wrong & (label != ignore_label)).any():
         kept = semantic != ignore_label
         validation.raise_for_values("semantic", semantic[kept], num_classes)
         validation.raise_for_values("prediction", prediction[kept], num_classes)
@@ -191,7 +191,7 @@ def _count(
     key = numbers >> bits
     first = np.ones(len(key), bool)
     np.not_equal(key[1:], key[:-1], out=first[1:])
-    heads = np.flatnonzero(first)
+    heads = first.nonzero()[0]
     count = np.add.reduceat(numbers & ((1 << bits) - 1), heads) if len(heads) else heads
     rest, label = np.divmod(key.take(heads), labels)
     component, owner = np.divmod(rest, owners)
@@ -219,13 +219,13 @@ def _read_instances(cells: Cells, valid: np.ndarray) -> tuple[dict[str, np.ndarr
     ids = np.append(0, np.unique(owner[real & valid]))
     total = len(ids)
     # Ids without a valid pixel are none of these; -1 keeps those beyond the last from a match.
-    slot = np.searchsorted(ids, owner)
+    slot = ids.searchsorted(owner)
     known = (np.append(ids, -1)[slot] == owner) & (real | (label == BACKGROUND))
     slot = np.where(known, slot, total)
-    fixed = np.flatnonzero(real & valid)
+    fixed = (real & valid).nonzero()[0]
     category = np.zeros(total, np.int64)
     category[slot[fixed]] = label[fixed]
-    if np.any(label[fixed] == BACKGROUND) or np.any(category[slot[fixed]] != label[fixed]):
+    if (label[fixed] == BACKGROUND).any() or (category[slot[fixed]] != label[fixed]).any():
         validation.raise_for_classes(owner[fixed], label[fixed], count[fixed])
     area = pixel_sums(slot, count, total + 1)[:total]
     # The void of the instance map belongs to the background's area, as it does to the others'.

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from d2_smallobj.metrics.image_sums import Run, joint_sums
 from d2_smallobj.metrics.resampling import (
-    Run,
     check_settings,
-    figures,
-    first_ten,
     is_complete,
+    number_of_swaps,
     swap_weights,
 )
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
-from d2_smallobj.metrics.statistics import Scores, bootstrap_figures, intervals, score
+from d2_smallobj.metrics.statistics import Scores, bootstrap_figures, intervals, resampled, score
+from d2_smallobj.metrics.validation import first_ten
 
 # Percentage points below which two differences count as equal: sums are exact, ratios are not.
 _TIE = 1e-9
@@ -96,7 +96,12 @@ def paired(
 
 
 def swap_test(
-    scores: Sequence[Scores], pairs: Sequence[tuple[int, int]], samples: int, seed: int
+    scores: Sequence[Scores],
+    pairs: Sequence[tuple[int, int]],
+    samples: int,
+    seed: int,
+    *,
+    progress: Callable[[int], object] | None = None,
 ) -> list[dict[str, float]]:
     """Two-sided p-values of paired differences by swapping images; see :func:`paired`.
 
@@ -105,28 +110,30 @@ def swap_test(
         pairs: positions of the methods to compare.
         samples: number of draws.
         seed: of the generator; all pairs share the draws.
+        progress: called with the number of draws of each block that is done.
 
     Returns:
         For every pair the p-value by figure, NaN where the figure is undefined.
     """
     images = len(scores[0].sums.images)
-    whole = [method.sums.totals(np.ones((1, images))) for method in scores]
+    sums = [method.sums for method in scores]
+    whole = joint_sums(sums).totals(np.ones((1, images)))
     observed = [_gaps(scores[one], whole[one], whole[other]) for one, other in pairs]
     counts = [dict.fromkeys(seen, 0) for seen in observed]
+    apart = joint_sums(sums, relative=True)
     for weights in swap_weights(images, samples, seed):
-        kept = [method.sums.totals(weights) for method in scores]
+        kept = apart.totals(weights)
         for (one, other), seen, count in zip(pairs, observed, counts):
             # What a method keeps, and what it gets from the other; whole numbers, so exact.
-            drawn = _gaps(
-                scores[one],
-                kept[one] + (whole[other] - kept[other]),
-                kept[other] + (whole[one] - kept[one]),
-            )
+            gain = kept[one] - kept[other]
+            drawn = _gaps(scores[one], whole[other] + gain, whole[one] - gain)
             for name in count:
                 count[name] += int(np.count_nonzero(drawn[name] >= seen[name] - _TIE))
+        if progress is not None:
+            progress(len(weights))
     # Drawn at random, the observed arrangement is one more draw; else it is among the patterns.
     more = 0 if is_complete(images, samples) else 1
-    total = samples + 1 if more else 1 << images
+    total = number_of_swaps(images, samples) + more
     return [
         {
             name: math.nan if np.isnan(seen[name][0]) else (count[name] + more) / total
@@ -138,10 +145,7 @@ def swap_test(
 
 def _gaps(scores: Scores, first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
     """Absolute differences (S,) by figure between two totals (S, C, V)."""
-    one, other = (
-        figures(totals, scores.sums.size_names, include_background=scores.include_background)
-        for totals in (first, second)
-    )
+    one, other = (resampled(scores, totals) for totals in (first, second))
     return {name: np.abs(other[name] - one[name]) for name in one}
 
 

@@ -58,8 +58,8 @@ def find_runs(*maps: np.ndarray) -> Runs:
             np.logical_or(inner, other, out=inner)
     changed[:size:width] = True
     eights = changed.view(np.uint64)
-    words = np.flatnonzero(eights != 0)
-    inside = np.flatnonzero(eights.take(words).view(bool))
+    words = (eights != 0).nonzero()[0]
+    inside = eights.take(words).view(bool).nonzero()[0]
     start = words.take(inside >> 3) * 8 + (inside & 7)
     length = np.empty_like(start)
     np.subtract(start[1:], start[:-1], out=length[:-1])
@@ -82,7 +82,7 @@ def run_components(
         label of each component. Numbers are in no particular order.
     """
     number = np.zeros(len(runs), np.int64)
-    chosen = np.flatnonzero(wanted)
+    chosen = wanted.nonzero()[0]
     if len(chosen) == 0:
         return number, np.zeros(0, np.int64)
     label, start = labels.take(chosen), runs.start.take(chosen)
@@ -93,12 +93,12 @@ def run_components(
     first = np.ones(len(chosen), bool)
     np.not_equal(label[1:], label[:-1], out=first[1:])
     first[1:] |= start[1:] != end[:-1]
-    heads = np.flatnonzero(first)
+    heads = first.nonzero()[0]
     tails = np.append(heads[1:], len(chosen)) - 1
     label = label.take(heads)
     pairs = _touching(start.take(heads), end.take(tails), label, runs.width + 1)
     tree, roots = _join(len(heads), *pairs)
-    number[chosen] = np.repeat(tree + 1, tails - heads + 1)
+    number[chosen] = (tree + 1).repeat(tails - heads + 1)
     return number, label.take(roots)
 
 
@@ -113,12 +113,12 @@ def _touching(
         label: int64 (R,).
         width: number of columns, of which the last is empty.
     """
-    above = np.searchsorted(end, start - width)
-    count = np.searchsorted(start, end - width, side="right") - above
-    lower = np.repeat(np.arange(len(start)), count)
-    shift = above - np.cumsum(count) + count
+    above = end.searchsorted(start - width)
+    count = start.searchsorted(end - width, side="right") - above
+    lower = np.arange(len(start)).repeat(count)
+    shift = above - count.cumsum() + count
     upper = np.arange(len(lower)) + shift.take(lower)
-    same = np.flatnonzero(label.take(upper) == label.take(lower))
+    same = (label.take(upper) == label.take(lower)).nonzero()[0]
     return upper.take(same), lower.take(same)
 
 
@@ -132,7 +132,7 @@ def _join(length: int, upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray
     parent = nodes.copy()
     # Each run hangs on one above it (the last that is written stays), which makes trees ...
     parent[lower] = upper
-    left = np.flatnonzero(parent.take(lower) != upper)
+    left = (parent.take(lower) != upper).nonzero()[0]
     parent = _flatten(parent)
     # ... and the edges left over join them.
     upper, lower = upper[left], lower[left]
@@ -148,7 +148,7 @@ def _join(length: int, upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray
         apart = parent.take(upper) != parent.take(lower)
         upper, lower = upper[apart], lower[apart]
     is_root = parent == nodes
-    return (np.cumsum(is_root) - 1).take(parent), np.flatnonzero(is_root)
+    return (is_root.cumsum() - 1).take(parent), is_root.nonzero()[0]
 
 
 def _flatten(parent: np.ndarray) -> np.ndarray:

@@ -11,13 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from d2_smallobj.metrics.image_sums import fixed_point
 from d2_smallobj.metrics.records import BACKGROUND, InstanceTable
-from d2_smallobj.metrics.resampling import (
-    bootstrap_weights,
-    check_settings,
-    first_ten,
-    fixed_point,
-)
+from d2_smallobj.metrics.resampling import bootstrap_weights, check_settings
+from d2_smallobj.metrics.validation import first_ten
 
 # The narrowest bandwidth that is chosen unasked: a quarter of a doubling of the area.
 _NARROWEST = 0.25

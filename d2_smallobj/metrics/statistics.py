@@ -10,20 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from d2_smallobj.metrics.image_sums import ImageSums, Run, figures, image_sums, joint_sums
 from d2_smallobj.metrics.records import BACKGROUND, InstanceTable
-from d2_smallobj.metrics.resampling import (
-    ImageSums,
-    Run,
-    bootstrap_weights,
-    check_settings,
-    figures,
-    image_sums,
-)
+from d2_smallobj.metrics.resampling import bootstrap_weights, check_settings
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
 from d2_smallobj.metrics.summary import summarize
 
@@ -61,7 +55,7 @@ class Cell:
 
 
 class _Records(NamedTuple):
-    """The least that is a :class:`.resampling.Run`."""
+    """The least that is a :class:`.image_sums.Run`."""
 
     table: InstanceTable
     image_counts: np.ndarray
@@ -169,7 +163,11 @@ def bootstrap(
 
 
 def bootstrap_figures(
-    scores: Sequence[Scores], samples: int, seed: int
+    scores: Sequence[Scores],
+    samples: int,
+    seed: int,
+    *,
+    progress: Callable[[int], object] | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """Compute the figures of every resample, the same resamples for all methods.
 
@@ -177,25 +175,28 @@ def bootstrap_figures(
         scores: one entry a method, all with the same images.
         samples: number of resamples.
         seed: of the generator.
+        progress: called with the number of resamples of each block that is done.
 
     Returns:
         For every method float64 (samples,) by figure; without images, (0,).
     """
     images = len(scores[0].sums.images)
+    joint = joint_sums([method.sums for method in scores])
     draws: list[dict[str, list[np.ndarray]]] = [{name: [] for name in x.figures} for x in scores]
     for weights in bootstrap_weights(images, samples, seed) if images else ():
-        for drawn, method in zip(draws, scores):
-            for name, values in resampled(method, weights).items():
+        for drawn, method, totals in zip(draws, scores, joint.totals(weights)):
+            for name, values in resampled(method, totals).items():
                 drawn[name].append(values)
+        if progress is not None:
+            progress(len(weights))
     empty = np.zeros(0)
     return [
         {name: np.concatenate([empty, *parts]) for name, parts in drawn.items()} for drawn in draws
     ]
 
 
-def resampled(scores: Scores, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """A method's figures, float64 (S,) by name, under image weights (S, N)."""
-    totals = scores.sums.totals(weights)
+def resampled(scores: Scores, totals: np.ndarray) -> dict[str, np.ndarray]:
+    """A method's figures, float64 (S,) by name, from its totals (S, C, V)."""
     return figures(totals, scores.sums.size_names, include_background=scores.include_background)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # Border and crowd pixels of an instance map, whatever its dtype.
@@ -103,3 +105,9 @@ def raise_for_classes(ids: np.ndarray, category: np.ndarray, pixels: np.ndarray)
         f"every instance must lie on one class other than background (0): {listed}"
         " (do the instance map and the semantic map belong to the same image?)"
     )
+
+
+def first_ten(names: Sequence[str] | np.ndarray) -> str:
+    """List names in a message: the first ten and the number of the others."""
+    listed = ", ".join(str(name) for name in names[:_SHOWN])
+    return listed + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -83,17 +83,25 @@ def choose_categories(
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is malformed, has more categories than an 8-bit map has labels and no
-            classes are given, or the map or a class names what does not exist.
+            classes are given, there are more classes than that, or the map or a class names what
+            does not exist.
     """
     if map_file is not None and class_names is None:
         raise ValueError("--category-map needs --classes: the classes that it maps to")
     categories = _read_categories(path)
+    if class_names is not None and len(class_names) - 1 > _MOST_CLASSES:
+        raise ValueError(
+            f"--classes: {len(class_names) - 1} classes beside background are more than the"
+            f" {_MOST_CLASSES} labels of the 8-bit maps that {path} is painted on: choose fewer,"
+            " or let several categories be one class with --category-map"
+        )
     if class_names is not None:
         return _map_categories(categories, class_names, map_file, str(path))
     if len(categories) > _MOST_CLASSES:
         raise ValueError(
             f"{path}: its {len(categories)} categories are more than the {_MOST_CLASSES} labels of"
-            " an 8-bit map: choose some with --classes, or map them with --category-map, too"
+            " an 8-bit map: choose some with --classes (a file of names, background first), or map"
+            " them with --category-map, too"
         )
     return None
 

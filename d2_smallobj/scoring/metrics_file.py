@@ -21,10 +21,11 @@ import d2_smallobj
 from d2_smallobj.metrics import blob_summary, outcome_summary
 from d2_smallobj.metrics.records import BACKGROUND
 from d2_smallobj.metrics.statistics import MINIMUM_INSTANCES, Interval, cell_warnings
+from d2_smallobj.metrics.validation import first_ten
 from d2_smallobj.scoring.run import ScoredRun
 from d2_smallobj.utils.opencv import cv2
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the files of a run change in a way that older readers would misread."""
 
 
@@ -77,15 +78,20 @@ def warnings(run: ScoredRun) -> list[str]:
         )
     if not run.images:
         found.append("No image was scored; all figures are undefined.")
+    absent = [name for name in run.class_names[1:] if not run.figures[f"instances-{name}"]]
+    if absent and run.images:
+        found.append(
+            f"IA-mIoU leaves out {len(absent)} class(es) without an instance: {first_ten(absent)}."
+        )
     cells = cell_warnings(run.table, run.class_names, run.size_bins)
     for size in run.size_bins:
         few = [cell for cell in cells if cell.size == size and cell.instances]
         none = sum(cell.size == size and not cell.instances for cell in cells)
         if few:
-            names = ", ".join(f"{cell.category} ({cell.instances})" for cell in few)
+            names = [f"{cell.category} ({cell.instances})" for cell in few]
             found.append(
                 f"IA-mIoU_{size} rests on fewer than {MINIMUM_INSTANCES} instances of each of"
-                f" {len(few)} class(es): {names}."
+                f" {len(few)} class(es): {first_ten(names)}."
             )
         if none:
             found.append(f"IA-mIoU_{size} leaves out {none} class(es) without such an instance.")

@@ -75,12 +75,14 @@ class Prepared:
     remarks: tuple[str, ...]
 
 
-def prepare(inputs: Inputs, settings: Settings | None = None) -> Prepared:
+def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = False) -> Prepared:
     """Open the inputs and check everything that can be checked without decoding a map.
 
     Args:
         inputs: where predictions and ground truth are.
         settings: how to score.
+        defer: leave files with a wrong header to :func:`score`, whose error then lists them
+            together with those whose pixels are wrong.
 
     Raises:
         InputError: files are missing, unreadable, of another size or kind; lists all of them.
@@ -93,6 +95,8 @@ def prepare(inputs: Inputs, settings: Settings | None = None) -> Prepared:
     class_names = truth.class_names
     check_classes(len(class_names), ignore_label)
     plan = make_plan(truth, inputs.open_predictions(), shard=settings.shard)
+    if not defer:
+        plan.problems.raise_if_any()
     remarks = [*class_remarks(class_names), *([plan.remark] if plan.remark else [])]
     options: dict[str, object] = {
         "mode": settings.mode,
@@ -129,8 +133,11 @@ def score(
         InputError: images could not be scored; lists all of them.
         RuntimeError: a process was killed.
     """
-    accumulator = score_tasks(prepared.scorer, prepared.plan.tasks, jobs=jobs, progress=progress)
-    files = {task.truth.image_id: _files(task) for task in prepared.plan.tasks}
+    plan = prepared.plan
+    accumulator = score_tasks(
+        prepared.scorer, plan.tasks, known=plan.problems, jobs=jobs, progress=progress
+    )
+    files = {task.truth.image_id: _files(task) for task in plan.tasks}
     scored = ScoredRun.from_accumulator(
         accumulator,
         prepared.class_names,
@@ -151,7 +158,8 @@ def evaluate(
     progress: bool = False,
 ) -> ScoredRun:
     """Score a method's predictions; arguments and errors as :func:`prepare` and :func:`score`."""
-    return score(prepare(inputs, settings), name=name, jobs=jobs, progress=progress)
+    prepared = prepare(inputs, settings, defer=True)
+    return score(prepared, name=name, jobs=jobs, progress=progress)
 
 
 def with_intervals(scored: ScoredRun) -> ScoredRun:

@@ -44,10 +44,12 @@ class Plan:
     Attributes:
         tasks: the images, by id.
         unused: names of predictions for which there is no ground truth, sorted.
+        problems: what is wrong with images and predictions that are not among the tasks.
     """
 
     tasks: list[Task]
     unused: list[str]
+    problems: Problems
 
     @property
     def remark(self) -> str | None:
@@ -95,9 +97,11 @@ def make_plan(
         shard: (i, n): every n-th image from the i-th on, in the order of ids. Missing
             predictions are found for all images, headers looked at for these only.
 
+    Returns:
+        The plan. Its problems are predictions that are missing, ambiguous, of another size, or no
+        label maps, and ground-truth maps that are missing or disagree in size.
+
     Raises:
-        InputError: predictions are missing, ambiguous, of another size, or no label maps, or
-            ground-truth maps are missing or disagree in size; lists all by kind.
         ValueError: there is no image.
     """
     if not truth.images:
@@ -128,10 +132,10 @@ def make_plan(
         )
     part, parts = shard
     tasks = [_check(image, entry, truth, problems) for image, entry in found[part - 1 :: parts]]
-    problems.raise_if_any()
     return Plan(
         [task for task in tasks if task is not None],
         sorted(set(predictions.names()) - set(used)),
+        problems,
     )
 
 
@@ -165,6 +169,7 @@ def _check(image: TruthImage, entry: Entry, truth: GroundTruth, problems: Proble
             "prediction(s) of another height x width than the ground truth",
             f"{task.where}: {fault}",
         )
+        return None
     return task
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.scoring.ruled import RuledTruth
 from d2_smallobj.scoring.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage, choose
 from d2_smallobj.utils.options import look_up_option
 
@@ -29,20 +30,34 @@ def registered_truth(name: str, *, listed: Sequence[str] | None = None) -> Groun
         FileNotFoundError: files of it are missing.
     """
     try:
-        from d2_smallobj.data.catalog import register_all
+        from d2_smallobj.data.catalog import canonical_name
         from detectron2.data import DatasetCatalog, MetadataCatalog
     except ImportError as error:
         raise ImportError(
             f"--dataset: registered data sets need torch ({error}); name the folders with "
             "--semantic and --instances, or the file with --coco-json, instead"
         ) from error
-    register_all()
+    name = canonical_name(name)
     look_up_option("--dataset", name, DatasetCatalog.list())
     records = DatasetCatalog.get(name)
     metadata = MetadataCatalog.get(name)
     class_names = getattr(metadata, "stuff_classes", None)
     if class_names is None:
         raise ValueError(f"--dataset: {name!r} has no stuff_classes, so it is not for semantics")
+    rule = getattr(metadata, "label_rule", None)
+    if rule is not None:
+        return RuledTruth(_stored_truth(name, records, metadata, None, listed), rule, class_names)
+    return _stored_truth(name, records, metadata, class_names, listed)
+
+
+def _stored_truth(
+    name: str,
+    records: Sequence[Mapping[str, Any]],
+    metadata: Any,
+    class_names: Sequence[str] | None,
+    listed: Sequence[str] | None,
+) -> GroundTruth:
+    """The ground truth of a data set with the values that its files hold."""
     annotations = getattr(metadata, "instances_json", None)
     if annotations is not None and not any("ins_seg_file_name" in record for record in records):
         content = InstanceAnnotations(

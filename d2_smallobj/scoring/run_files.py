@@ -4,6 +4,7 @@
 |---|---|
 | ``metrics.json`` | figures, options, versions (:mod:`.metrics_file`) |
 | ``instances.csv`` | a row for every instance and for every image's background |
+| ``instance_details.csv`` | what else there is to know of these rows |
 | ``blobs.csv`` | a row for every false-positive blob |
 | ``images.csv`` | a row for every image, with the files it comes from |
 | ``pixels.csv`` | pixels by image and class: intersection, ground truth, predicted |
@@ -32,12 +33,14 @@ from d2_smallobj.utils.files import atomic_write_text
 
 METRICS_FILE = "metrics.json"
 INSTANCES_FILE = "instances.csv"
+DETAILS_FILE = "instance_details.csv"
 BLOBS_FILE = "blobs.csv"
 IMAGES_FILE = "images.csv"
 PIXELS_FILE = "pixels.csv"
 CONFUSION_FILE = "confusion.csv"
 RUN_FILES = (
     INSTANCES_FILE,
+    DETAILS_FILE,
     BLOBS_FILE,
     IMAGES_FILE,
     PIXELS_FILE,
@@ -81,6 +84,7 @@ def save_run(
     """
     contents = {
         INSTANCES_FILE: run_tables.instances_csv(run),
+        DETAILS_FILE: run_tables.details_csv(run),
         BLOBS_FILE: run_tables.blobs_csv(run),
         IMAGES_FILE: run_tables.images_csv(run),
         PIXELS_FILE: run_tables.pixels_csv(run),
@@ -118,7 +122,7 @@ def load_run(folder: str | os.PathLike[str]) -> ScoredRun:
         name=folder.resolve().name,
         options=document["options"],
         class_names=class_names,
-        table=run_tables.read_instances(folder / INSTANCES_FILE),
+        table=run_tables.read_instances(folder / INSTANCES_FILE, folder / DETAILS_FILE),
         blobs=run_tables.read_blobs(folder / BLOBS_FILE),
         images=images,
         image_counts=run_tables.read_pixels(folder / PIXELS_FILE, images, len(class_names)),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,12 @@ from d2_smallobj.scoring.run import SOURCE_KINDS, ScoredRun
 
 INSTANCE_COLUMNS = (
     *("image_id", "instance_id", "category_id", "area", "size", "iou", "intersection"),
-    *("charged", "components", "outcome", "pixels", "shared", "image_area", "category"),
+    *("charged", "components", "outcome"),
 )
-"""Columns of ``instances.csv``: the first ten are kept stable, others may follow."""
+"""Columns of ``instances.csv``, kept stable."""
+
+DETAIL_COLUMNS = ("image_id", "instance_id", "pixels", "shared", "image_area")
+"""Columns of ``instance_details.csv``: what else there is to know, for the same rows."""
 
 _PIXEL_COLUMNS = ("image_id", "category_id", "intersection", "ground_truth", "predicted")
 
@@ -34,16 +37,31 @@ def instances_csv(run: ScoredRun) -> str:
     columns = {name: column.tolist() for name, column in run.table.columns().items()}
     columns["size"] = [names[size] for size in sizes.tolist()]
     columns["outcome"] = [(*OUTCOMES, "")[outcome] for outcome in outcomes.tolist()]
-    columns["category"] = [run.class_names[number] for number in columns["category_id"]]
     # repr keeps every bit, so that figures can be computed from the file.
     columns["charged"] = list(map(repr, columns["charged"]))
     columns["iou"] = list(map(repr, run.table.iou.tolist()))
     return _write(INSTANCE_COLUMNS, zip(*(columns[name] for name in INSTANCE_COLUMNS)))
 
 
-def read_instances(path: Path) -> InstanceTable:
-    """Read ``instances.csv``; errors as for all readers here: ValueError names file and line."""
-    return _read_table(path, InstanceTable)
+def details_csv(run: ScoredRun) -> str:
+    """``instance_details.csv``: the rest of the records, row by row."""
+    columns = [getattr(run.table, name).tolist() for name in DETAIL_COLUMNS]
+    return _write(DETAIL_COLUMNS, zip(*columns))
+
+
+def read_instances(path: Path, details: Path) -> InstanceTable:
+    """Read ``instances.csv`` and ``instance_details.csv``.
+
+    Raises:
+        ValueError: as for all readers here, names file and line; or the rows of the two are not
+            of the same instances.
+    """
+    columns = _read_columns(path, INSTANCE_COLUMNS, InstanceTable)
+    more = _read_columns(details, DETAIL_COLUMNS, InstanceTable)
+    for name in ("image_id", "instance_id"):
+        if not np.array_equal(columns[name], more[name]):
+            raise ValueError(f"{details}: its rows must be of the same instances as {path}'s")
+    return InstanceTable.from_columns({**more, **columns}).sorted()
 
 
 def blobs_csv(run: ScoredRun) -> str:
@@ -54,7 +72,7 @@ def blobs_csv(run: ScoredRun) -> str:
 
 def read_blobs(path: Path) -> BlobTable:
     """Read ``blobs.csv``."""
-    return _read_table(path, BlobTable)
+    return BlobTable.from_columns(_read_columns(path, BlobTable.names(), BlobTable)).sorted()
 
 
 def images_csv(run: ScoredRun) -> str:
@@ -125,15 +143,15 @@ def _write(header: Iterable[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def _read(path: Path, header: Sequence[str], *, more: bool = False) -> list[list[str]]:
-    """Rows of a CSV file with this header; ``more``: further columns may follow."""
+def _read(path: Path, header: Sequence[str]) -> list[list[str]]:
+    """Rows of a CSV file with this header."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: no CSV file in UTF-8 ({error})") from error
     found = rows[0] if rows else []
-    if found[: len(header)] != list(header) or (len(found) > len(header) and not more):
+    if found != list(header):
         raise ValueError(f"{path}: its columns must be {', '.join(header)}; got {found}")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(found):
@@ -144,19 +162,18 @@ def _read(path: Path, header: Sequence[str], *, more: bool = False) -> list[list
     return rows[1:]
 
 
-def _read_table(path: Path, kind: type) -> InstanceTable | BlobTable:
-    """Read a table by its columns' names."""
-    columns = INSTANCE_COLUMNS if kind is InstanceTable else kind.names()
-    rows = _read(path, columns, more=True)
-    read: dict[str, Callable[[str], object]] = {"image_id": str, "charged": float}
-    position = {name: number for number, name in enumerate(columns)}
+def _read_columns(
+    path: Path, header: Sequence[str], kind: type[InstanceTable | BlobTable]
+) -> dict[str, np.ndarray]:
+    """The columns of a file that are columns of a table, too, by name."""
+    rows = _read(path, header)
+    types: dict[str, type] = {"image_id": np.str_, "charged": np.float64}
     try:
-        return kind.from_columns(
-            {
-                name: [read.get(name, int)(row[position[name]]) for row in rows]
-                for name in kind.names()
-            }
-        ).sorted()
+        return {
+            name: np.array([row[place] for row in rows], np.str_).astype(types.get(name, np.int64))
+            for place, name in enumerate(header)
+            if name in kind.names()
+        }
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: a cell holds no number ({error})") from error
 

@@ -64,7 +64,7 @@ class Scorer:
                 accumulator.update(task.truth.image_id, labels, semantic, instances)
             except (TypeError, ValueError) as error:
                 # The message says which of the maps it is about.
-                with_truth = f" (ground truth {task.truth.where})"
+                with_truth = f" (ground truth {task.truth.both})"
                 kind = (
                     f"image(s) whose labels do not fit the {self.num_classes} classes (--classes)"
                     f", the ignore label {self.ignore_label} or each other"
@@ -74,13 +74,20 @@ class Scorer:
 
 
 def score_tasks(
-    scorer: Scorer, tasks: Sequence[Task], *, jobs: int = 1, progress: bool = False
+    scorer: Scorer,
+    tasks: Sequence[Task],
+    *,
+    known: Problems | None = None,
+    jobs: int = 1,
+    progress: bool = False,
 ) -> Accumulator:
     """Score all images.
 
     Args:
         scorer: the settings.
         tasks: the images.
+        known: what is wrong with other images; the tasks are then only looked through, so that
+            one error names all.
         jobs: number of processes; 1 = this one. The result does not depend on it.
         progress: show a progress bar on stderr.
 
@@ -95,10 +102,15 @@ def score_tasks(
     step = max(1, min(_LARGEST_CHUNK, len(tasks) // (jobs * _CHUNKS_PER_JOB)))
     chunks = [tasks[start : start + step] for start in range(0, len(tasks), step)]
     total, problems = scorer.new_accumulator(), Problems()
+    problems.extend(known.pairs() if known is not None else ())
     # A log file gets a line now and then, a terminal a moving bar.
     pause = 0.1 if sys.stderr.isatty() else 10.0
     with tqdm(
-        total=len(tasks), desc="scoring", unit="image", disable=not progress, mininterval=pause
+        total=len(tasks),
+        desc="looking for more problems" if problems else "scoring",
+        unit="image",
+        disable=not progress,
+        mininterval=pause,
     ) as bar:
         for number, state, found in _results(scorer, chunks, jobs):
             problems.extend(found)

@@ -47,6 +47,11 @@ class TruthImage:
         """What messages call it."""
         return self.semantic or f"image {self.image_id}"
 
+    @property
+    def both(self) -> str:
+        """What messages call its two maps together."""
+        return f"{self.where} and {self.instances}" if self.instances else self.where
+
 
 class GroundTruth(Protocol):
     """Ground truth of a data set.
@@ -168,6 +173,9 @@ class AnnotationTruth:
         source: what messages call it.
         listed: the images to score, by picture name or id; default: all.
 
+    Attributes:
+        annotations: as given.
+
     Raises:
         InputError: a listed image is not in the file.
     """
@@ -179,7 +187,7 @@ class AnnotationTruth:
         *,
         listed: Sequence[str] | None = None,
     ) -> None:
-        self._annotations = annotations
+        self.annotations = annotations
         self.class_names = tuple(annotations.class_names)
         self.ignore_label = IGNORE_LABEL
         images = [self._image(number) for number in annotations.image_ids]
@@ -187,16 +195,16 @@ class AnnotationTruth:
 
     def size(self, image: TruthImage) -> tuple[int, int]:
         """See :meth:`GroundTruth.size`."""
-        return self._annotations.image_size(image.annotation_id)
+        return self.annotations.image_size(image.annotation_id)
 
     def read(self, image: TruthImage) -> tuple[np.ndarray, np.ndarray | None]:
         """See :meth:`GroundTruth.read`."""
-        return self._annotations.maps(image.annotation_id)
+        return self.annotations.maps(image.annotation_id)
 
     def _image(self, number: int) -> TruthImage:
         names = [str(number).zfill(12), str(number)]
         try:
-            file_name = self._annotations.file_name(number).replace("\\", "/")
+            file_name = self.annotations.file_name(number).replace("\\", "/")
         except ValueError:
             file_name = ""  # An image without a name is found by its id alone.
         # The last part only, and it is only compared: it cannot lead anywhere.

@@ -6,16 +6,20 @@ import csv
 import json
 import logging
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from d2_smallobj.evaluation import SmallObjectEvaluator
+from d2_smallobj import TwoTaskTrainer
+from d2_smallobj.config import add_smallobj_config
+from d2_smallobj.evaluation import GroundTruthReader, SmallObjectEvaluator
 from d2_smallobj.evaluation.evaluator import to_labels
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring import load_run
 from d2_smallobj.scoring.run_files import RUN_FILES
+from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 
@@ -130,7 +134,7 @@ def test_files_are_written(dataset, tmp_path):
     with open(folder / "instances.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == figures["instances"] + figures["images"]
-    cats = [float(row["iou"]) for row in rows if row["category"] == "cat"]
+    cats = [float(row["iou"]) for row in rows if row["category_id"] == "1"]
     assert 100 * math.fsum(cats) / len(cats) == figures["IA-IoU-cat"]
     assert [row["size"] for row in rows[:4]] == ["", "S", "S", "S"]
     assert rows[0]["image_id"] == "image0"
@@ -154,6 +158,29 @@ def test_workers_give_the_same_files(dataset, tmp_path, workers):
     for name in RUN_FILES:
         alone = (tmp_path / "0" / name).read_bytes()
         assert (tmp_path / str(workers) / name).read_bytes() == alone
+
+
+def test_the_trainer_matches_in_threads(dataset, tmp_path, monkeypatch):
+    threads = []
+    read = GroundTruthReader.__call__
+
+    def note(reader, record):
+        threads.append(threading.current_thread().name)
+        return read(reader, record)
+
+    monkeypatch.setattr(GroundTruthReader, "__call__", note)
+    cfg = get_cfg()
+    add_smallobj_config(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.SMALLOBJ.METRIC_MODE = "official"
+    evaluator = TwoTaskTrainer.build_evaluator(cfg, dataset.name)
+    for record, labels in zip(dataset.records, dataset.guesses):
+        evaluator.process([record], [{"sem_seg": scores(labels)}])
+    figures = evaluator.evaluate()["sem_seg"]
+    assert bits(figures) == bits(core(dataset, mode="official"))
+    # All but the first, which opens what all share.
+    assert sum(name.startswith("match") for name in threads) == len(dataset.records) - 1
+    assert (tmp_path / "inference" / dataset.name / "metrics.json").is_file()
 
 
 def test_workers_errors_are_raised(dataset):
@@ -294,3 +321,6 @@ def test_to_labels_keeps_every_class(classes, dtype):
     found = to_labels(one_hot.float(), classes)
     assert found.dtype == dtype
     assert found.tolist() == labels.tolist()
+    # The lowest of equal scores, as argmax.
+    ties = torch.tensor([0.5, 1.0, 1.0] + [0.0] * classes)[:classes, None, None]
+    assert to_labels(ties, classes).tolist() == [[1]]

@@ -92,6 +92,24 @@ def test_the_state_is_a_copy():
     assert accumulator.confusion.sum() > 0
 
 
+def test_memory_depends_on_instances_not_on_pixels():
+    truth = np.zeros((30, 40), np.uint8)
+    truth[5:15, 5:15], truth[20:25, 10:35] = 1, 2
+    guess = np.roll(truth, 2, axis=1)
+    sizes = []
+    for scale in (1, 8):
+        accumulator = Accumulator(3)
+        for image in range(10):
+            block = np.ones((scale, scale), np.uint8)
+            accumulator.update(image, np.kron(guess, block), np.kron(truth, block))
+        held = [accumulator.confusion, *accumulator.table.columns().values()]
+        held += [*accumulator.blobs.columns().values()]
+        held += [part for parts in accumulator._images.values() for part in parts]
+        assert len(accumulator.table) == 30
+        sizes.append(sum(part.nbytes for part in held))
+    assert sizes[0] == sizes[1]
+
+
 def test_merging_adds_up():
     merged = filled(images=[0, 3])
     merged.merge(filled(images=[2, 1]))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 
-from d2_smallobj.metrics import SizeBins
+from d2_smallobj.metrics import SizeBins, resampling
 from d2_smallobj.metrics.comparison import compare_runs, run_size_bins
 from d2_smallobj.metrics.pairing import holm, paired
 from d2_smallobj.metrics.statistics import bootstrap, cell_warnings
@@ -54,6 +55,32 @@ def test_one_run_has_intervals_but_no_differences(runs):
     found = compare_runs(runs[:1], samples=20)
     assert found.differences == ()
     assert found.ranks.ranks[0, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "images", "total"), [(2, 25, 40), (1, 25, 20), (2, 4, 20 + 2**4)]
+)
+def test_progress_counts_all_draws(runs, monkeypatch, count, images, total):
+    monkeypatch.setattr(resampling, "_BLOCK_CELLS", 8 * 25)
+    seen = []
+    short = [head(run, images) for run in runs[:count]]
+    compare_runs(short, samples=20, progress=lambda *numbers: seen.append(numbers))
+    done = [done for done, _ in seen]
+    assert len(done) > 1 or images < 25
+    assert done == sorted(set(done))
+    assert seen[-1] == (total, total)
+    assert {of for _, of in seen} == {total}
+
+
+def head(run, images):
+    """The first images of a run."""
+    kept = run.images[:images]
+    return dataclasses.replace(
+        run,
+        table=run.table.select(np.isin(run.table.image_id, kept)),
+        images=kept,
+        image_counts=run.image_counts[:images],
+    )
 
 
 def test_size_bins_and_background_come_from_the_options(runs):

@@ -151,7 +151,7 @@ def ordered(rows):
 @pytest.mark.parametrize("mode", ["exact", "official"])
 @pytest.mark.parametrize("named", [True, False])
 @given(data=st.data())
-@SETTINGS
+@settings(max_examples=500, deadline=None)
 def test_records_equal_the_oracles(mode, named, data):
     maps = data.draw(scenes(with_instances=named))
     match = match_image(*maps, num_classes=CLASSES, mode=mode)

@@ -16,7 +16,8 @@ from d2_smallobj.metrics import (
     resampling,
     summarize,
 )
-from d2_smallobj.metrics.resampling import bootstrap_weights, image_sums
+from d2_smallobj.metrics.image_sums import fixed_point, image_sums, joint_sums
+from d2_smallobj.metrics.resampling import bootstrap_weights
 from d2_smallobj.metrics.statistics import (
     Cell,
     Interval,
@@ -68,7 +69,7 @@ def test_a_resample_is_the_data_set_with_images_repeated(random_run, seed):
     run = random_run(seed, seed + 100)
     scores = score(run, class_names=run.class_names)
     weights = next(bootstrap_weights(len(run.images), 20, seed))
-    found = resampled(scores, weights)
+    found = resampled(scores, joint_sums([scores.sums]).totals(weights)[0])
     assert list(found) == HEADLINE
     for row, drawn in enumerate(weights.astype(int)):
         copies = [
@@ -160,7 +161,7 @@ def test_sums_are_exact_so_no_order_of_adding_matters(random_run):
         run.table, run.image_counts, run.images, num_classes=3, size_bins=COCO_SIZE_BINS
     )
     weights = next(bootstrap_weights(40, 30, 0))
-    totals = sums.totals(weights)
+    (totals,) = joint_sums([sums]).totals(weights)
     for category, (index, values) in enumerate(zip(sums.index, sums.values)):
         for sample in range(30):
             for column in range(values.shape[1]):
@@ -172,6 +173,18 @@ def test_sums_are_exact_so_no_order_of_adding_matters(random_run):
                     Fraction(0),
                 )
                 assert Fraction(totals[sample, category, column]) == exact
+
+
+def test_methods_together_add_up_to_the_bit_as_alone(random_run):
+    runs = [random_run(5, method, images=40) for method in (6, 7, 8)]
+    sums = [score(run, class_names=run.class_names).sums for run in runs]
+    weights = next(bootstrap_weights(40, 30, 0))
+    alone = np.stack([joint_sums([method]).totals(weights)[0] for method in sums])
+    joint = joint_sums(sums)
+    assert np.array_equal(joint.totals(weights), alone)
+    assert np.array_equal(joint_sums(sums, relative=True).totals(weights), alone - alone[0])
+    # Of 11 sums, ground-truth pixels and 4 numbers of records are the same for all.
+    assert all(values.shape[1] <= 3 * 11 - 2 * 5 for values in joint.values)
 
 
 def test_weights_are_multinomial():
@@ -249,6 +262,20 @@ def test_a_resample_without_a_class_averages_over_the_others(make_run):
     assert set(drawn["IA-mIoU_fg"].round(6)) == {20.0, 40.0, 60.0}
 
 
+def test_classes_that_one_image_has_make_intervals_lopsided(make_run):
+    """What docs/metric.md warns of; a resample loses a class, and all that it costs elsewhere."""
+    count = 40
+    names = ["background", *(f"class {number}" for number in range(count))]
+    run = make_run([(f"{i:02d}", i + 1, 100, 1.0) for i in range(count)], class_names=names)
+    for image in range(count):
+        # A hundred pixels of every class are found, and as many invented in the next image.
+        run.image_counts[image, (image + 1) % count + 1, 2] += 100
+    found = intervals_of(run)
+    assert found["mIoU"].estimate == 50.0
+    assert found["mIoU"].low > 55.0
+    assert found["IA-mIoU_fg"] == Interval(100.0, 100.0, 100.0)
+
+
 def test_what_does_not_fit_is_refused(make_run):
     run = make_run([("a", 1, 100, 0.5), ("b", 2, 100, 0.5)])
     with pytest.raises(ValueError, match=r"samples must be a whole number >= 1, got 0"):
@@ -293,7 +320,7 @@ def test_rounding_leaves_room_for_the_largest_sum():
     values = np.random.default_rng(0).random(100)
     # 2**30 values of at most 1 leave 51 - 30 bits behind the point.
     for largest, bits in ((2.0**30, 21), (2.0**40, 11), (1.0, 40), (0.0, 40)):
-        rounded = resampling.fixed_point(values, largest)
+        rounded = fixed_point(values, largest)
         assert np.all((rounded * 2.0**bits) % 1 == 0)
         assert np.any((rounded * 2.0 ** (bits - 1)) % 1 != 0)
         assert np.abs(rounded - values).max() <= 2.0 ** -(bits + 1)

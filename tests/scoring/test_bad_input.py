@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -91,6 +92,33 @@ def test_all_kinds_are_listed_at_once(dataset):
     ]
 
 
+def test_headers_and_pixels_are_listed_in_one_error(dataset):
+    """Nobody should repair what one run finds only to be told of the rest by the next."""
+    (dataset.preds / "image0.png").unlink()
+    (dataset.preds / "image1.png").write_bytes(b"")
+    path = dataset.preds / "image2.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    labels = dataset.guesses[3].copy()
+    labels[0, 0] = 9
+    write_label_map(dataset.preds / "image3.png", labels)
+    path = dataset.instances / "image4.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    write_label_map(dataset.preds / "image5.png", dataset.guesses[4])
+    for jobs in (1, 2):
+        with pytest.raises(InputError) as caught:
+            evaluate(Inputs(**dataset.options), Settings(samples=0), jobs=jobs)
+        text = str(caught.value)
+        for kind in (
+            r"^1 image\(s\) without a prediction:\n  image0$",
+            r"^2 unusable prediction\(s\):\n  \S+image1\.png: .*\n  \S+image2\.png: ",
+            r"^1 image\(s\) whose labels do not fit .*:\n  \S+image3\.png",
+            r"^1 unusable ground-truth map\(s\):\n  \S+instances/image4\.png: ",
+            r"^1 prediction\(s\) of another height x width .*:\n  \S+image5\.png: 40 x 54 instead",
+        ):
+            assert re.search(kind, text, re.MULTILINE), kind
+        assert len(text.splitlines()) == 11
+
+
 def test_files_that_break_off(dataset):
     for folder, name in ((dataset.preds, "image1"), (dataset.preds, "image6")):
         path = folder / f"{name}.png"
@@ -117,7 +145,8 @@ def test_labels_out_of_range(dataset):
     scoring(
         dataset,
         r"^2 image\(s\) whose labels do not fit the 4 classes \(--classes\), the ignore label 255"
-        r".*\n  \S+preds/image1\.png \(ground truth \S+semantic/image1\.png\): prediction must "
+        r".*\n  \S+preds/image1\.png \(ground truth \S+semantic/image1\.png and \S+image1\.png"
+        r"\): prediction must "
         r"hold 0\.\.3 .*got 9 \(2 px\), 255 \(1 px\)\n  \S+image4\.png",
     )
 
@@ -136,7 +165,11 @@ def test_ground_truth_maps_that_disagree(dataset):
     mixed = dataset.scenes[1][1].copy()
     mixed[20:25, 10:40] = 2
     write_label_map(dataset.instances / "image1.png", mixed)
-    scoring(dataset, r"instance 2 lies on class 1 \(100 px\), class 2 \(145 px\)")
+    scoring(
+        dataset,
+        r"image1\.png \(ground truth \S+semantic/image1\.png and \S+instances/image1\.png\): .*"
+        r"instance 2 lies on class 1 \(100 px\), class 2 \(145 px\)",
+    )
 
 
 def test_missing_instance_maps(dataset):

@@ -133,8 +133,9 @@ def test_errors_list_the_files_and_leave_nothing(command, demo, tmp_path):
     for path in sorted((folder / "PseudoLabels" / "demo").glob("val*.png"))[:2]:
         write_label_map(some / path.name, read_label_map(path))
     done = command(*arguments, "--predictions", some, "--output", tmp_path / "run")
+    assert "looking for more problems: 100%" in done.stderr
     assert done.returncode == 1
-    assert done.stderr.startswith("error: 12 image(s) without a prediction:\n  val_00002\n")
+    assert "\nerror: 12 image(s) without a prediction:\n  val_00002\n" in done.stderr
     assert done.stderr.endswith("\n  and 2 more\n")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()

@@ -77,6 +77,8 @@ def test_lvis_needs_a_choice_of_classes(realdata, tmp_path):
     inputs = {"predictions": str(tmp_path), "lvis_json": str(path)}
     with pytest.raises(ValueError, match=r"its 1230 categories are more than the 254 labels.*--cl"):
         evaluate(Inputs(**inputs), QUICK)
+    with pytest.raises(ValueError, match=r"--classes: 255 classes beside .* more than the 254 lab"):
+        evaluate(Inputs(**inputs, classes="256"), QUICK)
 
 
 def test_lvis_with_classes_of_its_own(realdata, tmp_path):
@@ -267,7 +269,7 @@ def test_the_demo_by_name_equals_its_folders(tmp_path, monkeypatch):
     assert by_name.figures["instances"] > 5
     for run, name in ((by_name, "name"), (by_folder, "folder")):
         save_run(tmp_path / name, run)
-    for file in ("instances.csv", "images.csv", "pixels.csv"):
+    for file in ("instances.csv", "instance_details.csv", "images.csv", "pixels.csv"):
         assert (tmp_path / "name" / file).read_bytes() == (tmp_path / "folder" / file).read_bytes()
     with pytest.raises(ValueError, match=r"--dataset: unknown value 'smallobj_demo_vall'.*mean"):
         evaluate(Inputs(predictions=predictions, dataset="smallobj_demo_vall"), QUICK)

@@ -1,21 +1,18 @@
-"""The benchmark's images, its yardstick, and the command."""
+"""The benchmark command: its sub-commands, what it writes, and how it fails."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 
-import numpy as np
 import pytest
 
-from d2_smallobj.metrics import match_image
+from d2_smallobj import benchmarks
 
 
 @pytest.fixture(scope="module")
-def benchmark(repository):
+def tool(repository):
     spec = importlib.util.spec_from_file_location(
         "benchmark_tool", repository / "tools" / "benchmark.py"
     )
@@ -24,67 +21,52 @@ def benchmark(repository):
     return module
 
 
-def draw(benchmark, seed, *shape):
-    return benchmark.draw_maps(np.random.default_rng(seed), *(shape or (500, 375, 8)))
+def call(tool, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments)])
+    tool.main()
 
 
-def test_images_are_seeded_and_have_void_borders(benchmark):
-    prediction, semantic, instances = draw(benchmark, 1)
-    assert semantic.shape == (375, 500)
-    for one, other in zip(draw(benchmark, 1), (prediction, semantic, instances)):
-        assert np.array_equal(one, other)
-    assert not np.array_equal(draw(benchmark, 2)[0], prediction)
-    assert np.array_equal(semantic == 255, instances == 255)
-    assert prediction.max() < 21
-    # Wherever an instance meets something else there is void between.
-    inside = (instances > 0) & (instances < 255)
-    beside = (instances[:, 1:] != instances[:, :-1]) & inside[:, 1:]
-    assert np.all(instances[:, :-1][beside] == 255)
+def test_every_benchmark_keeps_to_the_interface():
+    for name, summary in benchmarks.BENCHMARKS.items():
+        module = benchmarks.load(name)
+        assert summary
+        assert module.__doc__
+        assert callable(module.run)
+        assert callable(module.add_arguments)
 
 
-def test_the_yardstick_counts_what_ours_counts(benchmark):
-    maps = draw(benchmark, 3)
-    expected = match_image(*maps, num_classes=21)
-    assert np.array_equal(benchmark.bincount(maps), expected.confusion)
-    assert np.array_equal(benchmark.ours(maps).confusion, expected.confusion)
-    assert len(expected.table) > 2
-
-
-def test_slope(benchmark):
-    assert benchmark.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2.0)
-
-
-def test_the_command(repository, tmp_path):
-    arguments = ["--images", "2", "--crowded", "1", "--rounds", "1", "--json", "figures.json"]
-    environment = {**os.environ, "PYTHONPATH": str(repository)}
-    tool = str(repository / "tools" / "benchmark.py")
-    done = subprocess.run(
-        [sys.executable, tool, "metric", *arguments],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+def test_figures_are_printed_and_written(tool, monkeypatch, tmp_path, capsys):
+    arguments = ["folder", "--images", 2, "--jobs", 1, "--rounds", 1]
+    call(tool, monkeypatch, *arguments, "--json", tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
-    for name in ("VOC-like", "crowded"):
-        rows = figures[name]
-        assert rows["bincount"]["ratio"] == 1.0
-        assert rows["ours"]["median"] > 0
-        assert rows["ours"]["ratio"] == pytest.approx(
-            rows["ours"]["median"] / rows["bincount"]["median"]
-        )
-    assert "| ours |" in done.stdout
-    assert "Linear in images" in done.stdout
+    assert figures["settings"] == {"images": 2, "rounds": 1, "seed": 0}
+    shown = capsys.readouterr().out
+    assert f"{figures['jobs 1']['score']['seconds']:.3f}" in shown
 
 
-def test_a_missed_target_fails_the_check(benchmark, monkeypatch):
-    row = {"median": 3.0, "quiet": 3.0, "ratio": 3.0, "quiet_ratio": 3.0}
-    result = {"machine": "m", "settings": {}, "VOC-like": {"ours": {**row, "ratio": 0.5}}}
-    monkeypatch.setattr(benchmark, "measure", lambda *_: {**result, "crowded": {"ours": row}})
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "metric"])
-    benchmark.main()
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "metric", "--check"])
-    with pytest.raises(SystemExit, match=r"slower than its target of .*: crowded"):
-        benchmark.main()
+def test_a_missed_target_fails_the_check(tool, monkeypatch):
+    def run(_):
+        return benchmarks.Measurement({}, "", ["crowded images take 3.00 times"])
+
+    monkeypatch.setattr(benchmarks.load("metric"), "run", run)
+    call(tool, monkeypatch, "metric")
+    with pytest.raises(SystemExit, match=r"^error: missed: crowded images take 3\.00 times$"):
+        call(tool, monkeypatch, "metric", "--check")
+
+
+def test_errors_are_one_line(tool, monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"^error: --rounds must be at least 1, got 0$"):
+        call(tool, monkeypatch, "metric", "--rounds", 0)
+    (tmp_path / "file").touch()
+    arguments = ["folder", "--images", 1, "--jobs", 1, "--rounds", 1]
+    with pytest.raises(SystemExit, match=r"^error: .*could not write .*figures\.json"):
+        call(tool, monkeypatch, *arguments, "--json", tmp_path / "file" / "figures.json")
+    with pytest.raises(SystemExit, match="2"):
+        call(tool, monkeypatch, "metrc")
+    assert "invalid choice: 'metrc'" in capsys.readouterr().err
+
+
+def test_help_says_what_the_yardstick_is(tool, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        call(tool, monkeypatch, "metric", "--help")
+    assert "np.bincount(key" in capsys.readouterr().out

@@ -1,0 +1,208 @@
+"""Time running a model over a data set with the evaluator against the same run without it.
+
+The yardstick is detectron2's inference_on_dataset with no evaluator: pictures in memory, one a
+batch, through the model. With the evaluator it also takes the argmax on the device, copies the
+uint8 labels, reads both ground-truth PNGs, matches, and computes the figures at the end: once all
+in the loop, once with worker threads, as the trainer does. With a GPU the model is
+DeepLabV2-ResNet101 and the threads may add 5 %; without one it is a small net, whose figures show
+that the command works and no more. Weights are random, so the model's scores are computed and
+thrown away: what the evaluator gets are scores of predictions drawn beforehand, on the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import d2_smallobj
+from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.annotations.label_maps import read_label_map
+from d2_smallobj.benchmarks import Measurement
+from d2_smallobj.benchmarks.scenes import CLASSES, FOLDERS, VOC_SIZE, VOID, draw_folders
+from d2_smallobj.benchmarks.timing import machine, race, race_table
+from d2_smallobj.engine import build_config
+from d2_smallobj.engine.trainer import EVALUATOR_WORKERS
+from d2_smallobj.evaluation import SmallObjectEvaluator
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
+from detectron2.modeling import build_model
+
+TARGET = 1.05
+"""Highest ratio to the yardstick with worker threads on a GPU."""
+
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_DATASET = "benchmark_inference"
+# Their scores stay on the device, 16 MB each.
+_MOST_DRAWN = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="a model of 21 classes; default: configs/Base-DeepLabV2-R101.yaml with a GPU, "
+        "configs/Base-Demo.yaml without",
+    )
+    parser.add_argument("--images", type=int, help="default: 300 with a GPU, 20 without")
+    parser.add_argument(
+        "--workers", type=int, default=EVALUATOR_WORKERS, help="threads that match (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="timings of each kind of run")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> Measurement:
+    """Measure on the GPU, or where there is none on the CPU."""
+    gpu = torch.cuda.is_available()
+    images = (300 if gpu else 20) if args.images is None else args.images
+    for name, value in (("images", images), ("workers", args.workers), ("rounds", args.rounds)):
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    default = _CONFIGS / ("Base-DeepLabV2-R101.yaml" if gpu else "Base-Demo.yaml")
+    config = args.config_file or str(default)
+    model = build(config, args.seed)
+    with tempfile.TemporaryDirectory(prefix="d2_smallobj_") as folder:
+        batches = make_batches(folder, images, args.seed)
+        rows = measure(_Replay(model, batches), batches, args.workers, args.rounds)
+    host = d2_smallobj.host()
+    figures = {
+        "machine": f"{machine()}, torch {torch.__version__}, {host.name} host {host.version}",
+        "device": torch.cuda.get_device_name() if gpu else "CPU",
+        "settings": {
+            "config": Path(config).name,
+            "images": images,
+            "workers": args.workers,
+            "rounds": args.rounds,
+            "seed": args.seed,
+        },
+        "runs": rows,
+    }
+    return Measurement(figures, _format(figures), _missed(rows, args.workers, gpu))
+
+
+def build(config_file: str, seed: int) -> nn.Module:
+    """The model of a config with random weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the config is wrong, or has another number of classes than VOC.
+    """
+    cfg = build_config(config_file, ["MODEL.WEIGHTS", ""])
+    if config_file == str(_CONFIGS / "Base-Demo.yaml"):
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES
+    if cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES != CLASSES:
+        raise ValueError(
+            f"{config_file}: MODEL.SEM_SEG_HEAD.NUM_CLASSES must be {CLASSES}, as the images' are"
+            f" VOC's classes, got {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}"
+        )
+    torch.manual_seed(seed)
+    return build_model(cfg).eval()
+
+
+def make_batches(folder: str, images: int, seed: int) -> list[list[dict[str, Any]]]:
+    """Batches of one VOC-sized noise picture each; ground truth and predictions in ``folder``.
+
+    Beyond some number images share their files: their ids differ, so all are evaluated.
+    """
+    names = draw_folders(folder, images=min(images, _MOST_DRAWN), seed=seed)
+    width, height = VOC_SIZE
+    noise = torch.Generator().manual_seed(seed)
+    pictures = [torch.randint(0, 256, (3, height, width), generator=noise) for _ in names]
+    batches = []
+    for number in range(images):
+        name = names[number % len(names)]
+        guess, semantic, instances = (str(Path(folder, kind, f"{name}.png")) for kind in FOLDERS)
+        record = {
+            "image": pictures[number % len(names)].to(torch.uint8),
+            "file_name": f"{number}.jpg",
+            "image_id": str(number),
+            "prediction": guess,
+            "sem_seg_file_name": semantic,
+            "ins_seg_file_name": instances,
+        }
+        batches.append([record])
+    return batches
+
+
+def measure(
+    model: nn.Module, batches: Sequence[Sequence[dict[str, Any]]], workers: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Times of a whole run in milliseconds per image, ratios to the run without evaluator."""
+    metadata = MetadataCatalog.get(_DATASET)
+    metadata.set(stuff_classes=list(VOC_CLASS_NAMES), ignore_label=VOID)
+    try:
+        inference_on_dataset(model, batches[:5], DatasetEvaluators([]))
+        functions = {"no evaluator": _runner(model, DatasetEvaluators([]))}
+        for count in (0, workers):
+            evaluator = SmallObjectEvaluator(_DATASET, distributed=False, num_workers=count)
+            functions[_title(count)] = _runner(model, evaluator)
+        rows = race([batches], functions, rounds)
+    finally:
+        MetadataCatalog.pop(_DATASET)
+    for row in rows.values():
+        row["median"] /= len(batches)
+        row["quiet"] /= len(batches)
+    return rows
+
+
+class _Replay(nn.Module):
+    """Runs a model, then answers with the scores of the drawn predictions.
+
+    Args:
+        model: the model.
+        batches: those that it will be called with.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Sequence[dict[str, Any]]]) -> None:
+        super().__init__()
+        self.model = model
+        classes = torch.arange(CLASSES, device=model.device)[:, None, None]
+        self._scores: dict[str, torch.Tensor] = {}
+        for path in {record["prediction"] for batch in batches for record in batch}:
+            labels = torch.from_numpy(read_label_map(path).astype(np.int64)).to(model.device)
+            self._scores[path] = (labels == classes).float()
+
+    def forward(self, batch: Sequence[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+        self.model(batch)
+        return [{"sem_seg": self._scores[record["prediction"]]} for record in batch]
+
+
+def _runner(
+    model: nn.Module, evaluator: DatasetEvaluator
+) -> Callable[[Sequence[Sequence[dict[str, Any]]]], None]:
+    def work(batches: Sequence[Sequence[dict[str, Any]]]) -> None:
+        inference_on_dataset(model, batches, evaluator)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return work
+
+
+def _title(workers: int) -> str:
+    return f"evaluator, {workers} threads" if workers else "evaluator, all in the loop"
+
+
+def _missed(rows: dict[str, dict[str, float]], workers: int, gpu: bool) -> list[str]:
+    if not gpu:
+        return [f"the target of {TARGET} × is one of a GPU, and there is none here"]
+    ratio = rows[_title(workers)]["ratio"]
+    if ratio <= TARGET:
+        return []
+    return [f"with the evaluator a run takes {ratio:.3f} times that without it, not {TARGET}"]
+
+
+def _format(figures: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    note = ""
+    if figures["device"] == "CPU":
+        note = "\n\nThere is no GPU: a small net on the CPU, which says nothing about a GPU."
+    head = f"{figures['machine']}; {figures['device']}; {figures['settings']}{note}"
+    return f"{head}\n\nPer image, figures included:\n\n{race_table(figures['runs'])}"
