@@ -51,7 +51,7 @@ setup(
         "tabulate",
         "tensorboard>=2.8",
         "tqdm",
-        # Decodes PNGs in half of zlib's time.
+        # Decodes PNGs in a fraction of zlib's time.
         "zlib-ng>=0.5",
     ],
     extras_require={

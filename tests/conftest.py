@@ -35,3 +35,16 @@ def realdata() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
     return folder
+
+
+@pytest.fixture
+def registration():
+    """Lets a test register data sets below another root; then all is as before."""
+    catalog = pytest.importorskip("d2_smallobj.data.catalog")
+    before = dict(catalog._state)
+    catalog._state.update(explicit=False)
+    yield catalog.register_all
+    catalog._state.update(explicit=False)
+    if before["root"] is not None:
+        catalog.register_all(before["root"])
+        catalog._state.update(before)

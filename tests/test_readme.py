@@ -9,7 +9,7 @@ import pytest
 
 from d2_smallobj import SmallObjectEvaluator
 from d2_smallobj.annotations.demo import make_demo
-from d2_smallobj.data import dataset_dicts, register_all
+from d2_smallobj.data import dataset_dicts
 
 
 def _block(repository, marker: str) -> str:
@@ -20,11 +20,9 @@ def _block(repository, marker: str) -> str:
 
 
 @pytest.fixture
-def demo_datasets(tmp_path):
+def demo_datasets(tmp_path, registration):
     make_demo(tmp_path / "smallobj_demo", num_train=2, num_val=3, size=96)
-    register_all(tmp_path)
-    yield
-    register_all("datasets")
+    registration(tmp_path)
 
 
 def test_evaluator_example(repository, tmp_path, monkeypatch, capsys, demo_datasets):

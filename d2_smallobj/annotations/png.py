@@ -18,7 +18,7 @@ from PIL import Image
 from d2_smallobj.utils.opencv import cv2
 
 try:
-    # Unpacks a label map in a tenth of zlib's time, which is most of the time of scoring one.
+    # Unpacks a label map in a fraction of zlib's time, which is most of the time of scoring one.
     from zlib_ng import zlib_ng as zlib
 except ImportError:
     import zlib

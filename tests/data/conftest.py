@@ -63,17 +63,6 @@ def tiny_cfg():
 
 
 @pytest.fixture
-def registration():
-    """Lets a test register data sets below another root; then all is as before."""
-    before = dict(catalog._state)
-    yield
-    catalog._state.update(explicit=False)
-    if before["root"] is not None:
-        register_all(before["root"])
-        catalog._state.update(before)
-
-
-@pytest.fixture
 def real_root(tmp_path, realdata):
     """The real pieces in their places: VOC as val and as trainaug, COCO as val2017."""
     root = tmp_path / "data"

@@ -78,15 +78,10 @@ def tiny():
 
 
 @pytest.fixture
-def datasets(demo_root, monkeypatch):
+def datasets(demo_root, registration):
     """The data sets registered below the small root, for one test."""
-    before = dict(catalog._state)
-    register_all(demo_root)
-    yield demo_root
-    catalog._state.update(explicit=False)
-    if before["root"] is not None:
-        register_all(before["root"])
-        catalog._state.update(before)
+    registration(demo_root)
+    return demo_root
 
 
 @pytest.fixture

@@ -241,16 +241,15 @@ def test_degenerate_polygons_have_no_area(annotated):
     assert ious(figures) == {100.0}
 
 
-def test_the_demo_by_name_equals_its_folders(tmp_path, monkeypatch):
+def test_the_demo_by_name_equals_its_folders(tmp_path, registration):
     pytest.importorskip("torch")
     from d2_smallobj.annotations.demo import DEMO_CLASS_NAMES, make_demo
-    from d2_smallobj.data.catalog import register_all
 
     make_demo(tmp_path / "smallobj_demo", num_train=1, num_val=5, size=96)
     folder = tmp_path / "smallobj_demo" / "VOCdevkit" / "VOC2012"
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join(DEMO_CLASS_NAMES))
-    register_all(tmp_path)
+    registration(tmp_path)
     predictions = str(folder / "PseudoLabels" / "demo")
     by_name = evaluate(Inputs(predictions=predictions, dataset="smallobj_demo_val"), QUICK)
     chosen = folder / "ImageSets" / "Segmentation" / "val.txt"

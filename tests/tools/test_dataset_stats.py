@@ -99,9 +99,9 @@ def test_files_and_annotations_of_the_same_scenes_agree(run, data, folders):
     assert [row["images"] for row in balance] == ["8", "8"]
 
 
-def test_registered_sets(run, data, folders, monkeypatch):
+def test_registered_sets(run, data, folders, registration):
     _, expected, _ = run(*folders, "--no-figures")
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+    registration(data)
     text, counts, _ = run("--dataset", "smallobj_demo_val", "--no-figures")
     assert [list(row.values())[1:] for row in counts] == [
         list(row.values())[1:] for row in expected
