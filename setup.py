@@ -36,7 +36,7 @@ setup(
         ],
     },
     install_requires=[
-        "torch>=2.0",
+        "torch>=2.1",
         "fvcore>=0.1.5",
         "iopath>=0.1.9",
         "pycocotools>=2.0.5",

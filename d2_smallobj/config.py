@@ -19,6 +19,13 @@ EWC_STEPS = ("gradient", "proximal")
 SCHEDULES = ("joint", "separate")
 METRIC_MODES = ("exact", "official")
 AMP_DTYPES = ("float16", "bfloat16")
+MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
+OPTIMIZER_KINDS = ("fused", "foreach", "loop")
+SUPERVISION_RESTS = ("boxes", "none")
+SIGMA_FORMS = ("per_class", "shared", "object")
+SIGMA_MEASURES = ("label", "own", "largest", "mean")
+RELABELLED = ("certain", "doubted")
+AVERAGES = ("softmax", "logits")
 
 
 def add_smallobj_config(cfg: CN) -> None:
@@ -34,6 +41,9 @@ def add_smallobj_config(cfg: CN) -> None:
     # Pixels of the input per pixel of the last feature map: 4, 8, 16 or 32. Strides that would
     # exceed it are replaced by dilation (8: res4 dilation 2, res5 dilation 4).
     node.OUTPUT_STRIDE = 8
+    # Round sizes up in the stem's max pooling, as kazuto1011/deeplab-pytorch does (a side of 160
+    # gives 41 rows there, else 40); detectron2's own stem rounds down.
+    node.STEM_POOL_CEIL = False
     # Dilations of the parallel 3x3 convolutions whose outputs are summed (ASPP).
     node.ASPP_DILATIONS = [6, 12, 18, 24]
     # Standard deviation of the normal distribution that ASPP weights are drawn from.
@@ -57,6 +67,9 @@ def add_smallobj_config(cfg: CN) -> None:
     node.COMPONENT_SIZE = "exact"
     # Divisor of the summed loss: the summed "weights", or the number of valid "pixels" (Eq. 4).
     node.NORMALIZE = "weights"
+    # Take that divisor over the batch of all processes, as one process with all images would.
+    # False: each process divides by its own, and images count more where more pixels are ignored.
+    node.GLOBAL_DIVISOR = True
 
     # ---- Two tasks (SPEC 3) --------------------------------------------------------------------
     node.TASK_A = CN()
@@ -90,6 +103,44 @@ def add_smallobj_config(cfg: CN) -> None:
     # optimiser's own, stable for every lambda.
     node.EWC.STEP = "gradient"
 
+    # ---- Mixed supervision (SPEC 6): how much of the training data is known by masks ------------
+    node.SUPERVISION = CN()
+    # Share of the training images that keep their masks, in (0, 1], drawn by class. 1: all (images
+    # may still say themselves what they have). The paper's is 0.18.
+    node.SUPERVISION.MASK_FRACTION = 1.0
+    # The other images: "boxes" (a box around each object is all that is known), or "none": they
+    # are left out.
+    node.SUPERVISION.REST = "boxes"
+    # Seed of the draw; -1: SEED, so that runs with other seeds also draw other images.
+    node.SUPERVISION.SPLIT_SEED = -1
+    # How often an image with a mask comes for every time one with boxes comes, >= 1. 1: as often.
+    node.SUPERVISION.MASK_REPEAT = 1
+    # Read the masks of box images where they are known, only to log how many labels are true.
+    node.SUPERVISION.LOG_ACCURACY = True
+
+    # ---- Learned label uncertainty (SPEC 6), with MODEL.META_ARCHITECTURE UncertainSegmentor ------
+    node.UNCERTAINTY = CN()
+    # What sigma divides: "per_class" = each logit by its class's own (SPEC 6), "shared" = all
+    # logits by one, "object" = the logit of object against background by one: a box's class is
+    # certain, and only whether the object covers a pixel is not. In a binary task they are one.
+    node.UNCERTAINTY.FORM = "per_class"
+    # sigma that the branch starts from, > 0, in the unit of logits. 0.5 divides a logit by 1.05:
+    # labels are believed until the net learns otherwise, and the gradient of sigma is not lost.
+    node.UNCERTAINTY.SIGMA_INIT = 0.5
+    # Weight, >= 0, of the mean sigma in boxes, added to the loss. 0: the form of SPEC 6, in which
+    # doubt costs nothing.
+    node.UNCERTAINTY.PENALTY = 0.0
+    node.UNCERTAINTY.BOOTSTRAP = CN()
+    # Share of SOLVER.MAX_ITER, in [0, 1], after which doubted box pixels take the model's own
+    # label. 1: never.
+    node.UNCERTAINTY.BOOTSTRAP.WARMUP = 0.25
+    # A pixel is doubted when its sigma is larger, > 0.
+    node.UNCERTAINTY.BOOTSTRAP.THRESHOLD = 1.0
+    # Which sigma of a pixel: of its "label", of the model's "own" one, the "largest", the "mean".
+    node.UNCERTAINTY.BOOTSTRAP.MEASURE = "own"
+    # The model's own label is "certain" (sigma counts as 0), or "doubted" like the box's.
+    node.UNCERTAINTY.BOOTSTRAP.RELABELLED = "certain"
+
     # ---- Solver --------------------------------------------------------------------------------
     # Exponent of the poly schedule (1 - t/T)^power.
     node.POLY_POWER = 0.9
@@ -108,6 +159,26 @@ def add_smallobj_config(cfg: CN) -> None:
     # On a CPU it is always bfloat16.
     node.AMP_DTYPE = "float16"
 
+    # ---- Speed: results stay the same up to rounding, unless it is said -------------------------
+    node.SPEED = CN()
+    # Memory format of convolution weights, which activations follow: "contiguous",
+    # "channels_last", or "auto" = channels_last on a GPU under SOLVER.AMP, where it is faster.
+    node.SPEED.MEMORY_FORMAT = "auto"
+    # Convolutions apply a FrozenBN that follows them by scaled weights and a bias: its own passes
+    # over the activations are saved.
+    node.SPEED.FOLD_FROZEN_BN = True
+    # Compile the backbone with torch.compile when training begins (a minute or more; needs Triton
+    # on a GPU, a C++ compiler on a CPU).
+    node.SPEED.COMPILE = False
+    # SGD as one "fused" kernel, as some "foreach" kernels, or in a "loop" over the parameters.
+    # Loss scaling (float16) makes the host wait for the GPU in every step unless it is fused.
+    node.SPEED.OPTIMIZER = "fused"
+    # GPU only: batches come from page-locked memory and are copied while the GPU computes.
+    node.SPEED.PREFETCH = True
+    # Iterations after which losses are fetched from the device, logged and checked for NaN, >= 1;
+    # also done before every checkpoint. detectron2 logs every 20. 1: the host waits in each one.
+    node.SPEED.LOSS_PERIOD = 20
+
     # ---- Augmentation (SPEC 4) -----------------------------------------------------------------
     # One of these factors is drawn for every training image.
     node.SCALES = [0.5, 0.75, 1.0, 1.25, 1.5]
@@ -119,6 +190,36 @@ def add_smallobj_config(cfg: CN) -> None:
     # ---- Evaluation (SPEC 1) -------------------------------------------------------------------
     # "exact", or "official" for the released code's truncation and filled contours.
     node.METRIC_MODE = "exact"
+
+    # ---- Inference (SPEC 4) --------------------------------------------------------------------
+    node.TEST = CN()
+    # Test images are also predicted at these factors of their size; the predictions are averaged.
+    node.TEST.SCALES = [1.0]
+    # Whether every scale is predicted mirrored too.
+    node.TEST.FLIP = False
+    # What is averaged: "softmax" = probabilities, "logits" = scores before the softmax.
+    node.TEST.AVERAGE = "softmax"
+    # Fully connected CRF on the averaged probabilities, with its two kernels' weights (>= 0) and
+    # standard deviations (> 0; SXY in pixels, SRGB in grey levels of 0..255).
+    node.TEST.CRF = CN()
+    node.TEST.CRF.ENABLED = False
+    # Mean-field iterations, >= 1.
+    node.TEST.CRF.ITERATIONS = 10
+    # Smoothness kernel.
+    node.TEST.CRF.GAUSSIAN_SXY = 1.0
+    node.TEST.CRF.GAUSSIAN_WEIGHT = 3.0
+    # Appearance kernel.
+    node.TEST.CRF.BILATERAL_SXY = 67.0
+    node.TEST.CRF.BILATERAL_SRGB = 3.0
+    node.TEST.CRF.BILATERAL_WEIGHT = 4.0
+
+    # ---- Pictures for TensorBoard --------------------------------------------------------------
+    node.PICTURES = CN()
+    # Iterations between two pictures of the first training samples (image, pseudo label, size
+    # weights, prediction), >= 0. 0: none.
+    node.PICTURES.PERIOD = 1000
+    # How many samples, >= 1.
+    node.PICTURES.NUM_IMAGES = 4
 
 
 def validate_config(cfg: CN) -> None:
@@ -140,6 +241,13 @@ def validate_config(cfg: CN) -> None:
         ("SCHEDULE", SCHEDULES),
         ("METRIC_MODE", METRIC_MODES),
         ("AMP_DTYPE", AMP_DTYPES),
+        ("SPEED.MEMORY_FORMAT", MEMORY_FORMATS),
+        ("SPEED.OPTIMIZER", OPTIMIZER_KINDS),
+        ("TEST.AVERAGE", AVERAGES),
+        ("SUPERVISION.REST", SUPERVISION_RESTS),
+        ("UNCERTAINTY.FORM", SIGMA_FORMS),
+        ("UNCERTAINTY.BOOTSTRAP.MEASURE", SIGMA_MEASURES),
+        ("UNCERTAINTY.BOOTSTRAP.RELABELLED", RELABELLED),
     ):
         look_up_option(f"SMALLOBJ.{key}", _get(node, key), choices)
     for key, rule, holds in _numeric_rules(cfg):
@@ -183,13 +291,29 @@ def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
     yield "HEAD_BIAS_LR_FACTOR", "> 0", _positive
     yield "BIAS_WEIGHT_DECAY", "a finite number >= 0", lambda v: _number(v) and v >= 0
     yield "ACCUMULATE", "an integer >= 1", lambda v: _integer(v) and v >= 1
+    yield "SPEED.LOSS_PERIOD", "an integer >= 1", lambda v: _integer(v) and v >= 1
     yield "SCALES", factors, _list_of(_positive)
     yield (
         "CROP_SIZE",
         f"two integers (height, width), at least one output stride ({stride}) each",
         lambda v: _list_of(lambda side: _integer(side) and side >= stride)(v) and len(v) == 2,
     )
-    yield "FLIP_PROB", "in [0, 1]", lambda v: _number(v) and 0 <= v <= 1
+    yield "FLIP_PROB", "in [0, 1]", _share
+    yield "SUPERVISION.MASK_FRACTION", "in (0, 1]", lambda v: _share(v) and v > 0
+    yield "SUPERVISION.SPLIT_SEED", "an integer >= -1", lambda v: _integer(v) and v >= -1
+    yield "SUPERVISION.MASK_REPEAT", "an integer >= 1", lambda v: _integer(v) and v >= 1
+    yield "UNCERTAINTY.SIGMA_INIT", "> 0", _positive
+    yield "UNCERTAINTY.PENALTY", "a finite number >= 0", lambda v: _number(v) and v >= 0
+    yield "UNCERTAINTY.BOOTSTRAP.WARMUP", "in [0, 1]", _share
+    yield "UNCERTAINTY.BOOTSTRAP.THRESHOLD", "> 0", _positive
+    yield "TEST.SCALES", factors, _list_of(_positive)
+    yield "TEST.CRF.ITERATIONS", "an integer >= 1", lambda v: _integer(v) and v >= 1
+    for key in ("GAUSSIAN_SXY", "BILATERAL_SXY", "BILATERAL_SRGB"):
+        yield f"TEST.CRF.{key}", "> 0", _positive
+    for key in ("GAUSSIAN_WEIGHT", "BILATERAL_WEIGHT"):
+        yield f"TEST.CRF.{key}", "a finite number >= 0", lambda v: _number(v) and v >= 0
+    yield "PICTURES.PERIOD", "an integer >= 0", lambda v: _integer(v) and v >= 0
+    yield "PICTURES.NUM_IMAGES", "an integer >= 1", lambda v: _integer(v) and v >= 1
 
 
 def _integer(value: Any) -> bool:
@@ -202,6 +326,10 @@ def _number(value: Any) -> bool:
 
 def _positive(value: Any) -> bool:
     return _number(value) and value > 0
+
+
+def _share(value: Any) -> bool:
+    return _number(value) and 0 <= value <= 1
 
 
 def _list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:

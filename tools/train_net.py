@@ -1,11 +1,17 @@
 #!/usr/bin/env python
 r"""Train or evaluate, with detectron2's arguments.
 
+Processes that torchrun or SLURM's srun have started are joined; otherwise --num-gpus,
+--num-machines, --machine-rank and --dist-url say which to start.
+
 Examples:
     python tools/train_net.py --config-file configs/demo_sbce.yaml
     python tools/train_net.py --config-file configs/pascalb_sbce.yaml --num-gpus 2
     python tools/train_net.py --config-file configs/voc_sbce.yaml --eval-only \
         MODEL.WEIGHTS output/voc_sbce/model_final.pth
+    torchrun --nproc_per_node 8 tools/train_net.py --config-file configs/coco_sbce.yaml
+    srun --ntasks-per-node 8 --gpus-per-node 8 --kill-on-bad-exit=1 \
+        python tools/train_net.py --config-file configs/coco_sbce.yaml
 """
 
 from __future__ import annotations
@@ -22,14 +28,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 try:
     from d2_smallobj import TwoTaskTrainer
     from d2_smallobj.engine import SafeCheckpointer, build_config, setup
+    from d2_smallobj.engine.distributed import check_batch_size
+    from d2_smallobj.engine.launcher import run
     from d2_smallobj.engine.messages import user_message
-    from d2_smallobj.engine.setup import check_datasets
-    from detectron2.engine import default_argument_parser, launch
+    from d2_smallobj.engine.setup import check_architecture, check_datasets
+    from detectron2.engine import default_argument_parser
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm
 except (ValueError, ImportError) as error:
     # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
     sys.exit(f"error: {error}")
+
+
+def check(args: argparse.Namespace, processes: int) -> None:
+    """Find a wrong key or a missing file before any process is started: it is one line then."""
+    cfg = build_config(args.config_file, args.opts)
+    check_architecture(cfg)
+    if not args.eval_only:
+        check_batch_size(TwoTaskTrainer.auto_scale_workers(cfg, processes), processes)
+    check_datasets(cfg, args.eval_only)
 
 
 def main(args: argparse.Namespace) -> OrderedDict | None:
@@ -42,8 +59,8 @@ def main(args: argparse.Namespace) -> OrderedDict | None:
                 f"the last checkpoint in {cfg.OUTPUT_DIR}"
             )
         model = TwoTaskTrainer.build_model(cfg)
-        SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
+        SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR, cfg=cfg).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume, complete=True
         )
         results = TwoTaskTrainer.test(cfg, model)
         if comm.is_main_process():
@@ -57,16 +74,7 @@ def main(args: argparse.Namespace) -> OrderedDict | None:
 if __name__ == "__main__":
     arguments = default_argument_parser(epilog=__doc__).parse_args()
     try:
-        # Before any process is started, so that a wrong key or a missing file is one line.
-        check_datasets(build_config(arguments.config_file, arguments.opts), arguments.eval_only)
-        launch(
-            main,
-            arguments.num_gpus,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(arguments,),
-        )
+        run(main, arguments, lambda processes: check(arguments, processes))
     except Exception as error:
         message = user_message(error)
         if message is None:

@@ -13,7 +13,10 @@ import torch
 from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE, check_label_values, read_label_map
 from d2_smallobj.config import task_a_iterations
 from d2_smallobj.data.augmentation import RandomPaddedCrop, RandomScale
+from d2_smallobj.data.supervision import supervised_labels
+from d2_smallobj.losses.size_balanced import resize_labels
 from d2_smallobj.losses.size_weights import SizeWeights
+from d2_smallobj.modeling.logit_sizes import LogitSizes, logit_sizes
 from d2_smallobj.modeling.loss import build_size_weights
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
@@ -32,6 +35,10 @@ class SemSegMapper:
         size_weights: makes the weight map of SPEC 2 from the augmented label map, here in the
             worker, so that training never waits for it; None: no map.
         weights_from: first stream position whose task weights by size; earlier ones get no map.
+        logit_sizes: the weight maps are made for labels of these sizes, where the loss is taken;
+            None: for those of the image.
+        keep_true: whether images labelled by boxes get their true labels too, where known, for
+            the log.
         seed: with the stream position, decides the augmentation.
     """
 
@@ -46,6 +53,8 @@ class SemSegMapper:
         ignore_label: int,
         size_weights: SizeWeights | None = None,
         weights_from: int = 0,
+        logit_sizes: LogitSizes | None = None,
+        keep_true: bool = False,
         seed: int = 0,
     ) -> None:
         self.is_train = is_train
@@ -55,12 +64,15 @@ class SemSegMapper:
         self.ignore_label = ignore_label
         self.size_weights = size_weights
         self.weights_from = weights_from
+        self.logit_sizes = logit_sizes
+        self.keep_true = keep_true
         self.seed = seed
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Map config keys to constructor arguments."""
         weights, weights_from = _weight_stage(cfg)
+        on_logits = is_train and weights is not None and cfg.SMALLOBJ.LOSS_RESOLUTION == "logits"
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg) if is_train else [],
@@ -69,6 +81,8 @@ class SemSegMapper:
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "size_weights": weights if is_train else None,
             "weights_from": weights_from,
+            "logit_sizes": logit_sizes(cfg) if on_logits else None,
+            "keep_true": cfg.SMALLOBJ.SUPERVISION.LOG_ACCURACY,
             "seed": max(cfg.SEED, 0),
         }
 
@@ -78,7 +92,10 @@ class SemSegMapper:
         Returns:
             The dict with ``image`` (3, H, W) float32 in 0..255, ``height`` and ``width`` of the
             file; in training also ``sem_seg`` (H, W) int64 and, from ``weights_from`` on,
-            ``size_weights`` (H, W) float32.
+            ``size_weights`` (H, W) float32, or with ``logit_sizes`` ``logit_size_weights``, a dict
+            from each (h, w) to (h, w) float32. Images with a ``supervision`` also get ``doubtable``
+            (H, W) bool, true on pixels labelled by a box, and with ``keep_true``
+            ``true_sem_seg`` (H, W) int64.
 
         Raises:
             ValueError: for a label map that is corrupt or not one, has values out of range or
@@ -91,16 +108,41 @@ class SemSegMapper:
         if not self.is_train:
             x["image"] = _to_tensor(image)
             return x
-        labels = self._read_labels(x)
+        labels, maps = self._read_supervision(x)
         with _augmentation_seed(self.seed, x.get("stream_position")):
             augmented = T.AugInput(image.astype(np.float32), sem_seg=labels)
-            self.augmentations(augmented)
+            transforms = self.augmentations(augmented)
         labels = augmented.sem_seg
         x["image"] = _to_tensor(augmented.image)
         x["sem_seg"] = torch.from_numpy(labels.astype(np.int64))
+        for key, value in maps.items():
+            x[key] = torch.from_numpy(transforms.apply_segmentation(value).astype(np.int64))
+        if "doubtable" in maps:
+            x["doubtable"] = x["doubtable"] == 1
         if self.size_weights is not None and x.get("stream_position", 0) >= self.weights_from:
-            x["size_weights"] = torch.from_numpy(self.size_weights(labels))
+            self._add_size_weights(x, labels)
         return x
+
+    def _add_size_weights(self, x: dict[str, Any], labels: np.ndarray) -> None:
+        """Weigh the labels at the resolution of the loss."""
+        if self.logit_sizes is None:
+            x["size_weights"] = torch.from_numpy(self.size_weights(labels))
+            return
+        padded = np.full(self.logit_sizes.padded, self.ignore_label, labels.dtype)
+        padded[: labels.shape[0], : labels.shape[1]] = labels
+        batch = torch.from_numpy(padded)[None]
+        x["logit_size_weights"] = {
+            size: torch.from_numpy(self.size_weights(resize_labels(batch, size)[0].numpy()))
+            for size in self.logit_sizes.maps
+        }
+
+    def _read_supervision(self, x: dict[str, Any]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The label map of an image from its mask or its boxes, and maps that go with it."""
+        if "supervision" not in x:
+            return self._read_labels(x), {}
+        return supervised_labels(
+            x, self._read_labels, keep_true=self.keep_true, ignore_label=self.ignore_label
+        )
 
     def _read_labels(self, x: dict[str, Any]) -> np.ndarray:
         """The label map of an image, checked."""
@@ -112,6 +154,8 @@ class SemSegMapper:
                 f"{x['file_name']} is {x['width']}x{x['height']} (width x height); "
                 "they must agree"
             )
+        if "label_rule" in x:
+            labels = x["label_rule"].semantic(labels, path)
         check_label_values(labels, self.num_classes, self.ignore_label, path)
         # The crop pads with the ignore label, which may be none of the file's type (-1, 65535).
         return labels.astype(np.int32)
@@ -145,8 +189,6 @@ def read_image(path: str, image_format: str) -> np.ndarray:
 def _weight_stage(cfg: CfgNode) -> tuple[SizeWeights | None, int]:
     """The weight map's options and the first stream position that needs it."""
     node = cfg.SMALLOBJ
-    if node.LOSS_RESOLUTION != "input":
-        return None, 0
     if node.TASK_A.LOSS == "size_weighted":
         return build_size_weights(cfg), 0
     task_a = task_a_iterations(cfg)

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from d2_smallobj.engine.faults import check_loss_scale
+from d2_smallobj.engine.loss_log import LossLog, samples_of
+from d2_smallobj.engine.performance import computed_as_before, optimizer_kinds
 from d2_smallobj.losses.ewc import ElasticWeightConsolidation
 from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import get_event_storage
@@ -22,6 +25,9 @@ class TaskStepTrainer(SimpleTrainer):
     and under AMP they would be scaled), so the Fisher information is recorded here and the
     penalty's gradient joins here: after unscaling, and after DDP has averaged them.
 
+    With data that lies on the device already (:class:`~d2_smallobj.data.prefetch.DeviceLoader`)
+    the host waits for the device in no step but those in which the loss log is read.
+
     Args:
         model: returns a dict of losses; may be wrapped in DDP.
         data_loader: infinite iterable of batches.
@@ -30,6 +36,7 @@ class TaskStepTrainer(SimpleTrainer):
         amp_dtype: None for float32, or the type for autocast.
         ewc: Fisher and penalty; None when the run has no penalty.
         proximal: whether the penalty acts as a step after the optimiser's own.
+        loss_log: logs the losses and checks them; None: after every step.
     """
 
     def __init__(
@@ -42,12 +49,14 @@ class TaskStepTrainer(SimpleTrainer):
         amp_dtype: torch.dtype | None = None,
         ewc: ElasticWeightConsolidation | None = None,
         proximal: bool = False,
+        loss_log: LossLog | None = None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.accumulate = accumulate
         self.amp_dtype = amp_dtype
         self.ewc = ewc
         self.proximal = proximal
+        self.loss_log = LossLog() if loss_log is None else loss_log
         #: Set by the task switch.
         self.in_task_b = False
         self.device_type = next(model.parameters()).device.type
@@ -68,7 +77,7 @@ class TaskStepTrainer(SimpleTrainer):
         if not self.model.training:
             raise RuntimeError("the model was left in evaluation mode; training needs train()")
         self.optimizer.zero_grad()
-        losses, data_time = self._backward_passes()
+        losses, data_time, samples = self._backward_passes()
         self.grad_scaler.unscale_(self.optimizer)
         if self.penalizes:
             losses["loss_ewc"] = self.ewc.penalty() if self.proximal else self.ewc.add_gradient_()
@@ -76,17 +85,21 @@ class TaskStepTrainer(SimpleTrainer):
             # Leaves the estimate as it is where float16 overflowed: that step is skipped too.
             self.ewc.record_gradients()
         get_event_storage().put_scalar("task", 2 if self.in_task_b else 1, smoothing_hint=False)
-        self._write_metrics(losses, data_time)
         self._optimizer_step()
+        self.loss_log.add(self.iter, losses, data_time, samples)
+        if self.grad_scaler.is_enabled() and (self.iter + 1) % self.loss_log.period == 0:
+            check_loss_scale(self.grad_scaler.get_scale(), self.iter)
 
-    def _backward_passes(self) -> tuple[dict[str, torch.Tensor], float]:
-        """Gradients of ``accumulate`` batches; returns the mean losses and the data time."""
+    def _backward_passes(self) -> tuple[dict[str, torch.Tensor], float, list[dict[str, Any]]]:
+        """Gradients of ``accumulate`` batches: mean losses, data time, what the images were."""
         totals: dict[str, torch.Tensor] = {}
+        samples: list[dict[str, Any]] = []
         data_time = 0.0
         for index in range(self.accumulate):
             start = time.perf_counter()
             data = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
+            samples += samples_of(data)
             with self._gradient_sync(last=index == self.accumulate - 1):
                 with torch.autocast(
                     self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
@@ -96,7 +109,7 @@ class TaskStepTrainer(SimpleTrainer):
                 self.grad_scaler.scale(sum(losses.values())).backward()
             for key, loss in losses.items():
                 totals[key] = totals.get(key, 0) + loss.detach()
-        return totals, data_time
+        return totals, data_time, samples
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager:
         """DDP averages gradients over processes in the last pass only."""
@@ -118,8 +131,10 @@ class TaskStepTrainer(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore :meth:`state_dict`; how the optimiser computes stays this run's choice."""
+        kinds = optimizer_kinds(self.optimizer)
         super().load_state_dict(state_dict)
+        computed_as_before(self.optimizer, kinds)
         if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from d2_smallobj.config import has_penalty, task_a_iterations
+from d2_smallobj.engine.distributed import sum_over_processes, synchronize_buffers
 from d2_smallobj.engine.solver import build_schedule
 from d2_smallobj.losses.ewc import ElasticWeightConsolidation
 from d2_smallobj.losses.fisher import empirical_fisher
@@ -28,14 +29,6 @@ TASK_A_CHECKPOINT = "model_task_a"
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DDP."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-def synchronize_buffers(model: nn.Module) -> None:
-    """Give all processes the main one's buffers (BatchNorm statistics differ between them)."""
-    if comm.get_world_size() == 1:
-        return
-    for buffer in model.buffers():
-        torch.distributed.broadcast(buffer, src=0)
 
 
 def build_ewc(
@@ -197,7 +190,7 @@ class TaskSwitch(HookBase):
                 self.fisher_batches(),
                 loss,
                 optimized_parameters(model.named_parameters(), self.trainer._trainer.optimizer),
-                reduce=_sum_over_processes if comm.get_world_size() > 1 else None,
+                reduce=sum_over_processes if comm.get_world_size() > 1 else None,
             )
 
 
@@ -231,17 +224,16 @@ def check_switchable(model: nn.Module, losses: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def plain_loss(model: nn.Module) -> Iterator[None]:
-    """The model's losses as plain cross-entropy (the log-likelihood), then as they were."""
+    """The model's losses as plain cross-entropy (the log-likelihood), then as they were.
+
+    Each process by itself: they may have different numbers of images.
+    """
     modules = [m for m in model.modules() if isinstance(m, SizeWeightedCrossEntropy)]
-    before = [module.size_weighted for module in modules]
-    set_loss(model, "cross_entropy")
+    before = [(module.size_weighted, module.divisor_mean) for module in modules]
+    for module in modules:
+        module.size_weighted, module.divisor_mean = False, None
     try:
         yield
     finally:
-        for module, value in zip(modules, before):
-            module.size_weighted = value
-
-
-def _sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
-    torch.distributed.all_reduce(tensor)
-    return tensor
+        for module, values in zip(modules, before):
+            module.size_weighted, module.divisor_mean = values

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
 import json
 import logging
@@ -11,31 +9,40 @@ import os
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from d2_smallobj.config import task_a_iterations, validate_config
-from d2_smallobj.data.loaders import build_test_loader, build_train_loader
+from d2_smallobj.data.loaders import build_test_loader, build_train_loader, on_device
 from d2_smallobj.engine.checkpoint import SafeCheckpointer
+from d2_smallobj.engine.distributed import check_batch_size, distribute, synchronize_buffers
+from d2_smallobj.engine.doubt import doubt_hooks
+from d2_smallobj.engine.faults import named_faults
+from d2_smallobj.engine.loss_log import LossLog
+from d2_smallobj.engine.performance import prepare_model, varied_sizes
+from d2_smallobj.engine.pictures import monitoring_hooks
+from d2_smallobj.engine.seeding import IterationSeed
 from d2_smallobj.engine.solver import build_lr_scheduler, build_optimizer
 from d2_smallobj.engine.step import TaskStepTrainer
 from d2_smallobj.engine.tables import format_results
-from d2_smallobj.engine.tasks import TaskSwitch, build_ewc, synchronize_buffers
+from d2_smallobj.engine.tasks import TaskSwitch, build_ewc
 from d2_smallobj.engine.writers import TaskMetricPrinter
 from d2_smallobj.evaluation import SmallObjectEvaluator
+from d2_smallobj.modeling.inference import build_inference
 from d2_smallobj.utils.files import atomic_write_text
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
 logger = logging.getLogger(__name__)
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EVALUATOR_WORKERS = 2
+"""Threads of a process that read ground truth and match while the model runs on."""
 
 
 class TwoTaskTrainer(DefaultTrainer):
@@ -55,23 +62,24 @@ class TwoTaskTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         validate_config(cfg)
-        _check_batch_size(cfg)
+        check_batch_size(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         ewc = build_ewc(cfg, model, optimizer)
         self._trainer = TaskStepTrainer(
-            _distribute(model),
-            data_loader,
+            distribute(cfg, model),
+            on_device(cfg, data_loader),
             optimizer,
             accumulate=cfg.SMALLOBJ.ACCUMULATE,
             amp_dtype=amp_dtype(cfg),
             ewc=ewc,
             proximal=cfg.SMALLOBJ.EWC.STEP == "proximal",
+            loss_log=LossLog(cfg.SMALLOBJ.SPEED.LOSS_PERIOD, cfg.OUTPUT_DIR),
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(
-            self._trainer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            self._trainer.model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
         )
         if ewc is not None:
             self.checkpointer.add_checkpointable("ewc", ewc)
@@ -87,7 +95,7 @@ class TwoTaskTrainer(DefaultTrainer):
         if self.start_iter > 0:
             self._results = _read_results(self._results_path)
             loader = build_train_loader(self.cfg, start_iter=self.start_iter)
-            self._trainer.replace_data_loader(loader)
+            self._trainer.replace_data_loader(on_device(self.cfg, loader))
             logger.info(f"Resumed at iteration {self.start_iter}, data position included")
         elif self.cfg.MODEL.WEIGHTS:
             logger.info(f"Initial weights: {self.cfg.MODEL.WEIGHTS}")
@@ -105,7 +113,7 @@ class TwoTaskTrainer(DefaultTrainer):
         Returns:
             The results of the last evaluation on the main process, None elsewhere.
         """
-        with self._named_disk_errors():
+        with named_faults(self.cfg.OUTPUT_DIR):
             super().train()
         results = getattr(self, "_last_eval_results", None)
         if comm.is_main_process() and results:
@@ -124,16 +132,14 @@ class TwoTaskTrainer(DefaultTrainer):
                 raise
             logger.error(f"At the end of the failed training: {error}")
 
-    @contextlib.contextmanager
-    def _named_disk_errors(self) -> Iterator[None]:
-        """Say where a write failed that names no file (a writer's flush to a full disk)."""
-        try:
-            yield
-        except OSError as error:
-            folder = self.cfg.OUTPUT_DIR
-            if error.errno not in _DISK_ERRORS or folder in str(error):
-                raise
-            raise OSError(error.errno, f"could not write to {folder}: {error.strerror}") from error
+    def after_step(self) -> None:
+        """Call the hooks; before they save or evaluate, the losses since are checked."""
+        following = self.iter + 1
+        periods = (self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD)
+        ends = (task_a_iterations(self.cfg), self.max_iter)
+        if following in ends or any(period and following % period == 0 for period in periods):
+            self._trainer.loss_log.flush()
+        super().after_step()
 
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, and the task switch before the writers."""
@@ -143,8 +149,12 @@ class TwoTaskTrainer(DefaultTrainer):
             evaluate=self.evaluate_task if self.cfg.SMALLOBJ.EVAL_TASK_A else None,
             fisher_batches=self.fisher_batches,
         )
-        # On the main process the last hook is the writer, which must see what ours logs.
-        hooks.insert(len(hooks) - comm.is_main_process(), switch)
+        # On the main process the last hook is the writer, which must see what ours log.
+        place = len(hooks) - comm.is_main_process()
+        doubt = doubt_hooks(self.cfg, self._trainer.model)
+        # The seed comes after the switch, which may evaluate.
+        seed = IterationSeed(self.cfg.SEED)
+        hooks[place:place] = [switch, *doubt, *monitoring_hooks(self.cfg), seed]
         return hooks
 
     def build_writers(self) -> list[EventWriter]:
@@ -198,6 +208,11 @@ class TwoTaskTrainer(DefaultTrainer):
         return scaled
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model, computed as ``SMALLOBJ.SPEED`` says."""
+        return prepare_model(cfg, super().build_model(cfg))
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """SGD over the recipe's parameter groups."""
         return build_optimizer(cfg, model)
@@ -224,13 +239,18 @@ class TwoTaskTrainer(DefaultTrainer):
             dataset_name,
             output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
             mode=cfg.SMALLOBJ.METRIC_MODE,
+            num_workers=EVALUATOR_WORKERS,
         )
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
-        """Evaluate on every set of ``DATASETS.TEST``; all processes with the same weights."""
+        """Evaluate on every set of ``DATASETS.TEST`` as ``SMALLOBJ.TEST`` says.
+
+        All processes evaluate the same weights.
+        """
         synchronize_buffers(model)
-        return super().test(cfg, model, evaluators)
+        with varied_sizes():
+            return super().test(cfg, build_inference(cfg, model), evaluators)
 
 
 def _read_results(path: str) -> dict[str, Any]:
@@ -248,26 +268,6 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     if cfg.MODEL.DEVICE == "cpu" or cfg.SMALLOBJ.AMP_DTYPE == "bfloat16":
         return torch.bfloat16
     return torch.float16
-
-
-def _check_batch_size(cfg: CfgNode) -> None:
-    """The batch is that of all processes, and each takes its share."""
-    batch, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
-    if batch < 1 or batch % processes:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH must be a positive multiple of the number of processes "
-            f"({processes}), got {batch}"
-        )
-
-
-def _distribute(model: nn.Module) -> nn.Module:
-    """DDP when there are several processes; on the CPU without device ids."""
-    if comm.get_world_size() == 1:
-        return model
-    arguments: dict[str, Any] = {"broadcast_buffers": False}
-    if next(model.parameters()).device.type == "cpu":
-        arguments["device_ids"] = None
-    return create_ddp_model(model, **arguments)
 
 
 def _by_dataset(cfg: CfgNode, results: dict[str, Any]) -> dict[str, dict[str, float]]:

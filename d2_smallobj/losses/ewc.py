@@ -39,8 +39,9 @@ class ElasticWeightConsolidation:
     every backward, or :meth:`proximal_step_` after every optimiser step. Build it after the model
     is on its device. A checkpointer can store it: see :meth:`state_dict`.
 
-    Memory: F and θ*, two copies of the trained parameters, in float32 or wider. All passes work
-    on about a million elements at a time and wait for the device nowhere, unless it is said.
+    Memory: F and θ*, two copies of the trained parameters, in float32 or wider, and while a pass
+    runs the scratch of a bounded run of tensors. Build it after the model has its memory format.
+    Nothing waits for the device, unless it is said.
 
     Args:
         named_parameters: ``model.named_parameters()``; those that require no gradient are left
@@ -98,18 +99,18 @@ class ElasticWeightConsolidation:
         """θ* by parameter name, not copied; empty before :meth:`anchor`."""
         return dict(zip(self._names, self._anchor or ()))
 
-    def record_gradients(self, scale: float = 1.0) -> bool:
+    def record_gradients(self, scale: float = 1.0) -> Tensor:
         """Move the online estimate on: ``F <- α g² + (1 - α) F``, g the batch gradient.
 
         Call it after backward, and after DistributedDataParallel's averaging, before the penalty
-        is added. A parameter whose ``.grad`` is ``None`` has g = 0. Waits for the device once.
+        is added. A parameter whose ``.grad`` is ``None`` has g = 0. Nothing waits for the device.
 
         Args:
             scale: factor on the gradients, if a gradient scaler has not been undone yet.
 
         Returns:
-            Whether the estimate moved. It stays where a gradient is not finite (the step that a
-            gradient scaler leaves out).
+            0-d bool tensor on the device: whether the estimate moved. It stays where a gradient
+            is not finite (the step that a gradient scaler leaves out).
 
         Raises:
             ValueError: if ``scale`` is not positive and finite.

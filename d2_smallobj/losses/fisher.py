@@ -32,8 +32,10 @@ _STOCHASTIC = (
 
 def update_online_(
     fisher: Sequence[Tensor], gradients: Sequence[Tensor | None], *, alpha: float, scale: float
-) -> bool:
+) -> Tensor:
     """Move the online estimate on by one batch: ``F <- alpha * g² + (1 - alpha) * F``, in place.
+
+    Nothing waits for the device.
 
     Args:
         fisher: the estimate, one tensor per parameter.
@@ -42,21 +44,33 @@ def update_online_(
         scale: factor on the gradients (a gradient scaler's).
 
     Returns:
-        Whether the gradients were finite. If not, ``fisher`` is left as it was: mixed precision
-        overflows now and then, and one infinity would stay in the estimate for ever.
+        0-d bool tensor on the gradients' device: whether they were finite. If not, ``fisher`` is
+        left as it was: mixed precision overflows now and then, and one infinity would stay in the
+        estimate for ever.
     """
     # Half-precision gradients are widened first: their squares would underflow.
     wide = [None if g is None else g.detach().to(f.dtype) for f, g in zip(fisher, gradients)]
-    if not _finite([gradient for gradient in wide if gradient is not None]):
-        return False
+    finite = _finite([g for g in wide if g is not None], fisher[0].device)
     factor = alpha / (scale * scale)
+    keep = 1 - alpha * finite.double()
     for part in chunks(fisher):
-        torch._foreach_mul_(fisher[part], 1 - alpha)
+        torch._foreach_mul_(fisher[part], keep.to(fisher[part.start].dtype))
         pairs = [(f, g) for f, g in zip(fisher[part], wide[part]) if g is not None]
         if pairs:
-            targets, values = [f for f, _ in pairs], [g for _, g in pairs]
+            targets, values = [f for f, _ in pairs], _zero_unless(finite, [g for _, g in pairs])
             torch._foreach_addcmul_(targets, values, values, factor)
-    return True
+    return finite
+
+
+def _zero_unless(condition: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of the tensors, or zeros, by a 0-d bool on the device.
+
+    The bits are multiplied by 1 or 0, as integers: 0 times NaN is NaN for floats only.
+    """
+    integers = {4: torch.int32, 8: torch.int64}
+    bits = [tensor.view(integers[tensor.element_size()]) for tensor in tensors]
+    kept = torch._foreach_mul(bits, condition.to(bits[0].dtype))
+    return [bit.view(tensor.dtype) for bit, tensor in zip(kept, tensors)]
 
 
 def normalize_min_max_(fisher: Sequence[Tensor]) -> None:
@@ -158,7 +172,7 @@ def _add_squared_gradient(
             "depends on none of them"
         )
     targets, values = [s for s, _ in pairs], [g for _, g in pairs]
-    if not _finite(values):
+    if not _finite(values, values[0].device):
         raise ValueError(
             f"batches: the gradient of image {image} is not finite, its loss is {loss.item()}; "
             "check that image and its labels, and run without mixed precision"
@@ -166,14 +180,14 @@ def _add_squared_gradient(
     torch._foreach_addcmul_(targets, values, values)
 
 
-def _finite(gradients: Sequence[Tensor]) -> bool:
-    """Whether squares of the gradients can be added up; waits for the device."""
+def _finite(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Whether squares of the gradients can be added up: a 0-d bool on ``device``."""
     if not gradients:
-        return True
+        return torch.ones((), dtype=torch.bool, device=device)
     # Euclidean norms, not maxima: an order of magnitude faster on the CPU, and infinite exactly
     # where squares are, too.
     norms = torch._foreach_norm(gradients, 2)
-    return bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all())
+    return torch.isfinite(torch.stack([norm.float() for norm in norms])).all()
 
 
 @contextlib.contextmanager

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-# Elements handled at once by the passes over all parameters: bounds their scratch memory, stays
-# near a CPU's cache, and still fills a GPU.
+# Elements handled at once by the passes over all parameters, which bounds their scratch memory: few
+# enough for a CPU's cache; on a GPU enough that launching kernels costs nothing beside them.
 _CHUNK = 1 << 20
+_GPU_CHUNK = 1 << 24
 
 
 def plain_name(name: str) -> str:
@@ -95,10 +96,10 @@ def match_tensors(
         argument: what ``given`` is, for messages.
         given: parameter name (a wrapper's is fine) to tensor.
         parameters: plain name to parameter.
-        copy: always copy, rather than only where device or dtype differ.
+        copy: always copy, rather than only where device, dtype or memory format differ.
 
     Returns:
-        One tensor per parameter, in :func:`state_dtype`.
+        One tensor per parameter, in :func:`state_dtype` and the parameter's memory format.
 
     Raises:
         ValueError: if a name is missing or unknown, or a shape differs.
@@ -119,8 +120,18 @@ def match_tensors(
                 f"{argument}: {name} must have shape {tuple(parameter.shape)}, "
                 f"got {tuple(tensor.shape)}"
             )
-        matched.append(tensor.to(parameter.device, state_dtype(parameter), copy=copy))
+        matched.append(_as_state(tensor, parameter, copy=copy))
     return matched
+
+
+def _as_state(tensor: Tensor, parameter: nn.Parameter, *, copy: bool) -> Tensor:
+    """``tensor`` with the parameter's device and memory format, in :func:`state_dtype`."""
+    wanted = torch.empty_like(parameter, dtype=state_dtype(parameter), device="meta")
+    same = tensor.device == parameter.device and tensor.dtype == wanted.dtype
+    if same and not copy and tensor.stride() == wanted.stride():
+        return tensor
+    # PyTorch handles lists of tensors at once only where their memory formats agree.
+    return torch.empty_like(parameter, dtype=wanted.dtype).copy_(tensor).detach()
 
 
 def match_rates(
@@ -162,10 +173,11 @@ def state_dtype(parameter: Tensor) -> torch.dtype:
 
 
 def chunks(tensors: Sequence[Tensor]) -> Iterator[slice]:
-    """Cut a list of tensors into runs of about a million elements each, one tensor at least."""
+    """Cut a list of tensors into runs of bounded size, of one tensor at least."""
+    limit = _GPU_CHUNK if len(tensors) and tensors[0].is_cuda else _CHUNK
     start, elements = 0, 0
     for index, tensor in enumerate(tensors):
-        if index > start and elements + tensor.numel() > _CHUNK:
+        if index > start and elements + tensor.numel() > limit:
             yield slice(start, index)
             start, elements = index, 0
         elements += tensor.numel()

@@ -1,8 +1,9 @@
 """The arithmetic of the penalty ``λ Σ F (θ - θ*)²`` on lists of tensors (SPEC 3).
 
 Every function takes ``parameters`` (θ), ``anchor`` (θ*) and ``fisher`` (F): lists of one length,
-tensor by tensor of one shape; F >= 0. They go through about a million elements at a time, which
-bounds their scratch memory, and never wait for the device.
+tensor by tensor of one shape and memory format; F >= 0. They handle the tensors in bounded runs
+(:func:`~.parameters.chunks`), each with a few operations for the whole run instead of some for
+every tensor, and never wait for the device.
 """
 
 from __future__ import annotations
@@ -55,9 +56,15 @@ def penalty(
             torch._foreach_addcmul_(gradients, difference, fisher[part], add_gradient)
         # Squared in place: fresh memory costs a CPU more than the arithmetic.
         torch._foreach_mul_(difference, difference)
-        squares = zip(difference, fisher[part])
-        terms += [torch.dot(d.flatten(), f.flatten()).float() for d, f in squares]
+        torch._foreach_mul_(difference, fisher[part])
+        # Summed as one vector: PyTorch's sum is pairwise, its norms of lists lose digits on a CPU.
+        terms.append(torch.cat([_elements(d) for d in difference]).sum().float())
     return torch.stack(terms).sum()
+
+
+def _elements(tensor: Tensor) -> Tensor:
+    """The elements of a dense tensor as they lie in memory; ``flatten`` copies channels-last."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 @torch.no_grad()

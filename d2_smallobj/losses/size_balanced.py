@@ -5,6 +5,8 @@ Shapes: N images, K classes, H, W label map, h, w logit map.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,7 +46,7 @@ def size_weighted_cross_entropy(
             of range.
     """
     look_up_option("normalize", normalize, NORMALIZATIONS)
-    _check_batch(logits, labels, ignore_label)
+    check_batch(logits, labels, ignore_label)
     if logits.shape[-2:] != labels.shape[-2:]:
         raise ValueError(
             f"logits and labels must have one size, got {tuple(logits.shape[-2:])} and "
@@ -76,6 +78,11 @@ class SizeWeightedCrossEntropy(nn.Module):
     Attributes:
         size_weighted: ``False`` gives plain cross-entropy, ``True`` the size-weighted one. Not in
             the state dict: the trainer sets it from the iteration.
+        divisor_mean: averages the divisor of the weighted mean, a 0-d tensor, over the processes
+            of a distributed training; ``None``: each process has its own. With it the mean of the
+            processes' losses, and of their gradients, is that of one process with all images,
+            however many pixels of each are ignored. All processes must then compute every loss
+            together.
 
     Raises:
         ValueError: if an option is unknown, or ``weights`` has another ignore label.
@@ -102,17 +109,24 @@ class SizeWeightedCrossEntropy(nn.Module):
                 f"got {self.weights.ignore_label}"
             )
         self.size_weighted = size_weighted
+        self.divisor_mean: Callable[[Tensor], Tensor] | None = None
 
-    def forward(self, logits: Tensor, labels: Tensor, size_weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        size_weights: Tensor | Mapping[tuple[int, int], Tensor] | None = None,
+    ) -> Tensor:
         """Compute the loss of a batch.
 
         Args:
             logits: (N, K, h, w), any float dtype.
             labels: int64 (N, H, W), 0..K-1 or ``ignore_label``.
-            size_weights: (N, H, W) float, made from ``labels`` in the loader's workers. Used when
-                the switch is on and ``resolution`` is ``"input"``. ``None`` computes them here,
-                which is correct but slow on a GPU: labels travel to the CPU and the device waits.
-                With ``"logits"`` they are always computed here, on the small map.
+            size_weights: made in the loader's workers, used when the switch is on: for the
+                ``resolution`` ``"input"`` (N, H, W) float; for ``"logits"`` by (h, w), (N, h, w)
+                float made from :func:`resize_labels` to that size. ``None``, or no entry for
+                these logits, computes them here, which is correct but slow on a GPU: labels
+                travel to the CPU and the device waits.
 
         Returns:
             float32 scalar; 0 with zero gradients where every pixel is ignored.
@@ -120,10 +134,11 @@ class SizeWeightedCrossEntropy(nn.Module):
         Raises:
             ValueError: see :func:`size_weighted_cross_entropy`.
         """
-        _check_batch(logits, labels, self.ignore_label)
+        check_batch(logits, labels, self.ignore_label)
         if self.resolution == "logits":
-            labels = resize_labels(labels, tuple(logits.shape[-2:]))
-            size_weights = None
+            size = tuple(logits.shape[-2:])
+            labels = resize_labels(labels, size)
+            size_weights = size_weights.get(size) if isinstance(size_weights, Mapping) else None
         elif logits.shape[-2:] != labels.shape[-2:]:
             # Widened first: interpolation between half-precision logits would round them.
             logits = F.interpolate(
@@ -138,7 +153,9 @@ class SizeWeightedCrossEntropy(nn.Module):
                 f"size_weights must have the labels' shape {tuple(labels.shape)}, "
                 f"got {tuple(size_weights.shape)}"
             )
-        return _weighted_mean(logits, labels, size_weights, self.ignore_label, self.normalize)
+        return _weighted_mean(
+            logits, labels, size_weights, self.ignore_label, self.normalize, self.divisor_mean
+        )
 
     def extra_repr(self) -> str:
         """The options, for ``print(model)``."""
@@ -186,21 +203,31 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _weighted_mean(
-    logits: Tensor, labels: Tensor, weights: Tensor | None, ignore_label: int, normalize: str
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    ignore_label: int,
+    normalize: str,
+    divisor_mean: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The loss itself, on checked arguments; see :func:`size_weighted_cross_entropy`."""
+    """The loss itself, on checked arguments; see :class:`SizeWeightedCrossEntropy`."""
     valid = labels != ignore_label
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.float()
         if weights is None:
             loss = F.cross_entropy(logits, labels, ignore_index=ignore_label, reduction="sum")
-            # Without a valid pixel the sum is 0, and any divisor but 0 keeps it so.
-            return loss / valid.sum().clamp(min=1)
-        loss = F.cross_entropy(logits, labels, ignore_index=ignore_label, reduction="none")
-        weights = weights.float() * valid
-        total = weights.sum() if normalize == "weights" else valid.sum()
-        # torch.where instead of a comparison in Python, which would wait for the device.
-        return (weights * loss).sum() / torch.where(total > 0, total, torch.ones_like(total))
+            divisor = valid.sum()
+        else:
+            loss = F.cross_entropy(logits, labels, ignore_index=ignore_label, reduction="none")
+            weights = weights.float() * valid
+            loss = (weights * loss).sum()
+            divisor = weights.sum() if normalize == "weights" else valid.sum()
+        if divisor_mean is not None:
+            # In double precision: pixels are counted exactly beyond float32's 2^24.
+            divisor = divisor_mean(divisor.double()).float()
+        # Without a valid pixel the sum is 0, and any divisor but 0 keeps it so. torch.where
+        # instead of a comparison in Python, which would wait for the device.
+        return loss / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 
 
 def _nearest(source: int, target: int, device: torch.device) -> Tensor:
@@ -208,7 +235,7 @@ def _nearest(source: int, target: int, device: torch.device) -> Tensor:
     return centres.mul_(source).div_(2 * target, rounding_mode="floor")
 
 
-def _check_batch(logits: Tensor, labels: Tensor, ignore_label: int) -> None:
+def check_batch(logits: Tensor, labels: Tensor, ignore_label: int) -> None:
     """Check shapes and dtypes, and on the CPU the labels' values."""
     if logits.ndim != 4 or not logits.is_floating_point():
         raise ValueError(

@@ -4,11 +4,13 @@ from d2_smallobj.modeling.backbone import DilatedBasicBlock, build_dilated_resne
 from d2_smallobj.modeling.deeplab_v2 import DeepLabV2Head
 from d2_smallobj.modeling.loss import build_loss, build_size_weights
 from d2_smallobj.modeling.segmentor import SizeBalancedSegmentor
+from d2_smallobj.modeling.uncertainty import UncertainSegmentor
 
 __all__ = [
     "DeepLabV2Head",
     "DilatedBasicBlock",
     "SizeBalancedSegmentor",
+    "UncertainSegmentor",
     "build_dilated_resnet_backbone",
     "build_loss",
     "build_size_weights",

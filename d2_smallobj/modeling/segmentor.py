@@ -88,7 +88,8 @@ class SizeBalancedSegmentor(nn.Module):
         Args:
             batched_inputs: dataset dicts with ``image`` (3, H_i, W_i); in training also
                 ``sem_seg`` (H_i, W_i) int64 and, when the mapper made it, ``size_weights``
-                (H_i, W_i) float32; optionally ``height`` and ``width`` of the wanted output.
+                (H_i, W_i) float32 or ``logit_size_weights``, by size; optionally ``height`` and
+                ``width`` of the wanted output.
 
         Returns:
             A dict of scalar losses, or one ``{"sem_seg": (K, height, width) logits}`` an image.
@@ -97,20 +98,25 @@ class SizeBalancedSegmentor(nn.Module):
                   for x in batched_inputs]  # fmt: skip
         images = self._pad(images, 0.0)
         if self.training:
-            labels = self._stack(batched_inputs, "sem_seg", self.ignore_label)
-            if labels is None:
-                raise ValueError(
-                    "training needs labels: the key 'sem_seg' is not in the batch, which holds "
-                    f"{sorted(batched_inputs[0])}; map it with a training mapper"
-                )
-            weights = self._stack(batched_inputs, "size_weights", 0.0)
-            return self.losses(self.logits(images.tensor), labels, weights)
-        scores = self.upsampled_scores(images.tensor)
+            return self.training_losses(batched_inputs, images.tensor)
         outputs = []
+        scores = self.upsampled_scores(images.tensor)
         for score, x, size in zip(scores, batched_inputs, images.image_sizes):
             height, width = x.get("height", size[0]), x.get("width", size[1])
-            outputs.append({"sem_seg": sem_seg_postprocess(score, size, height, width)})
+            outputs.append(self.output(sem_seg_postprocess(score, size, height, width)))
         return outputs
+
+    def training_losses(
+        self, batched_inputs: Sequence[dict[str, Any]], images: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The losses of a training batch and its normalised images (N, 3, H, W)."""
+        labels = self._labels(batched_inputs)
+        weights = self._size_weights(batched_inputs)
+        return self.losses(self.logits(images), labels, weights)
+
+    def output(self, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is told about one image whose :meth:`upsampled_scores` have its own size."""
+        return {"sem_seg": scores}
 
     def logits(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logit maps of normalised images (N, 3, H, W).
@@ -125,10 +131,7 @@ class SizeBalancedSegmentor(nn.Module):
             return {"": full}
         maps = {"_1": full}
         for scale in self.msc_scales:
-            # Rounded up: a 321 crop then gives the logit maps of the released code, 21 and 31.
-            size = [math.ceil(side * scale) for side in images.shape[-2:]]
-            smaller = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
-            maps[f"_{scale:g}"] = self.sem_seg_head.layers(self.backbone(smaller))
+            maps[f"_{scale:g}"] = self.sem_seg_head.layers(self.backbone(_rescale(images, scale)))
         resized = [full] + [
             F.interpolate(x, size=full.shape[-2:], mode="bilinear", align_corners=False)
             for x in list(maps.values())[1:]
@@ -140,9 +143,9 @@ class SizeBalancedSegmentor(nn.Module):
         self,
         logits: dict[str, torch.Tensor],
         labels: torch.Tensor,
-        size_weights: torch.Tensor | None = None,
+        size_weights: torch.Tensor | dict[tuple[int, int], torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """One loss per logit map on labels (N, H, W) and size weights (N, H, W)."""
+        """One loss per logit map on labels (N, H, W) and size weights (see the loss)."""
         return {
             f"loss_sem_seg{suffix}": self.loss(x, labels, size_weights)
             for suffix, x in logits.items()
@@ -154,6 +157,25 @@ class SizeBalancedSegmentor(nn.Module):
         return F.interpolate(
             logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False
         )
+
+    def _labels(self, batched_inputs: Sequence[dict[str, Any]]) -> torch.Tensor:
+        """The label maps of a training batch, int64 (N, H, W)."""
+        labels = self._stack(batched_inputs, "sem_seg", self.ignore_label)
+        if labels is None:
+            raise ValueError(
+                "training needs labels: the key 'sem_seg' is not in the batch, which holds "
+                f"{sorted(batched_inputs[0])}; map it with a training mapper"
+            )
+        return labels
+
+    def _size_weights(
+        self, batched_inputs: Sequence[dict[str, Any]]
+    ) -> torch.Tensor | dict[tuple[int, int], torch.Tensor] | None:
+        """What the mapper made for the loss: (N, H, W), or by logit size (h, w): (N, h, w)."""
+        if "logit_size_weights" not in batched_inputs[0]:
+            return self._stack(batched_inputs, "size_weights", 0.0)
+        maps = [x["logit_size_weights"] for x in batched_inputs]
+        return {size: torch.stack([m[size].to(self.device) for m in maps]) for size in maps[0]}
 
     def _stack(
         self, batched_inputs: Sequence[dict[str, Any]], key: str, pad_value: float
@@ -171,3 +193,13 @@ class SizeBalancedSegmentor(nn.Module):
             pad_value,
             self.backbone.padding_constraints,
         )
+
+
+def _rescale(images: torch.Tensor, scale: float) -> torch.Tensor:
+    """Images of ``scale`` times the size, rounded down, at least one pixel."""
+    size = [max(1, math.floor(side * scale)) for side in images.shape[-2:]]
+    # Output pixel i is sampled at (i + 1/2) / scale, as the released code does: given the size
+    # alone, a side of 321 halved to 160 would be sampled at steps of 321 / 160.
+    if all(side * scale >= 1 for side in images.shape[-2:]):
+        return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)

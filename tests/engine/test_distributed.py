@@ -44,39 +44,41 @@ def train_code(train_server, tiny):
     return run
 
 
+def start_two(demo_root, tiny, folder, *, launcher=(), arguments=()):
+    """Run ``train_net.py`` in two processes as a user starts them; what it printed."""
+    options = tiny.as_options(tiny.options, tiny.ONLINE, {"OUTPUT_DIR": folder})
+    search = [str(tiny.repository), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [
+            *(sys.executable, *launcher, str(tiny.repository / "tools" / "train_net.py")),
+            *("--config-file", tiny.config_file, *arguments, *options),
+        ],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, search)),
+            "OMP_NUM_THREADS": "1",
+            "DETECTRON2_DATASETS": str(demo_root),
+        },
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "log.txt.rank1").exists()
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def launched(demo_root, tmp_path_factory):
-    """Folder and output of ``train_net.py --num-gpus 2``, as a user starts it."""
-
-    def launch(tiny):
-        folder = tmp_path_factory.mktemp("launched")
-        options = tiny.as_options(tiny.options, tiny.ONLINE, {"OUTPUT_DIR": folder})
-        search = [str(tiny.repository), os.environ.get("PYTHONPATH", "")]
-        done = subprocess.run(
-            [
-                *(sys.executable, str(tiny.repository / "tools" / "train_net.py")),
-                *("--config-file", tiny.config_file, "--num-gpus", "2", "--dist-url", "auto"),
-                *options,
-            ],
-            capture_output=True,
-            text=True,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, search)),
-                "OMP_NUM_THREADS": "1",
-                "DETECTRON2_DATASETS": str(demo_root),
-            },
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return folder, done.stdout
-
+    """Folder and output of ``train_net.py --num-gpus 2``."""
     made = []
 
     def get(tiny):
         if not made:
-            made.append(launch(tiny))
+            folder = tmp_path_factory.mktemp("launched")
+            two = ["--num-gpus", "2", "--dist-url", "auto"]
+            made.append((folder, start_two(demo_root, tiny, folder, arguments=two)))
         return made[0]
 
     return get
@@ -84,7 +86,6 @@ def launched(demo_root, tmp_path_factory):
 
 def test_two_launched_processes_train_both_tasks(launched, tiny):
     folder, output = launched(tiny)
-    assert (folder / "log.txt.rank1").exists()
     assert "EWC matched 17 parameter tensors" in output
     results = json.loads((folder / "results.json").read_text())
     assert set(results) == {"A", "B"}
@@ -180,3 +181,174 @@ def test_accumulation_over_processes_equals_one_large_batch(train_server, tiny, 
         finals.append(torch.load(run / "model_final.pth", weights_only=True))
     for name, value in finals[0]["model"].items():
         torch.testing.assert_close(value, finals[1]["model"][name], rtol=1e-4, atol=1e-6)
+
+
+# ---- Several processes learn what one does -----------------------------------------------------
+
+STEPS = """
+import itertools, json
+import torch
+from torch import distributed as dist
+from d2_smallobj.engine import TwoTaskTrainer, build_config
+from d2_smallobj.engine.distributed import distribute
+from d2_smallobj.engine.loss_log import LossLog
+from d2_smallobj.engine.solver import build_optimizer
+from d2_smallobj.engine.step import TaskStepTrainer
+from d2_smallobj.engine.tasks import build_ewc, set_loss
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+
+def sample(position, side=48):
+    generator = torch.Generator().manual_seed(position)
+    labels = torch.zeros(side, side, dtype=torch.long)
+    for label in range(1, 5):
+        size = int(torch.randint(1, 14, (), generator=generator))
+        y, x = torch.randint(0, side - size, (2,), generator=generator).tolist()
+        labels[y:y + size, x:x + size] = label
+    # From none to all of an image is ignored.
+    labels[:, :(0, 7, 40, 48)[position % 4]] = 255
+    image = 255 * torch.rand(3, side, side, generator=generator, dtype=torch.double)
+    return {"image": image, "sem_seg": labels, "stream_position": position}
+
+cfg = build_config(job["config"], job["options"])
+rank, world = comm.get_rank(), comm.get_world_size()
+seed_all_rng(0)
+# In double precision: what is left of a difference is one of meaning, not of rounding.
+model = TwoTaskTrainer.build_model(cfg).double().train()
+optimizer = build_optimizer(cfg, model)
+per_pass = 4
+passes = [[sample(p) for p in range(first + rank, first + per_pass, world)]
+          for first in range(0, 100, per_pass)]
+ewc = build_ewc(cfg, model, optimizer)
+step = TaskStepTrainer(distribute(cfg, model), passes, optimizer, ewc=ewc,
+                       accumulate=cfg.SMALLOBJ.ACCUMULATE, loss_log=LossLog(3))
+set_loss(model, job["loss"])
+losses, gradients = [], []
+with EventStorage() as storage:
+    for step.iter in range(3):
+        storage.iter = step.iter
+        step.run_step()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    if rank == 0:
+        losses = [value for value, _ in storage.history("total_loss").values()]
+torch.save({"losses": losses, "gradients": gradients, "weights": dict(model.named_parameters()),
+            "fisher": ewc.fisher}, f"{job['folder']}/{world}-{rank}.pt")
+"""
+
+SAME = {
+    "cross-entropy": ("cross_entropy", {}),
+    "size weights": ("size_weighted", {}),
+    "per pixel": ("size_weighted", {"SMALLOBJ.NORMALIZE": "pixels"}),
+    "accumulated": ("size_weighted", {"SMALLOBJ.ACCUMULATE": 2}),
+    "multi-scale": ("size_weighted", {"SMALLOBJ.MSC.ENABLED": True}),
+    "on logits": (
+        "size_weighted",
+        {"SMALLOBJ.MSC.ENABLED": True, "SMALLOBJ.LOSS_RESOLUTION": "logits"},
+    ),
+}
+
+
+@pytest.fixture
+def few_steps(train_server, tiny, tmp_path):
+    """Function: three steps on images of which unequal parts are ignored; what each rank has."""
+
+    def run(loss, overrides, world):
+        frozen = {"MODEL.RESNETS.NORM": "FrozenBN", "SOLVER.BASE_LR": 1e-3, **tiny.ONLINE}
+        options = tiny.as_options(tiny.options, frozen, overrides)
+        job = {"config": tiny.config_file, "options": options, "loss": loss}
+        answer = train_server.code(STEPS, world=world, folder=str(tmp_path), **job)
+        assert answer.codes == [0] * world, answer.stderr
+        return [torch.load(tmp_path / f"{world}-{r}.pt", weights_only=True) for r in range(world)]
+
+    return run
+
+
+def difference(found, expected):
+    """The largest difference over the largest value, of two dicts of tensors."""
+    assert found.keys() == expected.keys()
+    largest = max(value.abs().max().item() for value in expected.values())
+    return max((found[n] - v).abs().max().item() for n, v in expected.items()) / largest
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_two_processes_learn_what_one_does(few_steps, case):
+    (one,) = few_steps(*SAME[case], 1)
+    for rank in few_steps(*SAME[case], 2):
+        for found, expected in zip(rank["gradients"], one["gradients"]):
+            assert difference(found, expected) < 1e-6
+        assert difference(rank["weights"], one["weights"]) < 1e-6
+        assert difference(rank["fisher"], one["fisher"]) < 1e-6
+        if rank["losses"]:
+            assert rank["losses"] == pytest.approx(one["losses"], rel=1e-6)
+
+
+def test_divisors_of_their_own_are_another_loss(few_steps):
+    """The key has an effect: without it, images with ignored pixels count more."""
+    local = {"SMALLOBJ.GLOBAL_DIVISOR": False}
+    (one,) = few_steps("cross_entropy", local, 1)
+    two = few_steps("cross_entropy", local, 2)[0]
+    assert difference(two["gradients"][0], one["gradients"][0]) > 1e-3
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_batch_that_does_not_divide(train_server, tmp_path, batch):
+    near = "2" if batch == 1 else "2 or 4"
+    message = (
+        "SOLVER.IMS_PER_BATCH must be a positive multiple of the number of processes (2), got "
+        f"{batch}; take {near}, or other processes"
+    )
+    sizes = {"SOLVER.IMS_PER_BATCH": batch}
+    # Before any process is started,
+    answer = train_server.train(tmp_path, sizes, arguments=["--num-gpus", "2"])
+    assert answer.code == 1
+    assert answer.stderr.strip().splitlines()[-1] == f"error: {message}"
+    # and in processes that somebody else has started.
+    answer = train_server.train(tmp_path, sizes, world=2)
+    assert 1 in answer.codes
+    assert 0 not in answer.codes
+
+
+NAN = """
+import torch
+from d2_smallobj.engine.loss_log import LossLog, samples_of
+from detectron2.utils.events import EventStorage
+
+rank = job["rank"]
+log = LossLog(4, job["folder"])
+with EventStorage() as storage:
+    for iteration in range(3):
+        bad = iteration == 1 and rank == 1
+        loss = torch.tensor(float("nan") if bad else 2.0 + rank)
+        log.add(iteration, {"loss": loss}, 1.0 + rank, samples_of([{"file_name": f"{rank}.jpg"}]))
+    try:
+        log.flush()
+    except FloatingPointError as error:
+        print(error)
+    if rank == 0:
+        assert storage.history("total_loss").values() == [(2.5, 0)]
+        assert storage.history("data_time").values() == [(2.0, 0)]
+"""
+
+
+def test_a_loss_of_one_process_stops_all(train_server, tmp_path):
+    answer = train_server.code(NAN, world=2, folder=str(tmp_path))
+    assert answer.codes == [0, 0], answer.stderr
+    assert "not finite at iteration=1: {'loss': 'nan'}" in answer.stdout
+    saved = json.loads((tmp_path / "nan_batch.json").read_text())
+    assert [process["rank"] for process in saved["processes"]] == [0, 1]
+    steps = [process["step"] for process in saved["processes"]]
+    assert [step["losses"]["loss"] for step in steps] == [2.0, "nan"]
+    assert steps[1]["samples"] == [{"file_name": "1.jpg"}]
+
+
+def test_torchrun(launched, demo_root, tiny, tmp_path, assert_same):
+    """Processes that torchrun started are joined, and train what detectron2's launch does."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    start_two(demo_root, tiny, tmp_path, launcher=torchrun)
+    found, expected = (
+        torch.load(folder / "model_final.pth", weights_only=True)
+        for folder in (tmp_path, launched(tiny)[0])
+    )
+    for part in ("model", "ewc"):
+        assert_same(dict(found[part]), dict(expected[part]))

@@ -8,9 +8,12 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from d2_smallobj.engine.loss_log import LossLog
 from d2_smallobj.engine.step import TaskStepTrainer
 from d2_smallobj.engine.trainer import amp_dtype
+from d2_smallobj.losses import size_balanced
 from d2_smallobj.losses.ewc import ElasticWeightConsolidation
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from detectron2.utils.events import EventStorage
@@ -204,3 +207,93 @@ def test_accumulation_in_a_run(make_trainer):
         finals.append(parameters(trainer))
     for a, b in zip(*finals):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+# ---- Waiting for the device --------------------------------------------------------------------
+
+
+class Reads(TorchDispatchMode):
+    """Counts values that are read as numbers: each would let the host wait for a GPU.
+
+    Not integers: detectron2 pads images by sizes in tensors, which are on the CPU.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.count += arguments[0].dtype != torch.int64
+        return function(*arguments, **(options or {}))
+
+
+def reads_of(step):
+    """Reads in a step that is not the first."""
+    run(step)
+    with EventStorage(), Reads() as reads:
+        step.run_step()
+    return reads.count
+
+
+def fuse(step, *, fused=True):
+    step.optimizer = torch.optim.SGD(step.model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+    return step
+
+
+@pytest.mark.parametrize("estimator", ["online", "empirical"])
+@pytest.mark.parametrize("proximal", [False, True])
+def test_no_step_reads_a_value(estimator, proximal):
+    """Task A with the Fisher information recorded, and task B with either step of the penalty."""
+    batches = [samples(4)]
+    options = {"loss_log": LossLog(100), "accumulate": 2, "amp_dtype": torch.bfloat16}
+    assert reads_of(trainer_of(batches, estimator=estimator, **options)) == 0
+    penalised = trainer_of(batches, anchored=True, proximal=proximal, **options)
+    assert reads_of(penalised) == 0
+    assert penalised.ewc.penalty() > 0
+
+
+@needs_scaler
+@pytest.mark.parametrize("fused", [True, False])
+def test_loss_scaling_reads_unless_the_optimiser_is_fused(fused):
+    step = fuse(trainer_of([samples(4)], scale=1024.0, loss_log=LossLog(100)), fused=fused)
+    assert (reads_of(step) == 0) == fused
+
+
+@needs_scaler
+def test_overflow_skips_the_fused_step_too():
+    step = fuse(trainer_of([samples(4, size=1e3)], scale=2.0**126, loss_log=LossLog(100)))
+    before = parameters(step)
+    run(step)
+    assert step.grad_scaler.get_scale() == 2.0**125
+    for now, then in zip(parameters(step), before):
+        assert torch.equal(now, then)
+
+
+@needs_scaler
+def test_overflow_without_end_is_a_fault():
+    """Steps that are left out one after the other, until the scale has gone."""
+    step = trainer_of([samples(4, size=1e3)], scale=2.0**-24)
+    for parameter in step.model.parameters():
+        parameter.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(FloatingPointError, match=r"overflow in every step up to iteration=0 "):
+        run(step)
+
+
+def test_a_size_balanced_step_of_the_real_net_reads_nothing(make_trainer, tiny, monkeypatch):
+    """Losses at the logits' resolution included, whose weights come from the loader too."""
+    monkeypatch.setattr(size_balanced, "batch_size_weights", None)
+    released = {"SMALLOBJ.LOSS_RESOLUTION": "logits", "SMALLOBJ.MSC.ENABLED": True}
+    for options in ({}, released):
+        trainer = make_trainer(tiny.ONLINE, options, {"SMALLOBJ.SPEED.LOSS_PERIOD": 100})
+        counts = []
+        original = trainer._trainer.run_step
+
+        def counted(original=original, counts=counts):
+            with Reads() as reads:
+                original()
+            counts.append(reads.count)
+
+        trainer._trainer.run_step = counted
+        trainer.train()
+        assert counts == [0] * 8

@@ -1,5 +1,6 @@
 """The penalty: identities with autograd, the proximal step, checkpoints, errors."""
 
+import gc
 import io
 import logging
 
@@ -184,7 +185,7 @@ def test_online_leaves_an_overflowed_step_out():
     model = make_model()
     ewc = ElasticWeightConsolidation(model.named_parameters())
     model[0].weight.grad = torch.full_like(model[0].weight, float("inf"))
-    assert ewc.record_gradients(scale=65536.0) is False
+    assert not ewc.record_gradients(scale=65536.0)
     assert (ewc.fisher["0.weight"] == 1).all()
 
 
@@ -556,3 +557,45 @@ def test_bad_learning_rates(rates, message):
         ewc.proximal_step_(rates)
     with pytest.raises(ValueError, match=message):
         ewc.max_stable_strength(rates)
+
+
+# ---- Memory ------------------------------------------------------------------------------------
+
+
+def live_bytes():
+    """Memory of all tensors that Python knows of, storages that they share counted once."""
+    gc.collect()
+    found = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, nn.Parameter) and thing.device.type == "cpu":
+            storage = thing.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("fisher", ["online", "empirical"])
+def test_memory_is_two_copies_of_the_trained_parameters_and_no_more(fisher):
+    """Of everything that is left after each stage of a run, on frozen parameters nothing."""
+    model = nn.Sequential(nn.Conv2d(3, 50, 3), nn.Conv2d(50, 20, 3), nn.Conv2d(20, 20, 1))
+    model[0].requires_grad_(False)
+    model = model.to(memory_format=torch.channels_last)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.rand_like(parameter)
+    copy = sum(p.numel() * p.element_size() for p in trained)
+    bare = live_bytes()
+    ewc = ElasticWeightConsolidation(model.named_parameters(), fisher=fisher)
+    assert live_bytes() - bare == (copy if fisher == "online" else 0)
+    if fisher == "online":
+        ewc.record_gradients()
+    else:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        ewc.set_fisher({name: torch.rand(p.shape) for name, p in named})
+    ewc.anchor()
+    assert live_bytes() - bare == 2 * copy
+    move(model)
+    for _ in range(2):
+        ewc.add_gradient_()
+        ewc.proximal_step_([0.1] * len(trained))
+    ewc.load_state_dict(saved_and_loaded(ewc.state_dict()))
+    assert live_bytes() - bare == 2 * copy

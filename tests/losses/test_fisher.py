@@ -269,3 +269,26 @@ def test_check_fisher_names_the_tensor(bad):
         ValueError, match="fisher: values of b must be finite and >= 0, got a range"
     ):
         check_fisher({"a": torch.ones(2), "b": torch.tensor([1.0, bad])})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_online_waits_for_nothing_and_keeps_every_bit(dtype, bad):
+    """The answer stays on the device; what overflowed leaves no trace in any memory format."""
+    torch.manual_seed(0)
+    layout = torch.channels_last
+    fisher = [torch.rand(4, 3, 3, 3, dtype=dtype).to(memory_format=layout), torch.rand(2)]
+    before = [tensor.clone() for tensor in fisher]
+    gradients = [torch.randn_like(tensor) for tensor in fisher]
+    gradients[1][0] = bad
+    moved = update_online_(fisher, gradients, alpha=0.9, scale=1.0)
+    assert moved.dtype == torch.bool
+    assert moved.shape == ()
+    assert not moved
+    for tensor, value in zip(fisher, before):
+        assert torch.equal(tensor, value)
+    gradients[1][0] = 1.0
+    assert update_online_(fisher, gradients, alpha=0.9, scale=1.0)
+    for tensor, value, gradient in zip(fisher, before, gradients):
+        torch.testing.assert_close(tensor, 0.9 * gradient**2 + 0.1 * value, rtol=1e-6, atol=0)
+        assert tensor.stride() == value.stride()

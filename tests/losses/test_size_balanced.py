@@ -13,6 +13,7 @@ from d2_smallobj.losses import (
     SizeWeights,
     batch_size_weights,
     resize_labels,
+    size_balanced,
     size_weighted_cross_entropy,
     size_weights,
 )
@@ -282,3 +283,73 @@ def test_bad_tensors():
         size_weighted_cross_entropy(logits[:, :, :5, :5], labels, None)
     with pytest.raises(ValueError, match="normalize: unknown value 'sum'"):
         size_weighted_cross_entropy(logits, labels, None, normalize="sum")
+
+
+# ---- Several processes, and weights from the loader's workers ----------------------------------
+
+
+@pytest.mark.parametrize("resolution", ["input", "logits"])
+@pytest.mark.parametrize("normalize", ["weights", "pixels"])
+@pytest.mark.parametrize("size_weighted", [False, True])
+def test_the_mean_of_shares_is_the_loss_of_all(resolution, normalize, size_weighted):
+    """As processes do it: each its own images, the divisor averaged over all of them."""
+    torch.manual_seed(0)
+    logits = torch.randn(4, 3, 6, 8, requires_grad=True)
+    labels = torch.randint(0, 3, (4, 12, 16))
+    labels[1, 3:] = 255
+    labels[2] = 255  # the second share
+    labels[3] = 255
+    loss = SizeWeightedCrossEntropy(
+        resolution=resolution, normalize=normalize, size_weighted=size_weighted
+    )
+    whole = loss(logits, labels)
+    (expected,) = torch.autograd.grad(whole, logits)
+    seen = []
+    loss.divisor_mean = lambda divisor: seen.append(divisor) or divisor
+    shares = [(logits[:2], labels[:2]), (logits[2:], labels[2:])]
+    for share in shares:
+        loss(*share)
+    mean = torch.stack(seen).mean()
+    assert seen[0] > seen[1] == 0
+    loss.divisor_mean = lambda divisor: mean
+    together = sum(loss(*share) for share in shares) / 2
+    torch.testing.assert_close(together, whole)
+    torch.testing.assert_close(torch.autograd.grad(together, logits)[0], expected)
+
+
+def test_no_valid_pixel_in_any_process():
+    loss = SizeWeightedCrossEntropy(size_weighted=True)
+    loss.divisor_mean = lambda divisor: divisor / 2
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    value = loss(logits, torch.full((1, 4, 4), 255))
+    value.backward()
+    assert value.item() == 0
+    assert (logits.grad == 0).all()
+
+
+def test_pixels_beyond_float32s_integers_are_counted():
+    """2^24 + 1 pixels are not 2^24: the divisor is shared in double precision."""
+    loss, seen = SizeWeightedCrossEntropy(), []
+    loss.divisor_mean = lambda divisor: seen.append(divisor) or divisor
+    loss(torch.zeros(1, 2, 1, 3), torch.zeros(1, 1, 3, dtype=torch.long))
+    assert seen[0].dtype == torch.float64
+
+
+def test_weights_by_logit_size(monkeypatch):
+    torch.manual_seed(0)
+    labels = torch.randint(0, 3, (2, 16, 12))
+    rule = SizeWeights()
+    given = {
+        size: batch_size_weights(resize_labels(labels, size), rule) for size in ((8, 6), (4, 3))
+    }
+    loss = SizeWeightedCrossEntropy(resolution="logits", size_weighted=True)
+    expected = {size: loss(torch.ones(2, 3, *size).cumsum(1), labels) for size in given}
+    monkeypatch.setattr(size_balanced, "batch_size_weights", None)
+    for size, value in expected.items():
+        found = loss(torch.ones(2, 3, *size).cumsum(1), labels, given)
+        torch.testing.assert_close(found, value, rtol=0, atol=0)
+    with pytest.raises(TypeError, match="not callable"):  # no weights for this size: made here
+        loss(torch.ones(2, 3, 5, 5), labels, given)
+    loss.size_weighted = False
+    plain = SizeWeightedCrossEntropy(resolution="logits")(torch.ones(2, 3, 5, 5), labels)
+    torch.testing.assert_close(loss(torch.ones(2, 3, 5, 5), labels, given), plain)

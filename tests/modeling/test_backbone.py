@@ -141,6 +141,23 @@ def test_the_basic_block_with_dilation_keeps_the_size_and_reaches_further(random
     assert rows == [9, 12, 15, 18, 21]
 
 
+@pytest.mark.parametrize(("side", "down", "up"), [(321, 41, 41), (160, 20, 21), (240, 30, 31)])
+def test_the_stem_rounds_sizes_up_on_request(narrow_cfg, randomize, side, down, up):
+    floor, ceil = (
+        randomize(build(narrow_cfg("SMALLOBJ.STEM_POOL_CEIL", value))) for value in (False, True)
+    )
+    x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert floor(x)["res5"].shape[-2:] == (down, down)
+        assert ceil(x)["res5"].shape[-2:] == (up, up)
+        small, large = floor.stem(x), ceil.stem(x)
+    # One row and column more, of windows that reach over the edge; the others are the same.
+    rows = small.shape[2]
+    assert large.shape[2] == rows + (up > down)
+    assert torch.equal(large[:, :, :rows, :rows], small)
+    assert ceil.state_dict().keys() == floor.state_dict().keys()
+
+
 @pytest.mark.parametrize("depth", sorted(BLOCKS_PER_STAGE))
 def test_every_depth(narrow_cfg, depth):
     backbone = build(narrow_cfg("MODEL.RESNETS.DEPTH", depth))

@@ -49,6 +49,7 @@ def train(train_server, tmp_path):
         ("DATASETS.TEST", "('voc_2012_val_irn',)", "DATASETS: unknown value 'voc_2012_val_irn'"),
         ("MODEL.WEIGHTS", "/nowhere/weights.pth", "checkpoint /nowhere/weights.pth does not"),
         ("SOLVER.IMS_PER_BATCH", 0, "SOLVER.IMS_PER_BATCH must be a positive .*got 0"),
+        ("MODEL.META_ARCHITECTURE", "SizeBalanced", "mean 'SizeBalancedSegmentor'"),
     ],
 )
 def test_wrong_option_is_named(train, option, value, told):
@@ -117,13 +118,33 @@ def test_corrupt_checkpoint_is_named_and_not_run(train, tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
-def test_corrupt_last_checkpoint_is_named(train, tmp_path):
+def test_damaged_checkpoints_are_named(train, tmp_path):
+    """One is survived (tests/engine/test_checkpoint_resume.py), all of them are not."""
     assert train().code == 0
-    path = tmp_path / "output" / "model_final.pth"
-    path.write_bytes(path.read_bytes()[:-1000])
-    assert str(path) in error_of(train(arguments=["--resume"]))
-    path.unlink()
-    assert f"checkpoint {path} does not exist" in error_of(train(arguments=["--resume"]))
+    folder = tmp_path / "output"
+    for path in folder.glob("*.pth"):
+        path.write_bytes(path.read_bytes()[:-1000])
+    message = error_of(train(arguments=["--resume"]))
+    assert len(message.splitlines()) == 1
+    for name in ("model_final", "model_0000005", "model_task_a", "model_0000002"):
+        assert f"{folder}/{name}.pth cannot be read" in message
+    assert message.endswith("no checkpoint is left to resume from")
+    # The figures of an earlier one are not what an evaluation was asked for.
+    message = error_of(train(arguments=["--resume", "--eval-only"]))
+    assert message.startswith(f"{folder}/model_final.pth cannot be read")
+    assert "model_task_a" not in message
+
+
+def test_resuming_another_config_is_one_message(train):
+    assert train().code == 0
+    message = error_of(train({"SOLVER.BASE_LR": 0.5}, arguments=["--resume"]))
+    assert "model_final.pth was written by another config: SOLVER.BASE_LR 0.02 there" in message
+
+
+def test_eval_only_of_an_empty_folder(train):
+    message = error_of(train(arguments=["--eval-only", "--resume"]))
+    assert "MODEL.WEIGHTS is empty" in message
+    assert "no checkpoint to resume" in message
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ def build_detection_train_loader(
     total_batch_size: int,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
+    pin_memory: bool = False,
 ) -> torchdata.DataLoader:
     """Build the endless loader of a training; its batches are lists.
 
@@ -33,6 +34,7 @@ def build_detection_train_loader(
         total_batch_size: batch over all processes.
         aspect_ratio_grouping: must be False; True, detectron2's default, is not part of this host.
         num_workers: loader processes of each training process.
+        pin_memory: copy the tensors to page-locked memory, from which GPUs fetch by themselves.
 
     Raises:
         ValueError: if the batch does not divide among the processes, or images are to be grouped.
@@ -53,6 +55,7 @@ def build_detection_train_loader(
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
         worker_init_fn=worker_init_reset_seed,
+        pin_memory=pin_memory,
     )
 
 

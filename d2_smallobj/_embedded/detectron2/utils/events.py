@@ -42,6 +42,7 @@ class EventStorage:
         self._histories: defaultdict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._smoothed: set[str] = set()
         self._latest: dict[str, tuple[float, int]] = {}
+        self._vis_data: list[tuple[str, Any, int]] = []
 
     def __enter__(self) -> EventStorage:
         _open_storages.append(self)
@@ -62,6 +63,14 @@ class EventStorage:
             self._smoothed.add(name)
         self._histories[name].update(float(value), self.iter)
         self._latest[name] = (float(value), self.iter)
+
+    def put_image(self, img_name: str, img_tensor: Any) -> None:
+        """Keep a (C, H, W) picture of the current iteration: uint8, or float in 0..1."""
+        self._vis_data.append((img_name, img_tensor, self.iter))
+
+    def clear_images(self) -> None:
+        """Forget the pictures; the writer that wrote them calls it."""
+        self._vis_data = []
 
     def put_scalars(self, *, smoothing_hint: bool = True, **kwargs: Any) -> None:
         """Record each keyword argument as a scalar."""
@@ -165,9 +174,13 @@ class TensorboardXWriter(_ScalarWriter):
         return SummaryWriter(self._folder)
 
     def write(self) -> None:
-        """Write the scalars recorded since the last call."""
+        """Write the scalars and pictures recorded since the last call."""
         for scalar in self._new_scalars():
             self._writer.add_scalar(*scalar)
+        storage = get_event_storage()
+        for picture in storage._vis_data:
+            self._writer.add_image(*picture)
+        storage.clear_images()
 
     def close(self) -> None:
         """Close the event file, if one was opened."""

@@ -1,0 +1,175 @@
+"""The place of a process among those that torchrun or SLURM has started."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from d2_smallobj.engine import launcher
+from d2_smallobj.engine.launcher import Place, find_place, first_host, joined, run
+
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "1234",
+}
+SLURM = {
+    "SLURM_PROCID": "3",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NODELIST": "gpu[007-009,012]",
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "2",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch):
+    monkeypatch.setattr(launcher.torch.cuda, "is_available", lambda: False)
+
+
+def test_torchrun():
+    assert find_place(TORCHRUN) == Place("torchrun", 5, 8, 1, 4, "tcp://node1:1234")
+    elastic = {**TORCHRUN, "TORCHELASTIC_RUN_ID": "none"}
+    assert find_place(elastic).url == "env://"
+
+
+def test_torchruns_variables_by_hand(monkeypatch):
+    """Rank, world size, local rank and address are enough."""
+    by_hand = {k: v for k, v in TORCHRUN.items() if k not in ("LOCAL_WORLD_SIZE", "MASTER_PORT")}
+    assert find_place(by_hand) == Place("torchrun", 5, 8, 1, 8, "tcp://node1:29500")
+    monkeypatch.setattr(launcher.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(launcher.torch.cuda, "device_count", lambda: 2)
+    assert find_place(by_hand).local_size == 2
+
+
+def test_slurm():
+    assert find_place(SLURM) == Place(
+        "SLURM", 3, 4, 1, 2, f"tcp://gpu007:{20000 + 7 * 4711 % 20000 + 2}"
+    )
+    meeting = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "99"}
+    assert find_place({**SLURM, **meeting}).url == "tcp://10.0.0.1:99"
+
+
+def test_torchrun_inside_a_slurm_job():
+    assert find_place({**SLURM, **TORCHRUN}).launcher == "torchrun"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"RANK": "0"},
+        {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+        # The script of an sbatch job, which runs once whatever the job has asked for.
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"},
+        {**SLURM, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"},
+    ],
+    ids=["nothing", "part", "one process", "sbatch", "one task"],
+)
+def test_a_process_on_its_own(environment):
+    assert find_place({**environment, "SLURM_STEP_TASKS_PER_NODE": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "of which LOCAL_RANK, MASTER_ADDR is missing"),
+        ({**TORCHRUN, "RANK": "one"}, "RANK must be an integer >= 0, got 'one'"),
+        ({**TORCHRUN, "RANK": "8"}, r"rank must be in 0\.\.7, got 8"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "3"}, "same number of processes, got 8 in all, 3 here"),
+        ({**TORCHRUN, "LOCAL_RANK": "4"}, "4 here, of which this is number 4"),
+        ({k: v for k, v in SLURM.items() if k != "SLURM_LOCALID"}, "SLURM_LOCALID is missing"),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2,1"}, "TASKS_PER_NODE must be one .*'2,1'"),
+        ({**SLURM, "SLURM_STEP_NODELIST": "[1-2]"}, r"list of machines, got '\[1-2\]'"),
+    ],
+)
+def test_variables_that_make_no_sense(environment, told):
+    with pytest.raises(ValueError, match=told):
+        find_place(environment)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node7", "node7"),
+        ("a1,b2", "a1"),
+        ("gpu[007-009,012],cpu1", "gpu007"),
+        ("gpu[3]", "gpu3"),
+        ("r[1,4]n", "r1n"),
+        ("gpu-a-[10-12]", "gpu-a-10"),
+    ],
+)
+def test_first_host(nodes, first):
+    assert first_host(nodes) == first
+
+
+def arguments(**values):
+    defaults = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
+    return argparse.Namespace(**{**defaults, **values})
+
+
+def test_processes_are_started_where_nothing_else_has(monkeypatch):
+    calls = []
+    monkeypatch.setattr(launcher, "launch", lambda main, *a, **k: calls.append((main, a, k)))
+    monkeypatch.setattr(launcher.os, "environ", {})
+    given = arguments(num_gpus=2, num_machines=3, machine_rank=1, dist_url="tcp://a:1")
+    run(print, given, calls.append)
+    launched = {"num_machines": 3, "machine_rank": 1, "dist_url": "tcp://a:1", "args": (given,)}
+    assert calls == [6, (print, (2,), launched)]
+
+
+def test_who_starts_the_processes_is_clear(monkeypatch):
+    monkeypatch.setattr(launcher.os, "environ", TORCHRUN)
+    with pytest.raises(ValueError, match=r"torchrun has started 8 .*leave out .* 2 and 1"):
+        run(print, arguments(num_gpus=2), print)
+    # One task of SLURM's a machine, which starts that machine's processes itself.
+    calls = []
+    monkeypatch.setattr(launcher.os, "environ", SLURM)
+    monkeypatch.setattr(launcher, "launch", lambda main, *a, **k: calls.append(a))
+    run(print, arguments(num_gpus=8, num_machines=4), calls.append)
+    assert calls == [32, (8,)]
+
+
+def test_fewer_gpus_than_processes(monkeypatch):
+    monkeypatch.setattr(launcher.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(launcher.torch.cuda, "device_count", lambda: 1)
+    message = r"started 4 processes on this machine, .* got 1"
+    with pytest.raises(ValueError, match=message), joined(find_place(TORCHRUN)):
+        pass
+
+
+CHECK = """
+import os, sys
+from torch import distributed as dist
+from d2_smallobj.engine.launcher import _main_process_first
+from detectron2.utils import comm
+
+calls = []
+_main_process_first(lambda: calls.append(comm.get_rank()))
+assert calls == ([0] if job["rank"] == 0 else [])
+
+def fail():
+    raise ValueError("a wrong key")
+
+try:
+    _main_process_first(fail)
+except ValueError as error:
+    print("said:", error, flush=True)
+except SystemExit as end:
+    print("ended:", end.code, flush=True)
+dist.barrier()
+"""
+
+
+def test_one_process_checks_for_all(train_server):
+    answer = train_server.code(CHECK, world=2)
+    assert answer.codes == [0, 0], answer.stderr
+    assert answer.stdout == "said: a wrong key\n"
+    number = sum(1 for _ in train_server.folder.glob("*.stdout")) - 1
+    assert (train_server.folder / f"{number}.stdout.1").read_text() == "ended: 1\n"

@@ -1,0 +1,280 @@
+"""The node SMALLOBJ.SPEED: other ways to compute, the same results."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from d2_smallobj.engine import TwoTaskTrainer, performance
+from d2_smallobj.engine.performance import (
+    FoldedConv2d,
+    computed_as_before,
+    fold_frozen_norms,
+    memory_format,
+    optimizer_kinds,
+    prepare_model,
+    sgd_options,
+)
+from d2_smallobj.engine.solver import build_optimizer
+from d2_smallobj.losses import ElasticWeightConsolidation
+from detectron2.engine import DefaultTrainer
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.utils.env import seed_all_rng
+
+FROZEN = {"MODEL.RESNETS.NORM": "FrozenBN"}
+PLAIN = {"SMALLOBJ.SPEED.FOLD_FROZEN_BN": False, "SMALLOBJ.SPEED.OPTIMIZER": "loop"}
+CHANNELS_LAST = {"SMALLOBJ.SPEED.MEMORY_FORMAT": "channels_last"}
+
+
+def randomise(model):
+    """Frozen norms that do something."""
+    generator = torch.Generator().manual_seed(3)
+    for norm in model.modules():
+        if isinstance(norm, FrozenBatchNorm2d):
+            for name in ("weight", "running_var"):
+                getattr(norm, name).uniform_(0.5, 1.5, generator=generator)
+            for name in ("bias", "running_mean"):
+                getattr(norm, name).normal_(0, 0.1, generator=generator)
+
+
+def batch(count=2, side=40):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {
+            "image": 255 * torch.rand(3, side, side, generator=generator),
+            "sem_seg": torch.randint(0, 7, (side, side), generator=generator),
+        }
+        for _ in range(count)
+    ]
+
+
+def losses_and_gradients(model, data):
+    model.zero_grad()
+    loss = sum(model(data).values())
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture
+def build(make_config):
+    """Function: the tiny model with frozen norms, in double precision, after preparation."""
+
+    def make(*overrides):
+        cfg = make_config(FROZEN, *overrides)
+        seed_all_rng(0)
+        model = TwoTaskTrainer.build_model(cfg).double().train()
+        randomise(model)
+        return cfg, model
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "options", [{}, CHANNELS_LAST, {**PLAIN, **CHANNELS_LAST}], ids=["folded", "both", "last"]
+)
+def test_loss_and_gradients_are_those_of_the_plain_net(build, options):
+    """In double precision, where rounding cannot hide a difference."""
+    data = [{**x, "image": x["image"].double()} for x in batch()]
+    expected = losses_and_gradients(build(PLAIN)[1], data)
+    found = losses_and_gradients(build(options)[1], data)
+    # The loss is taken in float32 whatever the net computes in.
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)
+    for name, gradient in expected[1].items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_folding_changes_neither_names_nor_values(build):
+    folded, plain = build()[1], build(PLAIN)[1]
+    convolutions = [m for m in folded.modules() if isinstance(m, Conv2d)]
+    assert sum(isinstance(m, FoldedConv2d) for m in convolutions) == len(convolutions) > 3
+    assert not any(isinstance(m, FoldedConv2d) for m in plain.modules())
+    for (name, value), (other, expected) in zip(
+        folded.state_dict().items(), plain.state_dict().items()
+    ):
+        assert name == other
+        assert torch.equal(value, expected)
+
+
+def test_folding_follows_weights_that_are_loaded_later(build):
+    data = [{**x, "image": x["image"].double()} for x in batch()]
+    trained = build(PLAIN)[1]
+    with torch.no_grad():
+        for value in trained.state_dict().values():
+            value.mul_(1.1)
+    folded = build()[1]
+    folded.load_state_dict(trained.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(
+            folded.eval()(data)[0]["sem_seg"], trained.eval()(data)[0]["sem_seg"]
+        )
+
+
+def test_folded_bias_and_activation():
+    """detectron2's convolution may have both; the norm comes between them."""
+    torch.manual_seed(0)
+    norm = FrozenBatchNorm2d(4)
+    model = nn.Sequential(Conv2d(3, 4, 3, padding=1, stride=2, bias=True, norm=norm)).double()
+    model[0].activation = torch.tanh
+    randomise(model)
+    x = torch.randn(2, 3, 9, 9, dtype=torch.double)
+    expected = torch.tanh(norm(nn.Conv2d.forward(model[0], x)))
+    assert fold_frozen_norms(model) == 1
+    torch.testing.assert_close(model(x), expected)
+    assert fold_frozen_norms(model) == 0
+    torch.testing.assert_close(copy.deepcopy(model)(x), expected)
+
+
+def test_other_norms_are_left_alone():
+    model = nn.Sequential(Conv2d(3, 4, 3, norm=nn.BatchNorm2d(4)), Conv2d(4, 4, 3), nn.ReLU())
+    assert fold_frozen_norms(model) == 0
+
+
+def test_memory_format(make_config):
+    assert memory_format(make_config()) is torch.contiguous_format
+    assert memory_format(make_config(CHANNELS_LAST)) is torch.channels_last
+    cfg = make_config({"SOLVER.AMP.ENABLED": True}).clone()
+    assert memory_format(cfg) is torch.contiguous_format
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cuda:1"
+    assert memory_format(cfg) is torch.channels_last
+    cfg.SOLVER.AMP.ENABLED = False
+    assert memory_format(cfg) is torch.contiguous_format
+    cfg.SMALLOBJ.SPEED.MEMORY_FORMAT = "channels_last"
+    assert memory_format(cfg) is torch.channels_last
+
+
+@pytest.mark.parametrize("kind", ["foreach", "fused"])
+def test_every_kind_of_sgd_takes_the_same_steps(build, kind):
+    """Momentum, decay and every group's own rate included."""
+    models = {}
+    for name in ("loop", kind):
+        cfg, model = build({"SMALLOBJ.SPEED.OPTIMIZER": name})
+        optimizer = build_optimizer(cfg, model)
+        assert bool(optimizer.defaults.get("fused")) == (name == "fused")
+        for step in range(3):
+            for number, parameter in enumerate(model.parameters()):
+                parameter.grad = torch.full_like(parameter, 0.1 * number + step)
+            optimizer.step()
+        models[name] = model
+    for a, b in zip(models["loop"].parameters(), models[kind].parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_sgd_that_torch_is_too_old_to_fuse(make_config, monkeypatch):
+    cfg = make_config()
+    assert sgd_options(cfg) == {"fused": True}
+
+    def old(params, lr, momentum=0.0, foreach=None):
+        raise NotImplementedError
+
+    monkeypatch.setattr(performance.torch.optim, "SGD", old)
+    assert sgd_options(cfg) == {"foreach": True}
+
+
+def test_a_checkpoint_does_not_decide_how_to_compute():
+    """Saved on a GPU, channels-last and fused; resumed otherwise."""
+
+    def make(**kind):
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(4, 3, 3, 3))
+        return parameter, torch.optim.SGD([parameter], lr=0.1, momentum=0.9, **kind)
+
+    parameter, saved = make(fused=True)
+    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    parameter.grad = torch.randn_like(parameter)
+    saved.step()
+    other, resumed = make(foreach=True)
+    kinds = optimizer_kinds(resumed)
+    resumed.load_state_dict(saved.state_dict())
+    computed_as_before(resumed, kinds)
+    group = resumed.param_groups[0]
+    assert (group["foreach"], group["fused"]) == (True, None)
+    momentum = resumed.state[other]["momentum_buffer"]
+    assert momentum.stride() == other.stride() != parameter.stride()
+    assert torch.equal(momentum, saved.state[parameter]["momentum_buffer"])
+
+
+def test_resumed_penalty_has_the_parameters_memory_format():
+    """PyTorch handles lists of tensors one by one where strides differ."""
+    torch.manual_seed(0)
+    saved, loaded = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    ewc = ElasticWeightConsolidation(saved.named_parameters(), fisher="empirical")
+    ewc.set_fisher({name: torch.rand_like(p) for name, p in saved.named_parameters()})
+    ewc.anchor()
+    other = ElasticWeightConsolidation(loaded.named_parameters(), fisher="empirical")
+    other.load_state_dict(ewc.state_dict())
+    for name, parameter in loaded.named_parameters():
+        for state, expected in (
+            (other.fisher, ewc.fisher),
+            (other.anchor_values, ewc.anchor_values),
+        ):
+            assert state[name].stride() == parameter.stride()
+            assert torch.equal(state[name], expected[name])
+    loaded.load_state_dict(saved.state_dict())
+    assert other.penalty().item() == other.add_gradient_().item() == 0
+    with torch.no_grad():
+        saved.weight.add_(0.1)
+        loaded.weight.add_(0.1)
+    torch.testing.assert_close(other.penalty(), ewc.penalty())
+
+
+def test_compiled_backbone_in_training_only(build, monkeypatch):
+    calls = []
+
+    def compiler(function, dynamic):
+        assert dynamic is False
+        return lambda x: calls.append(x.shape) or function(x)
+
+    monkeypatch.setattr(performance.torch, "compile", compiler)
+    monkeypatch.setattr(performance.shutil, "which", lambda name: "/usr/bin/" + name)
+    _, model = build({"SMALLOBJ.SPEED.COMPILE": True})
+    data = [{**x, "image": x["image"].double()} for x in batch()]
+    model(data)
+    assert calls == [(2, 3, 40, 40)]
+    with torch.no_grad():
+        model.eval()(data[:1])
+    assert len(calls) == 1
+
+
+def test_what_compiling_needs(make_config, monkeypatch):
+    cfg = make_config({"SMALLOBJ.SPEED.COMPILE": True})
+    monkeypatch.setattr(performance.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"SPEED\.COMPILE needs a C\+\+ compiler: install g\+\+"):
+        TwoTaskTrainer.build_model(cfg)
+    with pytest.raises(ValueError, match=r"SPEED\.COMPILE: Linear has no `backbone` to compile"):
+        prepare_model(cfg, nn.Linear(1, 1))
+    monkeypatch.setattr(performance.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"SPEED\.COMPILE needs Triton on a GPU"):
+        performance._check_compiler(torch.device("cuda"))
+
+
+def test_evaluation_looks_for_no_kernels(make_config, monkeypatch):
+    """cudnn's search is for training's one size of crops, and is on again afterwards."""
+    seen = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(
+        DefaultTrainer,
+        "test",
+        classmethod(lambda *arguments: seen.append(torch.backends.cudnn.benchmark) or {}),
+    )
+    cfg = make_config()
+    TwoTaskTrainer.test(cfg, TwoTaskTrainer.build_model(cfg))
+    assert seen == [False]
+    assert torch.backends.cudnn.benchmark is True
+
+
+def test_a_run_with_every_option(make_trainer):
+    """Both tasks; what is saved loads into the plain net, and training ends where it does."""
+    options = {**FROZEN, "SOLVER.BASE_LR": 1e-4, "SMALLOBJ.EWC.FISHER": "online"}
+    ends = []
+    for speed in (PLAIN, {**CHANNELS_LAST, "SMALLOBJ.SPEED.LOSS_PERIOD": 3}):
+        trainer = make_trainer(options, speed)
+        trainer.train()
+        ends.append((trainer.model.state_dict(), trainer._trainer.ewc.fisher))
+    for plain, fast in zip(*ends):
+        for name, value in plain.items():
+            torch.testing.assert_close(fast[name], value, rtol=1e-3, atol=1e-4, msg=name)

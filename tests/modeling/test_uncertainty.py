@@ -1,0 +1,217 @@
+"""The segmentor with a sigma branch: losses, what it observes, what it tells of an image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import d2_smallobj
+from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy, soften
+from d2_smallobj.modeling import UncertainSegmentor
+from d2_smallobj.modeling.uncertainty import num_logits
+from detectron2.modeling import build_model
+
+DOUBT = ("MODEL.META_ARCHITECTURE", "UncertainSegmentor")
+SHARED = ("SMALLOBJ.UNCERTAINTY.FORM", "shared")
+OBJECT = ("SMALLOBJ.UNCERTAINTY.FORM", "object")
+BINARY = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2)
+
+
+@pytest.fixture
+def build(narrow_cfg):
+    def build(*options):
+        torch.manual_seed(0)
+        return build_model(narrow_cfg(*DOUBT, *options))
+
+    return build
+
+
+@pytest.fixture
+def boxed(batch):
+    """The batch with the second image labelled by boxes."""
+    for number, x in enumerate(batch):
+        objects = (x["sem_seg"] > 0) & (x["sem_seg"] != 255)
+        x["doubtable"] = objects if number else torch.zeros_like(objects)
+        x["true_sem_seg"] = x["sem_seg"].clone()
+    batch[1]["true_sem_seg"][4:20, 6:16] = 0
+    return batch
+
+
+def channels(model, batch):
+    """The head's output for the batch, upsampled to its labels."""
+    images = [x["image"] - model.pixel_mean for x in batch]
+    padded = torch.zeros(2, 3, 48, 56)
+    for row, image in zip(padded, images):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    output = model.sem_seg_head.layers(model.backbone(padded))
+    return F.interpolate(output, (48, 56), mode="bilinear", align_corners=False)
+
+
+def padded(batch, key, fill):
+    result = torch.full((2, 48, 56), fill, dtype=batch[0][key].dtype)
+    for row, x in zip(result, batch):
+        row[: x[key].shape[0], : x[key].shape[1]] = x[key]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("options", "logits", "spreads"),
+    [((), 5, 5), (SHARED, 5, 1), (OBJECT, 5, 1), (BINARY, 1, 1), ((*BINARY, *OBJECT), 1, 1)],
+)
+def test_the_head_makes_logits_and_spreads(build, narrow_cfg, batch, options, logits, spreads):
+    model = build(*options)
+    assert num_logits(narrow_cfg(*options)) == model.num_logits == logits
+    assert channels(model, batch).shape == (2, logits + spreads, 48, 56)
+    assert isinstance(model.loss, UncertaintyCrossEntropy)
+
+
+def test_sigma_starts_where_the_config_says(build, batch):
+    model = build("SMALLOBJ.UNCERTAINTY.SIGMA_INIT", 2.5).eval()
+    with torch.no_grad():
+        for convolution in model.sem_seg_head.aspp:
+            convolution.weight.zero_()
+        (output, _) = model(batch)
+    torch.testing.assert_close(output["sigma"], torch.full((40, 56), 2.5))
+
+
+@pytest.mark.parametrize("form", ["per_class", "object"])
+def test_the_loss_by_hand(build, boxed, form):
+    node = "SMALLOBJ.UNCERTAINTY."
+    small = ("SMALLOBJ.ASPP_INIT_STD", 0.01)
+    model = build(f"{node}FORM", form, f"{node}SIGMA_INIT", 2.0, *small)
+    output = channels(model, boxed)
+    labels, inside = padded(boxed, "sem_seg", 255), padded(boxed, "doubtable", False)
+    sigma = F.softplus(output[:, 5:] + model.offset)
+    softened = soften(output[:, :5], sigma, inside, form)
+    expected = F.cross_entropy(softened, labels, ignore_index=255)
+    loss = model(boxed)["loss_sem_seg"]
+    torch.testing.assert_close(loss, expected)
+    certain = F.cross_entropy(output[:, :5], labels, ignore_index=255)
+    assert abs(loss - certain) > 1e-3
+
+
+def test_without_box_labels_it_is_the_cross_entropy(build, batch):
+    model = build()
+    expected = F.cross_entropy(
+        channels(model, batch)[:, :5], padded(batch, "sem_seg", 255), ignore_index=255
+    )
+    torch.testing.assert_close(model(batch)["loss_sem_seg"], expected)
+
+
+def test_every_parameter_learns_from_boxes(build, boxed):
+    model = build("SMALLOBJ.ASPP_INIT_STD", 0.01)
+    model(boxed)["loss_sem_seg"].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    assert all(channel.any() for channel in model.sem_seg_head.aspp[0].weight.grad)
+
+
+def test_multi_scale_training_has_one_loss_a_map(build, boxed):
+    model = build("SMALLOBJ.MSC.ENABLED", True)
+    losses = model(boxed)
+    assert set(losses) == {f"loss_sem_seg{s}" for s in ("_1", "_0.5", "_0.75", "_max")}
+    assert all(loss.isfinite() for loss in losses.values())
+    assert model.eval()(boxed)[0]["sem_seg"].shape == (5, 40, 56)
+
+
+def test_size_weights_of_the_mapper_are_used(build, boxed):
+    model = build("SMALLOBJ.TASK_A.LOSS", "size_weighted")
+    for x in boxed:
+        x["size_weights"] = 1.0 + (x["sem_seg"] == 3) * 4.0
+    weights, labels = padded(boxed, "size_weights", 0.0), padded(boxed, "sem_seg", 255)
+    output, inside = channels(model, boxed), padded(boxed, "doubtable", False)
+    sigma = F.softplus(output[:, 5:] + model.offset)
+    nll = F.cross_entropy(
+        soften(output[:, :5], sigma, inside), labels, ignore_index=255, reduction="none"
+    )
+    weights = weights * (labels != 255)
+    expected = (weights * nll).sum() / weights.sum()
+    torch.testing.assert_close(model(boxed)["loss_sem_seg"], expected)
+
+
+# ---- What it observes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resolution", ["input", "logits"])
+def test_a_watched_step_leaves_what_the_loss_saw(build, boxed, resolution):
+    model = build("SMALLOBJ.LOSS_RESOLUTION", resolution)
+    model(boxed)
+    assert model.observation is None
+    model.watched = True
+    model.loss.bootstrapping = True
+    model.loss.threshold = 0.5
+    model(boxed)
+    seen = model.observation
+    size = (2, 48, 56) if resolution == "input" else (2, 6, 7)
+    for name in ("labels", "used", "true_labels", "doubtable", "relabelled", "sigma"):
+        assert getattr(seen, name).shape == size, name
+        assert not getattr(seen, name).requires_grad
+    assert seen.image.shape == (3, 48, 56)
+    assert seen.relabelled.any()
+    assert not (seen.relabelled & ~seen.doubtable).any()
+    assert torch.equal(seen.used[~seen.relabelled], seen.labels[~seen.relabelled])
+    if resolution == "input":
+        assert torch.equal(seen.labels, padded(boxed, "sem_seg", 255))
+        assert torch.equal(seen.true_labels, padded(boxed, "true_sem_seg", 255))
+
+
+def test_true_labels_may_be_unknown(build, boxed):
+    for x in boxed:
+        del x["true_sem_seg"]
+    model = build()
+    model.watched = True
+    model(boxed)
+    assert model.observation.true_labels is None
+
+
+# ---- Inference ---------------------------------------------------------------------------------
+
+
+def test_scores_and_sigma_of_an_image(build, batch, randomize):
+    model = randomize(build()).eval()
+    inputs = [{"image": batch[0]["image"], "height": 80, "width": 84}, batch[1]]
+    with torch.no_grad():
+        outputs = model(inputs)
+        output = channels(model, batch)
+    assert outputs[0]["sem_seg"].shape == (5, 80, 84)
+    assert outputs[0]["sigma"].shape == (80, 84)
+    mu, sigma = output[1, :5, :48, :32], F.softplus(output[1, 5:, :48, :32] + model.offset)
+    torch.testing.assert_close(outputs[1]["sem_seg"], mu)
+    predicted = mu.argmax(0)
+    assert len(predicted.unique()) > 1
+    expected = sigma.gather(0, predicted[None])[0]
+    torch.testing.assert_close(outputs[1]["sigma"], expected)
+
+
+def test_a_binary_net_answers_with_two_scores(build, batch, randomize):
+    model = randomize(build(*BINARY)).eval()
+    with torch.no_grad():
+        (output, _) = model(batch)
+    assert output["sem_seg"].shape == (2, 40, 56)
+    assert not output["sem_seg"][0].any()
+    assert (output["sigma"] >= 0).all()
+
+
+@pytest.mark.real_host
+@pytest.mark.skipif(
+    d2_smallobj.host().name != "detectron2", reason="the stand-in has no SemSegFPNHead"
+)
+def test_with_detectron2s_fpn_head(narrow_cfg, boxed):
+    torch.manual_seed(0)
+    model = build_model(
+        narrow_cfg(
+            *DOUBT,
+            *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+            *("MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
+            *("MODEL.FPN.OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+            *("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.DEPTH", 18),
+            *("MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
+            *("MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead", "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32),
+            *("MODEL.SEM_SEG_HEAD.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']"),
+        )
+    )
+    assert isinstance(model, UncertainSegmentor)
+    assert model.sem_seg_head.predictor.out_channels == 10
+    model(boxed)["loss_sem_seg"].backward()
+    assert model.sem_seg_head.predictor.weight.grad[5:].any()
