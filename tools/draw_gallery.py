@@ -81,7 +81,7 @@ def most_small_instances(dicts: Sequence[dict[str, Any]], count: int, min_area: 
 def load_model(cfg: CfgNode, path: str) -> torch.nn.Module:
     """The config's model with the weights of a checkpoint, in evaluation mode."""
     model = TwoTaskTrainer.build_model(cfg)
-    SafeCheckpointer(model).load(path)
+    SafeCheckpointer(model).load(path, complete=True)
     return model.eval()
 
 

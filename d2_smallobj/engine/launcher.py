@@ -195,13 +195,25 @@ def run(
         return
     check(asked)
     launch(
-        main,
+        _run_and_leave,
         arguments.num_gpus,
         num_machines=arguments.num_machines,
         machine_rank=arguments.machine_rank,
         dist_url=arguments.dist_url,
-        args=(arguments,),
+        args=(main, arguments),
     )
+
+
+def _run_and_leave(
+    main: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace
+) -> None:
+    """Call main, then leave the group, which detectron2's launch does not.
+
+    A process that ends with gloo's threads running aborts now and then, its work done.
+    """
+    main(arguments)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

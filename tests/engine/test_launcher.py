@@ -120,8 +120,13 @@ def test_processes_are_started_where_nothing_else_has(monkeypatch):
     monkeypatch.setattr(launcher.os, "environ", {})
     given = arguments(num_gpus=2, num_machines=3, machine_rank=1, dist_url="tcp://a:1")
     run(print, given, calls.append)
-    launched = {"num_machines": 3, "machine_rank": 1, "dist_url": "tcp://a:1", "args": (given,)}
-    assert calls == [6, (print, (2,), launched)]
+    launched = {
+        "num_machines": 3,
+        "machine_rank": 1,
+        "dist_url": "tcp://a:1",
+        "args": (print, given),
+    }
+    assert calls == [6, (launcher._run_and_leave, (2,), launched)]
 
 
 def test_who_starts_the_processes_is_clear(monkeypatch):

@@ -95,4 +95,5 @@ def _worker(
     comm.synchronize()
     main_func(*args)
     # A process that ends with gloo's threads running aborts now and then on a busy machine.
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
