@@ -113,6 +113,9 @@ def add_smallobj_config(cfg: CN) -> None:
     node.SUPERVISION.REST = "boxes"
     # Seed of the draw; -1: SEED, so that runs with other seeds also draw other images.
     node.SUPERVISION.SPLIT_SEED = -1
+    # Share of SOLVER.MAX_ITER, in [0, 1), during which images with boxes give way to images with
+    # masks. 0: both from the start. A net that knows its classes doubts the right box labels.
+    node.SUPERVISION.BOXES_FROM = 0.0
     # How often an image with a mask comes for every time one with boxes comes, >= 1. 1: as often.
     node.SUPERVISION.MASK_REPEAT = 1
     # Read the masks of box images where they are known, only to log how many labels are true.
@@ -132,10 +135,10 @@ def add_smallobj_config(cfg: CN) -> None:
     node.UNCERTAINTY.PENALTY = 0.0
     node.UNCERTAINTY.BOOTSTRAP = CN()
     # Share of SOLVER.MAX_ITER, in [0, 1], after which doubted box pixels take the model's own
-    # label. 1: never.
-    node.UNCERTAINTY.BOOTSTRAP.WARMUP = 0.25
-    # A pixel is doubted when its sigma is larger, > 0.
-    node.UNCERTAINTY.BOOTSTRAP.THRESHOLD = 1.0
+    # label: half of the run, so that there is a model to ask. 1: never.
+    node.UNCERTAINTY.BOOTSTRAP.WARMUP = 0.5
+    # A pixel is doubted when its sigma is larger, > 0. 2 divides its logit by 1.6.
+    node.UNCERTAINTY.BOOTSTRAP.THRESHOLD = 2.0
     # Which sigma of a pixel: of its "label", of the model's "own" one, the "largest", the "mean".
     node.UNCERTAINTY.BOOTSTRAP.MEASURE = "own"
     # The model's own label is "certain" (sigma counts as 0), or "doubted" like the box's.
@@ -300,6 +303,7 @@ def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
     )
     yield "FLIP_PROB", "in [0, 1]", _share
     yield "SUPERVISION.MASK_FRACTION", "in (0, 1]", lambda v: _share(v) and v > 0
+    yield "SUPERVISION.BOXES_FROM", "in [0, 1)", lambda v: _share(v) and v < 1
     yield "SUPERVISION.SPLIT_SEED", "an integer >= -1", lambda v: _integer(v) and v >= -1
     yield "SUPERVISION.MASK_REPEAT", "an integer >= 1", lambda v: _integer(v) and v >= 1
     yield "UNCERTAINTY.SIGMA_INIT", "> 0", _positive

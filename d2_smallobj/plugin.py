@@ -11,7 +11,8 @@ from d2_smallobj.evaluation import SmallObjectEvaluator
 from d2_smallobj.losses.ewc import ElasticWeightConsolidation
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from d2_smallobj.losses.size_weights import SizeWeights, size_weights
-from d2_smallobj.modeling import DeepLabV2Head, SizeBalancedSegmentor
+from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy
+from d2_smallobj.modeling import DeepLabV2Head, SizeBalancedSegmentor, UncertainSegmentor
 
 __all__ = [
     "DeepLabV2Head",
@@ -22,6 +23,8 @@ __all__ = [
     "SizeWeights",
     "SmallObjectEvaluator",
     "TwoTaskTrainer",
+    "UncertainSegmentor",
+    "UncertaintyCrossEntropy",
     "add_smallobj_config",
     "build_config",
     "build_test_loader",

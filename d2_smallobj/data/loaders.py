@@ -10,8 +10,8 @@ import torch
 from d2_smallobj.data.catalog import canonical_name
 from d2_smallobj.data.mapper import SemSegMapper, images_per_step
 from d2_smallobj.data.prefetch import DeviceLoader
-from d2_smallobj.data.stream import StreamDataset, StreamSampler
-from d2_smallobj.data.supervision import apply_supervision
+from d2_smallobj.data.stream import StreamSampler
+from d2_smallobj.data.supervision import SupervisedStream, apply_supervision, first_box_position
 from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -58,7 +58,7 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> Iterable[list[di
         len(dicts), seed=max(cfg.SEED, 0), start=start_iter * images_per_step(cfg)
     )
     return build_detection_train_loader(
-        StreamDataset(dicts),
+        SupervisedStream(dicts, first_box_position(cfg, images_per_step(cfg))),
         mapper=SemSegMapper(cfg, True),
         sampler=sampler,
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,

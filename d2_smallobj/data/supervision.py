@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from d2_smallobj.annotations.boxes import checked_boxes, instance_boxes, paint_boxes
 from d2_smallobj.annotations.label_maps import read_label_map
+from d2_smallobj.data.stream import StreamDataset
 from d2_smallobj.data.supervision_split import stratified_split
 from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode
@@ -67,6 +68,46 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
     split = masks * node.MASK_REPEAT + (boxes if node.REST == "boxes" else [])
     check_supervision(split)
     return split
+
+
+class SupervisedStream(StreamDataset):
+    """A stream whose box images give way to mask images up to a position.
+
+    The order of the stream stays as it is, and position alone decides what is read, so that a
+    resumed run reads what the killed one would have read.
+
+    Args:
+        dicts: detectron2 dataset dicts.
+        boxes_from: the first position at which images flagged ``boxes`` are used.
+
+    Raises:
+        ValueError: if box images shall give way and no image has a mask.
+    """
+
+    def __init__(self, dicts: Sequence[dict[str, Any]], boxes_from: int) -> None:
+        super().__init__(dicts)
+        self.boxes_from = boxes_from
+        self.masks = [x for x in dicts if x.get("supervision") != "boxes"]
+        if boxes_from > 0 and not self.masks:
+            raise ValueError(
+                "SMALLOBJ.SUPERVISION.BOXES_FROM is above 0, but no training image has a mask to "
+                "begin with; set it to 0"
+            )
+
+    def __getitem__(self, code: int) -> dict[str, Any]:
+        x = super().__getitem__(code)
+        if x["stream_position"] >= self.boxes_from or x.get("supervision") != "boxes":
+            return x
+        epoch, index = x["stream_position"] // len(self.dicts), int(code) % len(self.dicts)
+        # Another one every time around, so that all masks are used alike.
+        stand_in = self.masks[(index + epoch) % len(self.masks)]
+        return {**stand_in, "stream_position": x["stream_position"]}
+
+
+def first_box_position(cfg: CfgNode, images_per_step: int) -> int:
+    """The stream position from which box images are used."""
+    share = cfg.SMALLOBJ.SUPERVISION.BOXES_FROM
+    return round(share * cfg.SOLVER.MAX_ITER) * images_per_step
 
 
 def check_supervision(dicts: Sequence[Mapping[str, Any]]) -> None:

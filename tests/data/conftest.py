@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
-from d2_smallobj.data import catalog, register_all
 from d2_smallobj.engine import build_config
 from detectron2.data import DatasetCatalog
 

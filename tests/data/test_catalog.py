@@ -48,6 +48,9 @@ NAMES = {
     ),
     "coco_2014_val_81",
     "coco_2017_val_81",
+    "voc_2012_trainaug_mixed",
+    *(f"coco_{year}_train_81_mixed" for year in (2014, 2017)),
+    *(f"cityscapes_vehicles_persons_{split}" for split in ("train", "val")),
 }
 
 

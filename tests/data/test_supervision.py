@@ -10,12 +10,15 @@ from PIL import Image
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
 from d2_smallobj.annotations.label_rules import identity_rule
 from d2_smallobj.data import build_train_loader
-from d2_smallobj.data.mapper import SemSegMapper
+from d2_smallobj.data.mapper import SemSegMapper, images_per_step
+from d2_smallobj.data.stream import StreamDataset
 from d2_smallobj.data.supervision import (
+    SupervisedStream,
     apply_supervision,
     box_labels,
     check_supervision,
     classes_of,
+    first_box_position,
 )
 
 FRACTION = ("SMALLOBJ.SUPERVISION.MASK_FRACTION", 0.5)
@@ -221,3 +224,63 @@ def test_the_loader_mixes_masks_and_boxes(tiny_cfg, tiny, instance_dicts):
     assert sum(x["supervision"] == "mask" for x in seen) == 12
     for x in seen:
         assert x["doubtable"].any() == (x["supervision"] == "boxes")
+
+
+# ---- Boxes from a position on ------------------------------------------------------------------
+
+
+def flagged(masks, boxes):
+    flags = ["mask"] * masks + ["boxes"] * boxes
+    return [{"image_id": i, "supervision": flag} for i, flag in enumerate(flags)]
+
+
+def test_masks_stand_in_for_boxes_up_to_a_position():
+    dicts = flagged(3, 7)
+    stream = SupervisedStream(dicts, boxes_from=20)
+    for position in range(40):
+        for index in range(10):
+            x = stream[position * 10 + index]
+            assert x["stream_position"] == position
+            if index < 3 or position >= 20:
+                assert x["image_id"] == index
+            else:
+                assert x["supervision"] == "mask"
+    # Each box image's place goes round all masks, so that all are used alike.
+    for index in range(3, 10):
+        seen = [SupervisedStream(dicts, 60)[p * 10 + index]["image_id"] for p in (0, 10, 20)]
+        assert sorted(seen) == [0, 1, 2]
+
+
+def test_without_a_position_it_is_the_plain_stream():
+    dicts = flagged(0, 4)
+    stream, plain = SupervisedStream(dicts, 0), StreamDataset(dicts)
+    assert [stream[code] for code in range(12)] == [plain[code] for code in range(12)]
+
+
+def test_images_without_a_flag_have_masks():
+    stream = SupervisedStream([{"image_id": 0}, {"image_id": 1, "supervision": "boxes"}], 5)
+    assert [stream[code]["image_id"] for code in range(8)] == [0] * 8
+
+
+def test_there_must_be_masks_to_begin_with():
+    with pytest.raises(ValueError, match=r"BOXES_FROM is above 0, but no training image has a mask"):
+        SupervisedStream(flagged(0, 2), 1)
+
+
+def test_the_position_counts_all_images_of_a_step(tiny_cfg):
+    cfg = tiny_cfg("SMALLOBJ.SUPERVISION.BOXES_FROM", 0.5, "SMALLOBJ.ACCUMULATE", 2)
+    assert first_box_position(cfg, images_per_step(cfg)) == 10 * 2 * 3
+
+
+def test_a_resumed_loader_goes_on_alike(tiny_cfg, tiny, instance_dicts):
+    for record in instance_dicts:
+        record["boxes"] = [(2, 0, 0, 50, 50)]
+    cfg = tiny_cfg(*FRACTION, "SMALLOBJ.SUPERVISION.BOXES_FROM", 0.25)
+    whole, resumed = iter(build_train_loader(cfg)), iter(build_train_loader(cfg, start_iter=3))
+    batches = [next(whole) for _ in range(8)]
+    assert all(x["supervision"] == "mask" for batch in batches[:5] for x in batch)
+    assert any(x["supervision"] == "boxes" for batch in batches[5:] for x in batch)
+    for batch in batches[3:]:
+        again = next(resumed)
+        assert [x["image_id"] for x in again] == [x["image_id"] for x in batch]
+        assert all(torch.equal(a["image"], b["image"]) for a, b in zip(again, batch))
