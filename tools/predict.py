@@ -3,8 +3,8 @@ r"""Write the label maps that a checkpoint predicts as PNGs with the VOC palette
 
 Without --input: of all images of the config's first test set, as `tools/evaluate.py --predictions`
 and `tools/sensitivity.py conventions` read them. With --input: of any image files and folders.
---overlay and --scores write into folders of these names below --output. --scales, --flip and --crf
-stand for the keys SMALLOBJ.TEST, which say how.
+--overlay, --scores and --uncertainty write into folders of these names below --output. --scales,
+--flip and --crf stand for the keys SMALLOBJ.TEST, which say how.
 
 Examples:
     python tools/predict.py --config-file configs/demo_sbce.yaml --output output/predictions \

@@ -193,4 +193,3 @@ def read_voc_boxes(
             raise ValueError(f"{path}: object {number} has no complete bndbox ({error})") from error
         rows.append((class_ids[name], edges[0] - 1, edges[1] - 1, edges[2], edges[3]))
     return checked_boxes(rows, height, width, str(path)), (height, width)
-

@@ -13,6 +13,9 @@ from d2_smallobj.annotations.boxes import checked_boxes
 from d2_smallobj.annotations.coco_file import CategoryEntry, Id, ImageEntry, id_order
 from d2_smallobj.annotations.files import first_ten
 
+# The fields' types are evaluated, in Python 3.9, too.
+_Flag = Union[int, bool, None]
+
 
 class _BoxEntry(msgspec.Struct, frozen=True, gc=False):
     """An entry of ``annotations``: ``bbox`` is left, top, width, height in pixels."""
@@ -21,7 +24,7 @@ class _BoxEntry(msgspec.Struct, frozen=True, gc=False):
     image_id: Id
     category_id: Id
     bbox: tuple[float, float, float, float]
-    iscrowd: Union[int, bool, None] = 0
+    iscrowd: _Flag = 0
 
 
 class _Content(msgspec.Struct, frozen=True, gc=False):
@@ -58,8 +61,7 @@ def coco_boxes(json_path: str | os.PathLike[str]) -> dict[Id, np.ndarray]:
     for entry in content.annotations:
         if entry.image_id not in rows or entry.category_id not in class_ids:
             strays.append(
-                f"annotation {entry.id} of image {entry.image_id!r}, category "
-                f"{entry.category_id!r}"
+                f"annotation {entry.id} of image {entry.image_id!r}, category {entry.category_id!r}"
             )
             continue
         left, top, width, height = entry.bbox

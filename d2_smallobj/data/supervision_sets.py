@@ -134,9 +134,7 @@ def _with_voc_boxes(
     ]
 
 
-def _with_coco_boxes(
-    lister: _Lister, annotations: Path, **arguments: Any
-) -> list[dict[str, Any]]:
+def _with_coco_boxes(lister: _Lister, annotations: Path, **arguments: Any) -> list[dict[str, Any]]:
     """COCO's dicts with the boxes of the annotation file."""
     dicts = lister(**arguments)
     boxes = coco_boxes(annotations)

@@ -15,6 +15,7 @@ from d2_smallobj.losses.size_balanced import (
 )
 from d2_smallobj.losses.size_weights import SizeWeights, size_weights
 from d2_smallobj.losses.stability import ParameterGroup
+from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy, soften
 
 __all__ = [
     "Anchored",
@@ -22,6 +23,7 @@ __all__ = [
     "ParameterGroup",
     "SizeWeightedCrossEntropy",
     "SizeWeights",
+    "UncertaintyCrossEntropy",
     "batch_size_weights",
     "empirical_fisher",
     "optimized_parameters",
@@ -29,4 +31,5 @@ __all__ = [
     "resize_labels",
     "size_weighted_cross_entropy",
     "size_weights",
+    "soften",
 ]

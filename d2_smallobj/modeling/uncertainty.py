@@ -7,19 +7,17 @@ S spreads: C in the form "per_class", else 1; H x W the padded batch, h x w a lo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy, all_logits, sigma_offset
 from d2_smallobj.modeling.loss import build_size_weights
 from d2_smallobj.modeling.segmentor import SizeBalancedSegmentor
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
+from detectron2.modeling import META_ARCH_REGISTRY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,18 +79,11 @@ class UncertainSegmentor(SizeBalancedSegmentor):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Map config keys to constructor arguments."""
-        backbone = build_backbone(cfg)
-        logits = num_logits(cfg)
         return {
-            "backbone": backbone,
-            "sem_seg_head": build_head_with_sigma(cfg, backbone.output_shape()),
-            "num_logits": logits,
+            **super().from_config(with_sigma_channels(cfg)),
+            "num_logits": num_logits(cfg),
             "sigma_init": cfg.SMALLOBJ.UNCERTAINTY.SIGMA_INIT,
             "loss": build_uncertainty_loss(cfg),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "msc_scales": cfg.SMALLOBJ.MSC.SCALES if cfg.SMALLOBJ.MSC.ENABLED else (),
         }
 
     def training_losses(
@@ -165,18 +156,18 @@ def num_logits(cfg: CfgNode) -> int:
     return 1 if classes == 2 else classes
 
 
-def build_head_with_sigma(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
-    """``MODEL.SEM_SEG_HEAD.NAME`` with a sigma branch: C + S output channels.
+def with_sigma_channels(cfg: CfgNode) -> CfgNode:
+    """The config of a head with a sigma branch: one of C + S output channels instead of K.
 
-    Every head whose ``layers`` ends in channels of ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` will do:
-    its last convolution is that of the logits and that of the spreads side by side.
+    Every head whose ``layers`` ends in ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` channels will do: its
+    last convolution is that of the logits and that of the spreads side by side.
     """
     logits = num_logits(cfg)
     spreads = logits if cfg.SMALLOBJ.UNCERTAINTY.FORM == "per_class" else 1
     wider = cfg.clone()
     wider.defrost()
     wider.MODEL.SEM_SEG_HEAD.NUM_CLASSES = logits + spreads
-    return build_sem_seg_head(wider, input_shape)
+    return wider
 
 
 def build_uncertainty_loss(cfg: CfgNode) -> UncertaintyCrossEntropy:

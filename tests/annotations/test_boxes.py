@@ -277,7 +277,10 @@ def test_coco_boxes_need_no_masks(write):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"bbox": [3, 3, -1, 2]}, r"1 image\(s\) with bad boxes:\s+image 5 \(five\.jpg\): .*invert"),
+        (
+            {"bbox": [3, 3, -1, 2]},
+            r"1 image\(s\) with bad boxes:\s+image 5 \(five\.jpg\): .*invert",
+        ),
         ({"bbox": [30, 3, 1, 2]}, r"image 5 \(five\.jpg\): .*lies outside"),
         ({"bbox": [3, 3, 1]}, "not a COCO annotation file with boxes"),
         ({"image_id": 6}, r"1 annotation\(s\) whose image or category is not in the file"),

@@ -24,7 +24,9 @@ def test_semantic_values_become_classes():
 
 def test_other_values_are_errors():
     stored = np.array([[0, 3, 4, 300]], np.uint16)
-    with pytest.raises(ValueError, match=r"^x\.png: label values must be 0\.\.2 or 255, found 3, 4"):
+    with pytest.raises(
+        ValueError, match=r"^x\.png: label values must be 0\.\.2 or 255, found 3, 4"
+    ):
         identity_rule(3).semantic(stored, "x.png")
 
 

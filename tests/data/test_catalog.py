@@ -17,6 +17,7 @@ import torch
 
 from d2_smallobj import SmallObjectEvaluator, host
 from d2_smallobj.annotations import demo as demo_module
+from d2_smallobj.annotations.cityscapes import CITYSCAPES_CLASS_NAMES
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.demo import make_demo
 from d2_smallobj.annotations.label_maps import read_label_map
@@ -118,6 +119,8 @@ def test_metadata(root):
             if name.startswith(("voc", "pascal"))
             else COCO_CLASS_NAMES
             if name.startswith("coco")
+            else CITYSCAPES_CLASS_NAMES
+            if name.startswith("cityscapes")
             else demo_module.DEMO_CLASS_NAMES
         )
         assert metadata.stuff_classes == list(classes)
@@ -139,7 +142,7 @@ def test_a_missing_data_set_is_one_clear_error(root, name):
     text = str(e.value)
     assert text.count(f"\n  {root}") >= 2
     section = text.rsplit('section "', 1)[1].rstrip('").')
-    assert section in ("VOC-aug and pseudo labels", "PASCAL-B", "COCO")
+    assert section in ("VOC-aug and pseudo labels", "PASCAL-B", "COCO", "Cityscapes")
 
 
 def test_the_sections_named_in_errors_exist(root, repository):

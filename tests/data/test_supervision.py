@@ -263,7 +263,9 @@ def test_images_without_a_flag_have_masks():
 
 
 def test_there_must_be_masks_to_begin_with():
-    with pytest.raises(ValueError, match=r"BOXES_FROM is above 0, but no training image has a mask"):
+    with pytest.raises(
+        ValueError, match=r"BOXES_FROM is above 0, but no training image has a mask"
+    ):
         SupervisedStream(flagged(0, 2), 1)
 
 

@@ -47,7 +47,10 @@ def save(path, array):
 def city(root):
     """Two images of 12 x 24: road, a car, a group of cars behind it, a person, the ego vehicle."""
     rng = np.random.default_rng(0)
-    for split, stem in (("train", "aachen/aachen_000000_000019"), ("val", "bonn/bonn_000001_000007")):
+    for split, stem in (
+        ("train", "aachen/aachen_000000_000019"),
+        ("val", "bonn/bonn_000001_000007"),
+    ):
         folder = root / "cityscapes"
         labels = np.full((12, 24), 7, np.uint8)
         instances = np.full((12, 24), 7, np.int32)
@@ -110,7 +113,9 @@ def test_a_perfect_prediction_of_cityscapes(city):
     (record,) = dataset_dicts([CITY_VAL])
     evaluator = SmallObjectEvaluator(CITY_VAL)
     semantic = GroundTruthReader(CITY_VAL)(record).semantic.astype(np.int64)
-    evaluator.process([record], [{"sem_seg": torch.from_numpy(np.where(semantic > 8, 0, semantic))}])
+    evaluator.process(
+        [record], [{"sem_seg": torch.from_numpy(np.where(semantic > 8, 0, semantic))}]
+    )
     figures = evaluator.evaluate()["sem_seg"]
     assert (figures["mIoU"], figures["IA-mIoU"], figures["instances"]) == (100.0, 100.0, 3.0)
 
@@ -173,7 +178,9 @@ def test_objects_of_any_class(demo):
     assert MetadataCatalog.get(name).stuff_classes == ["background", "object"]
     whole = GroundTruthReader("smallobj_demo_val")(record)
     semantic = GroundTruthReader(name)(record).semantic
-    np.testing.assert_array_equal(semantic, np.where(whole.semantic == 255, 255, whole.semantic > 0))
+    np.testing.assert_array_equal(
+        semantic, np.where(whole.semantic == 255, 255, whole.semantic > 0)
+    )
 
 
 def test_unknown_names_of_binary_tasks(demo):

@@ -13,7 +13,9 @@ from d2_smallobj.data.supervision_split import stratified_split
 def random_classes(seed=0, images=200, classes=6):
     rng = np.random.default_rng(seed)
     weights = rng.random(classes) * 0.5 + 0.05
-    return [set((np.flatnonzero(rng.random(classes) < weights) + 1).tolist()) for _ in range(images)]
+    return [
+        set((np.flatnonzero(rng.random(classes) < weights) + 1).tolist()) for _ in range(images)
+    ]
 
 
 @pytest.mark.parametrize("fraction", [0.18, 0.5, 0.9])

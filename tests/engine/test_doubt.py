@@ -191,5 +191,7 @@ def test_sigma_is_written_as_numbers_and_as_a_picture(make_trainer, tmp_path):
 
 
 def test_a_model_without_sigma_is_refused(make_trainer, tmp_path):
-    with pytest.raises(ValueError, match="--uncertainty: a SizeBalancedSegmentor predicts no sigma"):
+    with pytest.raises(
+        ValueError, match="--uncertainty: a SizeBalancedSegmentor predicts no sigma"
+    ):
         SigmaWriter(tmp_path, make_trainer()._trainer.model)

@@ -36,14 +36,15 @@ CONFIG = str(Path(__file__).resolve().parents[2] / "configs" / "demo_mixed.yaml"
 def test_what_each_variant_trains(kind, architecture, fraction, rest, warmup, loss):
     (variant,) = build_variants(0.18, [kind])
     base, cfg = build_config(CONFIG), build_config(CONFIG, variant.options)
-    assert cfg.MODEL.META_ARCHITECTURE == architecture
+    assert architecture == cfg.MODEL.META_ARCHITECTURE
     node = cfg.SMALLOBJ
-    assert (node.SUPERVISION.MASK_FRACTION, node.SUPERVISION.REST) == (fraction, rest)
+    assert (fraction, rest) == (node.SUPERVISION.MASK_FRACTION, node.SUPERVISION.REST)
     own = base.SMALLOBJ.UNCERTAINTY.BOOTSTRAP.WARMUP
     assert own < 1
-    assert own if warmup is None else warmup == node.UNCERTAINTY.BOOTSTRAP.WARMUP
+    expected = own if warmup is None else warmup
+    assert expected == node.UNCERTAINTY.BOOTSTRAP.WARMUP
     # One task from the first iteration on, without a penalty.
-    assert (node.TASK_A.ITERS, node.TASK_B.LOSS, node.EWC.LAMBDA) == (0, loss, 0.0)
+    assert (0, loss, 0.0) == (node.TASK_A.ITERS, node.TASK_B.LOSS, node.EWC.LAMBDA)
     assert not variant.shares_task_a
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 import shutil
 import sys
 
@@ -21,7 +20,6 @@ from PIL import Image
 from torch import nn
 
 import d2_smallobj
-from d2_smallobj.engine import SafeCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_train_loader
 from detectron2.data import transforms as T
@@ -135,33 +133,6 @@ def solver():
     return out
 
 
-def caffe2_weights(folder):
-    """Load blobs in Caffe2's names into a ResNet under a prefix."""
-    cfg = get_cfg()
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2"]
-    seed_all_rng(6)
-    net = nn.ModuleDict({"backbone": build_backbone(cfg), "head": nn.Conv2d(3, 3, 1)})
-    random = np.random.default_rng(2)
-    blobs = {
-        "conv1_w": random.random((64, 3, 7, 7), dtype=np.float32),
-        "res_conv1_bn_s": random.random(64, dtype=np.float32),
-        "res_conv1_bn_b": random.random(64, dtype=np.float32),
-        "res2_0_branch1_w": random.random((256, 64, 1, 1), dtype=np.float32),
-        "res2_0_branch1_bn_riv": random.random(256, dtype=np.float32),
-        "res2_0_branch1_bn_rm": random.random(256, dtype=np.float32),
-        "res2_1_branch2b_bn_beta": random.random(64, dtype=np.float32),
-        "res2_1_branch2c_bn_gamma": random.random(256, dtype=np.float32),
-        "res2_2_branch2a_w": random.random((1, 1), dtype=np.float32),  # the wrong shape
-        "res2_2_branch2a_w_momentum": random.random((64, 256, 1, 1), dtype=np.float32),
-        "pred_w": random.random((5, 2048), dtype=np.float32),
-    }
-    path = os.path.join(folder, "blobs.pkl")
-    with open(path, "wb") as stream:
-        pickle.dump(blobs, stream, protocol=2)
-    SafeCheckpointer(net).load(path)
-    return net.state_dict()
-
-
 class Trainer(host_toy.HostToyTrainer):
     """Writes every iteration, unsmoothed."""
 
@@ -220,7 +191,6 @@ def main(folder, resume_from=None):
             "transforms": transforms(),
             "images": images(folder),
             "solver": solver(),
-            "caffe2": caffe2_weights(folder),
             "image_list": (batch.tensor.shape, batch.image_sizes),
             "training": training(os.path.join(folder, "training")),
             "evaluated": training(

@@ -1,0 +1,138 @@
+"""Mixed supervision against its baselines (SPEC 6), each kept apart, over several seeds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import statistics
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from d2_smallobj.engine.ablation import Ablation, final_results
+from d2_smallobj.engine.tables import HEADLINE
+from d2_smallobj.engine.variants import Variant
+from d2_smallobj.report.paper_tables import mean_and_deviation
+from d2_smallobj.utils.files import atomic_write_text
+
+KINDS = ("full", "masks", "boxes", "doubt", "bootstrap", "bootstrap_sw")
+"""What can be compared; the first is what all are measured by."""
+
+FOREGROUND_IOU = "IoU_fg"
+"""The mean IoU of the foreground classes; the IoU of the object in a binary task."""
+SHARE = "% of full"
+COLUMNS = (FOREGROUND_IOU, SHARE, *HEADLINE)
+
+_CERTAIN = ("MODEL.META_ARCHITECTURE", "SizeBalancedSegmentor")
+_DOUBTING = ("MODEL.META_ARCHITECTURE", "UncertainSegmentor")
+_NEVER = ("SMALLOBJ.UNCERTAINTY.BOOTSTRAP.WARMUP", "1.0")
+_ALL_MASKS = ("SMALLOBJ.SUPERVISION.MASK_FRACTION", "1.0")
+_NO_BOXES = ("SMALLOBJ.SUPERVISION.REST", "none")
+
+
+def build_variants(
+    fraction: float,
+    kinds: Collection[str] = KINDS,
+    varied: Mapping[str, Sequence[str]] | None = None,
+) -> list[Variant]:
+    """The variants, in the order of the table.
+
+    Args:
+        fraction: ``SUPERVISION.MASK_FRACTION`` of the config, for the labels.
+        kinds: which of :data:`KINDS` to build.
+        varied: config keys and values; one more variant of ``bootstrap`` for each value.
+    """
+    masks, boxes = f"{100 * fraction:g} % masks", f"{100 * (1 - fraction):g} % boxes"
+    table = {
+        "full": ("full supervision, 100 % masks", (*_CERTAIN, *_ALL_MASKS)),
+        "masks": (f"{masks} only", (*_CERTAIN, *_NO_BOXES)),
+        "boxes": (f"{masks} + {boxes} as masks", _CERTAIN),
+        "doubt": (f"{masks} + {boxes}, doubted", (*_DOUBTING, *_NEVER)),
+        "bootstrap": (f"{masks} + {boxes}, doubted, bootstrapped", _DOUBTING),
+        "bootstrap_sw": ("the same with size weights", _DOUBTING),
+    }
+    variants = [
+        _variant(kind, *table[kind], weighted=kind.endswith("_sw"))
+        for kind in KINDS
+        if kind in kinds
+    ]
+    for key, values in (varied or {}).items():
+        leaf = key.rsplit(".", 1)[-1]
+        for value in values:
+            label = f"{table['bootstrap'][0]}, {leaf} = {value}"
+            variants.append(_variant(f"{leaf.lower()}_{value}", label, (*_DOUBTING, key, value)))
+    return variants
+
+
+def _variant(name: str, label: str, options: tuple[str, ...], *, weighted: bool = False) -> Variant:
+    """A run of one task (task B: it alone can be size-weighted from the start) without EWC."""
+    loss = "size_weighted" if weighted else "cross_entropy"
+    one_task = ("SMALLOBJ.TASK_A.ITERS", "0", "SMALLOBJ.TASK_B.LOSS", loss)
+    return Variant(
+        name, label, (*options, *one_task, "SMALLOBJ.EWC.LAMBDA", "0.0"), shares_task_a=False
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedSupervision(Ablation):
+    """All runs of a comparison; see :class:`.ablation.Ablation`."""
+
+    def rows(self) -> Iterator[dict[str, object]]:
+        """One row a variant, seed and data set: the figures of the complete runs, in percent.
+
+        ``% of full`` is the foreground IoU in percent of that of full supervision with the same
+        seed; NaN where that run is not complete.
+        """
+        reference = _variant("full", "", ())
+        for variant in self.variants:
+            for seed in self.seeds:
+                full = final_results(self.folder(reference, seed))
+                for dataset, figures in final_results(self.folder(variant, seed)).items():
+                    value = foreground_iou(figures)
+                    whole = foreground_iou(full.get(dataset, {}))
+                    yield {
+                        **{"variant": variant.label, "seed": seed, "data set": dataset},
+                        **{FOREGROUND_IOU: value, SHARE: 100 * value / whole},
+                        **{key: figures.get(key, math.nan) for key in HEADLINE},
+                    }
+
+    def write_tables(self) -> str:
+        """Write ``mixed.csv`` (every run) and ``mixed.md`` (mean ± sd over seeds, returned)."""
+        rows = list(self.rows())
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["variant", "seed", "data set", *COLUMNS])
+        writer.writeheader()
+        writer.writerows(rows)
+        atomic_write_text(self.output_dir / "mixed.csv", text.getvalue())
+        table = comparison_table(rows)
+        atomic_write_text(self.output_dir / "mixed.md", table)
+        return table
+
+
+def foreground_iou(figures: Mapping[str, float]) -> float:
+    """Mean IoU over the foreground classes of an evaluation; NaN without any.
+
+    Args:
+        figures: percent, with ``IoU-<class>`` for every class.
+    """
+    values = [
+        value
+        for name, value in figures.items()
+        if name.startswith("IoU-") and name != "IoU-background" and not math.isnan(value)
+    ]
+    return statistics.fmean(values) if values else math.nan
+
+
+def comparison_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Mean ± sample standard deviation over seeds, in Markdown."""
+    groups: dict[tuple[object, object], list[Mapping[str, object]]] = {}
+    for row in rows:
+        groups.setdefault((row["data set"], row["variant"]), []).append(row)
+    lines = [
+        f"| data set | variant | {' | '.join(COLUMNS)} | seeds |",
+        "|---" * (len(COLUMNS) + 3) + "|",
+    ]
+    for group, members in groups.items():
+        cells = [mean_and_deviation([float(row[key]) for row in members]) for key in COLUMNS]
+        lines.append(f"| {' | '.join([*map(str, group), *cells])} | {len(members)} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,299 @@
+"""Cross-entropy that may doubt its labels (SPEC 6; Neven et al., arXiv 2110.05926).
+
+Beside each logit mu the network predicts a spread sigma >= 0. On pixels whose label may be wrong,
+those inside boxes, the loss sees ``mu / sqrt(1 + pi sigma^2 / 8)``: about the logit of the mean
+sigmoid of a normal variable (mu, sigma) (MacKay's approximation). With sigma = 0 it is the plain
+cross-entropy; the larger sigma, the less the label says.
+
+Three forms for more than two classes, one and the same for two:
+
+- ``"per_class"`` (SPEC 6): each logit is divided by the root of its own class's sigma;
+- ``"shared"``: all logits by that of one sigma;
+- ``"object"``: only the logit of object against background, ``log sum_{c > 0} exp(mu_c) - mu_0``,
+  by that of one sigma. A box says for certain which class its object has; what may be doubted is
+  whether the object covers a pixel. The rest of the cross-entropy, of the class among objects,
+  keeps its value; its gradient is divided by the same root.
+
+With sigma -> infinity no gradient is left; the loss is log K in the first two forms, and log 2 and
+the class's part in the third.
+
+Shapes: N images, K classes (background included), C logits: K, or 1 in a binary task; S spreads:
+C in the form ``"per_class"``, else 1; H, W label map; h, w logit map.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2_smallobj.losses.size_balanced import (
+    SizeWeightedCrossEntropy,
+    check_batch,
+    resize_labels,
+)
+from d2_smallobj.losses.size_weights import SizeWeights
+from d2_smallobj.utils.options import look_up_option
+
+FORMS = ("per_class", "shared", "object")
+MEASURES = ("label", "own", "largest", "mean")
+RELABELLED = ("certain", "doubted")
+_FACTOR = math.sqrt(math.pi / 8)
+_LARGEST = 1e37
+"""Logits count as this at most, so that differences stay finite in float32."""
+
+
+def soften(
+    logits: Tensor, sigma: Tensor, doubtable: Tensor | None = None, form: str = "per_class"
+) -> Tensor:
+    """The logits that the loss sees.
+
+    Args:
+        logits: mu, (N, C, H, W), any float dtype.
+        sigma: (N, S, H, W) >= 0.
+        doubtable: bool (N, H, W); elsewhere sigma counts as 0. ``None``: everywhere.
+        form: one of :data:`FORMS`.
+
+    Returns:
+        float32 (N, K, H, W). Their softmax is that of the logits wherever sigma counts as 0.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        # hypot, because the square of a large sigma would overflow and its gradient be NaN.
+        spread = torch.hypot(torch.ones((), device=sigma.device), _FACTOR * sigma.float())
+        if doubtable is not None:
+            spread = torch.where(doubtable[:, None], spread, 1.0)
+        mu = logits.float().clamp(-_LARGEST, _LARGEST)
+        if form != "object":
+            return all_logits(mu / spread)
+        mu = all_logits(mu)
+        background, objects = mu[:, :1], mu[:, 1:]
+        any_object = objects.logsumexp(dim=1, keepdim=True)
+        of_class = objects - any_object
+        # As much as the label is doubted here, as little says it about the class; and sigma must
+        # not grow because of the class, which is certain.
+        belief = (1 / spread).detach()
+        of_class = belief * of_class + ((1 - belief) * of_class).detach()
+        return all_logits((any_object - background) / spread, of_class)
+
+
+def all_logits(logits: Tensor, of_class: Tensor | None = None) -> Tensor:
+    """(N, K, ...) logits; a single one is that of objects, whose background's is 0.
+
+    Args:
+        logits: (N, C, ...). The softmax of (0, mu) is the sigmoid of mu, so that both kinds of
+            tasks go through one cross-entropy.
+        of_class: (N, K - 1, ...), log probability of each class among objects, with one logit.
+    """
+    if logits.shape[1] > 1:
+        return logits
+    objects = logits if of_class is None else logits + of_class
+    return torch.cat([torch.zeros_like(logits), objects], dim=1)
+
+
+class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
+    """Cross-entropy, size-weighted or not, with learned label uncertainty and bootstrapping.
+
+    Without sigma it is its parent, so any head that calls ``loss(logits, labels)`` can hold it.
+
+    Args:
+        threshold: a box pixel whose sigma is larger takes the model's own label, in the unit of
+            logits, > 0.
+        form: one of :data:`FORMS`. With ``"object"`` the model's own label is the box's class or
+            background, whichever side its logit of object against background is on; with the
+            others it is the most probable class.
+        measure: which sigma of a pixel is compared: that of its ``"label"``, that of the model's
+            ``"own"`` label there, the ``"largest"``, or the ``"mean"`` over classes. With one
+            sigma a pixel they are the same.
+        penalty: weight, >= 0, of the mean sigma of doubted pixels, which is added to the loss. 0
+            is the form of SPEC 6; more makes doubt cost something where it explains nothing.
+        relabelled: the model's own label is then ``"certain"`` (sigma counts as 0), or goes on
+            being ``"doubted"``.
+        ignore_label: as in the parent, like the next four.
+        resolution: where the loss is taken.
+        normalize: divisor of the summed loss.
+        weights: the rule of size weights. Where labels were changed, they are computed anew.
+        size_weighted: initial value of the switch.
+
+    Attributes:
+        bootstrapping: whether labels are changed; the trainer sets it when the warm-up is over.
+
+    Raises:
+        ValueError: if an option is unknown or a number out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 1.0,
+        form: str = "per_class",
+        measure: str = "own",
+        penalty: float = 0.0,
+        relabelled: str = "certain",
+        ignore_label: int = 255,
+        resolution: str = "input",
+        normalize: str = "weights",
+        weights: SizeWeights | None = None,
+        size_weighted: bool = False,
+    ) -> None:
+        super().__init__(
+            ignore_label=ignore_label,
+            resolution=resolution,
+            normalize=normalize,
+            weights=weights,
+            size_weighted=size_weighted,
+        )
+        if not threshold > 0:
+            raise ValueError(f"threshold must be > 0, got {threshold!r}")
+        if not 0 <= penalty < math.inf:
+            raise ValueError(f"penalty must be a finite number >= 0, got {penalty!r}")
+        self.threshold = threshold
+        self.form = look_up_option("form", form, FORMS)
+        self.penalty = penalty
+        self.measure = look_up_option("measure", measure, MEASURES)
+        self.relabelled = look_up_option("relabelled", relabelled, RELABELLED)
+        self.bootstrapping = False
+
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        size_weights: Tensor | None = None,
+        *,
+        sigma_raw: Tensor | None = None,
+        doubtable: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss of a batch.
+
+        Args:
+            logits: mu, (N, C, h, w), any float dtype.
+            labels: int64 (N, H, W), 0..K-1 or ``ignore_label``.
+            size_weights: float (N, H, W); see the parent.
+            sigma_raw: (N, S, h, w), any float dtype; sigma is its softplus. ``None``: no doubt.
+            doubtable: bool (N, H, W), true where the label comes from a box; needed with
+                ``sigma_raw``.
+
+        Returns:
+            float32 scalar; 0 with zero gradients where every pixel is ignored.
+
+        Raises:
+            ValueError: a shape or dtype is wrong; see also the parent.
+        """
+        if sigma_raw is None:
+            return super().forward(all_logits(logits), labels, size_weights)
+        check_batch(all_logits(logits), labels, self.ignore_label)
+        spreads = logits.shape[1] if self.form == "per_class" else 1
+        shape = (len(logits), spreads, *logits.shape[2:])
+        _check_doubt(shape, labels, sigma_raw, doubtable)
+        logits, labels, sigma, doubtable = self.aligned(logits, labels, sigma_raw, doubtable)
+        if self.bootstrapping:
+            labels, changed = self.bootstrap(logits, labels, sigma, doubtable)
+            if self.relabelled == "certain":
+                doubtable = doubtable & ~changed
+            # The weights of the painted boxes are not those of the labels that the loss sees.
+            size_weights = None
+        softened = soften(logits, sigma, doubtable, self.form)
+        loss = super().forward(softened, labels, size_weights)
+        if self.penalty == 0:
+            return loss
+        valid = labels != self.ignore_label
+        doubted = (sigma.mean(dim=1) * (doubtable & valid)).sum() / valid.sum().clamp(min=1)
+        return loss + self.penalty * doubted
+
+    def aligned(
+        self, logits: Tensor, labels: Tensor, sigma_raw: Tensor, doubtable: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Bring logits, labels, sigma and the mask of box labels to the loss's resolution.
+
+        Returns:
+            logits float32 (N, C, H', W'), labels (N, H', W'), sigma float32 >= 0 (N, S, H', W'),
+            doubtable (N, H', W').
+        """
+        logits, sigma_raw = logits.float(), sigma_raw.float()
+        size = tuple(logits.shape[-2:])
+        if self.resolution == "logits":
+            labels, doubtable = resize_labels(labels, size), resize_labels(doubtable, size)
+        elif size != labels.shape[-2:]:
+            logits, sigma_raw = (
+                F.interpolate(x, labels.shape[-2:], mode="bilinear", align_corners=False)
+                for x in (logits, sigma_raw)
+            )
+        return logits, labels, F.softplus(sigma_raw), doubtable
+
+    @torch.no_grad()
+    def bootstrap(
+        self, logits: Tensor, labels: Tensor, sigma: Tensor, doubtable: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Give box pixels that the model doubts its own labels (SPEC 6).
+
+        Args:
+            logits: (N, C, H, W).
+            labels: int64 (N, H, W).
+            sigma: (N, S, H, W).
+            doubtable: bool (N, H, W).
+
+        Returns:
+            labels, int64 (N, H, W), and where they were taken from the model, bool (N, H, W).
+            Ignored pixels stay as they are.
+        """
+        own = self.own_labels(logits, labels)
+        valid = labels != self.ignore_label
+        changed = doubtable & valid & (self.doubt(sigma, labels, own) > self.threshold)
+        return torch.where(changed, own, labels), changed
+
+    def own_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The model's own label of every pixel, int64 (N, H, W)."""
+        scores = all_logits(logits)
+        if self.form != "object":
+            return scores.argmax(dim=1)
+        labels = torch.where(labels != self.ignore_label, labels, 0)
+        return torch.where(scores[:, 1:].logsumexp(dim=1) > scores[:, 0], labels, 0)
+
+    def doubt(self, sigma: Tensor, labels: Tensor, own: Tensor) -> Tensor:
+        """The sigma of every pixel that the threshold is compared with: (N, H, W).
+
+        Args:
+            sigma: (N, S, H, W).
+            labels: int64 (N, H, W).
+            own: int64 (N, H, W), the model's own labels.
+        """
+        if sigma.shape[1] == 1:
+            return sigma[:, 0]
+        if self.measure == "largest":
+            return sigma.amax(dim=1)
+        if self.measure == "mean":
+            return sigma.mean(dim=1)
+        classes = torch.where(labels != self.ignore_label, labels, 0)
+        classes = classes if self.measure == "label" else own
+        return sigma.gather(1, classes[:, None])[:, 0]
+
+    def extra_repr(self) -> str:
+        """The options, for ``print(model)``."""
+        return (
+            f"{super().extra_repr()}, threshold={self.threshold}, form={self.form!r}, "
+            f"measure={self.measure!r}, penalty={self.penalty}, relabelled={self.relabelled!r}, "
+            f"bootstrapping={self.bootstrapping}"
+        )
+
+
+def sigma_offset(sigma: float) -> float:
+    """The number whose softplus is ``sigma`` (> 0): the bias that a sigma branch starts with."""
+    return sigma + math.log(-math.expm1(-sigma))
+
+
+def _check_doubt(
+    shape: tuple[int, ...], labels: Tensor, sigma_raw: Tensor, doubtable: Tensor | None
+) -> None:
+    """Check what the parent does not know of; ``shape`` is that of the spreads."""
+    if not sigma_raw.is_floating_point() or sigma_raw.shape != shape:
+        raise ValueError(
+            f"sigma_raw must be floating point of shape {shape}, got {sigma_raw.dtype} of shape "
+            f"{tuple(sigma_raw.shape)}"
+        )
+    if doubtable is None or doubtable.dtype != torch.bool or doubtable.shape != labels.shape:
+        got = doubtable if doubtable is None else (doubtable.dtype, tuple(doubtable.shape))
+        raise ValueError(
+            f"doubtable must be bool of the labels' shape {tuple(labels.shape)}, true on pixels "
+            f"labelled by a box, got {got}"
+        )

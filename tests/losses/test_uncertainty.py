@@ -1,0 +1,504 @@
+"""Doubting labels: identities, limits and hand-computed values, gradients included."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
+from d2_smallobj.losses.size_weights import SizeWeights, size_weights
+from d2_smallobj.losses.uncertainty import (
+    FORMS,
+    MEASURES,
+    UncertaintyCrossEntropy,
+    all_logits,
+    sigma_offset,
+    soften,
+)
+
+NONE = -300.0
+"""A raw spread whose softplus is 0 in float32."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def raw_of(sigma):
+    """The number whose softplus is sigma."""
+    return torch.as_tensor(sigma).expm1().log()
+
+
+def random_batch(seed=0, classes=4, size=(6, 7), form="per_class", ignored=0.15):
+    """Logits, raw spreads, labels and a mask of box labels."""
+    generator = torch.Generator().manual_seed(seed)
+    channels = 1 if classes == 2 else classes
+    logits = torch.randn(2, channels, *size, generator=generator) * 2
+    spreads = channels if form == "per_class" else 1
+    raw = torch.randn(2, spreads, *size, generator=generator)
+    labels = torch.randint(0, classes, (2, *size), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < ignored] = 255
+    inside = torch.rand(labels.shape, generator=generator) < 0.5
+    return logits.requires_grad_(), raw.requires_grad_(), labels, inside
+
+
+def gradients(loss, *tensors):
+    return torch.autograd.grad(loss, tensors, allow_unused=True)
+
+
+def plain(logits, labels):
+    """Cross-entropy by torch: binary with one logit."""
+    if logits.shape[1] > 1:
+        return F.cross_entropy(logits, labels, ignore_index=255)
+    valid = labels != 255
+    return F.binary_cross_entropy_with_logits(logits[:, 0][valid], labels[valid].float())
+
+
+# ---- Identities --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_sigma_0_is_the_plain_cross_entropy(classes, form):
+    logits, raw, labels, inside = random_batch(classes=classes, form=form)
+    zero = torch.full_like(raw, NONE).detach()
+    value = UncertaintyCrossEntropy(form=form)(logits, labels, sigma_raw=zero, doubtable=inside)
+    expected = plain(logits, labels)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradients(value, logits), gradients(expected, logits))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_certain_labels_have_no_doubt(classes, form):
+    logits, raw, labels, inside = random_batch(classes=classes, form=form)
+    value = UncertaintyCrossEntropy(form=form)(
+        logits, labels, sigma_raw=raw, doubtable=torch.zeros_like(inside)
+    )
+    expected = plain(logits, labels)
+    torch.testing.assert_close(value, expected)
+    mu_gradient, raw_gradient = gradients(value, logits, raw)
+    torch.testing.assert_close(mu_gradient, gradients(expected, logits)[0])
+    assert not raw_gradient.any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("classes", "limit"), [(2, math.log(2)), (4, math.log(4))])
+def test_without_end_sigma_leaves_the_logarithm_of_the_number_of_classes(form, classes, limit):
+    logits, raw, labels, inside = random_batch(classes=classes, form=form)
+    endless = torch.full_like(raw, 1e30).detach()
+    value = UncertaintyCrossEntropy(form=form)(
+        logits, labels, sigma_raw=endless, doubtable=torch.ones_like(inside)
+    )
+    if form == "object" and classes > 2:
+        # log 2, and for objects the cross-entropy among their classes.
+        found = (labels > 0) & (labels != 255)
+        of_class = logits[:, 1:].log_softmax(1)
+        nll = -of_class.gather(1, torch.where(found, labels - 1, 0)[:, None])[:, 0]
+        limit = math.log(2) + (nll * found).sum().item() / (labels != 255).sum().item()
+    assert gradients(value, logits)[0].abs().max() < 1e-20
+    assert value.item() == pytest.approx(limit, rel=1e-6)
+
+
+def test_the_cross_entropy_has_an_object_part_and_a_class_part():
+    """Logits 2 of background, 1 and -1 of two classes, label the first, sigma 3 (see below)."""
+    logits = torch.tensor([2.0, 1.0, -1.0]).reshape(1, 3, 1, 1).requires_grad_()
+    labels, inside = torch.ones(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.bool)
+    raw = raw_of(torch.full((1, 1, 1, 1), 3.0))
+    value = UncertaintyCrossEntropy(form="object")(logits, labels, sigma_raw=raw, doubtable=inside)
+    root = math.sqrt(1 + 9 * math.pi / 8)
+    any_object = math.log(math.exp(1) + math.exp(-1))
+    divided = (any_object - 2) / root
+    assert value.item() == pytest.approx(math.log1p(math.exp(-divided)) + any_object - 1, rel=1e-6)
+    # d/d mu of the first part is (sigmoid - 1) / root times the object's softmax q, of the second
+    # q - onehot, both divided by the root.
+    q = np.exp([1, -1]) / np.exp([1, -1]).sum()
+    missing = (1 / (1 + math.exp(-divided)) - 1) / root
+    expected = [-missing, missing * q[0] + (q[0] - 1) / root, missing * q[1] + q[1] / root]
+    gradient = gradients(value, logits)[0].flatten().tolist()
+    assert gradient == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_class_does_not_make_sigma_grow():
+    """An object for certain, of the wrong class: sigma shrinks, if anything."""
+    logits = torch.tensor([-4.0, -3.0, 5.0]).reshape(1, 3, 1, 1)
+    raw = torch.zeros(1, 1, 1, 1, requires_grad=True)
+    labels, inside = torch.ones(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.bool)
+    value = UncertaintyCrossEntropy(form="object")(logits, labels, sigma_raw=raw, doubtable=inside)
+    assert gradients(value, raw)[0].item() > 0
+
+
+def test_forms_of_a_binary_task_are_one():
+    logits, raw, labels, inside = random_batch(classes=2)
+    values = [
+        UncertaintyCrossEntropy(form=form)(logits, labels, sigma_raw=raw, doubtable=inside)
+        for form in FORMS
+    ]
+    torch.testing.assert_close(values[1:], values[:1] * 2)
+
+
+def test_hand_computed_values():
+    """One logit 2, sigma 3: 2 / sqrt(1 + 9 pi / 8) = 0.93924; its sigmoid is 0.71894."""
+    logits, raw = torch.full((1, 1, 1, 2), 2.0), raw_of(torch.full((1, 1, 1, 2), 3.0))
+    scaled = 2 / math.sqrt(1 + 9 * math.pi / 8)
+    assert scaled == pytest.approx(0.93924, abs=5e-6)
+    inside = torch.tensor([[[True, False]]])
+    for label, pixel in ((1, (scaled, 2.0)), (0, (-scaled, -2.0))):
+        labels = torch.full((1, 1, 2), label)
+        value = UncertaintyCrossEntropy()(logits, labels, sigma_raw=raw, doubtable=inside)
+        expected = sum(math.log1p(math.exp(-x)) for x in pixel) / 2
+        assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_formula_is_the_mean_sigmoid_of_a_normal_variable():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(200_000, generator=generator, dtype=torch.float64)
+    for mu, sigma in ((1.0, 0.5), (2.0, 2.0), (-3.0, 4.0)):
+        sampled = torch.sigmoid(mu + sigma * noise).mean().item()
+        shape = (1, 1, 1, 1)
+        softened = soften(torch.full(shape, mu), torch.full(shape, sigma))
+        assert softened.softmax(1)[0, 1].item() == pytest.approx(sampled, abs=0.02)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_against_a_loop_over_pixels(classes):
+    logits, raw, labels, inside = random_batch(3, classes=classes)
+    value = UncertaintyCrossEntropy()(logits, labels, sigma_raw=raw, doubtable=inside)
+    total, count = 0.0, 0
+    sigma = raw.detach().double().exp().log1p()
+    for n, y, x in np.ndindex(*labels.shape):
+        if labels[n, y, x] == 255:
+            continue
+        mu = logits.detach().double()[n, :, y, x]
+        if inside[n, y, x]:
+            mu = mu / (1 + math.pi * sigma[n, :, y, x] ** 2 / 8).sqrt()
+        if classes == 2:
+            p = torch.sigmoid(mu[0]).item()
+            total -= math.log(p if labels[n, y, x] == 1 else 1 - p)
+        else:
+            total -= mu.log_softmax(0)[labels[n, y, x]].item()
+        count += 1
+    assert value.item() == pytest.approx(total / count, rel=1e-6)
+
+
+def test_doubt_grows_where_the_label_is_wrong_and_shrinks_where_it_is_right():
+    """Descent along sigma's gradient: up where mu says background, down where it agrees."""
+    logits = torch.tensor([[[[-3.0, 3.0]]]])
+    raw = torch.zeros(1, 1, 1, 2, requires_grad=True)
+    labels, inside = torch.ones(1, 1, 2, dtype=torch.int64), torch.ones(1, 1, 2, dtype=torch.bool)
+    value = UncertaintyCrossEntropy()(logits, labels, sigma_raw=raw, doubtable=inside)
+    wrong, right = gradients(value, raw)[0].flatten()
+    assert wrong < 0 < right
+
+
+# ---- Numbers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_are_finite_everywhere(dtype, classes, form):
+    """All pairs of extreme logits and spreads, and every label."""
+    extremes = (0.0, 1e-6, 0.1, 1.0, 30.0, 1e3, 6e4, torch.finfo(dtype).max)
+    values = torch.tensor(sorted({*extremes, *(-x for x in extremes)})).to(dtype)
+    channels = 1 if classes == 2 else classes
+    pairs = torch.cartesian_prod(values, values)
+    logits = pairs[:, 0].repeat(classes).reshape(1, 1, classes, -1).repeat(1, channels, 1, 1)
+    # Other channels get other extremes, so that differences of all sizes occur.
+    logits = torch.stack([row.roll(7 * c, -1) for c, row in enumerate(logits[0])])[None]
+    spreads = channels if form == "per_class" else 1
+    raw = pairs[:, 1].repeat(classes).reshape(1, 1, classes, -1).repeat(1, spreads, 1, 1)
+    labels = torch.arange(classes).reshape(1, classes, 1).repeat(1, 1, len(pairs))
+    logits, raw = logits.clone().requires_grad_(), raw.clone().requires_grad_()
+    inside = torch.ones_like(labels, dtype=torch.bool)
+    value = UncertaintyCrossEntropy(form=form, penalty=0.1)(
+        logits, labels, sigma_raw=raw, doubtable=inside
+    )
+    assert value.dtype == torch.float32
+    for gradient in gradients(value, logits, raw):
+        assert gradient.dtype == dtype
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_half_precision_is_widened_first(dtype):
+    logits, raw, labels, inside = random_batch()
+    logits, raw = logits.detach().to(dtype), raw.detach().to(dtype)
+    loss = UncertaintyCrossEntropy()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(logits, labels, sigma_raw=raw, doubtable=inside)
+    expected = loss(logits.float(), labels, sigma_raw=raw.float(), doubtable=inside)
+    torch.testing.assert_close(value, expected, rtol=0, atol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    classes=st.sampled_from([2, 4]),
+    form=st.sampled_from(FORMS),
+    measure=st.sampled_from(MEASURES),
+    weighted=st.booleans(),
+    bootstrapping=st.booleans(),
+)
+def test_ignored_pixels_change_nothing(seed, classes, form, measure, weighted, bootstrapping):
+    logits, raw, labels, inside = random_batch(seed, classes=classes, form=form)
+    loss = UncertaintyCrossEntropy(form=form, measure=measure, penalty=0.3, size_weighted=weighted)
+    loss.bootstrapping = bootstrapping
+    value = loss(logits, labels, sigma_raw=raw, doubtable=inside)
+    ignored = (labels == 255)[:, None]
+    with torch.no_grad():
+        other = torch.where(ignored, logits * -5 + 1, logits), torch.where(ignored, raw + 9, raw)
+    changed = loss(other[0], labels, sigma_raw=other[1], doubtable=inside)
+    torch.testing.assert_close(changed, value.detach())
+    for gradient in gradients(value, logits, raw):
+        assert (gradient.abs().sum(1)[labels == 255] == 0).all()
+
+
+@pytest.mark.parametrize("bootstrapping", [False, True])
+def test_an_all_ignored_batch_is_zero_with_zero_gradient(bootstrapping):
+    logits, raw, labels, inside = random_batch()
+    loss = UncertaintyCrossEntropy(penalty=1.0, size_weighted=True)
+    loss.bootstrapping = bootstrapping
+    value = loss(logits, torch.full_like(labels, 255), sigma_raw=raw, doubtable=inside)
+    assert value.item() == 0
+    assert not any(gradient.any() for gradient in gradients(value, logits, raw))
+
+
+# ---- Bootstrapping -----------------------------------------------------------------------------
+
+
+def pixel(mu, sigma, label, *, inside=True, **options):
+    """Relabel one pixel; returns its label and whether it was taken from the model."""
+    loss = UncertaintyCrossEntropy(**options)
+    shape = (1, -1, 1, 1)
+    labels, changed = loss.bootstrap(
+        torch.tensor(mu).reshape(shape),
+        torch.tensor([[[label]]]),
+        torch.tensor(sigma).reshape(shape),
+        torch.tensor([[[inside]]]),
+    )
+    return labels.item(), changed.item()
+
+
+def test_a_doubted_pixel_takes_the_models_label():
+    assert pixel([-2.0], [1.1], 1) == (0, True)
+    assert pixel([2.0], [1.1], 1) == (1, True)
+    assert pixel([-2.0], [1.0], 1) == (1, False), "not larger than the threshold"
+    assert pixel([-2.0], [1.1], 1, threshold=1.2) == (1, False)
+    assert pixel([-2.0], [9.0], 1, inside=False) == (1, False), "a certain label"
+    assert pixel([-2.0], [9.0], 255) == (255, False), "an ignored pixel"
+
+
+@pytest.mark.parametrize(
+    ("mu", "by_class", "by_object"),
+    [
+        (
+            [0.0, 1.0, 5.0],
+            2,
+            1,
+        ),  # another class: an object all the same, and the box knows its class
+        ([2.0, 1.0, 0.0], 0, 0),
+        ([2.0, 1.5, 1.5], 0, 1),  # e^2 < 2 e^1.5: an object of whatever class is more probable
+    ],
+)
+def test_the_models_own_label(mu, by_class, by_object):
+    for form in ("per_class", "shared"):
+        assert pixel(mu, [2.0] * (3 if form == "per_class" else 1), 1, form=form) == (
+            by_class,
+            True,
+        )
+    assert pixel(mu, [2.0], 1, form="object") == (by_object, True)
+
+
+@pytest.mark.parametrize(
+    ("measure", "value"), [("label", 1.5), ("own", 0.5), ("largest", 3.0), ("mean", 5.0 / 3)]
+)
+def test_measures(measure, value):
+    """Sigma 0.5 of the model's own label 0, 1.5 of the label 1, 3 of another."""
+    for threshold, changed in ((value - 0.01, True), (value + 0.01, False)):
+        options = {"measure": measure, "threshold": threshold}
+        assert pixel([4.0, 1.0, 0.0], [0.5, 1.5, 3.0], 1, **options)[1] is changed
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_one_sigma_a_pixel_is_every_measure(measure):
+    assert pixel([4.0, 1.0, 0.0], [1.2], 1, measure=measure) == (0, True)
+
+
+def test_relabelled_pixels_are_certain_or_doubted():
+    logits, raw, labels, inside = random_batch(ignored=0)
+    raw = raw.detach() + 2
+    losses = {}
+    for relabelled in ("certain", "doubted"):
+        loss = UncertaintyCrossEntropy(threshold=2.0, relabelled=relabelled)
+        loss.bootstrapping = True
+        losses[relabelled] = loss(logits, labels, sigma_raw=raw, doubtable=inside)
+    sigma = F.softplus(raw)
+    used, changed = loss.bootstrap(logits, labels, sigma, inside)
+    assert (used != labels).any()
+    assert (inside & ~changed).any()
+    expected = {
+        "certain": F.cross_entropy(soften(logits, sigma, inside & ~changed), used),
+        "doubted": F.cross_entropy(soften(logits, sigma, inside), used),
+    }
+    for relabelled, value in losses.items():
+        torch.testing.assert_close(value, expected[relabelled])
+
+
+def test_labels_are_those_of_the_boxes_until_the_switch():
+    logits, raw, labels, inside = random_batch()
+    raw = raw.detach() + 5
+    loss = UncertaintyCrossEntropy()
+    before = loss(logits, labels, sigma_raw=raw, doubtable=inside)
+    loss.bootstrapping = True
+    assert loss(logits, labels, sigma_raw=raw, doubtable=inside) != before
+    assert loss.state_dict() == {}
+
+
+# ---- Composition -------------------------------------------------------------------------------
+
+
+def test_without_sigma_it_is_its_parent():
+    logits, _, labels, _ = random_batch()
+    for weighted in (False, True):
+        expected = SizeWeightedCrossEntropy(size_weighted=weighted)(logits, labels)
+        assert UncertaintyCrossEntropy(size_weighted=weighted)(logits, labels) == expected
+
+
+@pytest.mark.parametrize("normalize", ["weights", "pixels"])
+def test_size_weights_on_top(normalize):
+    """Weights as in L_SW: the weighted mean of the softened logits' cross-entropy."""
+    logits, raw, labels, inside = random_batch()
+    loss = UncertaintyCrossEntropy(size_weighted=True, normalize=normalize)
+    weights = torch.stack([torch.from_numpy(size_weights(x.numpy())) for x in labels])
+    nll = F.cross_entropy(
+        soften(logits, F.softplus(raw), inside), labels, ignore_index=255, reduction="none"
+    )
+    divisor = weights.sum() if normalize == "weights" else (labels != 255).sum()
+    expected = (weights * nll).sum() / divisor
+    for given_weights in (weights, None):
+        value = loss(logits, labels, given_weights, sigma_raw=raw, doubtable=inside)
+        torch.testing.assert_close(value, expected)
+
+
+def test_tau_1_is_the_loss_without_size_weights():
+    logits, raw, labels, inside = random_batch()
+    weighted = UncertaintyCrossEntropy(size_weighted=True, weights=SizeWeights(tau=1))
+    value = weighted(logits, labels, sigma_raw=raw, doubtable=inside)
+    expected = UncertaintyCrossEntropy()(logits, labels, sigma_raw=raw, doubtable=inside)
+    torch.testing.assert_close(value, expected)
+
+
+def test_changed_labels_are_weighted_as_they_are():
+    """A box of 8 pixels whose right half becomes background: the object is then the left half."""
+    labels = torch.zeros(1, 4, 12, dtype=torch.int64)
+    labels[0, 0:2, 0:4] = 1
+    labels[0, 0:4, 8:12] = 1
+    inside = torch.zeros_like(labels, dtype=torch.bool)
+    inside[0, :2, :4] = True
+    logits = torch.randn(1, 1, 4, 12, generator=torch.Generator().manual_seed(1))
+    logits[0, 0, :2, :2], logits[0, 0, :2, 2:4] = 3.0, -3.0
+    loss = UncertaintyCrossEntropy(size_weighted=True)
+    loss.bootstrapping = True
+    stale = torch.from_numpy(size_weights(labels[0].numpy()))[None]
+    raw = torch.full_like(logits, 4.0)
+    value = loss(logits, labels, stale, sigma_raw=raw, doubtable=inside)
+    used = labels.clone()
+    used[0, :2, 2:4] = 0
+    # 4 + 16 foreground pixels: the left half weighs min(5, 20 / 4), the other object 20 / 16.
+    weights = torch.ones(1, 4, 12)
+    weights[0, :2, :2], weights[0, :, 8:] = 5.0, 1.25
+    nll = F.binary_cross_entropy_with_logits(logits[:, 0], used.float(), reduction="none")
+    torch.testing.assert_close(value, (weights * nll).sum() / weights.sum())
+
+
+@pytest.mark.parametrize("resolution", ["input", "logits"])
+def test_resolutions(resolution):
+    logits, raw, _, _ = random_batch(size=(3, 4))
+    _, _, labels, inside = random_batch(size=(12, 16))
+    loss = UncertaintyCrossEntropy(resolution=resolution)
+    value = loss(logits, labels, sigma_raw=raw, doubtable=inside)
+    if resolution == "logits":
+        # 12 -> 3 and 16 -> 4: the centre of each cell of 4 is its pixel 2.
+        small = labels[:, 2::4, 2::4], inside[:, 2::4, 2::4]
+        expected = loss(logits, small[0], sigma_raw=raw, doubtable=small[1])
+    else:
+        large = (F.interpolate(x, (12, 16), mode="bilinear") for x in (logits, raw))
+        mu, spread = large
+        expected = loss(mu, labels, sigma_raw=spread, doubtable=inside)
+    torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize(("form", "sigma"), [("per_class", [1.0, 2.0, 6.0]), ("shared", [3.0])])
+def test_penalty_is_the_mean_sigma_of_doubted_pixels(form, sigma):
+    """Four valid pixels, one of them in a box with mean sigma 3: 3 / 4."""
+    sigma = torch.tensor(sigma).reshape(1, -1, 1, 1).expand(1, -1, 1, 5)
+    labels = torch.tensor([[[1, 1, 0, 2, 255]]])
+    inside = torch.tensor([[[True, False, False, False, True]]])
+    logits = torch.zeros(1, 3, 1, 5)
+    values = [
+        UncertaintyCrossEntropy(form=form, penalty=penalty)(
+            logits, labels, sigma_raw=raw_of(sigma), doubtable=inside
+        )
+        for penalty in (0.0, 0.5)
+    ]
+    assert (values[1] - values[0]).item() == pytest.approx(0.5 * 3 / 4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(1e-3, 50))
+def test_the_offset_gives_the_initial_sigma(sigma):
+    raw = torch.tensor(sigma_offset(sigma), dtype=torch.float64)
+    assert F.softplus(raw).item() == pytest.approx(sigma, rel=1e-9)
+
+
+def test_a_binary_logit_gets_a_background_of_zero():
+    logits = torch.randn(2, 1, 3, 3)
+    both = all_logits(logits)
+    torch.testing.assert_close(both.softmax(1)[:, 1:], torch.sigmoid(logits))
+    assert all_logits(both) is both
+
+
+# ---- Bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 0.0}, r"threshold must be > 0, got 0\.0"),
+        ({"threshold": math.nan}, "threshold must be > 0, got nan"),
+        ({"penalty": -1.0}, r"penalty must be a finite number >= 0, got -1\.0"),
+        ({"penalty": math.inf}, "penalty must be a finite number >= 0, got inf"),
+        ({"form": "class"}, "form: unknown value 'class'.*did you mean 'per_class'"),
+        ({"measure": "labels"}, "measure: unknown value 'labels'.*did you mean 'label'"),
+        ({"relabelled": "sure"}, "relabelled: unknown value 'sure'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        UncertaintyCrossEntropy(**options)
+
+
+def test_bad_tensors():
+    logits, raw, labels, inside = random_batch()
+    loss = UncertaintyCrossEntropy()
+    with pytest.raises(
+        ValueError, match=r"sigma_raw must be .*\(2, 4, 6, 7\), got .*\(2, 2, 6, 7\)"
+    ):
+        loss(logits, labels, sigma_raw=raw[:, :2], doubtable=inside)
+    with pytest.raises(
+        ValueError, match=r"sigma_raw must be .*\(2, 1, 6, 7\), got .*\(2, 4, 6, 7\)"
+    ):
+        UncertaintyCrossEntropy(form="object")(logits, labels, sigma_raw=raw, doubtable=inside)
+    with pytest.raises(ValueError, match=r"sigma_raw must be floating.*got torch\.int64"):
+        loss(logits, labels, sigma_raw=raw.long(), doubtable=inside)
+    with pytest.raises(ValueError, match=r"doubtable must be bool .*\(2, 6, 7\).*got None"):
+        loss(logits, labels, sigma_raw=raw)
+    with pytest.raises(ValueError, match=r"doubtable must be bool .*got \(torch\.int64"):
+        loss(logits, labels, sigma_raw=raw, doubtable=inside.long())
+    with pytest.raises(ValueError, match=r"got \(torch\.bool, \(2, 3, 7\)\)"):
+        loss(logits, labels, sigma_raw=raw, doubtable=inside[:, :3])
+    labels[0, 0, 0] = 4
+    with pytest.raises(ValueError, match=r"labels must be 0\.\.3 or the ignore label 255, got 4;"):
+        loss(logits, labels, sigma_raw=raw, doubtable=inside)

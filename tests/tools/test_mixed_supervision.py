@@ -1,0 +1,152 @@
+"""``tools/mixed_supervision.py`` and ``tools/predict.py --uncertainty`` from end to end."""
+
+from __future__ import annotations
+
+import csv
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from d2_smallobj.engine import ablation as module
+from d2_smallobj.engine.mixed import MixedSupervision, build_variants
+
+MIXED = {
+    "SMALLOBJ.SUPERVISION.MASK_FRACTION": 0.5,
+    "SMALLOBJ.SUPERVISION.SPLIT_SEED": 0,
+    "SMALLOBJ.UNCERTAINTY.BOOTSTRAP.THRESHOLD": 0.4,
+    "SMALLOBJ.PICTURES.PERIOD": 0,
+}
+# What the tiny net's options say about tasks and EWC is the comparison's own matter.
+LEFT_OUT = ("SMALLOBJ.TASK_A.ITERS", "SMALLOBJ.EWC.STEP", "SMALLOBJ.EWC.LAMBDA")
+BINARY = {
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2,
+    "DATASETS.TRAIN": "('smallobj_demo_train_gt:any',)",
+    "DATASETS.TEST": "('smallobj_demo_val:any',)",
+}
+
+
+@pytest.fixture
+def options(tiny):
+    """Function: the tiny net's options for this comparison."""
+
+    def make(*more):
+        kept = {key: value for key, value in tiny.options.items() if key not in LEFT_OUT}
+        return tuple(tiny.as_options(kept, MIXED, *more))
+
+    return make
+
+
+@pytest.fixture
+def started(train_server, monkeypatch, demo_root):
+    """Let the runs be forked children of the train server; the folders of those that began."""
+    names = []
+    lock = threading.Lock()
+
+    def run(command, *, stdout, stderr, env, check):
+        with lock:
+            answer = train_server.ask(*command[1:])
+            names.append(command[-1].rsplit("/", 1)[-1])
+        stdout.write((answer.stdout + answer.stderr).encode())
+        return SimpleNamespace(returncode=answer.code)
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(demo_root))
+    return names
+
+
+@pytest.fixture
+def compare(tiny, options, tmp_path):
+    def make(*kinds, varied=None, more=()):
+        return MixedSupervision(
+            train_net=tiny.repository / "tools" / "train_net.py",
+            config_file=str(tiny.repository / "configs" / "demo_mixed.yaml"),
+            output_dir=tmp_path / "mixed",
+            variants=build_variants(0.5, kinds, varied),
+            seeds=[3],
+            options=options(*more),
+        )
+
+    return make
+
+
+def test_the_comparison(compare, started, tmp_path):
+    key = "SMALLOBJ.UNCERTAINTY.FORM"
+    varied = {key: ["per_class", "shared"]}
+    kinds = ("full", "masks", "boxes", "doubt", "bootstrap", "bootstrap_sw")
+    comparison = compare(*kinds, varied=varied)
+    comparison.run()
+    table = comparison.write_tables()
+    expected = [f"{name}_seed3" for name in (*kinds, "form_per_class", "form_shared")]
+    assert started == expected
+    rows = list(csv.DictReader((tmp_path / "mixed/mixed.csv").read_text().splitlines()))
+    assert [row["variant"] for row in rows] == [v.label for v in comparison.variants]
+    assert float(rows[0]["% of full"]) == 100
+    assert len(table.splitlines()) == 2 + len(expected)
+    # Every variant is a training of its own.
+    assert len({row["mIoU"] for row in rows}) >= 6
+
+    started.clear()
+    again = compare(*kinds, varied=varied)
+    again.run()
+    assert started == []
+    assert again.write_tables() == table
+
+
+def test_a_binary_task(compare, started):
+    comparison = compare("bootstrap", more=[BINARY])
+    comparison.run()
+    (row,) = comparison.rows()
+    assert row["data set"] == "smallobj_demo_val:any"
+    assert 0 <= row["IoU_fg"] <= 100
+
+
+@pytest.fixture
+def ask(train_server, tiny, tmp_path):
+    def run(tool, *arguments):
+        return train_server.ask(tiny.repository / "tools" / tool, *arguments)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--opts", "SMALLOBJ.SUPERVISION.MASK_FRACTION", "1.0"],
+            "MASK_FRACTION must be below 1 to compare masks with boxes, got 1",
+        ),
+        (["--vary", "SMALLOBJ.UNCERTAINTY.FORM", "object", "none"], "unknown value 'none'"),
+        (["--vary", "SMALLOBJ.UNCERTAINTY.FROM", "object"], "Non-existent key"),
+        (["--jobs", "0"], "--jobs must be >= 1, got 0"),
+    ],
+)
+def test_mistakes_are_one_line(ask, tiny, tmp_path, arguments, message):
+    config = tiny.repository / "configs" / "demo_mixed.yaml"
+    answer = ask(
+        "mixed_supervision.py", "--config-file", config, "--output-dir", tmp_path, *arguments
+    )
+    assert answer.code == 1
+    assert answer.stderr.startswith("error: ")
+    assert message in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_sigma_maps_of_predictions(ask, started, compare, options, tiny, tmp_path):
+    compare("doubt").run()
+    config = tiny.repository / "configs" / "demo_mixed.yaml"
+    weights = ("MODEL.WEIGHTS", tmp_path / "mixed/doubt_seed3/model_final.pth")
+    command = ("predict.py", "--config-file", config, "--output", tmp_path / "out", "--uncertainty")
+    answer = ask(*command, *options(), *weights)
+    assert answer.code == 0, answer.stderr
+    sigma = np.load(tmp_path / "out/uncertainty/val_00000.npy", allow_pickle=False)
+    assert (sigma.shape, sigma.dtype) == ((64, 64), np.float16)
+    assert (sigma > 0).all()
+    assert (tmp_path / "out/uncertainty/val_00003.png").exists()
+
+    certain = ("MODEL.META_ARCHITECTURE", "SizeBalancedSegmentor")
+    answer = ask(*command, *options(), *certain, *weights)
+    assert answer.code == 1
+    assert "error: " in answer.stderr
+    assert "Traceback" not in answer.stderr

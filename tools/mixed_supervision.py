@@ -1,0 +1,101 @@
+#!/usr/bin/env python
+r"""Compare mixed supervision (few masks, many boxes) with its baselines over several seeds.
+
+Full supervision; the masks only; boxes taken for masks; boxes doubted, without and with
+bootstrapping; and the latter with size weights. Run it again after an interruption: complete runs
+are kept, the others resume. Writes mixed.csv and mixed.md into --output-dir.
+
+Examples:
+    python tools/mixed_supervision.py --config-file configs/demo_mixed.yaml --seeds 0 1 2
+    python tools/mixed_supervision.py --config-file configs/demo_mixed.yaml --variants full \
+        --vary SMALLOBJ.UNCERTAINTY.BOOTSTRAP.THRESHOLD 1.0 3.0 10.0
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+try:
+    from d2_smallobj.engine import build_config
+    from d2_smallobj.engine.mixed import KINDS, MixedSupervision, build_variants
+    from d2_smallobj.engine.scheduling import visible_devices
+    from d2_smallobj.engine.setup import check_datasets
+except (ValueError, ImportError) as error:
+    # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
+    sys.exit(f"error: {error}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="configs/demo_mixed.yaml", metavar="FILE")
+    parser.add_argument("--output-dir", type=Path, default=Path("output/mixed"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument(
+        "--vary",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("KEY", "VALUE"),
+        help="one more bootstrapped variant for each value of a config key; can be repeated",
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of one run")
+    parser.add_argument(
+        "--jobs", type=int, help="runs at once; default: as the GPUs allow, 1 without one"
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides, last"
+    )
+    return parser.parse_args()
+
+
+def build_comparison(args: argparse.Namespace) -> MixedSupervision:
+    """The runs; config, data sets and every variant are checked."""
+    cfg = build_config(args.config_file, args.opts)
+    fraction = cfg.SMALLOBJ.SUPERVISION.MASK_FRACTION
+    if fraction == 1:
+        raise ValueError(
+            f"{args.config_file}: SMALLOBJ.SUPERVISION.MASK_FRACTION must be below 1 to compare "
+            "masks with boxes, got 1"
+        )
+    varied = {key: values for key, *values in args.vary}
+    variants = build_variants(fraction, args.variants, varied)
+    for variant in variants:
+        build_config(args.config_file, [*args.opts, *variant.options])
+    check_datasets(cfg)
+    return MixedSupervision(
+        train_net=Path(__file__).with_name("train_net.py"),
+        config_file=args.config_file,
+        output_dir=args.output_dir,
+        variants=variants,
+        seeds=args.seeds,
+        num_gpus=args.num_gpus,
+        options=tuple(args.opts),
+    )
+
+
+def main() -> None:
+    """Run what is missing; write the tables of what is complete, also when a run failed."""
+    args = parse_arguments()
+    failure = None
+    try:
+        comparison = build_comparison(args)
+        cpu = build_config(args.config_file, args.opts).MODEL.DEVICE == "cpu"
+        try:
+            comparison.run(args.jobs, [] if cpu else visible_devices())
+        except RuntimeError as error:
+            failure = str(error)
+        print(comparison.write_tables())
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if failure:
+        sys.exit(f"error: {failure}")
+
+
+if __name__ == "__main__":
+    main()
