@@ -121,7 +121,7 @@ def add_smallobj_config(cfg: CN) -> None:
     # Read the masks of box images where they are known, only to log how many labels are true.
     node.SUPERVISION.LOG_ACCURACY = True
 
-    # ---- Learned label uncertainty (SPEC 6), with MODEL.META_ARCHITECTURE UncertainSegmentor ------
+    # ---- Learned label uncertainty (SPEC 6), with META_ARCHITECTURE UncertainSegmentor ----------
     node.UNCERTAINTY = CN()
     # What sigma divides: "per_class" = each logit by its class's own (SPEC 6), "shared" = all
     # logits by one, "object" = the logit of object against background by one: a box's class is
