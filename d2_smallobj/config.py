@@ -105,13 +105,15 @@ def add_smallobj_config(cfg: CN) -> None:
 
     # ---- Mixed supervision (SPEC 6): how much of the training data is known by masks ------------
     node.SUPERVISION = CN()
+    # Number of training images, >= 0, drawn by class from all, e.g. for curves over it. 0: all.
+    node.SUPERVISION.NUM_IMAGES = 0
     # Share of the training images that keep their masks, in (0, 1], drawn by class. 1: all (images
     # may still say themselves what they have). The paper's is 0.18.
     node.SUPERVISION.MASK_FRACTION = 1.0
     # The other images: "boxes" (a box around each object is all that is known), or "none": they
     # are left out.
     node.SUPERVISION.REST = "boxes"
-    # Seed of the draw; -1: SEED, so that runs with other seeds also draw other images.
+    # Seed of the draws; -1: SEED, so that runs with other seeds also draw other images.
     node.SUPERVISION.SPLIT_SEED = -1
     # Share of SOLVER.MAX_ITER, in [0, 1), during which images with boxes give way to images with
     # masks. 0: both from the start. A net that knows its classes doubts the right box labels.
@@ -139,6 +141,10 @@ def add_smallobj_config(cfg: CN) -> None:
     node.UNCERTAINTY.BOOTSTRAP.WARMUP = 0.5
     # A pixel is doubted when its sigma is larger, > 0. 2 divides its logit by 1.6.
     node.UNCERTAINTY.BOOTSTRAP.THRESHOLD = 2.0
+    # Labels of a box stay as they are while the model's own would leave less than this share of its
+    # pixels to the object, in [0, 1): a box has an object in it, which may be one that the model
+    # does not know yet. 0: no such rule (SPEC 6).
+    node.UNCERTAINTY.BOOTSTRAP.MIN_OBJECT = 0.0
     # Which sigma of a pixel: of its "label", of the model's "own" one, the "largest", the "mean".
     node.UNCERTAINTY.BOOTSTRAP.MEASURE = "own"
     # The model's own label is "certain" (sigma counts as 0), or "doubted" like the box's.
@@ -303,6 +309,7 @@ def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
     )
     yield "FLIP_PROB", "in [0, 1]", _share
     yield "SUPERVISION.MASK_FRACTION", "in (0, 1]", lambda v: _share(v) and v > 0
+    yield "SUPERVISION.NUM_IMAGES", "an integer >= 0", lambda v: _integer(v) and v >= 0
     yield "SUPERVISION.BOXES_FROM", "in [0, 1)", lambda v: _share(v) and v < 1
     yield "SUPERVISION.SPLIT_SEED", "an integer >= -1", lambda v: _integer(v) and v >= -1
     yield "SUPERVISION.MASK_REPEAT", "an integer >= 1", lambda v: _integer(v) and v >= 1
@@ -310,6 +317,7 @@ def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
     yield "UNCERTAINTY.PENALTY", "a finite number >= 0", lambda v: _number(v) and v >= 0
     yield "UNCERTAINTY.BOOTSTRAP.WARMUP", "in [0, 1]", _share
     yield "UNCERTAINTY.BOOTSTRAP.THRESHOLD", "> 0", _positive
+    yield "UNCERTAINTY.BOOTSTRAP.MIN_OBJECT", "in [0, 1)", lambda v: _share(v) and v < 1
     yield "TEST.SCALES", factors, _list_of(_positive)
     yield "TEST.CRF.ITERATIONS", "an integer >= 1", lambda v: _integer(v) and v >= 1
     for key in ("GAUSSIAN_SXY", "BILATERAL_SXY", "BILATERAL_SRGB"):

@@ -196,6 +196,7 @@ BAD_VALUES = {
     "TEST__CRF__BILATERAL_SRGB": (POSITIVE, "> 0"),
     "TEST__CRF__BILATERAL_WEIGHT": ((-0.1, NAN, INF, None), "a finite number >= 0"),
     "SUPERVISION__MASK_FRACTION": ((0, 0.0, -0.1, 1.1, NAN, None), "in (0, 1]"),
+    "SUPERVISION__NUM_IMAGES": ((-1, 1.5, True, None), "an integer >= 0"),
     "SUPERVISION__BOXES_FROM": ((-0.1, 1.0, 2, NAN, None), "in [0, 1)"),
     "SUPERVISION__SPLIT_SEED": ((-2, 1.5, True, None), "an integer >= -1"),
     "SUPERVISION__MASK_REPEAT": (COUNT, "an integer >= 1"),
@@ -203,6 +204,7 @@ BAD_VALUES = {
     "UNCERTAINTY__PENALTY": ((-0.1, NAN, INF, None), "a finite number >= 0"),
     "UNCERTAINTY__BOOTSTRAP__WARMUP": ((-0.1, 1.1, NAN, None), "in [0, 1]"),
     "UNCERTAINTY__BOOTSTRAP__THRESHOLD": (POSITIVE, "> 0"),
+    "UNCERTAINTY__BOOTSTRAP__MIN_OBJECT": ((-0.1, 1.0, NAN, None), "in [0, 1)"),
     "PICTURES__PERIOD": ((-1, 1.5, True, None), "an integer >= 0"),
     "PICTURES__NUM_IMAGES": (COUNT, "an integer >= 1"),
 }

@@ -83,11 +83,11 @@ def checked_boxes(
     return table.astype(np.int32)
 
 
-def paint_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Paint boxes as a label map: the smaller one on top (SPEC 6).
+def number_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Which box each pixel belongs to: the smallest one on it (SPEC 6).
 
-    Of two boxes with equally many pixels the one later in the table lies on top. Crowds are
-    ignored and lie beneath all boxes.
+    Of two boxes with equally many pixels the one later in the table lies on top. Crowds lie
+    beneath all boxes.
 
     Args:
         boxes: int32 (B, 5) from :func:`checked_boxes`.
@@ -95,14 +95,31 @@ def paint_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
         width: W.
 
     Returns:
-        uint8 (H, W): class ids, 0 where there is no box, 255 on crowds.
+        int32 (H, W): 1 for the first box of the table, ..., 0 where there is none.
     """
-    labels = np.zeros((height, width), np.uint8)
+    numbers = np.zeros((height, width), np.int32)
     area = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
     # lexsort is stable; the last key counts first.
-    for class_id, left, top, right, bottom in boxes[np.lexsort((-area, boxes[:, 0] > 0))]:
-        labels[top:bottom, left:right] = class_id if class_id > 0 else IGNORE_LABEL
-    return labels
+    for row in np.lexsort((-area, boxes[:, 0] > 0)):
+        _, left, top, right, bottom = boxes[row]
+        numbers[top:bottom, left:right] = row + 1
+    return numbers
+
+
+def paint_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Paint boxes as a label map.
+
+    Args:
+        boxes: int32 (B, 5) from :func:`checked_boxes`.
+        height: H.
+        width: W.
+
+    Returns:
+        uint8 (H, W): the class of each pixel's box (:func:`number_boxes`), 0 where there is none,
+        255 on crowds.
+    """
+    classes = np.where(boxes[:, 0] > 0, boxes[:, 0], IGNORE_LABEL)
+    return np.append(0, classes).astype(np.uint8)[number_boxes(boxes, height, width)]
 
 
 def only_class(boxes: np.ndarray, class_id: int | None) -> np.ndarray:

@@ -94,8 +94,8 @@ class SemSegMapper:
             file; in training also ``sem_seg`` (H, W) int64 and, from ``weights_from`` on,
             ``size_weights`` (H, W) float32, or with ``logit_sizes`` ``logit_size_weights``, a dict
             from each (h, w) to (h, w) float32. Images with a ``supervision`` also get ``doubtable``
-            (H, W) bool, true on pixels labelled by a box, and with ``keep_true``
-            ``true_sem_seg`` (H, W) int64.
+            (H, W) int64, the number of the box that a label comes from, 0 where it is certain, and
+            with ``keep_true`` ``true_sem_seg`` (H, W) int64.
 
         Raises:
             ValueError: for a label map that is corrupt or not one, has values out of range or
@@ -118,7 +118,8 @@ class SemSegMapper:
         for key, value in maps.items():
             x[key] = torch.from_numpy(transforms.apply_segmentation(value).astype(np.int64))
         if "doubtable" in maps:
-            x["doubtable"] = x["doubtable"] == 1
+            # The crop pads all maps with the ignore label, which is no box's number.
+            x["doubtable"][x["sem_seg"] == self.ignore_label] = 0
         if self.size_weights is not None and x.get("stream_position", 0) >= self.weights_from:
             self._add_size_weights(x, labels)
         return x

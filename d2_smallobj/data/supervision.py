@@ -19,7 +19,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from d2_smallobj.annotations.boxes import checked_boxes, instance_boxes, paint_boxes
+from d2_smallobj.annotations.boxes import (
+    IGNORE_LABEL,
+    checked_boxes,
+    instance_boxes,
+    number_boxes,
+    paint_boxes,
+)
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.data.stream import StreamDataset
 from d2_smallobj.data.supervision_split import stratified_split
@@ -39,35 +45,53 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
         dicts: all training images.
 
     Returns:
-        The images to train on. With ``MASK_FRACTION`` 1 they are as they were, flags of their own
-        included. Below 1, the chosen images are flagged ``mask`` and come ``MASK_REPEAT`` times;
-        the others are flagged ``boxes``, or left out (``REST none``).
+        The images to train on, ``NUM_IMAGES`` of all. With ``MASK_FRACTION`` 1 they are as they
+        were; if some have flags of their own, the others are flagged ``mask``. Below 1, the chosen
+        images are flagged ``mask`` and come ``MASK_REPEAT`` times; the others are flagged
+        ``boxes``, or left out (``REST none``).
 
     Raises:
         ValueError: a flag is unknown, an image lacks what its flag needs, images that are to be
-            split have flags already, or the fraction leaves a class without any mask.
+            split have flags already, or a draw leaves a class without any image or mask.
     """
     node = cfg.SMALLOBJ.SUPERVISION
-    if node.MASK_FRACTION == 1:
-        check_supervision(dicts)
-        return list(dicts)
+    dicts = list(dicts)
+    if len(dicts) < node.NUM_IMAGES:
+        raise ValueError(
+            f"SMALLOBJ.SUPERVISION.NUM_IMAGES is {node.NUM_IMAGES}, but DATASETS.TRAIN has "
+            f"{len(dicts)} image(s)"
+        )
+    if node.NUM_IMAGES:
+        drawn = _draw(cfg, "NUM_IMAGES", dicts, node.NUM_IMAGES / len(dicts))
+        dicts = [x for x, keep in zip(dicts, drawn) if keep]
     flagged = sum("supervision" in x for x in dicts)
+    if node.MASK_FRACTION == 1:
+        # Either all images of a batch have the maps that go with a flag, or none.
+        dicts = [{"supervision": "mask", **x} for x in dicts] if flagged else dicts
+        check_supervision(dicts)
+        return dicts
     if flagged:
         raise ValueError(
             f"SMALLOBJ.SUPERVISION.MASK_FRACTION is {node.MASK_FRACTION}, but {flagged} image(s) "
             "of DATASETS.TRAIN say themselves whether they have a mask or boxes; set it to 1"
         )
-    images = tqdm(dicts, desc="classes of the images", unit="image", disable=None)
-    seed = max(cfg.SEED, 0) if node.SPLIT_SEED < 0 else node.SPLIT_SEED
-    try:
-        keeps = stratified_split([classes_of(x) for x in images], node.MASK_FRACTION, seed)
-    except ValueError as error:
-        raise ValueError(f"SMALLOBJ.SUPERVISION.MASK_FRACTION: {error}") from error
+    keeps = _draw(cfg, "MASK_FRACTION", dicts, node.MASK_FRACTION)
     masks = [{**x, "supervision": "mask"} for x, keep in zip(dicts, keeps) if keep]
     boxes = [{**x, "supervision": "boxes"} for x, keep in zip(dicts, keeps) if not keep]
     split = masks * node.MASK_REPEAT + (boxes if node.REST == "boxes" else [])
     check_supervision(split)
     return split
+
+
+def _draw(cfg: CfgNode, key: str, dicts: Sequence[dict[str, Any]], share: float) -> np.ndarray:
+    """Draw a share of the images, by class; errors name the key."""
+    seed = cfg.SMALLOBJ.SUPERVISION.SPLIT_SEED
+    images = tqdm(dicts, desc="classes of the images", unit="image", disable=None)
+    classes = [classes_of(x) for x in images]
+    try:
+        return stratified_split(classes, share, max(cfg.SEED, 0) if seed < 0 else seed)
+    except ValueError as error:
+        raise ValueError(f"SMALLOBJ.SUPERVISION.{key}: {error}") from error
 
 
 class SupervisedStream(StreamDataset):
@@ -162,31 +186,34 @@ def supervised_labels(
         x: its dataset dict, with ``height`` and ``width``.
         read_mask: reads the mask of a dict, checked.
         keep_true: whether to add the true labels of a box image, where its mask is known.
-        ignore_label: for true labels that are not known.
+        ignore_label: for crowds, and for true labels that are not known.
 
     Returns:
-        labels, int32 (H, W), and int32 (H, W) maps by name: ``doubtable``, 1 inside boxes; with
-        ``keep_true`` also ``true_sem_seg``.
+        labels, int32 (H, W), and int32 (H, W) maps by name: ``doubtable``, the number of the box
+        that a label comes from, 0 where it is certain; with ``keep_true`` also ``true_sem_seg``.
 
     Raises:
         ValueError: boxes are malformed; names the image.
     """
     if x["supervision"] == "mask":
         labels = read_mask(x)
-        inside, true_labels = np.zeros_like(labels), labels
+        numbers, true_labels = np.zeros_like(labels), labels
     else:
-        labels = box_labels(x)
-        inside, true_labels = (labels > 0).astype(np.int32), np.full_like(labels, ignore_label)
+        boxes = boxes_of(x)
+        size = x["height"], x["width"]
+        labels, numbers = paint_boxes(boxes, *size).astype(np.int32), number_boxes(boxes, *size)
+        labels[labels == IGNORE_LABEL] = ignore_label
+        true_labels = np.full_like(labels, ignore_label)
         if keep_true and "sem_seg_file_name" in x:
             true_labels = read_mask(x)
-    maps = {"doubtable": inside}
+    maps = {"doubtable": numbers}
     if keep_true:
         maps["true_sem_seg"] = true_labels
     return labels, maps
 
 
-def box_labels(x: Mapping[str, Any]) -> np.ndarray:
-    """The painted boxes of an image: int32 (H, W), the smaller box on top."""
+def boxes_of(x: Mapping[str, Any]) -> np.ndarray:
+    """The boxes of an image, checked and clipped: int32 (B, 5)."""
     if "boxes" in x:
         table, where = x["boxes"], f"{x['file_name']}: boxes"
     else:
@@ -201,8 +228,7 @@ def box_labels(x: Mapping[str, Any]) -> np.ndarray:
         if "label_rule" in x:
             instances = x["label_rule"].instances(instances, semantic)
         table = instance_boxes(semantic, instances)
-    boxes = checked_boxes(table, x["height"], x["width"], str(where))
-    return paint_boxes(boxes, x["height"], x["width"]).astype(np.int32)
+    return checked_boxes(table, x["height"], x["width"], str(where))
 
 
 def _semantic(x: Mapping[str, Any]) -> np.ndarray:

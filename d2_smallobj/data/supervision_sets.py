@@ -19,7 +19,7 @@ from d2_smallobj.annotations.cityscapes import (
 )
 from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco_boxes import coco_boxes
-from d2_smallobj.annotations.files import FileCheck
+from d2_smallobj.annotations.files import FileCheck, first_ten
 from d2_smallobj.annotations.label_rules import LabelRule, identity_rule
 from d2_smallobj.annotations.layouts import COCO_YEARS, VOC_FOLDER, coco_annotations
 from d2_smallobj.data.specs import DatasetSpec
@@ -55,19 +55,15 @@ def supervision_specs(root: Path, known: dict[str, DatasetSpec]) -> Iterator[Dat
         root: the folder of all data sets.
         known: the other data sets by name, of which those with true masks get boxes here.
     """
-    yield dataclasses.replace(
-        (masks := known["voc_2012_trainaug_gt"]),
-        name="voc_2012_trainaug_mixed",
-        lister=functools.partial(_with_voc_boxes, masks.lister, root / VOC_FOLDER / "Annotations"),
-    )
+    masks = known["voc_2012_trainaug_gt"]
+    annotations = root / VOC_FOLDER / "Annotations"
+    boxed = functools.partial(_with_voc_boxes, masks.lister, annotations)
+    yield dataclasses.replace(masks, name="voc_2012_trainaug_mixed", lister=boxed)
     for year in COCO_YEARS:
-        yield dataclasses.replace(
-            (masks := known[f"coco_{year}_train_81_gt"]),
-            name=f"coco_{year}_train_81_mixed",
-            lister=functools.partial(
-                _with_coco_boxes, masks.lister, coco_annotations(root, "train", year)
-            ),
-        )
+        masks = known[f"coco_{year}_train_81_gt"]
+        annotations = coco_annotations(root, "train", year)
+        boxed = functools.partial(_with_coco_boxes, masks.lister, annotations)
+        yield dataclasses.replace(masks, name=f"coco_{year}_train_81_mixed", lister=boxed)
     for split in SPLITS:
         folder = root / CITYSCAPES_FOLDER
         yield RuledSpec(
@@ -128,10 +124,15 @@ def _with_voc_boxes(
         check.require(path)
     check.raise_if_missing()
     class_ids = {name: number for number, name in enumerate(VOC_CLASS_NAMES) if number}
-    return [
-        {**record, "boxes": read_voc_boxes(path, class_ids)[0]}
-        for record, path in zip(dicts, paths)
-    ]
+    boxed, problems = [], []
+    for record, path in zip(dicts, paths):
+        try:
+            boxed.append({**record, "boxes": read_voc_boxes(path, class_ids)[0]})
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError(f"{arguments['name']}: {first_ten('bad annotation(s)', problems)}")
+    return boxed
 
 
 def _with_coco_boxes(lister: _Lister, annotations: Path, **arguments: Any) -> list[dict[str, Any]]:

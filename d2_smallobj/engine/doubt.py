@@ -97,17 +97,20 @@ def doubt_figures(seen: Observation, ignore_label: int) -> dict[str, float]:
         ignore_label: label of pixels that do not count.
 
     Returns:
-        In percent of the pixels inside boxes: ``relabelled``, those with the model's own label.
-        Where true labels are known, in percent: ``box_accuracy``, pixels inside boxes whose box
-        label is true; ``accuracy``, those whose label is true as the loss used it;
-        ``relabelled_accuracy``, relabelled pixels whose new label is true. And ``sigma``, the mean
-        inside boxes.
+        In percent of the pixels inside boxes: ``relabelled``, those with the model's own label;
+        ``changed``, those of them for which that is another one than the box's. In percent of the
+        pixels inside boxes whose true label is known: ``box_accuracy``, those whose box label is
+        true; ``accuracy``, those whose label is true as the loss used it. ``relabelled_accuracy``:
+        the share of relabelled pixels whose new label is true. And ``sigma``, the mean inside
+        boxes.
     """
     inside = seen.doubtable & (seen.labels != ignore_label)
     if not inside.any():
         return {}
+    changed = seen.used != seen.labels
     figures = {
         "relabelled": 100 * seen.relabelled[inside].double().mean().item(),
+        "changed": 100 * changed[inside].double().mean().item(),
         "sigma": seen.sigma[inside].mean().item(),
     }
     if seen.true_labels is None:

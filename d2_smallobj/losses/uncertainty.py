@@ -108,6 +108,8 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             sigma a pixel they are the same.
         penalty: weight, >= 0, of the mean sigma of doubted pixels, which is added to the loss. 0
             is the form of SPEC 6; more makes doubt cost something where it explains nothing.
+        min_object: a box keeps its labels where the model's own would leave less than this share
+            of its pixels to an object, in [0, 1); 0: no such rule.
         relabelled: the model's own label is then ``"certain"`` (sigma counts as 0), or goes on
             being ``"doubted"``.
         ignore_label: as in the parent, like the next four.
@@ -130,6 +132,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         form: str = "per_class",
         measure: str = "own",
         penalty: float = 0.0,
+        min_object: float = 0.0,
         relabelled: str = "certain",
         ignore_label: int = 255,
         resolution: str = "input",
@@ -148,7 +151,9 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             raise ValueError(f"threshold must be > 0, got {threshold!r}")
         if not 0 <= penalty < math.inf:
             raise ValueError(f"penalty must be a finite number >= 0, got {penalty!r}")
-        self.threshold = threshold
+        if not 0 <= min_object < 1:
+            raise ValueError(f"min_object must be in [0, 1), got {min_object!r}")
+        self.threshold, self.min_object = threshold, min_object
         self.form = look_up_option("form", form, FORMS)
         self.penalty = penalty
         self.measure = look_up_option("measure", measure, MEASURES)
@@ -171,8 +176,8 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             labels: int64 (N, H, W), 0..K-1 or ``ignore_label``.
             size_weights: float (N, H, W); see the parent.
             sigma_raw: (N, S, h, w), any float dtype; sigma is its softplus. ``None``: no doubt.
-            doubtable: bool (N, H, W), true where the label comes from a box; needed with
-                ``sigma_raw``.
+            doubtable: (N, H, W), needed with ``sigma_raw``: bool, true where the label comes from
+                a box; or int64, the number of that box in its image, 0 where the label is certain.
 
         Returns:
             float32 scalar; 0 with zero gradients where every pixel is ignored.
@@ -187,24 +192,25 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         shape = (len(logits), spreads, *logits.shape[2:])
         _check_doubt(shape, labels, sigma_raw, doubtable)
         logits, labels, sigma, doubtable = self.aligned(logits, labels, sigma_raw, doubtable)
+        doubted = doubtable > 0
         if self.bootstrapping:
             labels, changed = self.bootstrap(logits, labels, sigma, doubtable)
             if self.relabelled == "certain":
-                doubtable = doubtable & ~changed
+                doubted = doubted & ~changed
             # The weights of the painted boxes are not those of the labels that the loss sees.
             size_weights = None
-        softened = soften(logits, sigma, doubtable, self.form)
+        softened = soften(logits, sigma, doubted, self.form)
         loss = super().forward(softened, labels, size_weights)
         if self.penalty == 0:
             return loss
         valid = labels != self.ignore_label
-        doubted = (sigma.mean(dim=1) * (doubtable & valid)).sum() / valid.sum().clamp(min=1)
-        return loss + self.penalty * doubted
+        spread = (sigma.mean(dim=1) * (doubted & valid)).sum() / valid.sum().clamp(min=1)
+        return loss + self.penalty * spread
 
     def aligned(
         self, logits: Tensor, labels: Tensor, sigma_raw: Tensor, doubtable: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Bring logits, labels, sigma and the mask of box labels to the loss's resolution.
+        """Bring logits, labels, sigma and the map of boxes to the loss's resolution.
 
         Returns:
             logits float32 (N, C, H', W'), labels (N, H', W'), sigma float32 >= 0 (N, S, H', W'),
@@ -231,15 +237,18 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             logits: (N, C, H, W).
             labels: int64 (N, H, W).
             sigma: (N, S, H, W).
-            doubtable: bool (N, H, W).
+            doubtable: bool or int64 (N, H, W), see :meth:`forward`.
 
         Returns:
             labels, int64 (N, H, W), and where they were taken from the model, bool (N, H, W).
             Ignored pixels stay as they are.
         """
         own = self.own_labels(logits, labels)
-        valid = labels != self.ignore_label
-        changed = doubtable & valid & (self.doubt(sigma, labels, own) > self.threshold)
+        inside = (doubtable > 0) & (labels != self.ignore_label)
+        changed = inside & (self.doubt(sigma, labels, own) > self.threshold)
+        if self.min_object > 0:
+            lost = changed & (own == 0)
+            changed &= ~emptied(doubtable, inside, lost, self.min_object)
         return torch.where(changed, own, labels), changed
 
     def own_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -277,6 +286,24 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         )
 
 
+def emptied(doubtable: Tensor, inside: Tensor, lost: Tensor, least: float) -> Tensor:
+    """Where boxes are that would keep too little of their object: bool (N, H, W).
+
+    Args:
+        doubtable: bool or int64 (N, H, W), numbers of boxes, 0 outside.
+        inside: bool (N, H, W), the pixels that count.
+        lost: bool (N, H, W), those that would become background.
+        least: share of a box's pixels that must stay.
+    """
+    number = doubtable.long()
+    step = number.amax() + 1
+    number = number + step * torch.arange(len(number), device=number.device)[:, None, None]
+    pixels, gone = (
+        torch.bincount(number[mask], minlength=int(step) * len(number)) for mask in (inside, lost)
+    )
+    return (pixels - gone < least * pixels)[number]
+
+
 def sigma_offset(sigma: float) -> float:
     """The number whose softplus is ``sigma`` (> 0): the bias that a sigma branch starts with."""
     return sigma + math.log(-math.expm1(-sigma))
@@ -291,9 +318,10 @@ def _check_doubt(
             f"sigma_raw must be floating point of shape {shape}, got {sigma_raw.dtype} of shape "
             f"{tuple(sigma_raw.shape)}"
         )
-    if doubtable is None or doubtable.dtype != torch.bool or doubtable.shape != labels.shape:
+    kinds = (torch.bool, torch.int64)
+    if doubtable is None or doubtable.dtype not in kinds or doubtable.shape != labels.shape:
         got = doubtable if doubtable is None else (doubtable.dtype, tuple(doubtable.shape))
         raise ValueError(
-            f"doubtable must be bool of the labels' shape {tuple(labels.shape)}, true on pixels "
-            f"labelled by a box, got {got}"
+            f"doubtable must be bool or int64 of the labels' shape {tuple(labels.shape)}, above 0 "
+            f"on pixels labelled by a box, got {got}"
         )

@@ -91,11 +91,12 @@ class UncertainSegmentor(SizeBalancedSegmentor):
     ) -> dict[str, torch.Tensor]:
         """The losses of a training batch; its labels may be doubted where ``doubtable`` says so.
 
-        Images without ``doubtable`` (H_i, W_i) bool have certain labels.
+        Images without ``doubtable`` (H_i, W_i), the numbers of the boxes that labels come from,
+        have certain labels.
         """
         labels = self._labels(batched_inputs)
         weights = self._size_weights(batched_inputs)
-        doubtable = self._stack(batched_inputs, "doubtable", False)
+        doubtable = self._stack(batched_inputs, "doubtable", 0)
         if doubtable is None:
             doubtable = torch.zeros_like(labels, dtype=torch.bool)
         logits = self.logits(images)
@@ -141,13 +142,13 @@ class UncertainSegmentor(SizeBalancedSegmentor):
         """Do what the loss does, and keep it."""
         mu, raw = self._split(channels.detach())
         mu, seen, sigma, inside = self.loss.aligned(mu, labels, raw, doubtable)
-        used, changed = seen, torch.zeros_like(inside)
+        used, changed = seen, torch.zeros_like(seen, dtype=torch.bool)
         if self.loss.bootstrapping:
             used, changed = self.loss.bootstrap(mu, seen, sigma, inside)
         if true_labels is not None:
             _, true_labels, _, _ = self.loss.aligned(mu, true_labels, raw, doubtable)
         measured = self.loss.doubt(sigma, seen, self.loss.own_labels(mu, seen))
-        return Observation(image, seen, used, true_labels, inside, changed, measured)
+        return Observation(image, seen, used, true_labels, inside > 0, changed, measured)
 
 
 def num_logits(cfg: CfgNode) -> int:
@@ -179,6 +180,7 @@ def build_uncertainty_loss(cfg: CfgNode) -> UncertaintyCrossEntropy:
         form=node.UNCERTAINTY.FORM,
         measure=node.UNCERTAINTY.BOOTSTRAP.MEASURE,
         penalty=node.UNCERTAINTY.PENALTY,
+        min_object=node.UNCERTAINTY.BOOTSTRAP.MIN_OBJECT,
         relabelled=node.UNCERTAINTY.BOOTSTRAP.RELABELLED,
         ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         resolution=node.LOSS_RESOLUTION,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from d2_smallobj.annotations.boxes import (
     checked_boxes,
     instance_boxes,
+    number_boxes,
     only_class,
     paint_boxes,
     read_voc_boxes,
@@ -123,14 +124,15 @@ def test_every_pixel_has_the_class_of_the_smallest_box_on_it(data):
         bottom = data.draw(st.integers(top + 1, height))
         rows.append((data.draw(st.integers(1, 3)), left, top, right, bottom))
     boxes = checked_boxes(rows, height, width, "x")
-    labels = paint_boxes(boxes, height, width)
+    labels, numbers = paint_boxes(boxes, height, width), number_boxes(boxes, height, width)
     for y, x in np.ndindex(height, width):
         covering = [
             ((right - left) * (bottom - top), -number, class_id)
             for number, (class_id, left, top, right, bottom) in enumerate(rows)
             if left <= x < right and top <= y < bottom
         ]
-        assert labels[y, x] == (min(covering)[2] if covering else 0)
+        _, number, class_id = min(covering, default=(0, 1, 0))
+        assert (numbers[y, x], labels[y, x]) == (1 - number, class_id)
 
 
 # ---- From masks --------------------------------------------------------------------------------

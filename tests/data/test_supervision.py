@@ -15,10 +15,11 @@ from d2_smallobj.data.stream import StreamDataset
 from d2_smallobj.data.supervision import (
     SupervisedStream,
     apply_supervision,
-    box_labels,
+    boxes_of,
     check_supervision,
     classes_of,
     first_box_position,
+    supervised_labels,
 )
 
 FRACTION = ("SMALLOBJ.SUPERVISION.MASK_FRACTION", 0.5)
@@ -68,6 +69,24 @@ def test_masks_alone_and_masks_more_often(tiny_cfg, instance_dicts):
     assert [x["supervision"] for x in both] == ["mask"] * 12 + ["boxes"] * 3
 
 
+def test_a_number_of_images_is_drawn_by_class(tiny_cfg, instance_dicts):
+    for number, record in enumerate(instance_dicts):
+        record["boxes"] = [(1 + number % 2, 0, 0, 5, 5)]
+    key = "SMALLOBJ.SUPERVISION.NUM_IMAGES"
+    chosen = apply_supervision(tiny_cfg(key, 4), instance_dicts)
+    assert len(chosen) == 4
+    assert all(x in instance_dicts for x in chosen)
+    assert {x["boxes"][0][0] for x in chosen} == {1, 2}
+    split = apply_supervision(tiny_cfg(key, 4, *FRACTION), instance_dicts)
+    assert [x["supervision"] for x in split] == ["mask"] * 2 + ["boxes"] * 2
+    # The same images, with all masks or few.
+    assert {x["file_name"] for x in split} == {x["file_name"] for x in chosen}
+    with pytest.raises(ValueError, match=r"NUM_IMAGES is 8, but DATASETS\.TRAIN has 7 image\(s\)"):
+        apply_supervision(tiny_cfg(key, 8), instance_dicts)
+    with pytest.raises(ValueError, match=r"SUPERVISION\.NUM_IMAGES: fraction .* without any: 2"):
+        apply_supervision(tiny_cfg(key, 1), instance_dicts)
+
+
 def test_the_split_follows_its_seed(tiny_cfg, instance_dicts):
     def chosen(*options):
         images = apply_supervision(tiny_cfg(*FRACTION, *options), many)
@@ -90,7 +109,9 @@ def test_flags_of_their_own_are_not_split(tiny_cfg, tiny_dicts):
     tiny_dicts[0]["supervision"] = "mask"
     with pytest.raises(ValueError, match=r"MASK_FRACTION is 0\.5, but 1 image\(s\) .*set it to 1"):
         apply_supervision(tiny_cfg(*FRACTION), tiny_dicts)
-    assert apply_supervision(tiny_cfg(), tiny_dicts)[0]["supervision"] == "mask"
+    tiny_dicts[0].update(supervision="boxes", boxes=[])
+    flags = [x["supervision"] for x in apply_supervision(tiny_cfg(), tiny_dicts)]
+    assert flags == ["boxes"] + ["mask"] * 6
 
 
 def test_a_mask_without_a_mask_is_an_error():
@@ -131,27 +152,50 @@ def box_record(record, **more):
     return {**record, "supervision": "boxes", "height": height, "width": width, **more}
 
 
+def painted(x):
+    """The labels and box numbers of an image that has boxes."""
+    labels, maps = supervised_labels(
+        {"supervision": "boxes", **x}, lambda x: None, keep_true=False, ignore_label=255
+    )
+    assert labels.dtype == maps["doubtable"].dtype == np.int32
+    return labels, maps["doubtable"]
+
+
 def test_boxes_of_a_table():
-    x = {"file_name": "a.jpg", "height": 4, "width": 5, "boxes": [(2, 1, 1, 99, 3)]}
-    labels = box_labels(x)
-    assert labels.dtype == np.int32
-    assert labels.tolist() == [[0] * 5, [0, 2, 2, 2, 2], [0, 2, 2, 2, 2], [0] * 5]
+    x = {
+        "file_name": "a.jpg",
+        "height": 4,
+        "width": 5,
+        "boxes": [(2, 1, 1, 99, 3), (2, 0, 0, 1, 1)],
+    }
+    labels, numbers = painted(x)
+    assert labels.tolist() == [[2, 0, 0, 0, 0], [0, 2, 2, 2, 2], [0, 2, 2, 2, 2], [0] * 5]
+    assert numbers.tolist() == [[2, 0, 0, 0, 0], [0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0] * 5]
     with pytest.raises(ValueError, match=r"^a\.jpg: boxes: 1 bad box\(es\): .* is inverted"):
-        box_labels({**x, "boxes": [(2, 3, 1, 2, 3)]})
+        boxes_of({**x, "boxes": [(2, 3, 1, 2, 3)]})
+
+
+def test_crowds_have_the_ignore_label_of_the_config():
+    x = {"file_name": "a.jpg", "height": 1, "width": 3, "boxes": [(-2, 0, 0, 2, 1)]}
+    labels, _ = supervised_labels(
+        {**x, "supervision": "boxes"}, lambda x: None, keep_true=False, ignore_label=-1
+    )
+    assert labels.tolist() == [[-1, -1, 0]]
 
 
 def test_boxes_are_derived_from_instances(instance_dicts):
     """Rows 3..11, columns 4..19 have class 1 + i; a small object of class 2 lies below."""
-    labels = box_labels(box_record(instance_dicts[3]))
+    labels, numbers = painted(box_record(instance_dicts[3]))
     expected = np.zeros_like(labels)
     expected[3:12, 4:20] = 4
     expected[14:17, 8:11] = 2
     np.testing.assert_array_equal(labels, expected)
+    np.testing.assert_array_equal(numbers, expected // 2)
     assert not (labels == 255).any(), "a mask's ignored pixels would tell outlines"
 
 
 def test_boxes_of_one_class(instance_dicts):
-    labels = box_labels(box_record(instance_dicts[3], label_rule=identity_rule(7).only(4)))
+    labels, _ = painted(box_record(instance_dicts[3], label_rule=identity_rule(7).only(4)))
     expected = np.zeros_like(labels)
     expected[3:12, 4:20] = 1
     np.testing.assert_array_equal(labels, expected)
@@ -160,7 +204,7 @@ def test_boxes_of_one_class(instance_dicts):
 def test_an_instance_map_of_another_size(instance_dicts):
     x = box_record(instance_dicts[3], ins_seg_file_name=instance_dicts[4]["ins_seg_file_name"])
     with pytest.raises(ValueError, match=r"instances_4\.png: the instance map is 32x32, .* 34x29"):
-        box_labels(x)
+        boxes_of(x)
 
 
 # ---- The mapper --------------------------------------------------------------------------------
@@ -187,13 +231,16 @@ def test_a_box_image_is_augmented_alike(mapper, instance_dicts):
     for position in range(12):
         x = mapper()({**instance_dicts[3], "stream_position": position, "supervision": "boxes"})
         true = mapper()({**instance_dicts[3], "stream_position": position})
-        assert x["doubtable"].dtype == torch.bool
+        assert x["doubtable"].dtype == torch.int64
         assert torch.equal(x["image"], true["image"])
         assert torch.equal(x["true_sem_seg"], true["sem_seg"])
         # The objects are rectangles, so that boxes and masks agree but for the void line above.
         known = true["sem_seg"] != 255
         assert torch.equal(x["sem_seg"][known], true["sem_seg"][known])
-        assert torch.equal(x["doubtable"], (x["sem_seg"] > 0) & (x["sem_seg"] != 255))
+        # Box 1 has class 2, box 2 class 4, and the padding belongs to none.
+        numbers = torch.zeros_like(x["sem_seg"])
+        numbers[x["sem_seg"] == 2], numbers[x["sem_seg"] == 4] = 1, 2
+        assert torch.equal(x["doubtable"], numbers)
         assert x["doubtable"].any()
 
 

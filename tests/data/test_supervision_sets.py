@@ -19,7 +19,7 @@ from d2_smallobj.annotations.demo import make_demo
 from d2_smallobj.data import dataset_dicts
 from d2_smallobj.data.catalog import canonical_name, register_all
 from d2_smallobj.data.mapper import SemSegMapper
-from d2_smallobj.data.supervision import box_labels
+from d2_smallobj.data.supervision import boxes_of
 from d2_smallobj.evaluation import GroundTruthReader, SmallObjectEvaluator
 from d2_smallobj.scoring.registered import registered_truth
 from detectron2.data import MetadataCatalog
@@ -80,7 +80,7 @@ def test_cityscapes_is_listed(city):
 def test_cityscapes_boxes(city):
     """A box around every car and person, one around the group; the ego vehicle has none."""
     (record,) = dataset_dicts([CITY_TRAIN])
-    labels = box_labels({**record, "height": 12, "width": 24})
+    labels = paint_boxes(boxes_of({**record, "height": 12, "width": 24}), 12, 24)
     expected = np.zeros((12, 24), int)
     expected[1:6, 2:10] = 3
     expected[5, 2:5] = expected[1, 8:10] = 0
@@ -272,6 +272,16 @@ def test_voc_with_boxes(voc):
 def test_missing_voc_annotations_are_named(voc):
     (voc / "Annotations/2007_000002.xml").unlink()
     with pytest.raises(FileNotFoundError, match=r"Annotations/2007_000002\.xml"):
+        dataset_dicts(["voc_2012_trainaug_mixed"])
+
+
+def test_bad_voc_annotations_are_told_at_once(voc):
+    for path in (voc / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("<xmax>4", "<xmax>-4"))
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)_mixed: 2 bad annotation\(s\):.*0001\.xml.*inverted.*0002\.xml",
+    ):
         dataset_dicts(["voc_2012_trainaug_mixed"])
 
 

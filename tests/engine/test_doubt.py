@@ -69,7 +69,7 @@ def test_labels_change_when_the_warm_up_is_over(make_trainer, tmp_path, monkeypa
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     scalars = {tag for tag in events.Tags()["scalars"] if tag.startswith("doubt/")}
-    names = {"relabelled", "sigma", "box_accuracy", "accuracy", "relabelled_accuracy"}
+    names = {"relabelled", "changed", "sigma", "box_accuracy", "accuracy", "relabelled_accuracy"}
     assert scalars == {f"doubt/{name}" for name in names}
     assert any("doubt/relabelled" in json.loads(line) for line in lines)
     # Written at the end, the last value: after the switch, all of a young net is doubted.
@@ -142,6 +142,7 @@ def test_figures_by_hand():
     figures = doubt_figures(observation(), 255)
     assert figures == {
         "relabelled": 80.0,  # four of five
+        "changed": 60.0,  # 1, 1 and 2 to 0
         "sigma": 2.0,  # (0.5 + 2 + 3 + 1.5 + 3) / 5
         "box_accuracy": 75.0,  # boxes say 1, 1, 1, 2
         "accuracy": 75.0,  # the loss used 1, 0, 0, 2
@@ -150,7 +151,8 @@ def test_figures_by_hand():
 
 
 def test_figures_that_rest_on_nothing_are_left_out():
-    assert set(doubt_figures(observation(true_labels=None), 255)) == {"relabelled", "sigma"}
+    unknown = doubt_figures(observation(true_labels=None), 255)
+    assert set(unknown) == {"relabelled", "changed", "sigma"}
     nowhere = torch.zeros(1, 1, 8, dtype=torch.bool)
     assert doubt_figures(observation(doubtable=nowhere), 255) == {}
     assert "relabelled_accuracy" not in doubt_figures(observation(relabelled=nowhere), 255)

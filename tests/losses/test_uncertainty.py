@@ -311,6 +311,40 @@ def test_the_models_own_label(mu, by_class, by_object):
     assert pixel(mu, [2.0], 1, form="object") == (by_object, True)
 
 
+def test_a_box_keeps_an_object():
+    """Two boxes of four pixels, doubted throughout: one would keep an object of 1, one of 3."""
+    mu = torch.tensor([[[[2.0, -2.0, -2.0, -2.0, 2.0, 2.0, 2.0, -2.0, -2.0]]]])
+    labels = torch.tensor([[[1, 1, 1, 1, 1, 1, 1, 1, 0]]])
+    numbers = torch.tensor([[[1, 1, 1, 1, 7, 7, 7, 7, 0]]])
+    sigma = torch.full_like(mu, 3.0)
+    kept = {
+        0.0: [1, 0, 0, 0, 1, 1, 1, 0, 0],
+        0.25: [1, 0, 0, 0, 1, 1, 1, 0, 0],
+        0.26: [1, 1, 1, 1, 1, 1, 1, 0, 0],
+        0.75: [1, 1, 1, 1, 1, 1, 1, 0, 0],
+        0.76: [1, 1, 1, 1, 1, 1, 1, 1, 0],
+    }
+    for least, expected in kept.items():
+        loss = UncertaintyCrossEntropy(min_object=least)
+        used, changed = loss.bootstrap(mu, labels, sigma, numbers)
+        assert used.flatten().tolist() == expected, least
+        assert not (changed & (numbers == 0)).any()
+    # The same boxes in two images are four boxes.
+    twice = [torch.cat([x, x]) for x in (mu, labels, sigma, numbers)]
+    twice[0][1] = 2.0
+    used, _ = UncertaintyCrossEntropy(min_object=0.5).bootstrap(*twice)
+    assert used[0, 0].tolist() == kept[0.75]
+    assert used[1, 0, :8].tolist() == [1] * 8
+
+
+def test_numbered_boxes_are_doubted_like_a_mask_of_them():
+    logits, raw, labels, inside = random_batch()
+    numbers = inside.long() * torch.arange(1, 8)
+    loss = UncertaintyCrossEntropy()
+    value = loss(logits, labels, sigma_raw=raw, doubtable=numbers)
+    assert value == loss(logits, labels, sigma_raw=raw, doubtable=inside)
+
+
 @pytest.mark.parametrize(
     ("measure", "value"), [("label", 1.5), ("own", 0.5), ("largest", 3.0), ("mean", 5.0 / 3)]
 )
@@ -470,6 +504,7 @@ def test_a_binary_logit_gets_a_background_of_zero():
         ({"threshold": math.nan}, "threshold must be > 0, got nan"),
         ({"penalty": -1.0}, r"penalty must be a finite number >= 0, got -1\.0"),
         ({"penalty": math.inf}, "penalty must be a finite number >= 0, got inf"),
+        ({"min_object": 1.0}, r"min_object must be in \[0, 1\), got 1\.0"),
         ({"form": "class"}, "form: unknown value 'class'.*did you mean 'per_class'"),
         ({"measure": "labels"}, "measure: unknown value 'labels'.*did you mean 'label'"),
         ({"relabelled": "sure"}, "relabelled: unknown value 'sure'"),
@@ -495,8 +530,8 @@ def test_bad_tensors():
         loss(logits, labels, sigma_raw=raw.long(), doubtable=inside)
     with pytest.raises(ValueError, match=r"doubtable must be bool .*\(2, 6, 7\).*got None"):
         loss(logits, labels, sigma_raw=raw)
-    with pytest.raises(ValueError, match=r"doubtable must be bool .*got \(torch\.int64"):
-        loss(logits, labels, sigma_raw=raw, doubtable=inside.long())
+    with pytest.raises(ValueError, match=r"doubtable must be bool .*got \(torch\.float32"):
+        loss(logits, labels, sigma_raw=raw, doubtable=inside.float())
     with pytest.raises(ValueError, match=r"got \(torch\.bool, \(2, 3, 7\)\)"):
         loss(logits, labels, sigma_raw=raw, doubtable=inside[:, :3])
     labels[0, 0, 0] = 4

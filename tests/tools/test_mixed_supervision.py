@@ -13,6 +13,7 @@ from d2_smallobj.engine import ablation as module
 from d2_smallobj.engine.mixed import MixedSupervision, build_variants
 
 MIXED = {
+    "SMALLOBJ.SUPERVISION.NUM_IMAGES": 0,
     "SMALLOBJ.SUPERVISION.MASK_FRACTION": 0.5,
     "SMALLOBJ.SUPERVISION.SPLIT_SEED": 0,
     "SMALLOBJ.UNCERTAINTY.BOOTSTRAP.THRESHOLD": 0.4,
