@@ -141,9 +141,9 @@ def add_smallobj_config(cfg: CN) -> None:
     node.UNCERTAINTY.BOOTSTRAP.WARMUP = 0.5
     # A pixel is doubted when its sigma is larger, > 0. 2 divides its logit by 1.6.
     node.UNCERTAINTY.BOOTSTRAP.THRESHOLD = 2.0
-    # Labels of a box stay as they are while the model's own would leave less than this share of its
-    # pixels to the object, in [0, 1): a box has an object in it, which may be one that the model
-    # does not know yet. 0: no such rule (SPEC 6).
+    # A box in which the model itself sees an object on less than this share of the pixels, in
+    # [0, 1), keeps its labels, and they are certain: an object is there, and one that the model does
+    # not know yet must not be doubted away. 0: no such rule (SPEC 6).
     node.UNCERTAINTY.BOOTSTRAP.MIN_OBJECT = 0.0
     # Which sigma of a pixel: of its "label", of the model's "own" one, the "largest", the "mean".
     node.UNCERTAINTY.BOOTSTRAP.MEASURE = "own"

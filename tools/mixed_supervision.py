@@ -63,7 +63,11 @@ def build_comparison(args: argparse.Namespace) -> MixedSupervision:
             f"{args.config_file}: SMALLOBJ.SUPERVISION.MASK_FRACTION must be below 1 to compare "
             "masks with boxes, got 1"
         )
-    varied = {key: values for key, *values in args.vary}
+    varied: dict[str, list[str]] = {}
+    for key, *values in args.vary:
+        if not values:
+            raise ValueError(f"--vary {key}: give the values after the key")
+        varied.setdefault(key, []).extend(values)
     variants = build_variants(fraction, args.variants, varied)
     for variant in variants:
         build_config(args.config_file, [*args.opts, *variant.options])

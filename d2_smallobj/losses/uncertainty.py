@@ -108,8 +108,10 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             sigma a pixel they are the same.
         penalty: weight, >= 0, of the mean sigma of doubted pixels, which is added to the loss. 0
             is the form of SPEC 6; more makes doubt cost something where it explains nothing.
-        min_object: a box keeps its labels where the model's own would leave less than this share
-            of its pixels to an object, in [0, 1); 0: no such rule.
+        min_object: while bootstrapping, a box in which the model itself sees an object on less
+            than this share of the pixels, in [0, 1), keeps its labels, and they are certain: an
+            object is there, and one that the model does not know yet must not be doubted away.
+            0: no such rule.
         relabelled: the model's own label is then ``"certain"`` (sigma counts as 0), or goes on
             being ``"doubted"``.
         ignore_label: as in the parent, like the next four.
@@ -178,6 +180,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             sigma_raw: (N, S, h, w), any float dtype; sigma is its softplus. ``None``: no doubt.
             doubtable: (N, H, W), needed with ``sigma_raw``: bool, true where the label comes from
                 a box; or int64, the number of that box in its image, 0 where the label is certain.
+                With bool, all boxes of an image are one to ``min_object``.
 
         Returns:
             float32 scalar; 0 with zero gradients where every pixel is ignored.
@@ -194,9 +197,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         logits, labels, sigma, doubtable = self.aligned(logits, labels, sigma_raw, doubtable)
         doubted = doubtable > 0
         if self.bootstrapping:
-            labels, changed = self.bootstrap(logits, labels, sigma, doubtable)
-            if self.relabelled == "certain":
-                doubted = doubted & ~changed
+            labels, _, doubted = self.bootstrap(logits, labels, sigma, doubtable)
             # The weights of the painted boxes are not those of the labels that the loss sees.
             size_weights = None
         softened = soften(logits, sigma, doubted, self.form)
@@ -230,7 +231,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
     @torch.no_grad()
     def bootstrap(
         self, logits: Tensor, labels: Tensor, sigma: Tensor, doubtable: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Give box pixels that the model doubts its own labels (SPEC 6).
 
         Args:
@@ -240,16 +241,17 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             doubtable: bool or int64 (N, H, W), see :meth:`forward`.
 
         Returns:
-            labels, int64 (N, H, W), and where they were taken from the model, bool (N, H, W).
-            Ignored pixels stay as they are.
+            labels, int64 (N, H, W); where they were taken from the model, bool (N, H, W); and
+            where sigma still counts, bool (N, H, W). Ignored pixels stay as they are.
         """
         own = self.own_labels(logits, labels)
         inside = (doubtable > 0) & (labels != self.ignore_label)
-        changed = inside & (self.doubt(sigma, labels, own) > self.threshold)
+        kept = torch.zeros_like(inside)
         if self.min_object > 0:
-            lost = changed & (own == 0)
-            changed &= ~emptied(doubtable, inside, lost, self.min_object)
-        return torch.where(changed, own, labels), changed
+            kept = inside & emptied(doubtable, inside, inside & (own == 0), self.min_object)
+        changed = inside & ~kept & (self.doubt(sigma, labels, own) > self.threshold)
+        certain = kept | changed if self.relabelled == "certain" else kept
+        return torch.where(changed, own, labels), changed, inside & ~certain
 
     def own_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The model's own label of every pixel, int64 (N, H, W)."""
@@ -287,12 +289,12 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
 
 
 def emptied(doubtable: Tensor, inside: Tensor, lost: Tensor, least: float) -> Tensor:
-    """Where boxes are that would keep too little of their object: bool (N, H, W).
+    """Where the boxes are that would keep too little of their object: bool (N, H, W).
 
     Args:
         doubtable: bool or int64 (N, H, W), numbers of boxes, 0 outside.
         inside: bool (N, H, W), the pixels that count.
-        lost: bool (N, H, W), those that would become background.
+        lost: bool (N, H, W), those of them that would be background.
         least: share of a box's pixels that must stay.
     """
     number = doubtable.long()

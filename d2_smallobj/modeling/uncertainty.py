@@ -144,7 +144,7 @@ class UncertainSegmentor(SizeBalancedSegmentor):
         mu, seen, sigma, inside = self.loss.aligned(mu, labels, raw, doubtable)
         used, changed = seen, torch.zeros_like(seen, dtype=torch.bool)
         if self.loss.bootstrapping:
-            used, changed = self.loss.bootstrap(mu, seen, sigma, inside)
+            used, changed, _ = self.loss.bootstrap(mu, seen, sigma, inside)
         if true_labels is not None:
             _, true_labels, _, _ = self.loss.aligned(mu, true_labels, raw, doubtable)
         measured = self.loss.doubt(sigma, seen, self.loss.own_labels(mu, seen))

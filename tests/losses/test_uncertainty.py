@@ -272,7 +272,7 @@ def pixel(mu, sigma, label, *, inside=True, **options):
     """Relabel one pixel; returns its label and whether it was taken from the model."""
     loss = UncertaintyCrossEntropy(**options)
     shape = (1, -1, 1, 1)
-    labels, changed = loss.bootstrap(
+    labels, changed, _ = loss.bootstrap(
         torch.tensor(mu).reshape(shape),
         torch.tensor([[[label]]]),
         torch.tensor(sigma).reshape(shape),
@@ -326,15 +326,35 @@ def test_a_box_keeps_an_object():
     }
     for least, expected in kept.items():
         loss = UncertaintyCrossEntropy(min_object=least)
-        used, changed = loss.bootstrap(mu, labels, sigma, numbers)
+        used, changed, _ = loss.bootstrap(mu, labels, sigma, numbers)
         assert used.flatten().tolist() == expected, least
         assert not (changed & (numbers == 0)).any()
     # The same boxes in two images are four boxes.
     twice = [torch.cat([x, x]) for x in (mu, labels, sigma, numbers)]
     twice[0][1] = 2.0
-    used, _ = UncertaintyCrossEntropy(min_object=0.5).bootstrap(*twice)
+    used, _, _ = UncertaintyCrossEntropy(min_object=0.5).bootstrap(*twice)
     assert used[0, 0].tolist() == kept[0.75]
     assert used[1, 0, :8].tolist() == [1] * 8
+
+
+@pytest.mark.parametrize("sigma", [0.1, 3.0])
+@pytest.mark.parametrize("relabelled", ["certain", "doubted"])
+def test_an_object_the_model_does_not_see_is_not_doubted(sigma, relabelled):
+    """Of two boxes the model sees an object in the second one alone."""
+    mu = torch.tensor([[[[-2.0, -2.0, -2.0, 2.0, -2.0, 2.0]]]])
+    labels, numbers = torch.tensor([[[1, 1, 1, 1, 1, 255]]]), torch.tensor([[[1, 1, 1, 2, 2, 2]]])
+    loss = UncertaintyCrossEntropy(min_object=0.5, threshold=1.0, relabelled=relabelled)
+    spread = torch.full_like(mu, sigma)
+    used, changed, doubted = loss.bootstrap(mu, labels, spread, numbers)
+    takes_own = sigma > loss.threshold
+    assert used.flatten().tolist() == [1, 1, 1, 1, 0 if takes_own else 1, 255]
+    assert changed.flatten().tolist() == [False] * 3 + [takes_own] * 2 + [False]
+    still = not (takes_own and relabelled == "certain")
+    assert doubted.flatten().tolist() == [False] * 3 + [still] * 2 + [False]
+    loss.bootstrapping = True
+    value = loss(mu, labels, sigma_raw=torch.log(torch.expm1(spread)), doubtable=numbers)
+    expected = F.cross_entropy(soften(mu, spread, doubted), used, ignore_index=255)
+    torch.testing.assert_close(value, expected)
 
 
 def test_numbered_boxes_are_doubted_like_a_mask_of_them():
@@ -369,7 +389,7 @@ def test_relabelled_pixels_are_certain_or_doubted():
         loss.bootstrapping = True
         losses[relabelled] = loss(logits, labels, sigma_raw=raw, doubtable=inside)
     sigma = F.softplus(raw)
-    used, changed = loss.bootstrap(logits, labels, sigma, inside)
+    used, changed, _ = loss.bootstrap(logits, labels, sigma, inside)
     assert (used != labels).any()
     assert (inside & ~changed).any()
     expected = {

@@ -120,6 +120,15 @@ def ask(train_server, tiny, tmp_path):
         ),
         (["--vary", "SMALLOBJ.UNCERTAINTY.FORM", "object", "none"], "unknown value 'none'"),
         (["--vary", "SMALLOBJ.UNCERTAINTY.FROM", "object"], "Non-existent key"),
+        (["--vary", "SMALLOBJ.TAU"], "--vary SMALLOBJ.TAU: give the values after the key"),
+        (
+            ["--vary", "SMALLOBJ.TAU", "2.0", "--vary", "SMALLOBJ.TAU", "0.5"],
+            "SMALLOBJ.TAU must be a finite number >= 1 (1 is the plain cross-entropy), got 0.5",
+        ),
+        (
+            ["--vary", "SMALLOBJ.TAU", "0.5", "--vary", "SMALLOBJ.TAU", "2.0"],
+            "SMALLOBJ.TAU must be a finite number >= 1 (1 is the plain cross-entropy), got 0.5",
+        ),
         (["--jobs", "0"], "--jobs must be >= 1, got 0"),
     ],
 )
