@@ -142,8 +142,8 @@ def add_smallobj_config(cfg: CN) -> None:
     # A pixel is doubted when its sigma is larger, > 0. 2 divides its logit by 1.6.
     node.UNCERTAINTY.BOOTSTRAP.THRESHOLD = 2.0
     # A box in which the model itself sees an object on less than this share of the pixels, in
-    # [0, 1), keeps its labels, and they are certain: an object is there, and one that the model does
-    # not know yet must not be doubted away. 0: no such rule (SPEC 6).
+    # [0, 1), keeps its labels, and they are certain: an object is there, and one that the model
+    # does not know yet must not be doubted away. 0: no such rule (SPEC 6).
     node.UNCERTAINTY.BOOTSTRAP.MIN_OBJECT = 0.0
     # Which sigma of a pixel: of its "label", of the model's "own" one, the "largest", the "mean".
     node.UNCERTAINTY.BOOTSTRAP.MEASURE = "own"

@@ -12,10 +12,10 @@ from d2_smallobj.annotations.demo import make_demo
 from d2_smallobj.data import dataset_dicts
 
 
-def _block(repository, marker: str) -> str:
-    text = (repository / "README.md").read_text(encoding="utf-8")
+def _block(repository, marker: str, page: str = "README.md") -> str:
+    text = (repository / page).read_text(encoding="utf-8")
     found = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", text, re.DOTALL)
-    assert found, f"README.md has no block after <!-- {marker} -->"
+    assert found, f"{page} has no block after <!-- {marker} -->"
     return found.group(1)
 
 
@@ -67,8 +67,25 @@ def test_metric_example(repository, capsys):
     assert float(capsys.readouterr().out) == pytest.approx(100.0)
 
 
-def test_commands_name_files_that_exist(repository):
-    text = (repository / "README.md").read_text(encoding="utf-8")
+def test_loss_example(repository):
+    import torch
+
+    torch.manual_seed(0)
+    labels = torch.randint(0, 4, (2, 6, 7))
+    tensors = {
+        "logits": torch.randn(2, 4, 6, 7),
+        "labels": labels,
+        "sigma_raw": torch.full((2, 1, 6, 7), 3.0),
+        "box_numbers": torch.where(labels > 0, 1, 0),
+    }
+    exec(_block(repository, "loss example", "docs/mixed.md"), tensors)
+    plain = torch.nn.functional.cross_entropy(tensors["logits"], labels)
+    assert 0 < tensors["value"] != plain
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/mixed.md", "docs/training.md"])
+def test_commands_name_files_that_exist(repository, page):
+    text = (repository / page).read_text(encoding="utf-8")
     named = set(re.findall(r"(?:tools|configs|datasets|docs)/[\w./-]+\.\w+", text))
     assert named
     missing = [name for name in named if not (repository / name).exists()]

@@ -141,9 +141,13 @@ class SemSegMapper:
         """The label map of an image from its mask or its boxes, and maps that go with it."""
         if "supervision" not in x:
             return self._read_labels(x), {}
-        return supervised_labels(
+        labels, maps = supervised_labels(
             x, self._read_labels, keep_true=self.keep_true, ignore_label=self.ignore_label
         )
+        # Boxes may have a class that the model has not.
+        where = f"{x['file_name']}: its {x['supervision']}"
+        check_label_values(labels, self.num_classes, self.ignore_label, where)
+        return labels, maps
 
     def _read_labels(self, x: dict[str, Any]) -> np.ndarray:
         """The label map of an image, checked."""

@@ -211,7 +211,7 @@ def run_all(
     slots = build_slots(jobs, num_gpus=ablations[0].num_gpus, devices=devices)
     total = sum(len(ablation.seeds) * len(ablation.variants) for ablation in ablations)
     done = total - len(missing)
-    with tqdm(total=total, initial=done, desc="ablation", unit="run") as bar:
+    with tqdm(total=total, initial=done, desc="training", unit="run") as bar:
         run_jobs(missing, slots, progress=bar)
 
 

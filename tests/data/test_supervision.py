@@ -244,6 +244,12 @@ def test_a_box_image_is_augmented_alike(mapper, instance_dicts):
         assert x["doubtable"].any()
 
 
+def test_a_box_of_a_class_that_the_model_has_not(mapper, instance_dicts):
+    x = {**instance_dicts[3], "supervision": "boxes", "boxes": [(30, 0, 0, 5, 5)]}
+    with pytest.raises(ValueError, match=r"image_3\.\w+: its boxes: label values .*found 30 in 25"):
+        mapper()(x)
+
+
 def test_true_labels_are_read_only_to_be_logged(mapper, instance_dicts, monkeypatch):
     off = mapper("SMALLOBJ.SUPERVISION.LOG_ACCURACY", False)
     x = {**instance_dicts[3], "supervision": "boxes", "boxes": [(1, 0, 0, 5, 5)]}
