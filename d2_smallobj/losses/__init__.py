@@ -14,8 +14,9 @@ from d2_smallobj.losses.size_balanced import (
     size_weighted_cross_entropy,
 )
 from d2_smallobj.losses.size_weights import SizeWeights, size_weights
+from d2_smallobj.losses.softening import soften
 from d2_smallobj.losses.stability import ParameterGroup
-from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy, soften
+from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy
 
 __all__ = [
     "Anchored",

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy, all_logits, sigma_offset
+from d2_smallobj.losses.softening import all_logits, sigma_offset
+from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy
 from d2_smallobj.modeling.loss import build_size_weights
 from d2_smallobj.modeling.segmentor import SizeBalancedSegmentor
 from detectron2.config import CfgNode, configurable

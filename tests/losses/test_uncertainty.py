@@ -11,14 +11,8 @@ from hypothesis import strategies as st
 
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from d2_smallobj.losses.size_weights import SizeWeights, size_weights
-from d2_smallobj.losses.uncertainty import (
-    FORMS,
-    MEASURES,
-    UncertaintyCrossEntropy,
-    all_logits,
-    sigma_offset,
-    soften,
-)
+from d2_smallobj.losses.softening import FORMS, all_logits, sigma_offset, soften
+from d2_smallobj.losses.uncertainty import MEASURES, UncertaintyCrossEntropy
 
 NONE = -300.0
 """A raw spread whose softplus is 0 in float32."""
@@ -293,11 +287,8 @@ def test_a_doubted_pixel_takes_the_models_label():
 @pytest.mark.parametrize(
     ("mu", "by_class", "by_object"),
     [
-        (
-            [0.0, 1.0, 5.0],
-            2,
-            1,
-        ),  # another class: an object all the same, and the box knows its class
+        # Another class: an object all the same, and the box knows its class.
+        ([0.0, 1.0, 5.0], 2, 1),
         ([2.0, 1.0, 0.0], 0, 0),
         ([2.0, 1.5, 1.5], 0, 1),  # e^2 < 2 e^1.5: an object of whatever class is more probable
     ],

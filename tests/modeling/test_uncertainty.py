@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import d2_smallobj
-from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy, soften
+from d2_smallobj.losses import UncertaintyCrossEntropy, soften
 from d2_smallobj.modeling import UncertainSegmentor
 from d2_smallobj.modeling.uncertainty import num_logits
 from detectron2.modeling import build_model
