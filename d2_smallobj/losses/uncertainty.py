@@ -14,6 +14,7 @@ C in the form ``"per_class"``, else 1; H, W label map; h, w logit map.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from d2_smallobj.losses.size_balanced import (
     SizeWeightedCrossEntropy,
+    batch_size_weights,
     check_batch,
     resize_labels,
 )
@@ -57,7 +59,8 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         ignore_label: as in the parent, like the next four.
         resolution: where the loss is taken.
         normalize: divisor of the summed loss.
-        weights: the rule of size weights. Where labels were changed, they are computed anew.
+        weights: the rule of size weights. All pixels of a box weigh as the box, also
+            where labels change.
         size_weighted: initial value of the switch.
 
     Attributes:
@@ -106,7 +109,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         self,
         logits: Tensor,
         labels: Tensor,
-        size_weights: Tensor | None = None,
+        size_weights: Tensor | Mapping[tuple[int, int], Tensor] | None = None,
         *,
         sigma_raw: Tensor | None = None,
         doubtable: Tensor | None = None,
@@ -116,7 +119,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         Args:
             logits: mu, (N, C, h, w), any float dtype.
             labels: int64 (N, H, W), 0..K-1 or ``ignore_label``.
-            size_weights: float (N, H, W); see the parent.
+            size_weights: of ``labels``; see the parent.
             sigma_raw: (N, S, h, w), any float dtype; sigma is its softplus. ``None``: no doubt.
             doubtable: (N, H, W), needed with ``sigma_raw``: bool, true where the label comes from
                 a box; or int64, the number of that box in its image, 0 where the label is certain.
@@ -137,9 +140,8 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         logits, labels, sigma, doubtable = self.aligned(logits, labels, sigma_raw, doubtable)
         doubted = doubtable > 0
         if self.bootstrapping:
+            size_weights = self._weights_of_boxes(labels, size_weights)
             labels, _, doubted = self.bootstrap(logits, labels, sigma, doubtable)
-            # The weights of the painted boxes are not those of the labels that the loss sees.
-            size_weights = None
         softened = soften(logits, sigma, doubted, self.form)
         loss = super().forward(softened, labels, size_weights)
         if self.penalty == 0:
@@ -192,6 +194,25 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         changed = inside & ~kept & (self.doubt(sigma, labels, own) > self.threshold)
         certain = kept | changed if self.relabelled == "certain" else kept
         return torch.where(changed, own, labels), changed, inside & ~certain
+
+    def _weights_of_boxes(
+        self, labels: Tensor, size_weights: Tensor | Mapping[tuple[int, int], Tensor] | None
+    ) -> Tensor | dict[tuple[int, int], Tensor] | None:
+        """The size weights of labels before they are bootstrapped, for the labels after it.
+
+        A box tells how large its object is; the pieces that relabelling leaves for a while would
+        count most where the model is least sure. What becomes background keeps its box's weight:
+        if only objects weighed more, the model would call everything in a small box object, and
+        take that for its label.
+        """
+        size = (labels.shape[-2], labels.shape[-1])
+        if isinstance(size_weights, Mapping):
+            size_weights = size_weights.get(size)
+        if size_weights is None and self.size_weighted:
+            size_weights = batch_size_weights(labels, self.weights)
+        if size_weights is None or self.resolution == "input":
+            return size_weights
+        return {size: size_weights}
 
     def own_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The model's own label of every pixel, int64 (N, H, W)."""

@@ -435,8 +435,10 @@ def test_tau_1_is_the_loss_without_size_weights():
     torch.testing.assert_close(value, expected)
 
 
-def test_changed_labels_are_weighted_as_they_are():
-    """A box of 8 pixels whose right half becomes background: the object is then the left half."""
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("resolution", ["input", "logits"])
+def test_a_box_keeps_its_weight_when_labels_change(resolution, given):
+    """A box of 8 pixels whose right half becomes background: both halves weigh as before."""
     labels = torch.zeros(1, 4, 12, dtype=torch.int64)
     labels[0, 0:2, 0:4] = 1
     labels[0, 0:4, 8:12] = 1
@@ -444,16 +446,19 @@ def test_changed_labels_are_weighted_as_they_are():
     inside[0, :2, :4] = True
     logits = torch.randn(1, 1, 4, 12, generator=torch.Generator().manual_seed(1))
     logits[0, 0, :2, :2], logits[0, 0, :2, 2:4] = 3.0, -3.0
-    loss = UncertaintyCrossEntropy(size_weighted=True)
+    loss = UncertaintyCrossEntropy(size_weighted=True, resolution=resolution)
     loss.bootstrapping = True
-    stale = torch.from_numpy(size_weights(labels[0].numpy()))[None]
+    ready = None
+    if given:
+        ready = torch.from_numpy(size_weights(labels[0].numpy()))[None]
+        ready = {(4, 12): ready} if resolution == "logits" else ready
     raw = torch.full_like(logits, 4.0)
-    value = loss(logits, labels, stale, sigma_raw=raw, doubtable=inside)
+    value = loss(logits, labels, ready, sigma_raw=raw, doubtable=inside)
     used = labels.clone()
     used[0, :2, 2:4] = 0
-    # 4 + 16 foreground pixels: the left half weighs min(5, 20 / 4), the other object 20 / 16.
+    # 8 + 16 foreground pixels: the box weighs 24 / 8, the other object 24 / 16.
     weights = torch.ones(1, 4, 12)
-    weights[0, :2, :2], weights[0, :, 8:] = 5.0, 1.25
+    weights[0, :2, :4], weights[0, :, 8:] = 3.0, 1.5
     nll = F.binary_cross_entropy_with_logits(logits[:, 0], used.float(), reduction="none")
     torch.testing.assert_close(value, (weights * nll).sum() / weights.sum())
 
