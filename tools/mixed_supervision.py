@@ -2,8 +2,9 @@
 r"""Compare mixed supervision (few masks, many boxes) with its baselines over several seeds.
 
 Full supervision; the masks only; boxes taken for masks; boxes doubted, without and with
-bootstrapping; and the latter with size weights. Run it again after an interruption: complete runs
-are kept, the others resume. Writes mixed.csv and mixed.md into --output-dir.
+bootstrapping; and the latter with size weights, throughout or as the size-balanced loss in the
+second half. Run it again after an interruption: complete runs are kept, the others resume. Writes
+mixed.csv and mixed.md into --output-dir.
 
 Examples:
     python tools/mixed_supervision.py --config-file configs/demo_mixed.yaml --seeds 0 1 2
@@ -68,7 +69,7 @@ def build_comparison(args: argparse.Namespace) -> MixedSupervision:
         if not values:
             raise ValueError(f"--vary {key}: give the values after the key")
         varied.setdefault(key, []).extend(values)
-    variants = build_variants(fraction, args.variants, varied)
+    variants = build_variants(fraction, cfg.SOLVER.MAX_ITER, args.variants, varied)
     for variant in variants:
         build_config(args.config_file, [*args.opts, *variant.options])
     check_datasets(cfg)

@@ -15,7 +15,7 @@ from d2_smallobj.engine.variants import Variant
 from d2_smallobj.report.paper_tables import mean_and_deviation
 from d2_smallobj.utils.files import atomic_write_text
 
-KINDS = ("full", "masks", "boxes", "doubt", "bootstrap", "bootstrap_sw")
+KINDS = ("full", "masks", "boxes", "doubt", "bootstrap", "bootstrap_sw", "bootstrap_sb")
 """What can be compared; the first is what all are measured by."""
 
 FOREGROUND_IOU = "IoU_fg"
@@ -32,6 +32,7 @@ _NO_BOXES = ("SMALLOBJ.SUPERVISION.REST", "none")
 
 def build_variants(
     fraction: float,
+    iterations: int,
     kinds: Collection[str] = KINDS,
     varied: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Variant]:
@@ -39,6 +40,8 @@ def build_variants(
 
     Args:
         fraction: ``SUPERVISION.MASK_FRACTION`` of the config, for the labels.
+        iterations: ``SOLVER.MAX_ITER`` of the config; the size-balanced variant takes the first
+            half of them for task A, and ``SMALLOBJ.EWC`` as it is in the config.
         kinds: which of :data:`KINDS` to build.
         varied: config keys and values; one more variant of ``bootstrap`` for each value.
     """
@@ -50,9 +53,14 @@ def build_variants(
         "doubt": (f"{masks} + {boxes}, doubted", (*_DOUBTING, *_NEVER)),
         "bootstrap": (f"{masks} + {boxes}, doubted, bootstrapped", _DOUBTING),
         "bootstrap_sw": ("the same with size weights", _DOUBTING),
+        "bootstrap_sb": ("the same with size weights and EWC in the second half", _DOUBTING),
+    }
+    losses = {
+        "bootstrap_sw": _one_task("size_weighted"),
+        "bootstrap_sb": _two_tasks(iterations // 2),
     }
     variants = [
-        _variant(kind, *table[kind], weighted=kind.endswith("_sw"))
+        _variant(kind, *table[kind], losses.get(kind, _one_task("cross_entropy")))
         for kind in KINDS
         if kind in kinds
     ]
@@ -60,16 +68,30 @@ def build_variants(
         leaf = key.rsplit(".", 1)[-1]
         for value in values:
             label = f"{table['bootstrap'][0]}, {leaf} = {value}"
-            variants.append(_variant(f"{leaf.lower()}_{value}", label, (*_DOUBTING, key, value)))
+            name, options = f"{leaf.lower()}_{value}", (*_DOUBTING, key, value)
+            variants.append(_variant(name, label, options, _one_task("cross_entropy")))
     return variants
 
 
-def _variant(name: str, label: str, options: tuple[str, ...], *, weighted: bool = False) -> Variant:
-    """A run of one task (task B: it alone can be size-weighted from the start) without EWC."""
-    loss = "size_weighted" if weighted else "cross_entropy"
-    one_task = ("SMALLOBJ.TASK_A.ITERS", "0", "SMALLOBJ.TASK_B.LOSS", loss)
-    return Variant(
-        name, label, (*options, *one_task, "SMALLOBJ.EWC.LAMBDA", "0.0"), shares_task_a=False
+def _variant(
+    name: str, label: str, options: tuple[str, ...], tasks: tuple[str, ...] = ()
+) -> Variant:
+    return Variant(name, label, (*options, *tasks), shares_task_a=False)
+
+
+def _one_task(loss: str) -> tuple[str, ...]:
+    """Task B alone, which can be size-weighted from the start, without EWC."""
+    return (
+        *("SMALLOBJ.TASK_A.ITERS", "0", "SMALLOBJ.TASK_B.LOSS", loss),
+        *("SMALLOBJ.EWC.LAMBDA", "0.0"),
+    )
+
+
+def _two_tasks(iterations: int) -> tuple[str, ...]:
+    """Cross-entropy for so many iterations, then the size-balanced loss (SPEC 3)."""
+    return (
+        *("SMALLOBJ.TASK_A.ITERS", str(iterations), "SMALLOBJ.TASK_A.LOSS", "cross_entropy"),
+        *("SMALLOBJ.TASK_B.LOSS", "size_weighted"),
     )
 
 

@@ -34,7 +34,7 @@ CONFIG = str(Path(__file__).resolve().parents[2] / "configs" / "demo_mixed.yaml"
     ],
 )
 def test_what_each_variant_trains(kind, architecture, fraction, rest, warmup, loss):
-    (variant,) = build_variants(0.18, [kind])
+    (variant,) = build_variants(0.18, 700, [kind])
     base, cfg = build_config(CONFIG), build_config(CONFIG, variant.options)
     assert architecture == cfg.MODEL.META_ARCHITECTURE
     node = cfg.SMALLOBJ
@@ -48,9 +48,22 @@ def test_what_each_variant_trains(kind, architecture, fraction, rest, warmup, lo
     assert not variant.shares_task_a
 
 
+def test_the_size_balanced_variant_has_two_tasks():
+    (variant,) = build_variants(0.18, 700, ["bootstrap_sb"])
+    base, cfg = build_config(CONFIG), build_config(CONFIG, variant.options)
+    assert cfg.MODEL.META_ARCHITECTURE == "UncertainSegmentor"
+    node = cfg.SMALLOBJ
+    assert (node.TASK_A.ITERS, cfg.SOLVER.MAX_ITER) == (350, 700)
+    assert (node.TASK_A.LOSS, node.TASK_B.LOSS) == ("cross_entropy", "size_weighted")
+    assert node.EWC == base.SMALLOBJ.EWC
+    assert node.EWC.LAMBDA > 0
+    assert node.UNCERTAINTY == base.SMALLOBJ.UNCERTAINTY
+    assert not variant.shares_task_a
+
+
 def test_varied_keys_are_variants_of_their_own():
     key = "SMALLOBJ.UNCERTAINTY.BOOTSTRAP.THRESHOLD"
-    variants = build_variants(0.18, ["full"], {key: ["1.0", "3.0"]})
+    variants = build_variants(0.18, 700, ["full"], {key: ["1.0", "3.0"]})
     assert [v.name for v in variants] == ["full", "threshold_1.0", "threshold_3.0"]
     assert variants[2].label.endswith("bootstrapped, THRESHOLD = 3.0")
     cfg = build_config(CONFIG, variants[2].options)
@@ -59,7 +72,7 @@ def test_varied_keys_are_variants_of_their_own():
 
 
 def test_labels_name_the_shares():
-    labels = {v.name: v.label for v in build_variants(0.18)}
+    labels = {v.name: v.label for v in build_variants(0.18, 700)}
     assert tuple(labels) == KINDS
     assert labels["masks"] == "18 % masks only"
     assert labels["boxes"] == "18 % masks + 82 % boxes as masks"
@@ -87,7 +100,7 @@ def comparison(tmp_path):
             train_net=Path("train_net.py"),
             config_file=CONFIG,
             output_dir=tmp_path,
-            variants=build_variants(0.18, kinds),
+            variants=build_variants(0.18, 700, kinds),
             seeds=seeds,
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from d2_smallobj.engine import ablation as module
-from d2_smallobj.engine.mixed import MixedSupervision, build_variants
+from d2_smallobj.engine.mixed import KINDS, MixedSupervision, build_variants
 
 MIXED = {
     "SMALLOBJ.SUPERVISION.NUM_IMAGES": 0,
@@ -64,7 +64,7 @@ def compare(tiny, options, tmp_path):
             train_net=tiny.repository / "tools" / "train_net.py",
             config_file=str(tiny.repository / "configs" / "demo_mixed.yaml"),
             output_dir=tmp_path / "mixed",
-            variants=build_variants(0.5, kinds, varied),
+            variants=build_variants(0.5, 4, kinds, varied),
             seeds=[3],
             options=options(*more),
         )
@@ -75,7 +75,7 @@ def compare(tiny, options, tmp_path):
 def test_the_comparison(compare, started, tmp_path):
     key = "SMALLOBJ.UNCERTAINTY.FORM"
     varied = {key: ["per_class", "shared"]}
-    kinds = ("full", "masks", "boxes", "doubt", "bootstrap", "bootstrap_sw")
+    kinds = KINDS
     comparison = compare(*kinds, varied=varied)
     comparison.run()
     table = comparison.write_tables()
