@@ -23,8 +23,8 @@ from pathlib import Path
 try:
     from d2_smallobj.config import EWC_STEPS
     from d2_smallobj.engine import build_config
-    from d2_smallobj.engine.ablation import KINDS, Ablation, build_variants, run_all
-    from d2_smallobj.engine.scheduling import visible_devices
+    from d2_smallobj.engine.ablation import KINDS, Ablation, build_variants
+    from d2_smallobj.engine.run_tool import add_run_arguments, run_and_report
     from d2_smallobj.engine.setup import check_datasets
     from d2_smallobj.engine.sweep import split_by_method, write_all_tables
 except (ValueError, ImportError) as error:
@@ -37,9 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default="configs/demo_sbce.yaml", metavar="FILE")
-    parser.add_argument("--output-dir", type=Path, default=Path("output/ablation"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_run_arguments(parser, config_file="configs/demo_sbce.yaml", output_dir="output/ablation")
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -53,13 +51,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--lambda-empirical", type=float, nargs="+", help="one variant each")
     parser.add_argument("--ewc-step", choices=EWC_STEPS, help="default: SMALLOBJ.EWC.STEP")
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of one run")
-    parser.add_argument(
-        "--jobs", type=int, help="runs at once; default: as the GPUs allow, 1 without one"
-    )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides, last"
-    )
     return parser.parse_args()
 
 
@@ -93,21 +84,9 @@ def build_ablations(args: argparse.Namespace) -> list[Ablation]:
 
 
 def main() -> None:
-    """Run what is missing; write the tables of what is complete, also when a run failed."""
+    """Run what is missing; write the tables of what is complete."""
     args = parse_arguments()
-    failure = None
-    try:
-        ablations = build_ablations(args)
-        cpu = build_config(args.config_file, args.opts).MODEL.DEVICE == "cpu"
-        try:
-            run_all(ablations, args.jobs, [] if cpu else visible_devices())
-        except RuntimeError as error:
-            failure = str(error)
-        print(write_all_tables(ablations, args.output_dir))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    if failure:
-        sys.exit(f"error: {failure}")
+    run_and_report(args, build_ablations, lambda runs: write_all_tables(runs, args.output_dir))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 try:
     from d2_smallobj.engine import build_config
     from d2_smallobj.engine.mixed import KINDS, MixedSupervision, build_variants
-    from d2_smallobj.engine.scheduling import visible_devices
+    from d2_smallobj.engine.run_tool import add_run_arguments, run_and_report
     from d2_smallobj.engine.setup import check_datasets
 except (ValueError, ImportError) as error:
     # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
@@ -33,9 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default="configs/demo_mixed.yaml", metavar="FILE")
-    parser.add_argument("--output-dir", type=Path, default=Path("output/mixed"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_run_arguments(parser, config_file="configs/demo_mixed.yaml", output_dir="output/mixed")
     parser.add_argument("--variants", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument(
         "--vary",
@@ -44,13 +42,6 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         metavar=("KEY", "VALUE"),
         help="one more bootstrapped variant for each value of a config key; can be repeated",
-    )
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of one run")
-    parser.add_argument(
-        "--jobs", type=int, help="runs at once; default: as the GPUs allow, 1 without one"
-    )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides, last"
     )
     return parser.parse_args()
 
@@ -85,21 +76,9 @@ def build_comparison(args: argparse.Namespace) -> MixedSupervision:
 
 
 def main() -> None:
-    """Run what is missing; write the tables of what is complete, also when a run failed."""
+    """Run what is missing; write the tables of what is complete."""
     args = parse_arguments()
-    failure = None
-    try:
-        comparison = build_comparison(args)
-        cpu = build_config(args.config_file, args.opts).MODEL.DEVICE == "cpu"
-        try:
-            comparison.run(args.jobs, [] if cpu else visible_devices())
-        except RuntimeError as error:
-            failure = str(error)
-        print(comparison.write_tables())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    if failure:
-        sys.exit(f"error: {failure}")
+    run_and_report(args, lambda args: [build_comparison(args)], lambda runs: runs[0].write_tables())
 
 
 if __name__ == "__main__":

@@ -118,8 +118,13 @@ def paint_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
         uint8 (H, W): the class of each pixel's box (:func:`number_boxes`), 0 where there is none,
         255 on crowds.
     """
+    return classes_of_numbers(boxes, number_boxes(boxes, height, width))
+
+
+def classes_of_numbers(boxes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The label map of :func:`paint_boxes` from the numbers of :func:`number_boxes`."""
     classes = np.where(boxes[:, 0] > 0, boxes[:, 0], IGNORE_LABEL)
-    return np.append(0, classes).astype(np.uint8)[number_boxes(boxes, height, width)]
+    return np.append(0, classes).astype(np.uint8)[numbers]
 
 
 def only_class(boxes: np.ndarray, class_id: int | None) -> np.ndarray:

@@ -144,9 +144,9 @@ class SemSegMapper:
         labels, maps = supervised_labels(
             x, self._read_labels, keep_true=self.keep_true, ignore_label=self.ignore_label
         )
-        # Boxes may have a class that the model has not.
-        where = f"{x['file_name']}: its {x['supervision']}"
-        check_label_values(labels, self.num_classes, self.ignore_label, where)
+        if x["supervision"] == "boxes":
+            where = f"{x['file_name']}: its boxes"
+            check_label_values(labels, self.num_classes, self.ignore_label, where)
         return labels, maps
 
     def _read_labels(self, x: dict[str, Any]) -> np.ndarray:

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from d2_smallobj.annotations.boxes import (
     IGNORE_LABEL,
     checked_boxes,
+    classes_of_numbers,
     instance_boxes,
     number_boxes,
-    paint_boxes,
 )
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.data.stream import StreamDataset
@@ -61,9 +61,13 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
             f"SMALLOBJ.SUPERVISION.NUM_IMAGES is {node.NUM_IMAGES}, but DATASETS.TRAIN has "
             f"{len(dicts)} image(s)"
         )
+    classes = None
     if node.NUM_IMAGES:
-        drawn = _draw(cfg, "NUM_IMAGES", dicts, node.NUM_IMAGES / len(dicts))
-        dicts = [x for x, keep in zip(dicts, drawn) if keep]
+        classes = _classes(dicts)
+        drawn = _draw(cfg, "NUM_IMAGES", classes, node.NUM_IMAGES / len(dicts))
+        dicts, classes = (
+            [x for x, keep in zip(values, drawn) if keep] for values in (dicts, classes)
+        )
     flagged = sum("supervision" in x for x in dicts)
     if node.MASK_FRACTION == 1:
         # Either all images of a batch have the maps that go with a flag, or none.
@@ -75,7 +79,8 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
             f"SMALLOBJ.SUPERVISION.MASK_FRACTION is {node.MASK_FRACTION}, but {flagged} image(s) "
             "of DATASETS.TRAIN say themselves whether they have a mask or boxes; set it to 1"
         )
-    keeps = _draw(cfg, "MASK_FRACTION", dicts, node.MASK_FRACTION)
+    classes = _classes(dicts) if classes is None else classes
+    keeps = _draw(cfg, "MASK_FRACTION", classes, node.MASK_FRACTION)
     masks = [{**x, "supervision": "mask"} for x, keep in zip(dicts, keeps) if keep]
     boxes = [{**x, "supervision": "boxes"} for x, keep in zip(dicts, keeps) if not keep]
     split = masks * node.MASK_REPEAT + (boxes if node.REST == "boxes" else [])
@@ -83,11 +88,15 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
     return split
 
 
-def _draw(cfg: CfgNode, key: str, dicts: Sequence[dict[str, Any]], share: float) -> np.ndarray:
+def _classes(dicts: Sequence[dict[str, Any]]) -> list[set[int]]:
+    """The foreground classes of every image, which may mean reading every mask."""
+    images = tqdm(dicts, desc="classes of the images", unit="image", disable=None)
+    return [classes_of(x) for x in images]
+
+
+def _draw(cfg: CfgNode, key: str, classes: Sequence[set[int]], share: float) -> np.ndarray:
     """Draw a share of the images, by class; errors name the key."""
     seed = cfg.SMALLOBJ.SUPERVISION.SPLIT_SEED
-    images = tqdm(dicts, desc="classes of the images", unit="image", disable=None)
-    classes = [classes_of(x) for x in images]
     try:
         return stratified_split(classes, share, max(cfg.SEED, 0) if seed < 0 else seed)
     except ValueError as error:
@@ -200,8 +209,8 @@ def supervised_labels(
         numbers, true_labels = np.zeros_like(labels), labels
     else:
         boxes = boxes_of(x)
-        size = x["height"], x["width"]
-        labels, numbers = paint_boxes(boxes, *size).astype(np.int32), number_boxes(boxes, *size)
+        numbers = number_boxes(boxes, x["height"], x["width"])
+        labels = classes_of_numbers(boxes, numbers).astype(np.int32)
         labels[labels == IGNORE_LABEL] = ignore_label
         true_labels = np.full_like(labels, ignore_label)
         if keep_true and "sem_seg_file_name" in x:

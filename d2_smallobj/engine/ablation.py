@@ -215,17 +215,29 @@ def run_all(
         run_jobs(missing, slots, progress=bar)
 
 
-def write_tables(ablations: Sequence[Ablation], folder: Path) -> str:
-    """Write ``ablation.csv`` (every run) and ``ablation.md`` (mean ± sd, returned)."""
+def write_tables(
+    ablations: Sequence[Ablation],
+    folder: Path,
+    name: str = "ablation",
+    columns: Sequence[str] = HEADLINE,
+) -> str:
+    """Write ``<name>.csv`` (every run) and ``<name>.md`` (mean ± sd, returned).
+
+    Args:
+        ablations: whose rows to write.
+        folder: where to.
+        name: of the files.
+        columns: the figures of the rows.
+    """
     rows = [row for ablation in ablations for row in ablation.rows()]
     method = ["method"] if ablations[0].method else []
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*method, "variant", "seed", "data set", *HEADLINE])
+    writer = csv.DictWriter(text, [*method, "variant", "seed", "data set", *columns])
     writer.writeheader()
     writer.writerows(rows)
-    atomic_write_text(folder / "ablation.csv", text.getvalue())
-    table = markdown_table(rows)
-    atomic_write_text(folder / "ablation.md", table)
+    atomic_write_text(folder / f"{name}.csv", text.getvalue())
+    table = markdown_table(rows, columns)
+    atomic_write_text(folder / f"{name}.md", table)
     return table
 
 

@@ -23,7 +23,6 @@ _WITHOUT_EFFECT = (
     "SMALLOBJ.TEST",
     "SMALLOBJ.PICTURES",
     "SMALLOBJ.SUPERVISION.LOG_ACCURACY",
-    "SMALLOBJ.UNCERTAINTY.PICTURE_PERIOD",
 )
 """Keys below the roots that change no weight."""
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from d2_smallobj.engine.ablation import Ablation, final_results
+from d2_smallobj.engine.ablation import Ablation, final_results, write_tables
 from d2_smallobj.engine.tables import HEADLINE
 from d2_smallobj.engine.variants import Variant
-from d2_smallobj.report.paper_tables import mean_and_deviation
-from d2_smallobj.utils.files import atomic_write_text
 
 KINDS = ("full", "masks", "boxes", "doubt", "bootstrap", "bootstrap_sw", "bootstrap_sb")
 """What can be compared; the first is what all are measured by."""
@@ -120,15 +116,7 @@ class MixedSupervision(Ablation):
 
     def write_tables(self) -> str:
         """Write ``mixed.csv`` (every run) and ``mixed.md`` (mean ± sd over seeds, returned)."""
-        rows = list(self.rows())
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["variant", "seed", "data set", *COLUMNS])
-        writer.writeheader()
-        writer.writerows(rows)
-        atomic_write_text(self.output_dir / "mixed.csv", text.getvalue())
-        table = comparison_table(rows)
-        atomic_write_text(self.output_dir / "mixed.md", table)
-        return table
+        return write_tables([self], self.output_dir, "mixed", COLUMNS)
 
 
 def foreground_iou(figures: Mapping[str, float]) -> float:
@@ -143,18 +131,3 @@ def foreground_iou(figures: Mapping[str, float]) -> float:
         if name.startswith("IoU-") and name != "IoU-background" and not math.isnan(value)
     ]
     return statistics.fmean(values) if values else math.nan
-
-
-def comparison_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Mean ± sample standard deviation over seeds, in Markdown."""
-    groups: dict[tuple[object, object], list[Mapping[str, object]]] = {}
-    for row in rows:
-        groups.setdefault((row["data set"], row["variant"]), []).append(row)
-    lines = [
-        f"| data set | variant | {' | '.join(COLUMNS)} | seeds |",
-        "|---" * (len(COLUMNS) + 3) + "|",
-    ]
-    for group, members in groups.items():
-        cells = [mean_and_deviation([float(row[key]) for row in members]) for key in COLUMNS]
-        lines.append(f"| {' | '.join([*map(str, group), *cells])} | {len(members)} |")
-    return "\n".join(lines) + "\n"

@@ -16,6 +16,7 @@ import yaml
 from d2_smallobj._host import announce_host
 from d2_smallobj.config import add_smallobj_config, validate_config
 from d2_smallobj.data import dataset_dicts, register_all
+from d2_smallobj.engine.fingerprint import flatten
 from d2_smallobj.modeling.host_parts import add_part_configs
 from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode, get_cfg
@@ -49,7 +50,7 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"--config-file {config_file} does not exist")
         try:
-            with _integers_for_decimals(cfg, _leaves(_read(config_file))):
+            with _integers_for_decimals(cfg, flatten(_read(config_file))):
                 cfg.merge_from_file(config_file, allow_unsafe=False)
         except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{config_file}: {_text(error)}") from error
@@ -98,15 +99,6 @@ def _integers_for_decimals(cfg: CfgNode, given: Iterable[tuple[str, Any]]) -> It
     yield
     for node, leaf in places:
         node[leaf] = float(node[leaf])
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested dicts."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _read(config_file: str) -> Mapping[str, Any]:

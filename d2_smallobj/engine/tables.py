@@ -30,21 +30,22 @@ def format_results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> 
     return tabulate(rows, headers=["", "data set", *HEADLINE], floatfmt=".2f", tablefmt="github")
 
 
-def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+def markdown_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = HEADLINE) -> str:
     """Mean ± sample standard deviation over seeds, as the paper's Table 4.
 
     Args:
         rows: from :meth:`.ablation.Ablation.rows`; all with a method, or none.
+        columns: the figures to show.
     """
     names = ["data set", *(["method"] if rows and "method" in rows[0] else []), "variant"]
     groups: dict[tuple[object, ...], list[Mapping[str, object]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
     lines = [
-        f"| {' | '.join((*names, *HEADLINE))} | seeds |",
-        "|---" * (len(names) + len(HEADLINE) + 1) + "|",
+        f"| {' | '.join((*names, *columns))} | seeds |",
+        "|---" * (len(names) + len(columns) + 1) + "|",
     ]
     for group, members in groups.items():
-        cells = [mean_and_deviation([float(row[key]) for row in members]) for key in HEADLINE]
+        cells = [mean_and_deviation([float(row[key]) for row in members]) for key in columns]
         lines.append(f"| {' | '.join([*map(str, group), *cells])} | {len(members)} |")
     return "\n".join(lines) + "\n"
