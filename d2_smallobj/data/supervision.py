@@ -63,7 +63,7 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
         )
     classes = None
     if node.NUM_IMAGES:
-        classes = _classes(dicts)
+        classes = _classes(dicts, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
         drawn = _draw(cfg, "NUM_IMAGES", classes, node.NUM_IMAGES / len(dicts))
         dicts, classes = (
             [x for x, keep in zip(values, drawn) if keep] for values in (dicts, classes)
@@ -79,7 +79,8 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
             f"SMALLOBJ.SUPERVISION.MASK_FRACTION is {node.MASK_FRACTION}, but {flagged} image(s) "
             "of DATASETS.TRAIN say themselves whether they have a mask or boxes; set it to 1"
         )
-    classes = _classes(dicts) if classes is None else classes
+    if classes is None:
+        classes = _classes(dicts, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     keeps = _draw(cfg, "MASK_FRACTION", classes, node.MASK_FRACTION)
     masks = [{**x, "supervision": "mask"} for x, keep in zip(dicts, keeps) if keep]
     boxes = [{**x, "supervision": "boxes"} for x, keep in zip(dicts, keeps) if not keep]
@@ -88,10 +89,19 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
     return split
 
 
-def _classes(dicts: Sequence[dict[str, Any]]) -> list[set[int]]:
+def _classes(dicts: Sequence[dict[str, Any]], num_classes: int) -> list[set[int]]:
     """The foreground classes of every image, which may mean reading every mask."""
     images = tqdm(dicts, desc="classes of the images", unit="image", disable=None)
-    return [classes_of(x) for x in images]
+    classes = [classes_of(x) for x in images]
+    wrong = [
+        f"{x.get('file_name')} ({max(image)})"
+        for x, image in zip(dicts, classes)
+        if max(image, default=0) >= num_classes
+    ]
+    if wrong:
+        what = f"image(s) with classes beyond the model's 0..{num_classes - 1}"
+        raise ValueError(_summary(what, wrong))
+    return classes
 
 
 def _draw(cfg: CfgNode, key: str, classes: Sequence[set[int]], share: float) -> np.ndarray:

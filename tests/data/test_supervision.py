@@ -105,6 +105,14 @@ def test_a_class_without_a_mask(tiny_cfg, instance_dicts):
         apply_supervision(tiny_cfg("SMALLOBJ.SUPERVISION.MASK_FRACTION", 0.3), instance_dicts)
 
 
+def test_a_class_that_the_model_has_not_is_no_class_to_split_by(tiny_cfg, instance_dicts):
+    boxed = [*instance_dicts[:-1], {**instance_dicts[-1], "boxes": [(77, 0, 0, 5, 5)]}]
+    message = r"^1 image\(s\) with classes beyond the model's 0\.\.\d+: .*image_\d\.\w+ \(77\)$"
+    for key, value in (("MASK_FRACTION", 0.5), ("NUM_IMAGES", 5)):
+        with pytest.raises(ValueError, match=message):
+            apply_supervision(tiny_cfg(f"SMALLOBJ.SUPERVISION.{key}", value), boxed)
+
+
 def test_flags_of_their_own_are_not_split(tiny_cfg, tiny_dicts):
     tiny_dicts[0]["supervision"] = "mask"
     with pytest.raises(ValueError, match=r"MASK_FRACTION is 0\.5, but 1 image\(s\) .*set it to 1"):
