@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # Not spelled out, so that this file holds no reference of the kind that it looks for.
-_OUTSIDE = re.compile(r"\bSP" r"EC\b(?:\s*\d+(?:\.\d+)*)?")
+_OUTSIDE = re.compile(r"\bSP" r"EC\b(?:\s*\d+(?:\.\d+)*)?|\[P (?:§|Fig|Eq)[^\]\n]*\]")
 _PAGE = re.compile(r"\bdocs/[\w.-]+\.md(?:#[\w-]+)?")
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
 _FENCE = re.compile(r"^ {0,3}(```|~~~)")
@@ -115,9 +115,9 @@ def test_headings_are_githubs():
 
 
 def test_a_document_outside_is_found():
-    word = "SP" + "EC"
-    text = f"(see {word} 1.2), {word}. DatasetSpec, A{word}T_RATIO, {word}IAL"
-    assert outside(text) == [f"{word} 1.2", word]
+    word, tag = "SP" + "EC", "[" + "P Fig. 4]"
+    text = f"(see {word} 1.2), {word}. DatasetSpec, A{word}T_RATIO, {word}IAL {tag} [P]"
+    assert outside(text) == [f"{word} 1.2", word, tag]
 
 
 def test_dead_pages_and_links_are_found(tmp_path):

@@ -26,8 +26,8 @@ _FEATURES = ("stem", "res2", "res3", "res4", "res5")
 class CeilPoolStem(BasicStem):
     """detectron2's stem, with the sizes after the max pooling rounded up.
 
-    kazuto1011/deeplab-pytorch, where the recipe comes from, does so: the crop of 321 gives logit maps
-    of 41, and at the scales 0.5 and 0.75 of 21 and 31.
+    kazuto1011/deeplab-pytorch, where the recipe comes from, does so: the crop of 321 gives logit
+    maps of 41, and at the scales 0.5 and 0.75 of 21 and 31.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
