@@ -207,15 +207,16 @@ def size_statistics(
     all_names = tuple(class_names)
     things = np.setdiff1d(np.arange(len(all_names)), np.asarray(stuff, np.int64))
     names = tuple(all_names[number] for number in things)
-    # 1.. in the order of the classes; those that are none stay out of range.
-    ranks = np.searchsorted(things, sizes.class_ids) + 1
-    ranks[~np.isin(sizes.class_ids, things)] = 0
+    objects = ~np.isin(sizes.class_ids, np.asarray(stuff, np.int64))
+    class_ids = sizes.class_ids[objects]
+    # 1.. in the order of the classes; ids beyond them stay what they are, to be refused.
+    ranks = np.where(np.isin(class_ids, things), np.searchsorted(things, class_ids) + 1, class_ids)
     counts = class_size_counts(
         ranks,
-        sizes.areas,
+        sizes.areas[objects],
         num_classes=len(names),
         bins=bins,
-        image_areas=sizes.image_areas,
+        image_areas=sizes.image_areas[objects],
     )
-    beyond = len(sizes) - int(counts.sum())
+    beyond = len(ranks) - int(counts.sum())
     return SizeStatistics(name, names, tuple(bins), counts, sizes.num_images, beyond)
