@@ -17,7 +17,7 @@ import torch
 
 import d2_smallobj
 from d2_smallobj.data.catalog import canonical_name
-from d2_smallobj.evaluation.ground_truth import GroundTruthReader
+from d2_smallobj.data.ground_truth import resolve
 from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator
 from d2_smallobj.metrics.sizes import as_size_bins
 from d2_smallobj.scoring.run import ScoredRun
@@ -37,7 +37,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
     percent, NaN where undefined; they do not depend on how images were spread over processes.
     The semantic ground truth needs ``stuff_classes`` (background first) in the metadata and
     may have ``ignore_label`` (default 255); where it is read from is told by
-    :class:`d2_smallobj.evaluation.ground_truth.GroundTruthReader`.
+    :mod:`d2_smallobj.data.ground_truth`.
 
     Args:
         dataset_name: registered name of the data set.
@@ -84,7 +84,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
         self._mode = mode
         self._ignore_label = getattr(metadata, "ignore_label", 255)
         self._size_bins = as_size_bins(size_bins)
-        self._read = GroundTruthReader(dataset_name)
+        self._read = resolve(dataset_name, num_classes=num_classes).read_record
         self._reader_is_open = False
         self._num_workers = num_workers
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None

@@ -14,7 +14,8 @@ import torch
 
 from d2_smallobj import TwoTaskTrainer
 from d2_smallobj.config import add_smallobj_config
-from d2_smallobj.evaluation import GroundTruthReader, SmallObjectEvaluator
+from d2_smallobj.data.ground_truth import RegisteredTruth
+from d2_smallobj.evaluation import SmallObjectEvaluator
 from d2_smallobj.evaluation.evaluator import to_labels
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring import load_run
@@ -162,13 +163,13 @@ def test_workers_give_the_same_files(dataset, tmp_path, workers):
 
 def test_the_trainer_matches_in_threads(dataset, tmp_path, monkeypatch):
     threads = []
-    read = GroundTruthReader.__call__
+    read = RegisteredTruth.read_record
 
     def note(reader, record):
         threads.append(threading.current_thread().name)
         return read(reader, record)
 
-    monkeypatch.setattr(GroundTruthReader, "__call__", note)
+    monkeypatch.setattr(RegisteredTruth, "read_record", note)
     cfg = get_cfg()
     add_smallobj_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path)

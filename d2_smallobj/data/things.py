@@ -1,0 +1,284 @@
+"""The classes of a registered data set, and which of them are objects, by its metadata.
+
+Stuff is what has no instances: background, sky, road. Everything else is a thing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from d2_smallobj.scoring.classes import Stuff, background_ids, is_background, stuff_ids
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+BACKGROUND = "background"
+_ALL_THINGS = "things"
+_THING_IDS = "thing_dataset_id_to_contiguous_id"
+_STUFF_IDS = "stuff_dataset_id_to_contiguous_id"
+_HOW = "give stuff=[...] (on the command line --stuff NAME for each, or --no-stuff)"
+_VOID = "void"
+# Words of a data set's name that tell its task, not its images.
+_TASK_WORDS = re.compile(
+    r"_(instance|instances|seg|sem|panoptic|with|stuffonly|separated|detection|\d{1,2})(?=_|$)"
+)
+
+
+class DatasetClasses(NamedTuple):
+    """The classes of a data set.
+
+    Attributes:
+        names: of the C classes.
+        stuff: ids of the classes without instances, ascending.
+        ignore_label: label of ignored pixels, >= C.
+        decided: what was decided about things and stuff, a sentence; empty if it was asked for.
+    """
+
+    names: tuple[str, ...]
+    stuff: tuple[int, ...]
+    ignore_label: int
+    decided: str
+
+
+def dataset_classes(
+    name: str, metadata: Any, names: Sequence[str], stuff: Stuff = None
+) -> DatasetClasses:
+    """Read the metadata of a data set.
+
+    Args:
+        name: the data set's.
+        metadata: as detectron2's MetadataCatalog has it.
+        names: of the classes.
+        stuff: names or ids of the stuff classes; ``None``: the metadata decide.
+
+    Raises:
+        ValueError: the metadata contradict themselves or do not tell, or there is no such class.
+    """
+    names = tuple(map(str, names))
+    given = getattr(metadata, "num_classes", None)
+    if given is not None and given != len(names):
+        raise ValueError(
+            f"metadata of {name!r}: num_classes is {given}, but there are {len(names)} class names"
+        )
+    ignore_label = _ignore_label(name, metadata, names)
+    if stuff is not None:
+        return DatasetClasses(names, stuff_ids(stuff, names), ignore_label, "")
+    found, why = _decide(name, metadata, names)
+    return DatasetClasses(names, found, ignore_label, _sentence(name, names, found, why))
+
+
+def _ignore_label(name: str, metadata: Any, names: Sequence[str]) -> int:
+    """Label of ignored pixels; by default one that no class has."""
+    free = 255 if len(names) <= 255 else 65535
+    label = getattr(metadata, "ignore_label", None)
+    if label is None:
+        return free
+    if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or label < 0:
+        raise ValueError(f"metadata of {name!r}: ignore_label must be an integer, got {label!r}")
+    if label < len(names):
+        raise ValueError(
+            f"metadata of {name!r}: ignore_label is {label}, which is the class {names[label]!r}; "
+            f"set it to a label that no class has, e.g. {free}"
+        )
+    return int(label)
+
+
+def _decide(name: str, metadata: Any, names: tuple[str, ...]) -> tuple[tuple[int, ...], str]:
+    """Ids of the stuff classes, and what told them."""
+    things = tuple(map(str, getattr(metadata, "thing_classes", None) or ()))
+    ids = _contiguous_ids(name, metadata, things, names)
+    where = f"metadata of {name!r}"
+    if ids and max(ids) < len(names) and _agree(where, ids, things, names):
+        _check_stuff_ids(where, metadata, set(ids), names)
+        return _others(ids, names), _THING_IDS
+    if things and set(things) < set(names):
+        return _others([names.index(thing) for thing in things], names), "thing_classes"
+    if names[0].casefold() == _ALL_THINGS:
+        return tuple(range(len(names))), _ALL_THINGS
+    strange = [thing for thing in things if thing not in names]
+    if strange:
+        raise ValueError(
+            f"{where}: thing_classes has {strange[0]!r}, which stuff_classes lacks"
+            f" ({len(strange)} such name(s)), so that they do not tell which classes are things; "
+            f"{_HOW}"
+        )
+    background = background_ids(names)
+    if background:
+        return background, BACKGROUND
+    return (), "nothing"
+
+
+def _contiguous_ids(
+    name: str, metadata: Any, things: Sequence[str], names: Sequence[str]
+) -> list[int]:
+    """What the metadata number the things with: ids of classes, or places in ``thing_classes``."""
+    mapping = getattr(metadata, _THING_IDS, None) or {}
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"metadata of {name!r}: {_THING_IDS} must be a dict, got {mapping!r:.80}")
+    ids = sorted(set(mapping.values()))
+    known = max(len(things), len(names))
+    wrong = [n for n in ids if not isinstance(n, (int, np.integer)) or not 0 <= n < known]
+    if wrong:
+        raise ValueError(
+            f"metadata of {name!r}: {_THING_IDS} leads to {wrong[0]!r}, but there are "
+            f"{len(names)} stuff_classes and {len(things)} thing_classes; correct the metadata, or "
+            f"{_HOW}"
+        )
+    return [int(number) for number in ids]
+
+
+def _agree(where: str, ids: Sequence[int], things: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether the numbers of things are ids of classes, by the names that both lists have.
+
+    Raises:
+        ValueError: they should be, but the two lists of names differ.
+    """
+    different = [
+        number
+        for number in ids
+        if things and (number >= len(things) or things[number] != names[number])
+    ]
+    if different and len(things) == len(names):
+        number = different[0]
+        raise ValueError(
+            f"{where}: class {number} is {things[number]!r} in thing_classes and "
+            f"{names[number]!r} in stuff_classes; correct the metadata, or {_HOW}"
+        )
+    return not different
+
+
+def _check_stuff_ids(where: str, metadata: Any, things: set[int], names: Sequence[str]) -> None:
+    """Refuse a thing class that other categories make stuff; both lists may name a category."""
+    mapping = getattr(metadata, _STUFF_IDS, None) or {}
+    thing_map = getattr(metadata, _THING_IDS)
+    for category, number in mapping.items():
+        own = thing_map.get(category, number)
+        if own != number:
+            raise ValueError(
+                f"{where}: category {category} is class {own} in {_THING_IDS} and class {number} "
+                f"in {_STUFF_IDS}; correct the metadata, or {_HOW}"
+            )
+        if category not in thing_map and number in things:
+            raise ValueError(
+                f"{where}: class {number} ({names[number]!r}) is a thing in {_THING_IDS} and stuff "
+                f"in {_STUFF_IDS} (category {category}); correct the metadata, or {_HOW}"
+            )
+
+
+def _others(things: Sequence[int], names: Sequence[str]) -> tuple[int, ...]:
+    return tuple(sorted(set(range(len(names))) - set(things)))
+
+
+def _sentence(name: str, names: Sequence[str], stuff: Sequence[int], why: str) -> str:
+    """What was decided, why, and how to change it."""
+    if why == _ALL_THINGS:
+        return (
+            f"{name}: class 0 of this data set, {names[0]!r}, holds all objects in one, so that "
+            "all classes are stuff and nothing can be said about single objects; use the panoptic "
+            "data set instead."
+        )
+    known = set(stuff)
+    things = [names[number] for number in range(len(names)) if number not in known]
+    reason = {
+        BACKGROUND: "the class called background is stuff",
+        "nothing": "the metadata name no stuff and no background",
+    }.get(why, f"the metadata's {why} says so")
+    return (
+        f"{name}: {len(things)} of {len(names)} classes are things ({_some(things)}), "
+        f"{len(stuff)} stuff ({_some([names[number] for number in stuff])}), since {reason}. "
+        f"Otherwise {_HOW}."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    # Without the synonyms that some sets list after commas.
+    shown = ", ".join(name.split(",")[0].strip() for name in names[:5])
+    return f"{shown}, ..." if len(names) > 5 else shown or "none"
+
+
+# ---- Names -------------------------------------------------------------------------------------
+
+
+def class_names(
+    name: str,
+    metadata: Any,
+    num_classes: int | None,
+    *,
+    unannotated: str | int | None = None,
+    read: bool = False,
+) -> list[str]:
+    """Names of the classes of a data set; their numbers where the metadata has none.
+
+    Args:
+        name: the data set's.
+        metadata: its metadata.
+        num_classes: number of classes, where the metadata have no names.
+        unannotated: what pixels without annotation are, if semantic maps are to be painted.
+        read: whether a reader of the user's own makes the maps.
+
+    Raises:
+        ValueError: there are no names and no number, the two differ, or the data set is one for
+            detection.
+    """
+    names = getattr(metadata, "stuff_classes", None)
+    if names is not None:
+        if num_classes is not None and num_classes != len(names):
+            raise ValueError(
+                f"num_classes must be {len(names)}, the number of stuff_classes of {name!r},"
+                f" got {num_classes}"
+            )
+        return list(names)
+    things = [str(thing) for thing in getattr(metadata, "thing_classes", None) or ()]
+    if unannotated == BACKGROUND and not any(map(is_background, things)):
+        things = [BACKGROUND, *things]
+    if things and (unannotated is not None or read):
+        return things
+    if num_classes is not None:
+        return [str(category) for category in range(num_classes)]
+    if things:
+        raise ValueError(no_semantics(name, "thing_classes in its metadata, but no stuff_classes"))
+    raise ValueError(
+        f"dataset_name: the metadata of {name!r} has no stuff_classes; register the"
+        " data set, set them, or give num_classes"
+    )
+
+
+def unannotated_label(
+    unannotated: str | int | None, metadata: Any, names: Sequence[str], ignore_label: int
+) -> int | None:
+    """Label of pixels without annotation in painted maps; ``None``: nothing is painted."""
+    if unannotated is None:
+        # Our own sets of annotation files have a background, which is what is not annotated.
+        own = getattr(metadata, "instances_json", None) is not None
+        return 0 if own and is_background(names[0]) else None
+    if unannotated == _VOID:
+        return ignore_label
+    (label,) = stuff_ids([unannotated], names, "unannotated, 'void' or a class")
+    return label
+
+
+def no_semantics(name: str, why: str) -> str:
+    """What a detection set is answered with; ``why`` tells how it shows that it is one."""
+    found = semantic_siblings(name)
+    use = f"evaluate on {' or '.join(map(repr, found))}, or " if found else ""
+    return (
+        f"data set {name!r} has no semantic ground truth ({why}): {use}let it be painted from the "
+        "annotations with unannotated='background' or 'void', which says what pixels without "
+        "annotation are"
+    )
+
+
+def semantic_siblings(name: str) -> list[str]:
+    """Registered data sets of semantic classes whose name means the same images, at most three."""
+    core = _TASK_WORDS.sub("", name)
+    found = [
+        other
+        for other in DatasetCatalog.list()
+        if other != name
+        and _TASK_WORDS.sub("", other) == core
+        and (getattr(MetadataCatalog.get(other), "stuff_classes", None) or [_ALL_THINGS])[0]
+        != _ALL_THINGS
+    ]
+    return sorted(found, key=lambda other: (len(other), other))[:3]
