@@ -20,7 +20,8 @@ from d2_smallobj.data import dataset_dicts
 from d2_smallobj.data.catalog import canonical_name, register_all
 from d2_smallobj.data.mapper import SemSegMapper
 from d2_smallobj.data.supervision import boxes_of
-from d2_smallobj.evaluation import GroundTruthReader, SmallObjectEvaluator
+from d2_smallobj.evaluation import SmallObjectEvaluator
+from d2_smallobj.evaluation.ground_truth import GroundTruthReader
 from d2_smallobj.scoring.registered import registered_truth
 from detectron2.data import MetadataCatalog
 
@@ -116,7 +117,7 @@ def test_a_perfect_prediction_of_cityscapes(city):
     evaluator.process(
         [record], [{"sem_seg": torch.from_numpy(np.where(semantic > 8, 0, semantic))}]
     )
-    figures = evaluator.evaluate()["sem_seg"]
+    figures = evaluator.evaluate()["small_objects"]
     assert (figures["mIoU"], figures["IA-mIoU"], figures["instances"]) == (100.0, 100.0, 3.0)
 
 
