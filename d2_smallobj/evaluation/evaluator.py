@@ -9,6 +9,7 @@ import concurrent.futures
 import json
 import os
 import re
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import d2_smallobj
-from d2_smallobj.data.ground_truth import resolve
+from d2_smallobj.data.ground_truth import GroundTruthMaps, resolve
 from d2_smallobj.evaluation.logs import evaluation_logger, log_copypaste, log_once
 from d2_smallobj.evaluation.model_outputs import (
     PredictionFn,
@@ -115,8 +116,8 @@ class SmallObjectEvaluator(DatasetEvaluator):
             reader=reader,
             num_classes=num_classes,
         )
-        if comm.is_main_process():
-            log_once(self._truth.name, self._truth.decided)
+        self._opening = threading.Lock()
+        self._opened = False
         self._distributed = distributed
         self._output_dir = output_dir
         self._mode = mode
@@ -129,6 +130,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
         self._num_workers = num_workers
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         self._pending: deque[concurrent.futures.Future[Accumulator]] = deque()
+        self._log_decisions()
         self.reset()
 
     def reset(self) -> None:
@@ -167,8 +169,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
                     prediction_fn=self._prediction_fn,
                 )
             except (TypeError, ValueError) as error:
-                # The ground truth is named, not read: a missing file must not hide this error.
-                raise _named(error, record, self._truth.source(record)) from error
+                raise _named(error, record, self._source(record)) from error
             self._add(record, labels)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
@@ -237,7 +238,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
     def _match(
         self, accumulator: Accumulator, record: Mapping[str, Any], labels: np.ndarray
     ) -> None:
-        truth = self._truth.read_record(record)
+        truth = self._read(record)
         image_id = record.get("image_id", record.get("file_name"))
         try:
             accumulator.update(image_id, labels, truth.semantic, truth.instances)
@@ -245,6 +246,26 @@ class SmallObjectEvaluator(DatasetEvaluator):
             beyond = labels.size and not 0 <= labels.min() <= labels.max() < self._num_classes
             remedy = class_number_remedy(self._num_classes, self._truth.name) if beyond else ""
             raise _named(error, record, truth.source, remedy) from error
+
+    def _read(self, record: Mapping[str, Any]) -> GroundTruthMaps:
+        """Read the ground truth; what all images share is opened while other threads wait."""
+        with self._opening:
+            if not self._opened:
+                truth = self._truth.read_record(record)
+                self._opened = True
+                return truth
+        return self._truth.read_record(record)
+
+    def _source(self, record: Mapping[str, Any]) -> str:
+        """Name the ground truth without reading it: a missing file must not hide another error."""
+        try:
+            return self._truth.source(record)
+        except (OSError, ValueError) as error:
+            return f"not found: {error}"
+
+    def _log_decisions(self) -> None:
+        if comm.is_main_process():
+            log_once(self._truth.decided)
 
     def _collect(self, leave: int = 0) -> None:
         """Take over what workers have done, in order, waiting until ``leave`` are pending."""
@@ -263,6 +284,8 @@ class SmallObjectEvaluator(DatasetEvaluator):
     def _log(self, accumulator: Accumulator, figures: Mapping[str, float]) -> None:
         """Log the tables, and the line to copy."""
         logger, name = evaluation_logger(), self._truth.name
+        # Where instances are read from is known once images have been looked at.
+        self._log_decisions()
         if not accumulator.images:
             logger.warning("%s: no image was evaluated, all figures are NaN", name)
         table = format_figures(figures, self._truth.class_names)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 _OWN = "d2_smallobj"
 _HOST = "detectron2"
-_told: set[tuple[str, str]] = set()
+_told: set[str] = set()
 
 
 def evaluation_logger() -> logging.Logger:
@@ -22,15 +22,15 @@ def evaluation_logger() -> logging.Logger:
     return logging.getLogger(f"{_OWN}.evaluation")
 
 
-def log_once(dataset_name: str, sentences: Iterable[str]) -> None:
-    """Log what was decided for a data set, each sentence once in this process.
+def log_once(sentences: Iterable[str]) -> None:
+    """Log what was decided about a data set, each sentence once in this process.
 
     A training evaluates many times, each time with a new evaluator.
     """
     for sentence in sentences:
-        if (dataset_name, sentence) not in _told:
-            _told.add((dataset_name, sentence))
-            evaluation_logger().info("%s: %s", dataset_name, sentence)
+        if sentence not in _told:
+            _told.add(sentence)
+            evaluation_logger().info("%s", sentence)
 
 
 def log_copypaste(task: str, figures: Mapping[str, float], names: Iterable[str]) -> None:

@@ -185,13 +185,14 @@ def test_figures_appear_in_a_log_that_is_detectron2s(dataset, tmp_path, monkeypa
 
 def test_decisions_are_logged_once(dataset, caplog):
     with caplog.at_level(logging.INFO):
-        evaluator = SmallObjectEvaluator(dataset.name)
-        SmallObjectEvaluator(dataset.name)
-    sentences = list(evaluator._truth.decided)
+        for _ in range(2):
+            evaluator = SmallObjectEvaluator(dataset.name)
+            infer(dataset, evaluator)
     logged = [r.getMessage() for r in caplog.records]
-    assert sentences
-    for sentence in sentences:
-        assert logged.count(f"{dataset.name}: {sentence}") == 1
+    # Those about the instances are known once an image has been read.
+    assert evaluator._truth.decided
+    for sentence in evaluator._truth.decided:
+        assert logged.count(sentence) == 1
 
 
 def test_a_folder_of_its_own(dataset, tmp_path):
@@ -286,6 +287,15 @@ def test_a_missing_file_does_not_hide_a_bad_prediction(dataset):
     with pytest.raises(TypeError, match=r"0\.jpg \(ground truth .*semantic/0\.png.*integer labels"):
         SmallObjectEvaluator(dataset.name).process(
             dataset.records[:1], [{"sem_seg": torch.zeros(40, 50)}]
+        )
+
+
+def test_an_unknown_image_does_not_hide_a_bad_prediction(dataset):
+    with pytest.raises(
+        TypeError, match=r"else\.jpg \(ground truth not found: .*\): sem_seg.*integer labels"
+    ):
+        SmallObjectEvaluator(dataset.name).process(
+            [{"file_name": "else.jpg"}], [{"sem_seg": torch.zeros(40, 50)}]
         )
 
 
