@@ -1,4 +1,4 @@
-"""Cityscapes in its own layout, for the task "vehicles and persons" (SPEC 6).
+"""Cityscapes in its own layout: the 19 classes of its benchmark, or vehicles and persons only.
 
 ::
 
@@ -9,15 +9,21 @@
 
 ``labelIds`` hold the ids of the benchmark's 34 labels; ``instanceIds`` hold ``1000 * label + n``
 on the n-th object of a label, and the label alone where objects were not told apart.
+``labelTrainIds``, which the benchmark's own scripts make, hold classes 0..18 and 255.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from d2_smallobj.annotations.files import FileCheck
+from d2_smallobj.annotations.instance_maps import VOID, fit_instances
 from d2_smallobj.annotations.label_rules import LabelRule
 
 CITYSCAPES_FOLDER = Path("cityscapes")
@@ -34,12 +40,31 @@ VEHICLES_AND_PERSONS = {
 }
 """Label id of every class: the benchmark's categories "human" and "vehicle", as it scores them."""
 CITYSCAPES_CLASS_NAMES = ("background", *VEHICLES_AND_PERSONS)
+BENCHMARK_LABELS = {
+    "road": 7,
+    "sidewalk": 8,
+    "building": 11,
+    "wall": 12,
+    "fence": 13,
+    "pole": 17,
+    "traffic light": 19,
+    "traffic sign": 20,
+    "vegetation": 21,
+    "terrain": 22,
+    "sky": 23,
+    **VEHICLES_AND_PERSONS,
+}
+"""Label id of every class of the benchmark; position = train id."""
+BENCHMARK_STUFF = tuple(range(11))
+"""Train ids of the classes without instances."""
 
 _NUM_LABELS = 34
 # Labels that the benchmark itself leaves out: void, and rare ones such as caravan and trailer.
 _NOT_SCORED = (*range(7), 9, 10, 14, 15, 16, 18, 29, 30)
 _INSTANCE_STEP = 1000
 _IMAGE_SUFFIX = "_leftImg8bit.png"
+_LABEL_FILE = re.compile(r"(.+_gt(?:Fine|Coarse))_label(?:Train)?Ids\.png")
+_SUFFIX = re.compile(r"_(leftImg8bit|gt(Fine|Coarse)(_\w+)?)$")
 
 
 def cityscapes_rule() -> LabelRule:
@@ -50,6 +75,103 @@ def cityscapes_rule() -> LabelRule:
     for class_id, label in enumerate(VEHICLES_AND_PERSONS.values(), start=1):
         classes[label] = class_id
     return LabelRule(tuple(classes), groups_below=_INSTANCE_STEP)
+
+
+def benchmark_rule() -> LabelRule:
+    """From label ids to train ids; 255 what the benchmark does not score."""
+    train_ids = {label: number for number, label in enumerate(BENCHMARK_LABELS.values())}
+    return LabelRule(tuple(train_ids.get(label, 255) for label in range(_NUM_LABELS)))
+
+
+def bare_name(stem: str) -> str:
+    """``<city>_<sequence>_<frame>``, without the suffix that tells what the file holds."""
+    return _SUFFIX.sub("", stem)
+
+
+def instance_ids_beside(label_file: str) -> str | None:
+    """Where the instance map of a semantic map is; ``None`` if it is not of Cityscapes."""
+    match = _LABEL_FILE.fullmatch(label_file)
+    return f"{match.group(1)}_instanceIds.png" if match else None
+
+
+def label_classes(class_names: Sequence[str]) -> dict[int, int] | None:
+    """Class of every label id that is one, or ``None`` if the classes are not the benchmark's.
+
+    Args:
+        class_names: names of the classes; 19 of other names are taken for the train ids.
+    """
+    numbers = {name: number for number, name in enumerate(class_names)}
+    named = {label: numbers[n] for n, label in BENCHMARK_LABELS.items() if n in numbers}
+    if set(VEHICLES_AND_PERSONS.values()) <= set(named):
+        return named
+    if len(class_names) == len(BENCHMARK_LABELS):
+        return {label: number for number, label in enumerate(BENCHMARK_LABELS.values())}
+    return None
+
+
+def cityscapes_instances(
+    semantic: np.ndarray,
+    stored: np.ndarray,
+    classes: Mapping[int, int] | None,
+    *,
+    stuff: Collection[int],
+    ignore_label: int,
+    source: str,
+) -> np.ndarray:
+    """Read an ``instanceIds`` map beside the semantic map of its image.
+
+    Args:
+        semantic: (H, W) classes and ``ignore_label``.
+        stored: (H, W), as the file has it.
+        classes: of :func:`label_classes`.
+        stuff: classes that have no instances.
+        ignore_label: label of ignored pixels.
+        source: the two files, for messages.
+
+    Returns:
+        int32 (H, W): ids as stored on instances, 0 on stuff, 255 on things that were not told
+        apart, and where the two maps disagree.
+
+    Raises:
+        ValueError: the maps differ in size, or are not of the same image.
+    """
+    told_apart = stored >= _INSTANCE_STEP
+    instances = np.where(told_apart, stored, 0).astype(np.int32)
+    if stored.shape == semantic.shape:
+        if classes is not None:
+            _check_labels(semantic, stored, classes, ignore_label, source)
+        things = ~np.isin(semantic, [*stuff, ignore_label])
+        instances[things & ~told_apart] = VOID
+    # A label of the file that is no class is one of those that are not scored.
+    ids = np.unique(stored[told_apart]).tolist()
+    known = None
+    if classes is not None:
+        known = {number: classes.get(number // _INSTANCE_STEP, -1) for number in ids}
+    return fit_instances(
+        semantic, instances, known, stuff=stuff, ignore_label=ignore_label, source=source
+    )
+
+
+def _check_labels(
+    semantic: np.ndarray,
+    stored: np.ndarray,
+    classes: Mapping[int, int],
+    ignore_label: int,
+    source: str,
+) -> None:
+    """Refuse an instance map whose labels are not those of the semantic map."""
+    table = np.full(max(int(stored.max()), _NUM_LABELS) + 1, -1, np.int64)
+    for label, class_id in classes.items():
+        table[label] = class_id
+    labels = np.where(stored >= _INSTANCE_STEP, stored // _INSTANCE_STEP, stored)
+    valid = semantic != ignore_label
+    same = int(np.count_nonzero((table[labels] == semantic) & valid))
+    total = int(np.count_nonzero(valid))
+    if 2 * same < total:
+        raise ValueError(
+            f"{source}: only {same} of {total} pixels have the same label in both; do the files "
+            "belong to the same image?"
+        )
 
 
 def cityscapes_dicts(

@@ -69,8 +69,9 @@ class InstanceAnnotations:
         painting: ``"area"``: larger masks first, so that the smaller object stays visible, and
             crowds beneath them as 255 (SPEC 1); ``"file"``: in the order of the file, crowds as
             background (the semantic maps of WSSS on COCO, SPEC 5).
-        label_maps: whether the classes must fit 8-bit label maps; if not, the annotations of
-            all of LVIS's categories can be read, but :meth:`maps` cannot paint them.
+        label_maps: whether the classes must fit 8-bit label maps with background; if not, the
+            annotations of all of LVIS's categories can be read, ``category_map`` may name class
+            0 and more than 254 classes, but :meth:`maps` cannot paint them.
         void_categories: names of categories that are no class, but ignored as crowds are.
 
     Raises:
@@ -206,6 +207,8 @@ class InstanceAnnotations:
         if unknown:
             raise ValueError(f"category_map: {self._path} has no category with id {unknown[:10]}")
         for category, class_id in category_map.items():
+            if not self._label_maps and isinstance(class_id, int) and class_id >= 0:
+                continue
             if not isinstance(class_id, int) or not 1 <= class_id < IGNORE_LABEL:
                 raise ValueError(
                     f"category_map: class ids must be integers in 1..{IGNORE_LABEL - 1}, got "
@@ -239,6 +242,8 @@ def paint(
     *,
     painting: str = "area",
     source: str = "",
+    unannotated: int = 0,
+    ignore_label: int = IGNORE_LABEL,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paint the annotations of an image as label maps.
 
@@ -248,9 +253,11 @@ def paint(
         width: W.
         painting: as for :class:`InstanceAnnotations`.
         source: the file that they come from, for messages.
+        unannotated: label of pixels that no annotation covers.
+        ignore_label: label of crowds in the semantic map.
 
     Returns:
-        semantic: uint8 (H, W), 0 = background, 1..C, 255 = crowd.
+        semantic: (H, W), uint8 if all labels fit: ``unannotated``, classes, ``ignore_label``.
         instances: int32 (H, W), 0 = none, 255 = crowd; the k-th instance of the image in the
             file has id k, or k + 1 from the 255th on. One that others hide completely, or
             without area, is in neither map.
@@ -262,7 +269,15 @@ def paint(
         decode_mask(a.segmentation, height, width, f"{source}: annotation {a.annotation_id}")
         for a in annotations
     ]
-    return paint_masks(annotations, masks, height, width, painting=painting)
+    return paint_masks(
+        annotations,
+        masks,
+        height,
+        width,
+        painting=painting,
+        unannotated=unannotated,
+        ignore_label=ignore_label,
+    )
 
 
 def paint_masks(
@@ -272,16 +287,20 @@ def paint_masks(
     width: int,
     *,
     painting: str = "area",
+    unannotated: int = 0,
+    ignore_label: int = IGNORE_LABEL,
 ) -> tuple[np.ndarray, np.ndarray]:
     """As :func:`paint`, with the masks of the annotations decoded already: bool (H, W)."""
-    semantic = np.zeros((height, width), np.uint8)
+    largest = max([unannotated, ignore_label, *(a.class_id for a in annotations)])
+    kind = np.uint8 if largest < 1 << 8 else np.int32
+    semantic = np.full((height, width), unannotated, kind)
     instances = np.zeros((height, width), np.int32)
     layers = []
     for annotation, mask in zip(annotations, masks):
         if not annotation.crowd:
             layers.append((mask, annotation.class_id, instance_id(len(layers) + 1)))
         elif painting == "area":
-            semantic[mask] = IGNORE_LABEL
+            semantic[mask] = ignore_label
             instances[mask] = IGNORE_LABEL
     if painting == "area":
         # A stable sort: of two equally large ones, the later in the file lies on top.

@@ -24,7 +24,7 @@ except ImportError:
     import zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY, _PALETTE = 0, 3
+_GREY, _RGB, _PALETTE = 0, 2, 3
 _COLOURS = {2: "RGB", 4: "LA", 6: "RGBA"}
 # Pillow's own bound against decompression bombs.
 _MOST_PIXELS = 178_956_970
@@ -68,14 +68,44 @@ def decode_png(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
     return _decode_packed(header, data, content, path)
 
 
-def parse_header(content: bytes, path: str | os.PathLike[str]) -> Header:
-    """Read the header chunk, the first of a PNG."""
+def decode_colours(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode the colours of an RGB picture whose channels are digits, not light.
+
+    Args:
+        content: a whole PNG file, of mode RGB with 8 bits a channel.
+        path: where it comes from, for messages.
+
+    Returns:
+        uint8 (H, W, 3), red first: the stored values.
+
+    Raises:
+        ValueError: the file is corrupt or truncated, or of another mode; names it.
+    """
+    header = parse_header(content, path, colours=True)
+    if header.colour != _RGB or header.depth != 8:
+        raise ValueError(
+            f"{path}: expected a PNG of mode RGB with 8 bits a channel, got PNG colour type "
+            f"{header.colour} with {header.depth} bits"
+        )
+    data = _image_data(content, path)
+    # Without the other chunks: colour management must not touch digits.
+    fields = (header.width, header.height, 8, _RGB, 0, 0, int(header.interlaced))
+    plain = [("IHDR", struct.pack(">IIBBBBB", *fields)), ("IDAT", data), ("IEND", b"")]
+    encoded = SIGNATURE + b"".join(_chunk(kind.encode(), body) for kind, body in plain)
+    stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    if stored is None or stored.shape != (header.height, header.width, 3):
+        raise ValueError(f"{path}: corrupt or truncated picture (its pixels cannot be decoded)")
+    return stored[:, :, ::-1]
+
+
+def parse_header(content: bytes, path: str | os.PathLike[str], *, colours: bool = False) -> Header:
+    """Read the header chunk, the first of a PNG; colour pictures are refused unless wanted."""
     if len(content) < 33 or content[12:16] != b"IHDR":
         raise ValueError(f"{path}: corrupt or truncated label map (no complete PNG header)")
     if zlib.crc32(content[12:29]) != int.from_bytes(content[29:33], "big"):
         raise ValueError(f"{path}: corrupt label map (checksum of the PNG header)")
     width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", content[16:29])
-    if colour in _COLOURS:
+    if colour in _COLOURS and not colours:
         raise ValueError(
             f"{path}: a label map holds class indices; this one is a colour picture (mode "
             f"{_COLOURS[colour]}). Give the P or L PNG with indices, not its rendering"

@@ -97,6 +97,8 @@ class DatasetSpec:
             "num_classes": len(self.class_names),
             "ignore_label": IGNORE_LABEL,
             "evaluator_type": EVALUATOR_TYPE,
+            # Its dicts name all instance maps; what else lies beside the images is none.
+            "instances_listed": True,
             "dataset_root": os.fspath(self.folder),
             "prepare_command": self.prepare_command,
         }

@@ -11,13 +11,14 @@ import os
 import re
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 import d2_smallobj
-from d2_smallobj.data.ground_truth import GroundTruthMaps, resolve
+from d2_smallobj.data.ground_truth import GroundTruthMaps, Reader, resolve
+from d2_smallobj.data.things import Stuff
 from d2_smallobj.evaluation.logs import evaluation_logger, log_copypaste, log_once
 from d2_smallobj.evaluation.model_outputs import (
     PredictionFn,
@@ -95,10 +96,10 @@ class SmallObjectEvaluator(DatasetEvaluator):
         size_bins: Mapping[str, float] = COCO_SIZE_BINS,
         num_workers: int = 0,
         task: str = TASK,
-        stuff: Sequence[str | int] | None = None,
+        stuff: Stuff = None,
         missing_instances: str = "error",
         unannotated: str | int | None = None,
-        reader: Callable[[Mapping[str, Any]], Any] | None = None,
+        reader: Reader | None = None,
         prediction_fn: PredictionFn | None = None,
         per_class: bool = False,
         worst: int = 5,

@@ -106,10 +106,7 @@ class Inputs:
             truth = folder_truth(self.semantic, self.instances, listed=listed)
             truth.class_names = names or VOC_CLASS_NAMES
         elif self.dataset is not None:
-            # Only here detectron2 is needed, and with it torch.
-            from d2_smallobj.scoring.registered import registered_truth
-
-            truth = registered_truth(self.dataset, listed=listed)
+            truth = _registered_truth(self.dataset, listed)
         else:
             kind = "coco" if self.coco_json is not None else "lvis"
             path = self.coco_json if self.coco_json is not None else self.lvis_json
@@ -121,6 +118,18 @@ class Inputs:
             )
             truth = AnnotationTruth(annotations, path, listed=listed)
         return truth if self.pictures is None else with_pictures(truth, self.pictures)
+
+
+def _registered_truth(name: str, listed: Sequence[str] | None) -> GroundTruth:
+    """The ground truth of a registered data set; only here detectron2 is needed, and torch."""
+    try:
+        from d2_smallobj.data.ground_truth import open_dataset
+    except ImportError as error:
+        raise ImportError(
+            f"--dataset: registered data sets need torch ({error}); name the folders with "
+            "--semantic and --instances, or the file with --coco-json, instead"
+        ) from error
+    return open_dataset(name).scoring_truth(listed)
 
 
 def choose_ignore_label(given: int | None, truth: GroundTruth) -> int:

@@ -15,7 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from d2_smallobj.annotations.coco import IGNORE_LABEL, InstanceAnnotations
+from d2_smallobj.annotations.instance_maps import VOID
 from d2_smallobj.scoring.folders import LabelFolder
+from d2_smallobj.scoring.image_sources import ImageSource, SourceReader
 from d2_smallobj.scoring.label_files import label_size, read_labels
 from d2_smallobj.scoring.problems import Problems
 
@@ -33,6 +35,8 @@ class TruthImage:
         instances: file of the instance map, or ``None``.
         annotation_id: its id in the annotation file, or ``None``.
         picture: the picture itself, if it is known.
+        source: how a registered data set's maps are read, where they are no files that could be
+            read as they are.
     """
 
     image_id: str
@@ -41,16 +45,20 @@ class TruthImage:
     instances: str | None = None
     annotation_id: int | None = None
     picture: str | None = None
+    source: ImageSource | None = None
 
     @property
     def where(self) -> str:
         """What messages call it."""
-        return self.semantic or f"image {self.image_id}"
+        own = None if self.source is None else self.source.semantic
+        return self.semantic or own or f"image {self.image_id}"
 
     @property
     def both(self) -> str:
         """What messages call its two maps together."""
-        return f"{self.where} and {self.instances}" if self.instances else self.where
+        own = None if self.source is None else self.source.instances
+        instances = self.instances or own
+        return f"{self.where} and {instances}" if instances else self.where
 
 
 class GroundTruth(Protocol):
@@ -58,13 +66,18 @@ class GroundTruth(Protocol):
 
     Attributes:
         images: its images, in any order.
-        class_names: names of its classes, background first; ``None``: it has none.
+        class_names: names of its classes; ``None``: it has none.
+        stuff: ids of the classes without instances; ``None``: it does not know.
         ignore_label: its label of ignored pixels; ``None``: it has none of its own.
+        void_instance: instance id of pixels that belong to no instance that could be told;
+            ``None``: there is none.
     """
 
     images: list[TruthImage]
     class_names: tuple[str, ...] | None
+    stuff: tuple[int, ...] | None
     ignore_label: int | None
+    void_instance: int | None
 
     def size(self, image: TruthImage) -> tuple[int, int]:
         """Height and width of an image, without decoding it.
@@ -87,18 +100,23 @@ class FileTruth:
     Args:
         images: with ``semantic``, and ``instances`` where there are any.
         class_names: names of the classes, if they are known.
+        stuff: ids of the classes without instances, if they are known.
         ignore_label: label of ignored pixels, if it is known.
     """
+
+    void_instance = VOID
 
     def __init__(
         self,
         images: Iterable[TruthImage],
         *,
         class_names: Sequence[str] | None = None,
+        stuff: Sequence[int] | None = None,
         ignore_label: int | None = None,
     ) -> None:
         self.images = list(images)
         self.class_names = None if class_names is None else tuple(class_names)
+        self.stuff = None if stuff is None else tuple(stuff)
         self.ignore_label = ignore_label
 
     def size(self, image: TruthImage) -> tuple[int, int]:
@@ -162,8 +180,34 @@ def folder_truth(
     return FileTruth(images)
 
 
+class SourceTruth:
+    """Ground truth of a registered data set.
+
+    Args:
+        images: with their ``source``.
+        reader: reads it.
+    """
+
+    void_instance = VOID
+
+    def __init__(self, images: Iterable[TruthImage], reader: SourceReader) -> None:
+        self.images = list(images)
+        self.class_names = tuple(reader.class_names)
+        self.stuff = tuple(reader.stuff)
+        self.ignore_label = reader.ignore_label
+        self._reader = reader
+
+    def size(self, image: TruthImage) -> tuple[int, int]:
+        """See :meth:`GroundTruth.size`."""
+        return self._reader.size(image.source)
+
+    def read(self, image: TruthImage) -> tuple[np.ndarray, np.ndarray | None]:
+        """See :meth:`GroundTruth.read`."""
+        return self._reader.read(image.source)
+
+
 class AnnotationTruth:
-    """Ground truth painted from a COCO or LVIS annotation file, as SPEC 1 says.
+    """Ground truth painted from a COCO or LVIS annotation file, the largest annotation first.
 
     The prediction of an image is looked for under the name of its picture
     (``COCO_val2014_000000000042``), its id in twelve digits, and its id.
@@ -179,6 +223,10 @@ class AnnotationTruth:
     Raises:
         InputError: a listed image is not in the file.
     """
+
+    void_instance = VOID
+    # Pixels without annotation are background.
+    stuff: tuple[int, ...] = (0,)
 
     def __init__(
         self,

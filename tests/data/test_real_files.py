@@ -11,8 +11,8 @@ from PIL import Image
 
 from d2_smallobj import SmallObjectEvaluator
 from d2_smallobj.data import SemSegMapper, build_test_loader, dataset_dicts, register_all
+from d2_smallobj.data.ground_truth import resolve
 from d2_smallobj.engine import build_config
-from d2_smallobj.evaluation.ground_truth import GroundTruthReader
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_coco_val(root):
     content = json.loads((root / "coco/annotations/instances_val2017.json").read_text())
     dicts = dataset_dicts(["coco_2017_val_81"])
     assert [x["image_id"] for x in dicts] == [image["id"] for image in content["images"]]
-    read = GroundTruthReader("coco_2017_val_81")
+    read = resolve("coco_2017_val_81").read_record
     instances = {}
     for annotation in content["annotations"]:
         if not annotation["iscrowd"]:

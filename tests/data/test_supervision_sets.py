@@ -18,11 +18,10 @@ from d2_smallobj.annotations.coco_boxes import coco_boxes
 from d2_smallobj.annotations.demo import make_demo
 from d2_smallobj.data import dataset_dicts
 from d2_smallobj.data.catalog import canonical_name, register_all
+from d2_smallobj.data.ground_truth import open_dataset, resolve
 from d2_smallobj.data.mapper import SemSegMapper
 from d2_smallobj.data.supervision import boxes_of
 from d2_smallobj.evaluation import SmallObjectEvaluator
-from d2_smallobj.evaluation.ground_truth import GroundTruthReader
-from d2_smallobj.scoring.registered import registered_truth
 from detectron2.data import MetadataCatalog
 
 CITY_TRAIN = "cityscapes_vehicles_persons_train"
@@ -102,7 +101,7 @@ def test_cityscapes_masks(city, tiny_cfg):
 def test_cityscapes_truth(city):
     """Groups and what is not scored are void; instances keep their ids."""
     (record,) = dataset_dicts([CITY_VAL])
-    truth = GroundTruthReader(CITY_VAL)(record)
+    truth = resolve(CITY_VAL).read_record(record)
     assert np.unique(truth.semantic).tolist() == [0, 1, 3, 255]
     assert np.unique(truth.instances).tolist() == [0, 255, 24000, 26000, 26001]
     assert (truth.instances[1:4, 14:20] == 255).all()
@@ -113,7 +112,7 @@ def test_a_perfect_prediction_of_cityscapes(city):
 
     (record,) = dataset_dicts([CITY_VAL])
     evaluator = SmallObjectEvaluator(CITY_VAL)
-    semantic = GroundTruthReader(CITY_VAL)(record).semantic.astype(np.int64)
+    semantic = resolve(CITY_VAL).read_record(record).semantic.astype(np.int64)
     evaluator.process(
         [record], [{"sem_seg": torch.from_numpy(np.where(semantic > 8, 0, semantic))}]
     )
@@ -122,12 +121,12 @@ def test_a_perfect_prediction_of_cityscapes(city):
 
 
 def test_scoring_folders_sees_the_same_truth(city):
-    truth = registered_truth(CITY_VAL)
+    truth = open_dataset(CITY_VAL).scoring_truth()
     assert truth.class_names == CITYSCAPES_CLASS_NAMES
     (image,) = truth.images
     assert truth.size(image) == (12, 24)
     semantic, instances = truth.read(image)
-    expected = GroundTruthReader(CITY_VAL)(dataset_dicts([CITY_VAL])[0])
+    expected = resolve(CITY_VAL).read_record(dataset_dicts([CITY_VAL])[0])
     np.testing.assert_array_equal(semantic, expected.semantic)
     np.testing.assert_array_equal(instances, expected.instances)
 
@@ -159,7 +158,7 @@ def test_one_class_of_the_demo(demo):
     metadata = MetadataCatalog.get(name)
     assert metadata.stuff_classes == ["background", "star"]
     assert metadata.num_classes == 2
-    reader, whole = GroundTruthReader(name), GroundTruthReader("smallobj_demo_val")
+    reader, whole = resolve(name).read_record, resolve("smallobj_demo_val").read_record
     found = 0
     for record in dataset_dicts([name]):
         binary, all_classes = reader(record), whole(record)
@@ -177,8 +176,8 @@ def test_objects_of_any_class(demo):
     name = "smallobj_demo_val:any"
     record = dataset_dicts([name])[0]
     assert MetadataCatalog.get(name).stuff_classes == ["background", "object"]
-    whole = GroundTruthReader("smallobj_demo_val")(record)
-    semantic = GroundTruthReader(name)(record).semantic
+    whole = resolve("smallobj_demo_val").read_record(record)
+    semantic = resolve(name).read_record(record).semantic
     np.testing.assert_array_equal(
         semantic, np.where(whole.semantic == 255, 255, whole.semantic > 0)
     )
@@ -237,12 +236,12 @@ def test_coco_with_boxes_and_of_one_category(coco):
 def test_coco_truth_of_one_category(coco):
     name = "coco_2017_val_81:person"
     first, _ = dataset_dicts([name])
-    truth = GroundTruthReader(name)(first)
+    truth = resolve(name).read_record(first)
     person = np.zeros((10, 8), int)
     person[2:4, 1:4] = 1
     np.testing.assert_array_equal(truth.semantic, person)
     np.testing.assert_array_equal(truth.instances > 0, person > 0)
-    scored = registered_truth(name)
+    scored = open_dataset(name).scoring_truth()
     np.testing.assert_array_equal(scored.read(scored.images[0])[0], person)
 
 

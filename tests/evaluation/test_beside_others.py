@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import d2_smallobj
+import detectron2.evaluation
 from d2_smallobj import SmallObjectEvaluator, add_small_objects
 from d2_smallobj.scoring import load_run
 from detectron2.evaluation import (
@@ -130,6 +131,18 @@ def test_a_cityscapes_evaluator_that_cannot_run_is_left_out(dataset, caplog):
     assert "needs the package deeplearning, which" in message
     assert "add_small_objects([], ...)" in message
     assert sorted(infer(dataset, evaluators)) == ["p", "small_objects"]
+
+
+def test_detectron2s_own_cityscapes_evaluator(dataset, caplog):
+    theirs = getattr(detectron2.evaluation, "CityscapesSemSegEvaluator", None)
+    if theirs is None:
+        pytest.skip("the embedded host has none")
+    with caplog.at_level(logging.WARNING):
+        evaluators = add_small_objects([theirs(dataset.name)], dataset.name)
+    if "is left out" in caplog.text:
+        assert list(infer(dataset, evaluators)) == ["small_objects"]
+    else:
+        assert len(evaluators._evaluators) == 2
 
 
 def test_only_the_headline_unless_asked(dataset, tmp_path):

@@ -10,8 +10,8 @@ import pytest
 
 import d2_smallobj  # noqa: F401 (makes the embedded host importable)
 from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.data.ground_truth import resolve
 from d2_smallobj.evaluation import SmallObjectEvaluator
-from d2_smallobj.evaluation.ground_truth import GroundTruthReader
 from detectron2.data import MetadataCatalog
 
 
@@ -49,7 +49,7 @@ def test_painted_by_hand(metadata, tmp_path):
     figures = evaluator.evaluate()["small_objects"]
     # The small box stays visible though it comes first: 4 px, the large one keeps 60.
     assert [figures[f"IA-IoU-{name}"] for name in names] == [100.0] * 3
-    assert GroundTruthReader(metadata.name)(record).instances.max() == 2
+    assert resolve(metadata.name).read_record(record).instances.max() == 2
     with pytest.raises(ValueError, match=r"instances\.json.* 8"):
         evaluator.process([{**record, "image_id": 8}], [{"sem_seg": semantic}])
     with pytest.raises(ValueError, match=r"no ground truth for '7\.jpg'.* and the dict 'image_id'"):
@@ -95,8 +95,8 @@ def test_instance_files_go_before_annotations(metadata, realdata):
         "sem_seg_file_name": str(folder / "SegmentationClass" / "2007_000032.png"),
         "ins_seg_file_name": str(folder / "SegmentationObject" / "2007_000032.png"),
     }
-    truth = GroundTruthReader(metadata.name)(record)
+    truth = resolve(metadata.name).read_record(record)
     assert truth.source.endswith("SegmentationObject/2007_000032.png")
     del record["ins_seg_file_name"]
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
-        GroundTruthReader(metadata.name)(record)
+        resolve(metadata.name).read_record(record)

@@ -1,0 +1,311 @@
+"""Panoptic annotations: an RGB PNG of segment ids, and what each segment is.
+
+The id of a pixel is R + 256 G + 65536 B; 0 is unlabelled. ``segments_info`` gives the category of
+every segment, and whether it is a crowd: objects that nobody told apart. Legend: H, W height and
+width of an image; C number of classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Union
+
+import msgspec
+import numpy as np
+
+from d2_smallobj.annotations import png
+from d2_smallobj.annotations.coco_file import Id, id_order
+from d2_smallobj.annotations.files import first_ten
+from d2_smallobj.annotations.instance_maps import VOID, label_type
+
+_SHOWN = 10
+_Flag = Union[int, bool]
+
+
+class Segment(NamedTuple):
+    """One segment of an image.
+
+    Attributes:
+        segment_id: its id in the PNG, >= 1.
+        class_id: 0..C-1.
+        crowd: whether it is a group of objects of its class.
+    """
+
+    segment_id: int
+    class_id: int
+    crowd: bool
+
+
+class PanopticMaps(NamedTuple):
+    """The two maps that a panoptic annotation is.
+
+    Attributes:
+        semantic: (H, W) integers: classes, and the ignore label where nothing is labelled.
+        instances: int32 (H, W): the ids of thing segments; 0 on stuff and where nothing is
+            labelled; 255 on crowds. A segment whose id is 255 has another, unused one.
+        classes: class of every instance by its id in ``instances``.
+    """
+
+    semantic: np.ndarray
+    instances: np.ndarray
+    classes: dict[int, int]
+
+
+def read_panoptic_ids(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a panoptic PNG: int32 (H, W) segment ids.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is corrupt, no PNG, or not of mode RGB; names it.
+    """
+    content = _read(path)
+    header = png.parse_header(content, path, colours=True)
+    if header.colour not in (2, 6):
+        raise ValueError(
+            f"{path}: a panoptic map is an RGB PNG (id = R + 256 G + 65536 B); this one is a grey "
+            "or palette picture: is it a semantic map?"
+        )
+    colours = png.decode_colours(content, path).astype(np.int32)
+    return colours[:, :, 0] | colours[:, :, 1] << 8 | colours[:, :, 2] << 16
+
+
+def panoptic_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of a panoptic PNG, from its header; errors as above."""
+    header = png.parse_header(_read(path, 33), path, colours=True)
+    return header.height, header.width
+
+
+def segments_of(entries: Sequence[Any], num_classes: int, source: str) -> tuple[Segment, ...]:
+    """Read detectron2's ``segments_info``, whose categories are classes.
+
+    Args:
+        entries: dicts with ``id``, ``category_id`` and, if need be, ``iscrowd``.
+        num_classes: C.
+        source: the panoptic PNG, for messages.
+
+    Raises:
+        ValueError: an entry lacks a key, or its category is no class; names segment and value.
+    """
+    segments = []
+    for entry in entries:
+        try:
+            number, category = int(entry["id"]), int(entry["category_id"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{source}: an entry of segments_info has integers 'id' and 'category_id', got "
+                f"{entry!r:.200}"
+            ) from error
+        if not 0 <= category < num_classes:
+            raise ValueError(
+                f"{source}: segment {number} has category_id {category}, but the data set has "
+                f"classes 0..{num_classes - 1}; segments_info must hold contiguous class ids"
+            )
+        segments.append(Segment(number, category, bool(entry.get("iscrowd", 0))))
+    return tuple(segments)
+
+
+def panoptic_maps(
+    path: str | os.PathLike[str],
+    segments: Sequence[Segment],
+    *,
+    stuff: Iterable[int],
+    ignore_label: int,
+) -> PanopticMaps:
+    """Read a panoptic PNG and split it.
+
+    Args:
+        path: the PNG.
+        segments: of this image.
+        stuff: classes whose segments are no instances.
+        ignore_label: label of pixels with id 0.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is corrupt; ids and segments do not belong together. Names the file
+            and up to ten ids.
+    """
+    ids = read_panoptic_ids(path)
+    ordered = sorted(segments)
+    known = np.array([0, *(s.segment_id for s in ordered)], np.int64)
+    _check_segments(known, path)
+    place = np.searchsorted(known, ids)
+    place[place == len(known)] = 0
+    _check_ids(ids, known, place, path)
+    largest = max([ignore_label, *(s.class_id for s in ordered)])
+    semantic = np.array([ignore_label, *(s.class_id for s in ordered)], label_type(largest))
+    stuff = set(stuff)
+    # The one number that means void is taken from the segment that has it.
+    renamed = int(known[-1]) + 1 if known[-1] > VOID else VOID + 1
+    instances, classes = [0], {}
+    for segment in ordered:
+        identity = 0
+        if segment.class_id not in stuff:
+            identity = renamed if segment.segment_id == VOID else segment.segment_id
+            if segment.crowd:
+                identity = VOID
+            else:
+                classes[identity] = segment.class_id
+        instances.append(identity)
+    return PanopticMaps(semantic[place], np.array(instances, np.int32)[place], classes)
+
+
+def _check_segments(known: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Refuse ids that are no ids, or stand twice."""
+    wrong = known[1:][(known[1:] < 1) | (known[1:] >= 1 << 24)]
+    if len(wrong):
+        raise ValueError(f"{path}: segment ids must be in 1..16777215, got {_shown(wrong)}")
+    twice = known[1:][known[1:] == known[:-1]]
+    if len(twice):
+        raise ValueError(f"{path}: segments_info has segment(s) {_shown(twice)} twice")
+
+
+def _check_ids(
+    ids: np.ndarray, known: np.ndarray, place: np.ndarray, path: str | os.PathLike[str]
+) -> None:
+    """Compare the ids of the PNG with those of the segments."""
+    stray = known[place] != ids
+    if stray.any():
+        raise ValueError(
+            f"{path}: id(s) {_shown(np.unique(ids[stray]))} ({np.count_nonzero(stray)} px) have no "
+            "entry in segments_info; do the JSON and the PNG belong together?"
+        )
+    pixels = np.bincount(place.ravel(), minlength=len(known))
+    empty = known[1:][pixels[1:] == 0]
+    if len(empty):
+        raise ValueError(
+            f"{path}: segment(s) {_shown(empty)} of segments_info have no pixel; do the JSON and "
+            "the PNG belong together?"
+        )
+
+
+# ---- The JSON file -----------------------------------------------------------------------------
+
+
+class PanopticCategory(msgspec.Struct, frozen=True):
+    """An entry of ``categories``."""
+
+    id: Id
+    name: str
+    isthing: _Flag
+
+
+class _SegmentEntry(msgspec.Struct, frozen=True):
+    id: int
+    category_id: Id
+    iscrowd: _Flag = 0
+
+
+class PanopticEntry(msgspec.Struct, frozen=True):
+    """An entry of ``annotations``: one image; ``file_name`` is its PNG."""
+
+    image_id: Id
+    file_name: str
+    segments_info: list[_SegmentEntry]
+
+
+class _ImageEntry(msgspec.Struct, frozen=True):
+    id: Id
+    file_name: str = ""
+
+
+class _Content(msgspec.Struct, frozen=True):
+    annotations: list[PanopticEntry]
+    categories: list[PanopticCategory]
+    images: list[_ImageEntry] = []
+
+
+class PanopticFile(NamedTuple):
+    """A COCO panoptic file.
+
+    Attributes:
+        path: the file.
+        class_names: names of the classes: the categories in ascending order of their ids.
+        stuff: classes that are no things, ascending.
+        entries: one for each image, in the order of the file.
+        segments: of each entry.
+        pictures: file name of the picture by image id, where the file has a list of images.
+    """
+
+    path: Path
+    class_names: tuple[str, ...]
+    stuff: tuple[int, ...]
+    entries: tuple[PanopticEntry, ...]
+    segments: tuple[tuple[Segment, ...], ...]
+    pictures: Mapping[Id, str]
+
+
+def read_panoptic_file(path: str | os.PathLike[str]) -> PanopticFile:
+    """Read and check a COCO panoptic file; no PNG is opened.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated or malformed, an image or a category occurs twice, or a
+            segment has a category that is not there. Names the file and up to ten entries.
+    """
+    path = Path(path)
+    try:
+        content = msgspec.json.decode(path.read_bytes(), type=_Content)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: not a complete COCO panoptic file, which has lists 'annotations' (image_id, "
+            f"file_name, segments_info) and 'categories' (id, name, isthing): {error}"
+        ) from error
+    categories = sorted(content.categories, key=lambda category: id_order(category.id))
+    class_ids = {category.id: number for number, category in enumerate(categories)}
+    problems = [
+        f"{section}: {value!r} occurs twice"
+        for section, values in {
+            "category id": [category.id for category in categories],
+            "category name": [category.name for category in categories],
+            "image_id of 'annotations'": [entry.image_id for entry in content.annotations],
+        }.items()
+        for value in sorted({v for v in values if values.count(v) > 1}, key=id_order)
+    ] if _repeats(content, categories) else []  # fmt: skip
+    problems += [
+        f"image {entry.image_id}: segment {segment.id} has category_id {segment.category_id!r}, "
+        "which is not in 'categories'"
+        for entry in content.annotations
+        for segment in entry.segments_info
+        if segment.category_id not in class_ids
+    ]
+    if problems:
+        raise ValueError(f"{path}: {first_ten('error(s)', problems)}")
+    return PanopticFile(
+        path,
+        tuple(category.name for category in categories),
+        tuple(number for number, category in enumerate(categories) if not category.isthing),
+        tuple(content.annotations),
+        tuple(
+            tuple(Segment(s.id, class_ids[s.category_id], bool(s.iscrowd)) for s in e.segments_info)
+            for e in content.annotations
+        ),
+        {image.id: image.file_name for image in content.images},
+    )
+
+
+def _repeats(content: _Content, categories: Sequence[PanopticCategory]) -> bool:
+    """Whether anything stands twice; looking for what it is takes longer."""
+    return (
+        len({category.id for category in categories}) < len(categories)
+        or len({category.name for category in categories}) < len(categories)
+        or len({entry.image_id for entry in content.annotations}) < len(content.annotations)
+    )
+
+
+def _read(path: str | os.PathLike[str], size: int = -1) -> bytes:
+    """The beginning of a PNG file, or all of it."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(size)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, "no such panoptic map", os.fspath(path)) from error
+    if not content.startswith(png.SIGNATURE):
+        raise ValueError(f"{path}: a panoptic map is an RGB PNG; this file is no PNG")
+    return content
+
+
+def _shown(values: np.ndarray) -> str:
+    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+    return ", ".join(map(str, values[:_SHOWN].tolist())) + more

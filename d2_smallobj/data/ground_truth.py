@@ -1,0 +1,408 @@
+"""The ground truth of a registered data set: the one place that decides where it is.
+
+For each image, instances come from the first of these that exists:
+
+1. ``ins_seg_file_name`` of its dict: a map of ids, 0 = none, 255 = void;
+2. ``pan_seg_file_name`` and ``segments_info``: a panoptic PNG;
+3. Cityscapes' ``..._gtFine_instanceIds.png`` beside the semantic map;
+4. VOC's ``SegmentationObject/<id>.png`` beside ``JPEGImages/<id>.jpg``;
+5. ``annotations`` of the dict, as far as they have masks;
+6. a COCO or LVIS file in the metadata, ``json_file`` or ``instances_json``.
+
+If no image of the set has any, the connected components of the semantic map are the instances. The
+semantic map is the file ``sem_seg_file_name``, or else the panoptic PNG; of ``instances_json`` it
+is painted. See docs/evaluator.md for what that means for each data set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from d2_smallobj.annotations.cityscapes import bare_name
+from d2_smallobj.annotations.instance_maps import VOID
+from d2_smallobj.data.catalog import canonical_name
+from d2_smallobj.data.things import BACKGROUND, Stuff, dataset_classes, is_background, stuff_ids
+from d2_smallobj.data.truth_finder import TruthFinder
+from d2_smallobj.scoring.image_sources import ImageSource, SourceReader
+from d2_smallobj.scoring.truth import (
+    AnnotationTruth,
+    GroundTruth,
+    SourceTruth,
+    TruthImage,
+    choose,
+)
+from d2_smallobj.utils.options import look_up_option
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+MISSING = ("error", "components", "void")
+Reader = Callable[[Mapping[str, Any]], "tuple[np.ndarray, np.ndarray | None]"]
+
+_VOID_PIXELS = "void"
+_KEYS = (
+    "sem_seg_file_name",
+    "ins_seg_file_name",
+    "pan_seg_file_name",
+    "segments_info",
+    "annotations",
+    "image_id",
+    "height",
+    "width",
+)
+# Words of a data set's name that tell its task, not its images.
+_TASK_WORDS = re.compile(
+    r"_(instance|instances|seg|sem|panoptic|with|stuffonly|separated|detection|\d{1,2})(?=_|$)"
+)
+
+
+class GroundTruthMaps(NamedTuple):
+    """Ground truth of one image.
+
+    Attributes:
+        semantic: (H, W) integers: classes, and the ignore label.
+        instances: (H, W) integers, 0 = none, 255 = void; ``None``: nothing annotates instances.
+        source: the file or files it was read from, for messages.
+    """
+
+    semantic: np.ndarray
+    instances: np.ndarray | None
+    source: str
+
+
+def resolve(
+    dataset_name: str,
+    *,
+    stuff: Stuff = None,
+    missing_instances: str = "error",
+    unannotated: str | int | None = None,
+    reader: Reader | None = None,
+    num_classes: int | None = None,
+) -> RegisteredTruth:
+    """Find out what the ground truth of a registered data set is; no file is opened.
+
+    Args:
+        dataset_name: a name in DatasetCatalog and MetadataCatalog; metadata alone will do where
+            dicts bring all their keys along.
+        stuff: names or ids of the classes that have no instances; ``None``: see
+            :mod:`d2_smallobj.data.things`.
+        missing_instances: what an image without instances is, in a data set where others have
+            them: ``"error"``; ``"components"``: its connected components are the instances;
+            ``"void"``: no thing pixel of it belongs to an instance.
+        unannotated: paint the semantic maps of a detection data set from its annotations, and
+            take the pixels without annotation for a class (name or id) or ``"void"``. The class
+            ``"background"`` is put before the others if they lack it.
+        reader: reads the ground truth of a dict itself, in place of all files: a function that
+            returns the semantic map and the instance map or ``None``.
+        num_classes: number of classes, where the metadata have no names.
+
+    Raises:
+        ValueError: an option is out of range, the metadata contradict themselves, or the data set
+            has no semantic ground truth; says what to do.
+    """
+    look_up_option("missing_instances", missing_instances, MISSING)
+    name = canonical_name(dataset_name)
+    metadata = MetadataCatalog.get(name)
+    names = _class_names(name, metadata, num_classes, unannotated, reader)
+    classes = dataset_classes(name, metadata, names, stuff)
+    label = _unannotated_label(unannotated, metadata, classes.names, classes.ignore_label)
+    reads = SourceReader(
+        classes.names,
+        classes.stuff,
+        classes.ignore_label,
+        unannotated=label or 0,
+        rule=getattr(metadata, "label_rule", None),
+    )
+    finder = TruthFinder(name, metadata, classes.names, classes.stuff, paints=label is not None)
+    return RegisteredTruth(
+        name,
+        finder,
+        reads,
+        missing_instances=missing_instances,
+        reader=reader,
+        decided=[classes.decided] if classes.decided else [],
+    )
+
+
+def open_dataset(name: str, *, stuff: Stuff = None) -> RegisteredTruth:
+    """As :func:`resolve`, for a command, whose ``--dataset`` must be registered.
+
+    Raises:
+        ValueError: there is no such data set; names the closest.
+    """
+    name = canonical_name(name)
+    look_up_option("--dataset", name, DatasetCatalog.list())
+    return resolve(name, stuff=stuff)
+
+
+class RegisteredTruth:
+    """The ground truth of a registered data set; made by :func:`resolve`.
+
+    Attributes:
+        name: the data set's.
+        class_names: names of its C classes.
+        stuff: ids of the classes without instances, ascending.
+        ignore_label: label of ignored pixels.
+        void_instance: instance id of void pixels, 255.
+        decided: what was decided without being asked for, a sentence each that says how to
+            change it; one about the instances joins when an image has been looked at.
+    """
+
+    void_instance = VOID
+
+    def __init__(
+        self,
+        name: str,
+        finder: TruthFinder,
+        reads: SourceReader,
+        *,
+        missing_instances: str,
+        reader: Reader | None,
+        decided: Sequence[str],
+    ) -> None:
+        self.name = name
+        self.class_names = tuple(reads.class_names)
+        self.stuff = tuple(reads.stuff)
+        self.ignore_label = reads.ignore_label
+        self.decided = list(decided)
+        self._finder = finder
+        self._reads = reads
+        self._missing = missing_instances
+        self._own_reader = reader
+        self._kinds: set[str] = set()
+
+    def read_record(self, record: Mapping[str, Any]) -> GroundTruthMaps:
+        """Read the ground truth of one image.
+
+        Args:
+            record: its dict, or what a mapper made of it: what is missing is taken from the
+                registered dict of the same ``file_name``.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is corrupt or no label map, files do not belong together, or the
+                data set has no ground truth for the image; names the files.
+        """
+        if self._own_reader is not None:
+            semantic, instances = self._own_reader(record)
+            return GroundTruthMaps(semantic, instances, self.source(record))
+        source = self._source(record)
+        semantic, instances = self._reader_of(source).read(source)
+        return GroundTruthMaps(semantic, instances, self._name_files(source))
+
+    def source(self, record: Mapping[str, Any]) -> str:
+        """The files of an image's ground truth, which are not opened, for messages.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self._own_reader is not None:
+            return f"what the given reader makes of {record.get('file_name')}"
+        return self._name_files(self._source(record))
+
+    def scoring_truth(self, listed: Sequence[str] | None = None) -> GroundTruth:
+        """The same ground truth for :mod:`d2_smallobj.scoring`, picklable and without torch.
+
+        Args:
+            listed: names or ids of the images to score; default: all.
+
+        Raises:
+            ValueError: an image has no ground truth, or a listed image does not exist.
+        """
+        if self._own_reader is not None:
+            raise ValueError(f"{self.name}: a reader of its own serves the evaluator alone")
+        sources = [self._source(record) for record in self._records]
+        images = [self._image(*pair) for pair in zip(self._records, sources)]
+        if listed is not None:
+            images = choose(images, listed, f"data set {self.name!r}")
+        painted = all(source.kind == "json" and source.semantic is None for source in sources)
+        if painted and sources and self._reads.rule is None and self._reads.unannotated == 0:
+            # What needs no label map to be counted is counted without one.
+            truth = AnnotationTruth(self._finder.annotations, self._finder.json_file)
+            truth.images = images
+            truth.class_names, truth.stuff = self.class_names, self.stuff
+            return truth
+        kinds = {source.kind for source in sources}
+        reads = self._reads
+        if "json" in kinds:
+            reads = dataclasses.replace(reads, annotations=self._finder.annotations)
+        return SourceTruth(images, reads)
+
+    def _source(self, record: Mapping[str, Any]) -> ImageSource:
+        """Where the maps of an image are."""
+        source = self._finder.find(self._complete(record))
+        if source.kind == "components" and self._instances_expected():
+            if self._missing == "error":
+                raise ValueError(
+                    f"{self.name}: {source.files} has no instances beside it, but other images "
+                    "of the data set have; give missing_instances='components' (its connected "
+                    "components are the instances) or 'void' (none can be told apart)"
+                )
+            source = dataclasses.replace(source, kind="void")
+        self._tell(source)
+        return source
+
+    def _instances_expected(self) -> bool:
+        """Whether an image without instances lacks them."""
+        things = len(self.stuff) < len(self.class_names)
+        return things and self._missing != "components" and self._has_instances
+
+    def _tell(self, source: ImageSource) -> None:
+        """Note a new kind of instances among what was decided."""
+        if source.kind in self._kinds:
+            return
+        self._kinds.add(source.kind)
+        if len(self.stuff) < len(self.class_names):
+            self.decided.append(
+                f"{self.name}: {_KINDS[source.kind]}, e.g. of {self._name_files(source)}; "
+                "ins_seg_file_name in the dicts, or reader=, names another source."
+            )
+
+    def _name_files(self, source: ImageSource) -> str:
+        if source.kind == "json" and source.semantic is None:
+            return f"{self._finder.json_file}, image {source.number}"
+        return source.files
+
+    def _reader_of(self, source: ImageSource) -> SourceReader:
+        return self._json_reader if source.kind == "json" else self._reads
+
+    @functools.cached_property
+    def _json_reader(self) -> SourceReader:
+        return dataclasses.replace(self._reads, annotations=self._finder.annotations)
+
+    def _image(self, record: Mapping[str, Any], source: ImageSource) -> TruthImage:
+        """One image as scoring knows it."""
+        picture = record.get("file_name")
+        image_id = record.get("image_id", picture)
+        if image_id is None:
+            raise ValueError(
+                f"{self.name}: every dict needs 'image_id' or 'file_name', got {sorted(record)}"
+            )
+        paths = [str(path) for path in (picture, source.semantic) if path]
+        stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+        if not set(str(image_id)) & set("/\\"):
+            stems.append(str(image_id))
+        plain = self._reads.rule is None and source.kind in ("map", "components")
+        return TruthImage(
+            str(image_id),
+            tuple(dict.fromkeys([*stems, *map(bare_name, stems)])),
+            semantic=source.semantic if plain else None,
+            instances=source.instances if plain else None,
+            annotation_id=source.number,
+            picture=picture,
+            source=source,
+        )
+
+    # ---- What is registered -------------------------------------------------------------------
+
+    @functools.cached_property
+    def _records(self) -> list[dict[str, Any]]:
+        # Metadata alone will do where inputs bring all keys along.
+        if self.name not in DatasetCatalog.list():
+            return []
+        return DatasetCatalog.get(self.name)
+
+    @functools.cached_property
+    def _by_file(self) -> dict[str, dict[str, Any]]:
+        return {str(record.get("file_name")): record for record in self._records}
+
+    def _complete(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A dict with what a mapper dropped or changed, from the registered one."""
+        if "sem_seg_file_name" in record and "ins_seg_file_name" in record:
+            return record
+        known = self._by_file.get(str(record.get("file_name")), {})
+        return {**record, **{key: known[key] for key in _KEYS if key in known}}
+
+    @functools.cached_property
+    def _has_instances(self) -> bool:
+        """Whether any image of the data set has instances, so that all must have them."""
+        return any(self._finder.find(record).kind != "components" for record in self._records)
+
+
+_KINDS = {
+    "map": "instances are those of ins_seg_file_name",
+    "panoptic": "instances are the segments of the panoptic PNG",
+    "cityscapes": "instances are those of the instanceIds beside the semantic map",
+    "objects": "instances are those of SegmentationObject beside JPEGImages",
+    "annotations": "instances are the annotations of the dicts",
+    "json": "instances are those of the metadata's annotation file",
+    "components": "nothing annotates instances, so that connected components are the instances",
+    "void": "thing pixels of images without instances are left out of all instance figures",
+}
+
+
+def _class_names(
+    name: str,
+    metadata: Any,
+    num_classes: int | None,
+    unannotated: str | int | None,
+    reader: Reader | None,
+) -> list[str]:
+    """Names of the classes; their numbers where the metadata has none."""
+    names = getattr(metadata, "stuff_classes", None)
+    if names is not None:
+        if num_classes is not None and num_classes != len(names):
+            raise ValueError(
+                f"num_classes must be {len(names)}, the number of stuff_classes of {name!r},"
+                f" got {num_classes}"
+            )
+        return list(names)
+    things = [str(thing) for thing in getattr(metadata, "thing_classes", None) or ()]
+    if unannotated == BACKGROUND and not any(map(is_background, things)):
+        things = [BACKGROUND, *things]
+    if things and (unannotated is not None or reader is not None):
+        return things
+    if num_classes is not None:
+        return [str(category) for category in range(num_classes)]
+    if things:
+        raise ValueError(_no_semantics(name))
+    raise ValueError(
+        f"dataset_name: the metadata of {name!r} has no stuff_classes; register the"
+        " data set, set them, or give num_classes"
+    )
+
+
+def _no_semantics(name: str) -> str:
+    """What a detection set is answered with."""
+    found = semantic_siblings(name)
+    use = f"evaluate on {' or '.join(map(repr, found))}, or " if found else ""
+    return (
+        f"data set {name!r} has no semantic ground truth (its metadata has thing_classes, but no "
+        f"stuff_classes): {use}let it be painted from the annotations with unannotated="
+        "'background' or 'void', which says what pixels without annotation are"
+    )
+
+
+def semantic_siblings(name: str) -> list[str]:
+    """Registered data sets with semantic ground truth whose name means the same images."""
+    core = _TASK_WORDS.sub("", name)
+    found = [
+        other
+        for other in DatasetCatalog.list()
+        if other != name
+        and _TASK_WORDS.sub("", other) == core
+        and getattr(MetadataCatalog.get(other), "stuff_classes", None)
+    ]
+    return sorted(found, key=lambda other: (len(other), other))[:3]
+
+
+def _unannotated_label(
+    unannotated: str | int | None, metadata: Any, names: Sequence[str], ignore_label: int
+) -> int | None:
+    """Label of pixels without annotation in painted maps; ``None``: nothing is painted."""
+    if unannotated is None:
+        # Our own sets of annotation files have a background, which is what is not annotated.
+        own = getattr(metadata, "instances_json", None) is not None
+        return 0 if own and is_background(names[0]) else None
+    if unannotated == _VOID_PIXELS:
+        return ignore_label
+    try:
+        (label,) = stuff_ids([unannotated], names)
+    except ValueError as error:
+        raise ValueError(f"unannotated: neither 'void' nor a class; {error}") from error
+    return label

@@ -1,0 +1,209 @@
+"""Which classes of a registered data set are objects, and what its metadata say about labels.
+
+Stuff is what has no instances: background, sky, road. Everything else is a thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Union
+
+import numpy as np
+
+from d2_smallobj.utils.options import look_up_option
+
+Stuff = Union[Sequence[Union[str, int]], str, None]
+BACKGROUND = "background"
+_ALL_THINGS = "things"
+_THING_IDS = "thing_dataset_id_to_contiguous_id"
+_STUFF_IDS = "stuff_dataset_id_to_contiguous_id"
+_HOW = "give stuff=[...] (on the command line --stuff NAME for each, or --no-stuff)"
+
+
+class DatasetClasses(NamedTuple):
+    """The classes of a data set.
+
+    Attributes:
+        names: of the C classes.
+        stuff: ids of the classes without instances, ascending.
+        ignore_label: label of ignored pixels, >= C.
+        decided: what was decided about things and stuff, a sentence; empty if it was asked for.
+    """
+
+    names: tuple[str, ...]
+    stuff: tuple[int, ...]
+    ignore_label: int
+    decided: str
+
+
+def dataset_classes(
+    name: str, metadata: Any, names: Sequence[str], stuff: Stuff = None
+) -> DatasetClasses:
+    """Read the metadata of a data set.
+
+    Args:
+        name: the data set's.
+        metadata: as detectron2's MetadataCatalog has it.
+        names: of the classes.
+        stuff: names or ids of the stuff classes; ``None``: the metadata decide.
+
+    Raises:
+        ValueError: the metadata contradict themselves or do not tell, or there is no such class.
+    """
+    names = tuple(map(str, names))
+    given = getattr(metadata, "num_classes", None)
+    if given is not None and given != len(names):
+        raise ValueError(
+            f"metadata of {name!r}: num_classes is {given}, but there are {len(names)} class names"
+        )
+    ignore_label = _ignore_label(name, metadata, names)
+    if stuff is not None:
+        return DatasetClasses(names, stuff_ids(stuff, names), ignore_label, "")
+    found, why = _decide(name, metadata, names)
+    return DatasetClasses(names, found, ignore_label, _sentence(name, names, found, why))
+
+
+def stuff_ids(stuff: Stuff, names: Sequence[str]) -> tuple[int, ...]:
+    """Ids of stuff classes that are given by name or id.
+
+    Raises:
+        ValueError: there is no such class; names the closest.
+    """
+    found = set()
+    for entry in [stuff] if isinstance(stuff, (str, int)) else stuff or ():
+        if isinstance(entry, (int, np.integer)) and not isinstance(entry, bool):
+            if not 0 <= entry < len(names):
+                raise ValueError(f"stuff: class ids are 0..{len(names) - 1}, got {entry}")
+            found.add(int(entry))
+        else:
+            found.add(list(names).index(look_up_option("stuff", entry, names)))
+    return tuple(sorted(found))
+
+
+def is_background(name: str) -> bool:
+    """Whether a class is called background; synonyms may follow after a comma."""
+    return name.split(",")[0].strip().casefold() == BACKGROUND
+
+
+def _ignore_label(name: str, metadata: Any, names: Sequence[str]) -> int:
+    """Label of ignored pixels; by default one that no class has."""
+    free = 255 if len(names) <= 255 else 65535
+    label = getattr(metadata, "ignore_label", None)
+    if label is None:
+        return free
+    if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or label < 0:
+        raise ValueError(f"metadata of {name!r}: ignore_label must be an integer, got {label!r}")
+    if label < len(names):
+        raise ValueError(
+            f"metadata of {name!r}: ignore_label is {label}, which is the class {names[label]!r}; "
+            f"set it to a label that no class has, e.g. {free}"
+        )
+    return int(label)
+
+
+def _decide(name: str, metadata: Any, names: tuple[str, ...]) -> tuple[tuple[int, ...], str]:
+    """Ids of the stuff classes, and what told them."""
+    things = tuple(map(str, getattr(metadata, "thing_classes", None) or ()))
+    ids = _contiguous_ids(name, metadata, things, names)
+    where = f"metadata of {name!r}"
+    if ids and max(ids) < len(names) and _agree(where, ids, things, names):
+        _check_stuff_ids(where, metadata, set(ids), names)
+        return _others(ids, names), _THING_IDS
+    if things and set(things) < set(names):
+        return _others([names.index(thing) for thing in things], names), "thing_classes"
+    if names[0].casefold() == _ALL_THINGS:
+        return tuple(range(len(names))), _ALL_THINGS
+    strange = [thing for thing in things if thing not in names]
+    if strange:
+        raise ValueError(
+            f"{where}: thing_classes has {strange[0]!r}, which stuff_classes lacks"
+            f" ({len(strange)} such name(s)), so that they do not tell which classes are things; "
+            f"{_HOW}"
+        )
+    background = [number for number, text in enumerate(names) if is_background(text)]
+    if background:
+        return tuple(background), BACKGROUND
+    return (), "nothing"
+
+
+def _contiguous_ids(
+    name: str, metadata: Any, things: Sequence[str], names: Sequence[str]
+) -> list[int]:
+    """Class ids of the things as the metadata number them, or thing numbers."""
+    mapping = getattr(metadata, _THING_IDS, None) or {}
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"metadata of {name!r}: {_THING_IDS} must be a dict, got {mapping!r:.80}")
+    ids = sorted(set(mapping.values()))
+    known = things or names
+    wrong = [n for n in ids if not isinstance(n, (int, np.integer)) or not 0 <= n < len(known)]
+    if wrong:
+        raise ValueError(
+            f"metadata of {name!r}: {_THING_IDS} leads to {wrong[0]!r}, but "
+            f"{'thing_classes' if things else 'stuff_classes'} has 0..{len(known) - 1}; correct "
+            f"the metadata, or {_HOW}"
+        )
+    return [int(number) for number in ids]
+
+
+def _agree(where: str, ids: Sequence[int], things: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether thing numbers are class ids.
+
+    Raises:
+        ValueError: they should be, but the two lists of names differ.
+    """
+    different = [number for number in ids if things and things[number] != names[number]]
+    if different and len(things) == len(names):
+        number = different[0]
+        raise ValueError(
+            f"{where}: class {number} is {things[number]!r} in thing_classes and "
+            f"{names[number]!r} in stuff_classes; correct the metadata, or {_HOW}"
+        )
+    return not different
+
+
+def _check_stuff_ids(where: str, metadata: Any, things: set[int], names: Sequence[str]) -> None:
+    """Refuse a thing class that other categories make stuff; both lists may name a category."""
+    mapping = getattr(metadata, _STUFF_IDS, None) or {}
+    thing_map = getattr(metadata, _THING_IDS)
+    for category, number in mapping.items():
+        own = thing_map.get(category, number)
+        if own != number:
+            raise ValueError(
+                f"{where}: category {category} is class {own} in {_THING_IDS} and class {number} "
+                f"in {_STUFF_IDS}; correct the metadata, or {_HOW}"
+            )
+        if category not in thing_map and number in things:
+            raise ValueError(
+                f"{where}: class {number} ({names[number]!r}) is a thing in {_THING_IDS} and stuff "
+                f"in {_STUFF_IDS} (category {category}); correct the metadata, or {_HOW}"
+            )
+
+
+def _others(things: Sequence[int], names: Sequence[str]) -> tuple[int, ...]:
+    return tuple(sorted(set(range(len(names))) - set(things)))
+
+
+def _sentence(name: str, names: Sequence[str], stuff: Sequence[int], why: str) -> str:
+    """What was decided, why, and how to change it."""
+    if why == _ALL_THINGS:
+        return (
+            f"{name}: class 0 of this data set, {names[0]!r}, holds all objects in one, so that "
+            "all classes are stuff and nothing can be said about single objects; use the panoptic "
+            "data set instead."
+        )
+    known = set(stuff)
+    things = [names[number] for number in range(len(names)) if number not in known]
+    reason = {
+        BACKGROUND: "the class called background is stuff",
+        "nothing": "the metadata name no stuff and no background",
+    }.get(why, f"the metadata's {why} tell")
+    return (
+        f"{name}: {len(things)} of {len(names)} classes are things ({_some(things)}), "
+        f"{len(stuff)} stuff ({_some([names[number] for number in stuff])}), since {reason}. "
+        f"Otherwise {_HOW}."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown}, ..." if len(names) > 5 else shown or "none"

@@ -1,0 +1,207 @@
+"""Where the ground truth of an image of a registered data set is, by its dict and the metadata.
+
+Nothing is opened but folders, each once, and an annotation file where nothing else is there.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from d2_smallobj.annotations.cityscapes import instance_ids_beside
+from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.files import FileCheck
+from d2_smallobj.annotations.instance_maps import dict_annotations
+from d2_smallobj.annotations.panoptic import segments_of
+from d2_smallobj.scoring.image_sources import ImageSource
+
+# VOC tells the objects of its 20 classes apart, and no others.
+_MOST_VOC_THINGS = 20
+
+
+class TruthFinder:
+    """Finds the maps of an image, for one data set.
+
+    Args:
+        name: the data set's.
+        metadata: its metadata.
+        class_names: names of its C classes.
+        stuff: ids of the classes without instances.
+        paints: whether semantic maps that are missing are painted from annotations.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        metadata: Any,
+        class_names: Sequence[str],
+        stuff: Sequence[int],
+        *,
+        paints: bool,
+    ) -> None:
+        self._name = name
+        self._metadata = metadata
+        self._class_names = class_names
+        self._num_things = len(class_names) - len(stuff)
+        self._paints = paints
+        self._files = FileCheck(name, "")
+
+    def find(self, record: Mapping[str, Any]) -> ImageSource:
+        """Where the maps of an image are; of kind ``"components"`` if it has no instances.
+
+        Args:
+            record: its dict, complete.
+
+        Raises:
+            ValueError: there is no semantic map, or its dict is malformed.
+        """
+        name = str(record.get("file_name", record.get("image_id")))
+        semantic = record.get("sem_seg_file_name")
+        semantic = None if semantic is None else os.fspath(semantic)
+        if semantic is not None and not self._num_things:
+            return ImageSource(name, semantic)
+        source = self._instances(record, name, semantic)
+        if source is not None:
+            return source
+        if semantic is None:
+            raise ValueError(
+                f"data set {self._name!r} has no ground truth for {record.get('file_name')!r}: its "
+                "dict must have 'sem_seg_file_name', or 'pan_seg_file_name' and 'segments_info', "
+                "or the metadata 'instances_json' and the dict 'image_id'; got "
+                f"{sorted(record)}"
+            )
+        return ImageSource(name, semantic)
+
+    def _instances(
+        self, record: Mapping[str, Any], name: str, semantic: str | None
+    ) -> ImageSource | None:
+        """The first source of instances that an image has."""
+        instances = record.get("ins_seg_file_name")
+        if instances is not None and semantic is not None:
+            return ImageSource(name, semantic, "map", os.fspath(instances))
+        panoptic = record.get("pan_seg_file_name")
+        if panoptic is not None and record.get("segments_info") is not None:
+            segments = segments_of(record["segments_info"], len(self._class_names), str(panoptic))
+            return ImageSource(name, semantic, "panoptic", os.fspath(panoptic), segments)
+        if semantic is None and not self._paints:
+            return None
+        return (
+            self._beside(name, semantic)
+            or self._from_dict(record, name, semantic)
+            or self._from_json(record, name, semantic)
+        )
+
+    def _beside(self, name: str, semantic: str | None) -> ImageSource | None:
+        """An instance map that lies where the benchmarks put it."""
+        if semantic is None or getattr(self._metadata, "instances_listed", False):
+            return None
+        city = instance_ids_beside(semantic)
+        if city is not None and self._files.exists(city):
+            return ImageSource(name, semantic, "cityscapes", city)
+        folder, file = os.path.split(name)
+        root, last = os.path.split(folder)
+        if last == "JPEGImages" and self._num_things <= _MOST_VOC_THINGS:
+            objects = os.path.join(root, "SegmentationObject", os.path.splitext(file)[0] + ".png")
+            if self._files.exists(objects):
+                return ImageSource(name, semantic, "objects", objects)
+        return None
+
+    def _from_dict(
+        self, record: Mapping[str, Any], name: str, semantic: str | None
+    ) -> ImageSource | None:
+        """The masks of the dict itself; boxes alone are no source."""
+        entries = record.get("annotations")
+        if entries is None or (entries and not any("segmentation" in e for e in entries)):
+            return None
+        size = (record.get("height"), record.get("width"))
+        if None in size:
+            raise ValueError(
+                f"{self._name}: the dict of {name} has annotations, but no 'height' and 'width'"
+            )
+        things = getattr(self._metadata, "thing_classes", None) or self._class_names
+        numbers = {text: number for number, text in enumerate(self._class_names)}
+        classes = [numbers.get(str(thing)) for thing in things]
+        found = dict_annotations(entries, classes, name)
+        return ImageSource(name, semantic, "annotations", annotations=found, size=size)
+
+    def _from_json(
+        self, record: Mapping[str, Any], name: str, semantic: str | None
+    ) -> ImageSource | None:
+        """The annotation file of the metadata."""
+        number = record.get("image_id")
+        if self.json_file is None or (semantic is None and number is None):
+            return None
+        # Where nothing else is there, an id that the file lacks is an error when it is read.
+        if semantic is not None and number not in self._ids:
+            number = self._ids_by_name.get(os.path.basename(name))
+        return None if number is None else ImageSource(name, semantic, "json", number=number)
+
+    # ---- The annotation file ------------------------------------------------------------------
+
+    @property
+    def json_file(self) -> str | None:
+        """The annotation file of the metadata, if there is one."""
+        own = getattr(self._metadata, "instances_json", None)
+        return own if own is not None else getattr(self._metadata, "json_file", None)
+
+    @functools.cached_property
+    def annotations(self) -> InstanceAnnotations:
+        """What :attr:`json_file` holds, with the classes of the data set.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is malformed, or has none of the classes.
+        """
+        metadata = self._metadata
+        kind = getattr(metadata, "json_kind", None)
+        if kind is None:
+            kind = "lvis" if getattr(metadata, "evaluator_type", None) == "lvis" else "coco"
+        category_map = getattr(metadata, "json_category_map", None)
+        if getattr(metadata, "instances_json", None) is not None:
+            # The stored values of a data set with a rule are no classes of it.
+            ruled = getattr(metadata, "label_rule", None) is not None
+            names = None if ruled else self._class_names
+            return InstanceAnnotations(
+                self.json_file, kind=kind, category_map=category_map, class_names=names
+            )
+        opened = InstanceAnnotations(self.json_file, kind=kind, label_maps=False)
+        return InstanceAnnotations(
+            self.json_file,
+            kind=kind,
+            category_map=self._categories(opened) if category_map is None else category_map,
+            class_names=self._class_names,
+            label_maps=False,
+        )
+
+    def _categories(self, opened: InstanceAnnotations) -> dict[Any, int]:
+        """Class by category id of the annotation file, by name."""
+        numbers = {name: number for number, name in enumerate(self._class_names)}
+        things = getattr(self._metadata, "thing_classes", None) or ()
+        contiguous = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None) or {}
+        names = {number: entry.name for number, entry in opened.categories.items()}
+        names |= {key: str(things[n]) for key, n in contiguous.items() if key in names and things}
+        found = {key: numbers[text] for key, text in names.items() if text in numbers}
+        if not found:
+            raise ValueError(
+                f"{self.json_file}: none of its categories has the name of a class of "
+                f"{self._name!r} ({', '.join(self._class_names[:5])}, ...); set json_category_map "
+                "in the metadata"
+            )
+        return found
+
+    @functools.cached_property
+    def _ids(self) -> set[Any]:
+        return set(self.annotations.image_ids)
+
+    @functools.cached_property
+    def _ids_by_name(self) -> dict[str, Any]:
+        """Image id of the annotation file by the last part of the picture's name."""
+        found = {}
+        for number in self._ids:
+            try:
+                found[os.path.basename(self.annotations.file_name(number))] = number
+            except ValueError:
+                continue  # An image without a name is found by its id alone.
+        return found

@@ -1,0 +1,220 @@
+"""Ground truth of a registered data set, image by image: where it is, and how it is read.
+
+What is decided about an image is an :class:`ImageSource`; reading it needs neither torch nor
+detectron2, so that every process can. Legend: H, W height and width of an image; C number of
+classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from d2_smallobj.annotations.cityscapes import cityscapes_instances, label_classes
+from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, paint
+from d2_smallobj.annotations.instance_maps import VOID, annotation_classes, fit_instances
+from d2_smallobj.annotations.label_rules import LabelRule
+from d2_smallobj.annotations.panoptic import Segment, panoptic_maps, panoptic_size
+from d2_smallobj.scoring.label_files import label_size, read_labels
+
+Maps = tuple[np.ndarray, "np.ndarray | None"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSource:
+    """Where the ground truth of one image is.
+
+    Attributes:
+        name: what messages call the image, if no file is at hand.
+        semantic: file of the semantic map; ``None``: it is painted from the instances' source.
+        kind: what the instances are read from. ``"map"``: a file of ids, 255 = void;
+            ``"panoptic"``: a panoptic PNG; ``"cityscapes"``: its ``instanceIds``; ``"objects"``:
+            VOC's ``SegmentationObject``; ``"annotations"``: masks of the image's dict; ``"json"``:
+            the annotation file; ``"components"``: nothing, components are the instances;
+            ``"void"``: nothing, and no thing pixel belongs to an instance.
+        instances: file of the instances, if they are in one of their own.
+        segments: of the panoptic PNG.
+        annotations: of the dict.
+        number: id of the image in the annotation file.
+        size: (H, W) of the image, with ``"annotations"``.
+    """
+
+    name: str
+    semantic: str | None = None
+    kind: str = "components"
+    instances: str | None = None
+    segments: tuple[Segment, ...] = ()
+    annotations: tuple[Annotation, ...] = ()
+    number: Any = None
+    size: tuple[int, int] | None = None
+
+    @property
+    def files(self) -> str:
+        """The files that hold it, for messages."""
+        given = [file for file in (self.semantic, self.instances) if file is not None]
+        if self.kind == "annotations":
+            given.append(f"the annotations of {self.name}")
+        return " and ".join(dict.fromkeys(given)) or self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceReader:
+    """Reads what :class:`ImageSource` tells; picklable.
+
+    Attributes:
+        class_names: names of the C classes.
+        stuff: ids of the classes without instances.
+        ignore_label: label of ignored pixels.
+        unannotated: label of pixels without annotation, where the semantic map is painted.
+        rule: how stored values become classes; ``None``: they are classes.
+        annotations: the data set's annotation file, if an image needs it.
+    """
+
+    class_names: Sequence[str]
+    stuff: tuple[int, ...]
+    ignore_label: int
+    unannotated: int = 0
+    rule: LabelRule | None = None
+    annotations: InstanceAnnotations | None = None
+
+    def size(self, source: ImageSource) -> tuple[int, int]:
+        """Height and width of an image, without decoding it.
+
+        Raises:
+            OSError, ValueError: a file is missing or no label map, or two differ in size.
+        """
+        sizes = {}
+        if source.semantic is not None:
+            sizes[source.semantic] = label_size(source.semantic)
+        if source.kind == "panoptic":
+            sizes[source.instances] = panoptic_size(source.instances)
+        elif source.instances is not None:
+            sizes[source.instances] = label_size(source.instances)
+        if not sizes and source.kind == "json":
+            return self.annotations.image_size(source.number)
+        if not sizes:
+            return source.size
+        (first, size), *others = sizes.items()
+        for file, other in others:
+            if other != size:
+                raise ValueError(
+                    f"{file}: height x width {_x(other)}, but {_x(size)} in {first}; do the files "
+                    "belong to the same image?"
+                )
+        return size
+
+    def read(self, source: ImageSource) -> Maps:
+        """Semantic map and instance map, both integer (H, W); ``None``: there are no instances.
+
+        Raises:
+            OSError, ValueError: a file or annotation is missing or malformed, or files do not
+                belong together; names them.
+        """
+        if source.semantic is None:
+            semantic, instances = self._paint(source)
+        else:
+            semantic = read_labels(source.semantic)
+            instances = _INSTANCES[source.kind](self, source, semantic)
+        if self.rule is not None:
+            semantic = self.rule.semantic(semantic, source.files)
+            if instances is not None:
+                instances = self.rule.instances(instances, semantic)
+        return semantic, instances
+
+    def _paint(self, source: ImageSource) -> Maps:
+        """Both maps from where the instances are."""
+        if source.kind == "panoptic":
+            maps = self._panoptic(source)
+            return maps.semantic, maps.instances
+        annotations, size, where = self._annotations(source)
+        return paint(
+            annotations,
+            *size,
+            source=where,
+            unannotated=self.unannotated,
+            ignore_label=self.ignore_label,
+        )
+
+    def _annotations(
+        self, source: ImageSource
+    ) -> tuple[Sequence[Annotation], tuple[int, int], str]:
+        """Masks of an image, its size, and where they are from."""
+        if source.kind == "json":
+            file, number = self.annotations, source.number
+            return file.annotations(number), file.image_size(number), str(file.path)
+        return source.annotations, source.size, source.name
+
+    def _panoptic(self, source: ImageSource) -> Any:
+        return panoptic_maps(
+            source.instances, source.segments, stuff=self.stuff, ignore_label=self.ignore_label
+        )
+
+    def _fit(
+        self,
+        source: ImageSource,
+        semantic: np.ndarray,
+        instances: np.ndarray,
+        classes: dict[int, int] | None,
+    ) -> np.ndarray:
+        """Let the semantic map decide; where stored labels are no classes yet, the rule does."""
+        if self.rule is not None:
+            return instances
+        return fit_instances(
+            semantic,
+            instances,
+            classes,
+            stuff=self.stuff,
+            ignore_label=self.ignore_label,
+            source=source.files,
+        )
+
+    def _from_map(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
+        return read_labels(source.instances)
+
+    def _from_panoptic(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
+        maps = self._panoptic(source)
+        return self._fit(source, semantic, maps.instances, maps.classes)
+
+    def _from_cityscapes(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
+        return cityscapes_instances(
+            semantic,
+            read_labels(source.instances),
+            label_classes(self.class_names),
+            stuff=self.stuff,
+            ignore_label=self.ignore_label,
+            source=source.files,
+        )
+
+    def _from_objects(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
+        return self._fit(source, semantic, read_labels(source.instances), None)
+
+    def _from_annotations(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
+        annotations, size, where = self._annotations(source)
+        _, instances = paint(annotations, *size, source=where)
+        return self._fit(source, semantic, instances, annotation_classes(annotations))
+
+    def _void(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
+        things = ~np.isin(semantic, [*self.stuff, self.ignore_label])
+        return np.where(things, VOID, 0).astype(np.int32)
+
+    def _none(self, source: ImageSource, semantic: np.ndarray) -> None:
+        return None
+
+
+_INSTANCES: dict[str, Callable[[SourceReader, ImageSource, np.ndarray], np.ndarray | None]] = {
+    "map": SourceReader._from_map,
+    "panoptic": SourceReader._from_panoptic,
+    "cityscapes": SourceReader._from_cityscapes,
+    "objects": SourceReader._from_objects,
+    "annotations": SourceReader._from_annotations,
+    "json": SourceReader._from_annotations,
+    "components": SourceReader._none,
+    "void": SourceReader._void,
+}
+
+
+def _x(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
