@@ -26,6 +26,7 @@ from d2_smallobj.evaluation.model_outputs import (
     predicted_labels,
 )
 from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator
+from d2_smallobj.metrics.image_means import check_worst
 from d2_smallobj.metrics.sizes import as_size_bins
 from d2_smallobj.metrics.summary import headline_names
 from d2_smallobj.scoring.run import ScoredRun
@@ -123,7 +124,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         self._mode = mode
         self._size_bins = as_size_bins(size_bins)
-        self._worst = worst
+        self._worst = check_worst(worst)
         self._per_class = per_class
         self._prediction_fn = prediction_fn
         counts = ["images", "instances", *(f"instances_{name}" for name in self._size_bins)]

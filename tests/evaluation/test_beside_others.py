@@ -14,6 +14,7 @@ import torch
 import d2_smallobj
 import detectron2.evaluation
 from d2_smallobj import SmallObjectEvaluator, add_small_objects
+from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring import load_run
 from detectron2.evaluation import (
     DatasetEvaluator,
@@ -315,3 +316,51 @@ def test_an_unknown_image_does_not_hide_a_bad_prediction(dataset):
 def test_exported_as_the_others_are():
     assert d2_smallobj.add_small_objects is add_small_objects
     assert "add_small_objects" in d2_smallobj.plugin.__all__
+
+
+# ---- Options that lead to the ground truth and the metric ----------------------------------------
+
+
+@pytest.mark.parametrize("stuff", [("background", "dog"), (0, 2), ()])
+def test_stuff_is_what_the_user_says(dataset, tmp_path, stuff):
+    ids = {"background": 0, "dog": 2}
+    accumulator = Accumulator(4, stuff=[ids.get(entry, entry) for entry in stuff])
+    maps = {}
+    for record, labels, (semantic, instances) in zip(
+        dataset.records, dataset.guesses, dataset.scenes
+    ):
+        # Pixels of a stuff class belong to no instance.
+        own = np.where(np.isin(semantic, accumulator.stuff), 0, instances)
+        maps[record["image_id"]] = semantic, own if stuff else None
+        accumulator.update(record["image_id"], labels, *maps[record["image_id"]])
+    evaluator = SmallObjectEvaluator(
+        dataset.name,
+        stuff=stuff,
+        reader=lambda record: maps[record["image_id"]],
+        per_class=True,
+        output_dir=tmp_path / "run",
+    )
+    figures = infer(dataset, evaluator)["small_objects"]
+    assert repr(figures) == repr(accumulator.summarize(["background", "cat", "dog", "bird"]))
+    assert list(load_run(tmp_path / "run").stuff) == [ids.get(entry, entry) for entry in stuff]
+
+
+def test_a_reader_takes_the_place_of_all_files(dataset):
+    expected = infer(dataset, SmallObjectEvaluator(dataset.name))
+    for path in dataset.folder.rglob("*.png"):
+        path.unlink()
+    scenes = {r["image_id"]: maps for r, maps in zip(dataset.records, dataset.scenes)}
+    reader = SmallObjectEvaluator(dataset.name, reader=lambda record: scenes[record["image_id"]])
+    assert repr(infer(dataset, reader)) == repr(expected)
+
+
+def test_the_share_of_the_worst_images(dataset, tmp_path):
+    evaluator = SmallObjectEvaluator(dataset.name, worst=40, output_dir=tmp_path / "run")
+    figures = infer(dataset, evaluator)["small_objects"]
+    assert {"mIoU_I@40", "mIoU_C@40"} <= set(figures)
+    assert "mIoU_I@5" not in figures
+    assert figures["mIoU_I@40"] < figures["mIoU_I"]
+    assert load_run(tmp_path / "run").figures["mIoU_I@40"] == figures["mIoU_I@40"]
+    for worst in (0, 101, -5, 2.5, True, None):
+        with pytest.raises(ValueError, match=r"worst must be .* in 1\.\.100, got "):
+            SmallObjectEvaluator(dataset.name, worst=worst)
