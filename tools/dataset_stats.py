@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 r"""Instances of data sets by class and size, and how balanced they are.
 
-Works on registered data sets (needs torch, for the host), COCO or LVIS annotation files, and
-folders of label maps; several are compared with each other. An instance's size is what is
-visible of it when larger annotations are painted first. Writes to --output:
+Works on registered data sets (needs torch, for the host), COCO, LVIS or panoptic annotation
+files, Cityscapes, and folders of label maps; several are compared with each other. An instance's
+size is what is visible of it when larger annotations are painted first. Writes to --output:
   counts.csv    instances by data set, class and size
   balance.csv   one row a data set: images, instances, normalised entropy and coefficient of
                 variation over class x size
@@ -56,12 +56,14 @@ class Source:
         path: folder, file, or registered name.
         name: what tables and figures call it.
         instances: folder of instance maps, with ``kind="semantic"``.
+        panoptic_maps: folder of the PNGs, with ``kind="panoptic"``.
     """
 
     kind: str
     path: str
     name: str
     instances: str | None = None
+    panoptic_maps: str | None = None
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -76,6 +78,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         ("--dataset", "NAME", "registered data set"),
         ("--coco-json", "[NAME=]FILE", "COCO annotations"),
         ("--lvis-json", "[NAME=]FILE", "LVIS annotations"),
+        ("--panoptic", ("[NAME=]JSON", "DIR"), "COCO panoptic file and the folder of its PNGs"),
+        ("--cityscapes", "[NAME=]DIR", "gtFine, or a split of it"),
         ("--semantic", "[NAME=]DIR", "folder of semantic label maps"),
         ("--instances", "DIR", "instance maps of the --semantic before it; without, its "
          "connected components are the instances"),
@@ -83,14 +87,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         kind = option[2:].replace("-", "_")
         data.add_argument(
             option, dest="sources", action="append", type=_given(kind), metavar=what,
-            help=described,
+            help=described, nargs=2 if isinstance(what, tuple) else None,
         )  # fmt: skip
     more = parser.add_argument_group("for annotation files and folders")
     more.add_argument(
         "--classes",
         metavar="voc|coco|N|FILE",
-        help="names, background first; default: all of an annotation file, voc for folders",
+        help="names; default: all of an annotation file, voc for folders",
     )
+    stuff = more.add_mutually_exclusive_group()
+    stuff.add_argument(
+        "--stuff", action="append", metavar="NAME", help="as for tools/evaluate.py, also repeated"
+    )
+    stuff.add_argument("--no-stuff", action="store_true", help="all classes are objects")
     more.add_argument("--category-map", metavar="FILE", help="as for tools/evaluate.py")
     more.add_argument("--list", metavar="FILE", help="images to use; default: all")
     parser.add_argument(
@@ -112,14 +121,19 @@ def _given(kind: str) -> Callable[[str], tuple[str, str]]:
     return lambda text: (kind, text)
 
 
-def read_sources(pairs: Sequence[tuple[str, str]] | None) -> list[Source]:
+def read_sources(pairs: Sequence[tuple[str, str] | list[tuple[str, str]]] | None) -> list[Source]:
     """Make data sets of the options, in their order.
 
     Raises:
         ValueError: there is none, --instances has no --semantic, or two share a name.
     """
     sources: list[Source] = []
-    for kind, text in pairs or ():
+    for pair in pairs or ():
+        if isinstance(pair, list):
+            (kind, text), (_, folder) = pair
+            sources.append(dataclasses.replace(_source(kind, text), panoptic_maps=folder))
+            continue
+        kind, text = pair
         if kind != "instances":
             sources.append(_source(kind, text))
         elif not sources or sources[-1].kind != "semantic" or sources[-1].instances:
@@ -127,7 +141,10 @@ def read_sources(pairs: Sequence[tuple[str, str]] | None) -> list[Source]:
         else:
             sources[-1].instances = text
     if not sources:
-        raise ValueError("which data set? Give --dataset, --coco-json, --lvis-json or --semantic")
+        raise ValueError(
+            "which data set? Give --dataset, --coco-json, --lvis-json, --panoptic, --cityscapes or "
+            "--semantic"
+        )
     names = [source.name for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -147,14 +164,19 @@ def _source(kind: str, text: str) -> Source:
 
 def measure(source: Source, args: argparse.Namespace, bins: SizeBins) -> SizeStatistics:
     """Read one data set and count."""
-    options = {"instances": source.instances, "image_list": args.list}
-    if source.kind != "dataset":
+    options = {
+        "instances": source.instances,
+        "panoptic_maps": source.panoptic_maps,
+        "image_list": args.list,
+        "stuff": () if args.no_stuff else args.stuff,
+    }
+    if source.kind in ("coco_json", "lvis_json", "semantic"):
         options["classes"] = args.classes
     if source.kind in ("coco_json", "lvis_json"):
         options["category_map"] = args.category_map
     truth = open_ground_truth(source.kind, source.path, **options)
     sizes = measure_instances(truth, source=source.name, jobs=args.jobs, progress=not args.quiet)
-    return size_statistics(source.name, sizes, truth.class_names, bins=bins)
+    return size_statistics(source.name, sizes, truth.class_names, stuff=truth.stuff, bins=bins)
 
 
 def check(args: argparse.Namespace, sources: Sequence[Source]) -> None:

@@ -9,6 +9,9 @@ Examples:
         --instances VOC2012/SegmentationObject --list val.txt --output output/mine --jobs 8
     python tools/evaluate.py --predictions sem_seg_predictions.json \
         --coco-json instances_val2017.json --output output/coco --report output/coco.html
+    python tools/evaluate.py --predictions preds --output output/panoptic \
+        --panoptic panoptic_val2017.json panoptic_val2017
+    python tools/evaluate.py --predictions preds --cityscapes gtFine/val --output output/city
     python tools/evaluate.py ... --shard 1/4 --output shard1        (and 2/4, 3/4, 4/4)
     python tools/evaluate.py merge shard1 shard2 shard3 shard4 --output output/mine
 """
@@ -39,6 +42,7 @@ try:
         save_run,
         score,
     )
+    from d2_smallobj.scoring.inputs import PREDICTION_IDS
     from d2_smallobj.scoring.metrics_file import warnings
     from d2_smallobj.scoring.plan import parse_shard
     from d2_smallobj.scoring.tables import format_run
@@ -55,8 +59,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--predictions",
         required=True,
         metavar="PATH",
-        help="folder of <image>.png (mode L or P) or <image>.npy (integer labels), or the "
-        "sem_seg_predictions.json of detectron2's SemSegEvaluator",
+        help="folder of <image>.png (mode L, P or 16-bit grey) or <image>.npy (integer labels), "
+        "or the sem_seg_predictions.json of detectron2's SemSegEvaluator",
     )
     truth = parser.add_argument_group("ground truth, one of")
     truth.add_argument("--semantic", metavar="DIR", help="folder of semantic maps, <image>.png")
@@ -66,6 +70,19 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="LVIS annotations; their categories are more than the 254 labels of an 8-bit map, so "
         "--classes must choose some",
+    )
+    truth.add_argument(
+        "--panoptic",
+        nargs=2,
+        metavar=("JSON", "DIR"),
+        help="COCO panoptic file and the folder of its PNGs; label = place of the category in the "
+        "order of ids",
+    )
+    truth.add_argument(
+        "--cityscapes",
+        metavar="DIR",
+        help="gtFine, or a split of it; predictions are called <city>_<sequence>_<frame>.png, "
+        "with or without the suffix of the picture or the label map",
     )
     truth.add_argument("--dataset", metavar="NAME", help="data set registered with detectron2")
     more = parser.add_argument_group("more about the ground truth")
@@ -78,8 +95,24 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     more.add_argument(
         "--classes",
         metavar="voc|coco|FILE|N",
-        help="class names, background first: built in, one a line in a file, or just their "
-        "number (default: voc with --semantic, else the ground truth's own)",
+        help="class names: built in, one a line in a file, or just their number, background "
+        "included (default: voc with --semantic, else the ground truth's own)",
+    )
+    stuff = more.add_mutually_exclusive_group()
+    stuff.add_argument(
+        "--stuff",
+        action="append",
+        metavar="NAME",
+        help="a class whose pixels are no objects, such as sky; repeat it for each (default: what "
+        "the ground truth says, else the class background)",
+    )
+    stuff.add_argument(
+        "--no-stuff", action="store_true", help="all classes are objects, there is no background"
+    )
+    more.add_argument(
+        "--prediction-ids",
+        choices=PREDICTION_IDS,
+        help="what predictions hold, with --cityscapes: train ids (default) or label ids",
     )
     more.add_argument(
         "--category-map",
@@ -137,13 +170,19 @@ def evaluate(args: argparse.Namespace) -> ScoredRun:
     """Check, then score."""
     # The processes share the processors; inside one, threads would not be faster.
     cv2.setNumThreads(1)
+    panoptic, panoptic_maps = args.panoptic or (None, None)
     inputs = Inputs(
         predictions=args.predictions,
         semantic=args.semantic,
         instances=args.instances,
         coco_json=args.coco_json,
         lvis_json=args.lvis_json,
+        panoptic=panoptic,
+        panoptic_maps=panoptic_maps,
+        cityscapes=args.cityscapes,
         dataset=args.dataset,
+        stuff=() if args.no_stuff else args.stuff and tuple(args.stuff),
+        prediction_ids=args.prediction_ids,
         classes=args.classes,
         category_map=args.category_map,
         image_list=args.image_list,

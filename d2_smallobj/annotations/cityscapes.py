@@ -64,7 +64,7 @@ _NOT_SCORED = (*range(7), 9, 10, 14, 15, 16, 18, 29, 30)
 _INSTANCE_STEP = 1000
 _IMAGE_SUFFIX = "_leftImg8bit.png"
 _LABEL_FILE = re.compile(r"(.+_gt(?:Fine|Coarse))_label(?:Train)?Ids\.png")
-_SUFFIX = re.compile(r"_(leftImg8bit|gt(Fine|Coarse)(_\w+)?)$")
+_SUFFIX = re.compile(r"_(leftImg8bit|gt(Fine|Coarse)_(label|labelTrain|instance)Ids)$")
 
 
 def cityscapes_rule() -> LabelRule:
@@ -81,6 +81,31 @@ def benchmark_rule() -> LabelRule:
     """From label ids to train ids; 255 what the benchmark does not score."""
     train_ids = {label: number for number, label in enumerate(BENCHMARK_LABELS.values())}
     return LabelRule(tuple(train_ids.get(label, 255) for label in range(_NUM_LABELS)))
+
+
+def predicted_train_ids(labels: np.ndarray, where: str) -> np.ndarray:
+    """Train ids of a prediction that holds label ids: uint8 (H, W).
+
+    Args:
+        labels: (H, W) label ids.
+        where: the prediction, for messages.
+
+    Raises:
+        ValueError: it has a label that the benchmark does not score, which is no prediction of
+            any of its classes.
+    """
+    table = np.full(max(int(labels.max(initial=0)), _NUM_LABELS) + 1, 255, np.uint8)
+    for number, label in enumerate(BENCHMARK_LABELS.values()):
+        table[label] = number
+    wrong = (labels < 0) | (table[np.maximum(labels, 0)] == 255)
+    if wrong.any():
+        values = np.unique(labels[wrong])[:10].tolist()
+        raise ValueError(
+            f"{where}: predictions with --prediction-ids label hold the 19 labels that the "
+            f"benchmark scores ({', '.join(map(str, BENCHMARK_LABELS.values()))}), got "
+            f"{', '.join(map(str, values))} in {np.count_nonzero(wrong)} px; are they train ids?"
+        )
+    return table[labels]
 
 
 def bare_name(stem: str) -> str:

@@ -8,7 +8,7 @@ classes; B size bins.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -29,7 +29,7 @@ class InstanceSizes:
     """The visible instances of any number of images.
 
     Attributes:
-        class_ids: int64 (N,), 1..C.
+        class_ids: int64 (N,).
         areas: int64 (N,), visible pixels, >= 1.
         image_areas: int64 (N,), H·W of the instance's image.
         num_images: number of images, those without an instance included.
@@ -59,16 +59,20 @@ def map_sizes(
     instances: np.ndarray | None,
     *,
     num_classes: int,
+    stuff: Sequence[int] = (0,),
     ignore_label: int = 255,
+    void_instance: int | None = 255,
 ) -> InstanceSizes:
     """Measure the instances of an image, as the metric counts them.
 
     Args:
-        semantic: (H, W) integers, 0 = background, 1..C, ``ignore_label``.
-        instances: (H, W) integers, 0 = none, 255 = void; ``None``: the 8-connected components of
-            ``semantic`` are the instances.
-        num_classes: C + 1, background included.
+        semantic: (H, W) integers: classes, ``ignore_label``.
+        instances: (H, W) integers, 0 = none; ``None``: the 8-connected components of ``semantic``
+            are the instances.
+        num_classes: number of classes, stuff included.
+        stuff: ids of the classes without instances.
         ignore_label: semantic value that is left out.
+        void_instance: instance id that is left out.
 
     Returns:
         One entry per instance that has a pixel which is not ignored; its area counts the ignored
@@ -80,9 +84,15 @@ def map_sizes(
     """
     # The ground truth as its own prediction: the metric's records, with its rules for void.
     table = match_image(
-        semantic, semantic, instances, num_classes=num_classes, ignore_label=ignore_label
+        semantic,
+        semantic,
+        instances,
+        num_classes=num_classes,
+        stuff=stuff,
+        ignore_label=ignore_label,
+        void_instance=void_instance,
     ).table
-    table = table.select(table.category_id > 0)
+    table = table.select(table.things)
     return InstanceSizes(table.category_id, table.area, table.image_area, num_images=1)
 
 
@@ -144,7 +154,7 @@ class SizeStatistics:
 
     Attributes:
         name: the data set's.
-        class_names: (C,) names, without background.
+        class_names: (C,) names, without stuff.
         size_names: (B,) names of the size bins.
         counts: int64 (C, B).
         num_images: number of images.
@@ -179,6 +189,7 @@ def size_statistics(
     sizes: InstanceSizes,
     class_names: Iterable[str],
     *,
+    stuff: Sequence[int] = (0,),
     bins: SizeBins = COCO_SIZE_BINS,
 ) -> SizeStatistics:
     """Count instances by class and size.
@@ -186,19 +197,26 @@ def size_statistics(
     Args:
         name: of the data set.
         sizes: its instances.
-        class_names: C + 1 names, background first.
+        class_names: names of all classes.
+        stuff: ids of the classes without instances, which are left out.
         bins: the sizes, in pixels or as shares of the image.
 
     Raises:
         ValueError: a class id has no name.
     """
-    names = tuple(class_names)[1:]
+    all_names = tuple(class_names)
+    things = np.setdiff1d(np.arange(len(all_names)), np.asarray(stuff, np.int64))
+    names = tuple(all_names[number] for number in things)
+    objects = ~np.isin(sizes.class_ids, np.asarray(stuff, np.int64))
+    class_ids = sizes.class_ids[objects]
+    # 1.. in the order of the classes; ids beyond them stay what they are, to be refused.
+    ranks = np.where(np.isin(class_ids, things), np.searchsorted(things, class_ids) + 1, class_ids)
     counts = class_size_counts(
-        sizes.class_ids,
-        sizes.areas,
+        ranks,
+        sizes.areas[objects],
         num_classes=len(names),
         bins=bins,
-        image_areas=sizes.image_areas,
+        image_areas=sizes.image_areas[objects],
     )
-    beyond = len(sizes) - int(counts.sum())
+    beyond = len(ranks) - int(counts.sum())
     return SizeStatistics(name, names, tuple(bins), counts, sizes.num_images, beyond)

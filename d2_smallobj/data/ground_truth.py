@@ -28,8 +28,9 @@ import numpy as np
 from d2_smallobj.annotations.cityscapes import bare_name
 from d2_smallobj.annotations.instance_maps import VOID
 from d2_smallobj.data.catalog import canonical_name
-from d2_smallobj.data.things import BACKGROUND, Stuff, dataset_classes, is_background, stuff_ids
+from d2_smallobj.data.things import BACKGROUND, dataset_classes
 from d2_smallobj.data.truth_finder import TruthFinder
+from d2_smallobj.scoring.classes import Stuff, is_background, stuff_ids
 from d2_smallobj.scoring.image_sources import ImageSource, SourceReader
 from d2_smallobj.scoring.truth import (
     AnnotationTruth,
@@ -129,15 +130,22 @@ def resolve(
     )
 
 
-def open_dataset(name: str, *, stuff: Stuff = None) -> RegisteredTruth:
-    """As :func:`resolve`, for a command, whose ``--dataset`` must be registered.
+def open_dataset(
+    name: str, *, stuff: Stuff = None, listed: Sequence[str] | None = None
+) -> GroundTruth:
+    """Open the ground truth that a command's ``--dataset`` names.
+
+    Args:
+        name: of the data set, which must be registered.
+        stuff: as for :func:`resolve`.
+        listed: as for :meth:`RegisteredTruth.scoring_truth`.
 
     Raises:
-        ValueError: there is no such data set; names the closest.
+        ValueError: there is no such data set; names the closest. And as :func:`resolve`.
     """
     name = canonical_name(name)
     look_up_option("--dataset", name, DatasetCatalog.list())
-    return resolve(name, stuff=stuff)
+    return resolve(name, stuff=stuff).scoring_truth(listed)
 
 
 class RegisteredTruth:
@@ -401,8 +409,5 @@ def _unannotated_label(
         return 0 if own and is_background(names[0]) else None
     if unannotated == _VOID_PIXELS:
         return ignore_label
-    try:
-        (label,) = stuff_ids([unannotated], names)
-    except ValueError as error:
-        raise ValueError(f"unannotated: neither 'void' nor a class; {error}") from error
+    (label,) = stuff_ids([unannotated], names, "unannotated, 'void' or a class")
     return label

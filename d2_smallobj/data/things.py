@@ -6,13 +6,12 @@ Stuff is what has no instances: background, sky, road. Everything else is a thin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.scoring.classes import Stuff, background_ids, stuff_ids
 
-Stuff = Union[Sequence[Union[str, int]], str, None]
 BACKGROUND = "background"
 _ALL_THINGS = "things"
 _THING_IDS = "thing_dataset_id_to_contiguous_id"
@@ -63,28 +62,6 @@ def dataset_classes(
     return DatasetClasses(names, found, ignore_label, _sentence(name, names, found, why))
 
 
-def stuff_ids(stuff: Stuff, names: Sequence[str]) -> tuple[int, ...]:
-    """Ids of stuff classes that are given by name or id.
-
-    Raises:
-        ValueError: there is no such class; names the closest.
-    """
-    found = set()
-    for entry in [stuff] if isinstance(stuff, (str, int)) else stuff or ():
-        if isinstance(entry, (int, np.integer)) and not isinstance(entry, bool):
-            if not 0 <= entry < len(names):
-                raise ValueError(f"stuff: class ids are 0..{len(names) - 1}, got {entry}")
-            found.add(int(entry))
-        else:
-            found.add(list(names).index(look_up_option("stuff", entry, names)))
-    return tuple(sorted(found))
-
-
-def is_background(name: str) -> bool:
-    """Whether a class is called background; synonyms may follow after a comma."""
-    return name.split(",")[0].strip().casefold() == BACKGROUND
-
-
 def _ignore_label(name: str, metadata: Any, names: Sequence[str]) -> int:
     """Label of ignored pixels; by default one that no class has."""
     free = 255 if len(names) <= 255 else 65535
@@ -120,9 +97,9 @@ def _decide(name: str, metadata: Any, names: tuple[str, ...]) -> tuple[tuple[int
             f" ({len(strange)} such name(s)), so that they do not tell which classes are things; "
             f"{_HOW}"
         )
-    background = [number for number, text in enumerate(names) if is_background(text)]
+    background = background_ids(names)
     if background:
-        return tuple(background), BACKGROUND
+        return background, BACKGROUND
     return (), "nothing"
 
 

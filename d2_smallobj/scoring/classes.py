@@ -1,4 +1,4 @@
-"""Which classes are scored: their names, and which categories of an annotation file they are."""
+"""Which classes are scored: their names, which are stuff, which categories of a file they are."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
+
+import numpy as np
 
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.utils.options import look_up_option
 
+Stuff = Union[Sequence[Union[str, int]], str, None]
 BUILT_IN = {"voc": VOC_CLASS_NAMES, "coco": COCO_CLASS_NAMES}
 
 # 0 is background, 255 means ignored.
@@ -22,11 +26,11 @@ def read_class_names(text: str) -> tuple[str, ...]:
 
     Args:
         text: ``voc``, ``coco``; the number of classes with background, whose names are then
-            ``background``, ``1``, ``2``, ...; or a text file with one name a line, background
-            first, position = label.
+            ``background``, ``1``, ``2``, ...; or a text file with one name a line, position =
+            label.
 
     Returns:
-        The names, background first.
+        The names.
 
     Raises:
         FileNotFoundError: it is none of these and no such file exists.
@@ -61,6 +65,60 @@ def read_class_names(text: str) -> tuple[str, ...]:
     if not names:
         raise ValueError(f"{path}: no class name in it")
     return tuple(names)
+
+
+def stuff_ids(stuff: Stuff, names: Sequence[str], argument: str = "stuff") -> tuple[int, ...]:
+    """Ids of stuff classes, those without instances, that are given by name or id.
+
+    Args:
+        stuff: names and ids, or one name.
+        names: of the classes.
+        argument: what gave them, for messages.
+
+    Raises:
+        ValueError: there is no such class; names the closest.
+    """
+    found = set()
+    for entry in [stuff] if isinstance(stuff, (str, int)) else stuff or ():
+        if isinstance(entry, (int, np.integer)) and not isinstance(entry, bool):
+            if not 0 <= entry < len(names):
+                raise ValueError(f"{argument}: class ids are 0..{len(names) - 1}, got {entry}")
+            found.add(int(entry))
+        else:
+            found.add(list(names).index(look_up_option(argument, entry, names)))
+    return tuple(sorted(found))
+
+
+def is_background(name: str) -> bool:
+    """Whether a class is called background; synonyms may follow after a comma."""
+    return name.split(",")[0].strip().casefold() == "background"
+
+
+def background_ids(names: Sequence[str]) -> tuple[int, ...]:
+    """Ids of the classes that are called background."""
+    return tuple(number for number, name in enumerate(names) if is_background(name))
+
+
+def default_stuff(classes: str | None, names: Sequence[str]) -> tuple[int, ...]:
+    """Stuff classes of what ``--classes`` named: background.
+
+    Args:
+        classes: what it named; ``None``: nothing, so that the names are built in.
+        names: of the classes.
+
+    Raises:
+        ValueError: a file names no class "background"; asks which are stuff.
+    """
+    if classes is None or classes in BUILT_IN or classes.isdecimal():
+        return (0,)
+    found = background_ids(names)
+    if not found:
+        raise ValueError(
+            f"{classes}: no class is called 'background', so it does not tell which classes are "
+            f"objects: name each that is not (sky, road) with --stuff NAME, or give --no-stuff if "
+            f"all are; the first class is {names[0]!r}, label 0"
+        )
+    return found
 
 
 def choose_categories(

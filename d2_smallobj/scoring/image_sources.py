@@ -13,7 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.annotations.cityscapes import cityscapes_instances, label_classes
+from d2_smallobj.annotations.cityscapes import (
+    benchmark_rule,
+    cityscapes_instances,
+    label_classes,
+)
 from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, paint
 from d2_smallobj.annotations.instance_maps import VOID, annotation_classes, fit_instances
 from d2_smallobj.annotations.label_rules import LabelRule
@@ -40,6 +44,7 @@ class ImageSource:
         annotations: of the dict.
         number: id of the image in the annotation file.
         size: (H, W) of the image, with ``"annotations"``.
+        label_ids: whether the semantic map holds Cityscapes' label ids, to become train ids.
     """
 
     name: str
@@ -50,6 +55,7 @@ class ImageSource:
     annotations: tuple[Annotation, ...] = ()
     number: Any = None
     size: tuple[int, int] | None = None
+    label_ids: bool = False
 
     @property
     def files(self) -> str:
@@ -117,6 +123,8 @@ class SourceReader:
             semantic, instances = self._paint(source)
         else:
             semantic = read_labels(source.semantic)
+            if source.label_ids:
+                semantic = benchmark_rule().semantic(semantic, source.semantic)
             instances = _INSTANCES[source.kind](self, source, semantic)
         if self.rule is not None:
             semantic = self.rule.semantic(semantic, source.files)

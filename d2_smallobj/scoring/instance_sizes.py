@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -12,7 +13,7 @@ from d2_smallobj.annotations.statistics import InstanceSizes, annotation_sizes, 
 from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
 from d2_smallobj.scoring.plan import read_list
 from d2_smallobj.scoring.problems import Problems
-from d2_smallobj.scoring.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage
+from d2_smallobj.scoring.truth import AnnotationTruth, GroundTruth, TruthImage
 from d2_smallobj.utils.parallel import parallel_map
 
 _JSON_KINDS = {"coco_json": "coco", "lvis_json": "lvis"}
@@ -26,6 +27,8 @@ def open_ground_truth(
     classes: str | None = None,
     category_map: str | None = None,
     image_list: str | None = None,
+    stuff: Sequence[str] | None = None,
+    panoptic_maps: str | None = None,
 ) -> GroundTruth:
     """Open a data set to measure its instances.
 
@@ -33,17 +36,20 @@ def open_ground_truth(
     file may have more categories than an 8-bit label map has labels: nothing is painted.
 
     Args:
-        kind: ``"semantic"``, ``"coco_json"``, ``"lvis_json"`` or ``"dataset"``.
+        kind: ``"semantic"``, ``"coco_json"``, ``"lvis_json"``, ``"panoptic"``, ``"cityscapes"``
+            or ``"dataset"``.
         path: the folder or file, or the registered data set's name.
         instances: folder of instance maps, with ``"semantic"``.
         classes: see :func:`d2_smallobj.scoring.classes.read_class_names`.
         category_map: see :func:`d2_smallobj.scoring.classes.choose_categories`.
         image_list: file that lists the images to use; default: all.
+        stuff: names of the classes without instances; default: as :class:`Inputs` decides.
+        panoptic_maps: folder of the PNGs, with ``"panoptic"``.
 
     Raises:
         OSError, ValueError, ImportError: as :meth:`Inputs.open_truth`.
     """
-    if kind in _JSON_KINDS and classes is None and category_map is None:
+    if kind in _JSON_KINDS and classes is None and category_map is None and stuff is None:
         annotations = InstanceAnnotations(path, kind=_JSON_KINDS[kind], label_maps=False)
         listed = None if image_list is None else read_list(image_list)
         return AnnotationTruth(annotations, path, listed=listed)
@@ -54,6 +60,8 @@ def open_ground_truth(
         classes=classes,
         category_map=category_map,
         image_list=image_list,
+        stuff=None if stuff is None else tuple(stuff),
+        panoptic_maps=panoptic_maps,
     ).open_truth()
 
 
@@ -79,11 +87,10 @@ def measure_instances(
     if isinstance(truth, AnnotationTruth):
         results = _measure_annotations(truth, source, progress)
     else:
-        measure = functools.partial(
-            _measure_files,
-            num_classes=len(truth.class_names),
-            ignore_label=choose_ignore_label(None, truth),
-        )
+        # Each process gets the images that it reads, not all of them.
+        lean = copy.copy(truth)
+        lean.images = []
+        measure = functools.partial(_measure_files, truth=lean)
         results = parallel_map(
             measure, truth.images, jobs=jobs, description=source, progress=progress
         )
@@ -102,16 +109,21 @@ def _collect(results: Iterable[InstanceSizes | str]) -> InstanceSizes:
     return InstanceSizes.concatenate(sizes)
 
 
-def _measure_files(
-    image: TruthImage, *, num_classes: int, ignore_label: int
-) -> InstanceSizes | str:
+def _measure_files(image: TruthImage, *, truth: GroundTruth) -> InstanceSizes | str:
     """The instances of an image in files, or what is wrong with it."""
     try:
-        semantic, instances = FileTruth(()).read(image)
+        semantic, instances = truth.read(image)
     except (OSError, ValueError) as error:
         return str(error)
     try:
-        return map_sizes(semantic, instances, num_classes=num_classes, ignore_label=ignore_label)
+        return map_sizes(
+            semantic,
+            instances,
+            num_classes=len(truth.class_names),
+            stuff=truth.stuff,
+            ignore_label=choose_ignore_label(None, truth),
+            void_instance=truth.void_instance,
+        )
     except (TypeError, ValueError) as error:
         return f"{image.where}: {error}"
 

@@ -10,7 +10,7 @@ from d2_smallobj.metrics import COCO_SIZE_BINS, SizeBins
 from d2_smallobj.metrics.matching import MODES
 from d2_smallobj.metrics.statistics import bootstrap
 from d2_smallobj.metrics.validation import check_classes
-from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label, class_remarks
+from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
 from d2_smallobj.scoring.plan import Plan, Task, make_plan
 from d2_smallobj.scoring.reopen import reopener
 from d2_smallobj.scoring.run import ScoredRun, Sources
@@ -61,7 +61,7 @@ class Prepared:
     Attributes:
         scorer: reads and matches.
         plan: the images.
-        class_names: names of the classes, background first.
+        class_names: names of the classes.
         options: what the run will say about how it was made.
         settings: how to score.
         remarks: what the reader should know, one sentence each.
@@ -97,10 +97,11 @@ def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = F
     plan = make_plan(truth, inputs.open_predictions(), shard=settings.shard)
     if not defer:
         plan.problems.raise_if_any()
-    remarks = [*class_remarks(class_names), *([plan.remark] if plan.remark else [])]
+    remarks = [plan.remark] if plan.remark else []
     options: dict[str, object] = {
         "mode": settings.mode,
         "ignore_label": ignore_label,
+        "stuff": list(truth.stuff),
         "size_bins": str(settings.size_bins),
         "bootstrap": settings.samples,
         "seed": settings.seed,
@@ -111,7 +112,15 @@ def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = F
     }
     if settings.shard[1] > 1:
         options["shard"] = "{}/{}".format(*settings.shard)
-    scorer = Scorer(truth, len(class_names), ignore_label, settings.mode)
+    scorer = Scorer(
+        truth,
+        len(class_names),
+        ignore_label,
+        settings.mode,
+        stuff=truth.stuff,
+        void_instance=truth.void_instance,
+        label_ids=inputs.prediction_ids == "label",
+    )
     return Prepared(scorer, plan, class_names, options, settings, tuple(remarks))
 
 
@@ -137,7 +146,8 @@ def score(
     accumulator = score_tasks(
         prepared.scorer, plan.tasks, known=plan.problems, jobs=jobs, progress=progress
     )
-    files = {task.truth.image_id: _files(task) for task in plan.tasks}
+    label_ids = prepared.scorer.label_ids
+    files = {task.truth.image_id: _files(task, label_ids=label_ids) for task in plan.tasks}
     scored = ScoredRun.from_accumulator(
         accumulator,
         prepared.class_names,
@@ -187,8 +197,9 @@ def _image_set(truth: GroundTruth) -> str:
     return f"{len(ids)} images, ids sha256:{digest[:16]}"
 
 
-def _files(task: Task) -> tuple[str, str, str, str]:
-    """Files of an image by :data:`.run.SOURCE_KINDS`, empty where there are none."""
-    prediction = task.prediction if isinstance(task.prediction, str) else ""
+def _files(task: Task, *, label_ids: bool) -> tuple[str, str, str, str]:
+    """Files of an image by :data:`.run.SOURCE_KINDS`, empty where none can be shown as it is."""
+    plain = isinstance(task.prediction, str) and not label_ids
+    prediction = task.prediction if plain else ""
     truth = task.truth
     return prediction, truth.semantic or "", truth.instances or "", truth.picture or ""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, Union
 
 import numpy as np
 
+from d2_smallobj.annotations.cityscapes import predicted_train_ids
 from d2_smallobj.annotations.masks import decode_mask
 from d2_smallobj.scoring.folders import LabelFolder
 from d2_smallobj.scoring.label_files import label_size, read_labels
@@ -174,13 +175,16 @@ def check_prediction(entry: Entry, size: tuple[int, int]) -> str | None:
     return None
 
 
-def read_prediction(entry: Entry, size: tuple[int, int], where: str) -> np.ndarray:
+def read_prediction(
+    entry: Entry, size: tuple[int, int], where: str, *, label_ids: bool = False
+) -> np.ndarray:
     """Read a prediction.
 
     Args:
         entry: a file, or labels and run lengths.
         size: (H, W) of the ground truth; needed by run lengths.
         where: what messages call it, if it is no file.
+        label_ids: whether it holds Cityscapes' label ids, to become train ids.
 
     Returns:
         (H, W) integers.
@@ -189,8 +193,12 @@ def read_prediction(entry: Entry, size: tuple[int, int], where: str) -> np.ndarr
         OSError, ValueError: it is missing, corrupt, no label map, or claims a pixel twice or
             not at all.
     """
-    if isinstance(entry, str):
-        return read_labels(entry)
+    labels = read_labels(entry) if isinstance(entry, str) else _paint(entry, size, where)
+    return predicted_train_ids(labels, where) if label_ids else labels
+
+
+def _paint(entry: Sequence[tuple[int, Any]], size: tuple[int, int], where: str) -> np.ndarray:
+    """The label map that run lengths stand for."""
     labels = np.zeros(size, np.int64)
     claims = np.zeros(size, np.int32)
     for label, runs in entry:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.scoring.inputs import Inputs
+from d2_smallobj.metrics import component_instances
+from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
 from d2_smallobj.scoring.predictions import FolderPredictions, JsonPredictions, read_prediction
 from d2_smallobj.scoring.truth import GroundTruth, TruthImage
 
@@ -47,7 +48,11 @@ class _Opened:
 
     def truth_map(self, image_id: str, which: int) -> np.ndarray:
         truth, images = self._truth
-        return truth.read(_known(images, image_id))[which]
+        maps = truth.read(_known(images, image_id))
+        if maps[which] is not None:
+            return maps[which]
+        ignore_label = choose_ignore_label(None, truth)
+        return component_instances(maps[0], stuff=truth.stuff, ignore_label=ignore_label)
 
     def prediction(self, image_id: str) -> np.ndarray:
         truth, images = self._truth
@@ -55,16 +60,25 @@ class _Opened:
         found = self._predictions.find(image)
         if found is None:
             raise ValueError(f"no prediction of {image_id!r} any more")
-        return read_prediction(found[1], truth.size(image), f"prediction of {image_id}")
+        return read_prediction(
+            found[1],
+            truth.size(image),
+            f"prediction of {image_id}",
+            label_ids=self._inputs.prediction_ids == "label",
+        )
+
+    @functools.cached_property
+    def _inputs(self) -> Inputs:
+        return Inputs.from_description(self._description)
 
     @functools.cached_property
     def _truth(self) -> tuple[GroundTruth, dict[str, TruthImage]]:
-        truth = Inputs.from_description(self._description).open_truth()
+        truth = self._inputs.open_truth()
         return truth, {image.image_id: image for image in truth.images}
 
     @functools.cached_property
     def _predictions(self) -> FolderPredictions | JsonPredictions:
-        return Inputs.from_description(self._description).open_predictions()
+        return self._inputs.open_predictions()
 
 
 def _known(images: Mapping[str, TruthImage], image_id: str) -> TruthImage:

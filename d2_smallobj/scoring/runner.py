@@ -32,19 +32,31 @@ class Scorer:
 
     Attributes:
         truth: the ground truth.
-        num_classes: number of classes, background included.
+        num_classes: number of classes.
         ignore_label: semantic label that is left out.
         mode: ``"exact"`` or ``"official"``.
+        stuff: ids of the classes without instances.
+        void_instance: instance id that is left out; ``None``: there is none.
+        label_ids: whether predictions hold Cityscapes' label ids.
     """
 
     truth: GroundTruth
     num_classes: int
     ignore_label: int
     mode: str
+    stuff: tuple[int, ...] = (0,)
+    void_instance: int | None = 255
+    label_ids: bool = False
 
     def new_accumulator(self) -> Accumulator:
         """An empty accumulator with these settings."""
-        return Accumulator(self.num_classes, ignore_label=self.ignore_label, mode=self.mode)
+        return Accumulator(
+            self.num_classes,
+            stuff=self.stuff,
+            ignore_label=self.ignore_label,
+            void_instance=self.void_instance,
+            mode=self.mode,
+        )
 
     def score(self, tasks: Sequence[Task]) -> tuple[Accumulator, Problems]:
         """Score some images; one that cannot be scored is noted and left out."""
@@ -56,7 +68,9 @@ class Scorer:
                 problems.add("unusable ground-truth map(s)", str(error))
                 continue
             try:
-                labels = read_prediction(task.prediction, task.size, task.where)
+                labels = read_prediction(
+                    task.prediction, task.size, task.where, label_ids=self.label_ids
+                )
             except (OSError, ValueError) as error:
                 problems.add("unusable prediction(s)", str(error))
                 continue

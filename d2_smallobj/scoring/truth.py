@@ -79,6 +79,9 @@ class GroundTruth(Protocol):
     ignore_label: int | None
     void_instance: int | None
 
+    def choose_stuff(self, stuff: tuple[int, ...] | None) -> None:
+        """Let other classes be stuff than the ground truth itself says."""
+
     def size(self, image: TruthImage) -> tuple[int, int]:
         """Height and width of an image, without decoding it.
 
@@ -118,6 +121,10 @@ class FileTruth:
         self.class_names = None if class_names is None else tuple(class_names)
         self.stuff = None if stuff is None else tuple(stuff)
         self.ignore_label = ignore_label
+
+    def choose_stuff(self, stuff: tuple[int, ...] | None) -> None:
+        """See :meth:`GroundTruth.choose_stuff`."""
+        self.stuff = stuff
 
     def size(self, image: TruthImage) -> tuple[int, int]:
         """See :meth:`GroundTruth.size`."""
@@ -197,6 +204,11 @@ class SourceTruth:
         self.ignore_label = reader.ignore_label
         self._reader = reader
 
+    def choose_stuff(self, stuff: tuple[int, ...] | None) -> None:
+        """See :meth:`GroundTruth.choose_stuff`."""
+        self.stuff = tuple(stuff or ())
+        self._reader = dataclasses.replace(self._reader, stuff=self.stuff)
+
     def size(self, image: TruthImage) -> tuple[int, int]:
         """See :meth:`GroundTruth.size`."""
         return self._reader.size(image.source)
@@ -240,6 +252,10 @@ class AnnotationTruth:
         self.ignore_label = IGNORE_LABEL
         images = [self._image(number) for number in annotations.image_ids]
         self.images = images if listed is None else choose(images, listed, str(source))
+
+    def choose_stuff(self, stuff: tuple[int, ...] | None) -> None:
+        """See :meth:`GroundTruth.choose_stuff`."""
+        self.stuff = stuff
 
     def size(self, image: TruthImage) -> tuple[int, int]:
         """See :meth:`GroundTruth.size`."""

@@ -121,7 +121,7 @@ def test_a_perfect_prediction_of_cityscapes(city):
 
 
 def test_scoring_folders_sees_the_same_truth(city):
-    truth = open_dataset(CITY_VAL).scoring_truth()
+    truth = open_dataset(CITY_VAL)
     assert truth.class_names == CITYSCAPES_CLASS_NAMES
     (image,) = truth.images
     assert truth.size(image) == (12, 24)
@@ -241,7 +241,7 @@ def test_coco_truth_of_one_category(coco):
     person[2:4, 1:4] = 1
     np.testing.assert_array_equal(truth.semantic, person)
     np.testing.assert_array_equal(truth.instances > 0, person > 0)
-    scored = open_dataset(name).scoring_truth()
+    scored = open_dataset(name)
     np.testing.assert_array_equal(scored.read(scored.images[0])[0], person)
 
 

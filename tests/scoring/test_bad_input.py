@@ -248,9 +248,13 @@ def test_class_names(dataset):
         run(dataset)
     with pytest.raises(ValueError, match=r"--classes: the number counts background.* got 0"):
         run(dataset, classes="0")
-    # A list without background would shift every class: said, since it cannot be known.
+    # A list without background may lack it, or have none: asked, since it cannot be known.
     dataset.classes.write_text("cat\ndog\nbird\nhorse\n")
-    assert "'cat', is label 0 and is treated as background" in run(dataset).remarks[0]
+    with pytest.raises(ValueError, match=r"no class is called 'background'.*--stuff NAME.*--no-st"):
+        run(dataset)
+    with pytest.raises(ValueError, match=r"--stuff: unknown value 'cats'.*did you mean 'cat'\?"):
+        run(dataset, stuff=("cats",))
+    assert run(dataset, stuff=("cat",)).options["stuff"] == [0]
 
 
 def test_settings_are_checked(dataset):

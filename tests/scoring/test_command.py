@@ -227,7 +227,7 @@ def test_an_interrupt_is_no_traceback(demo, repository, tmp_path):
     script = (
         "import runpy, sys\n"
         "from d2_smallobj.scoring import runner\n"
-        "def stop(*_):\n    raise KeyboardInterrupt\n"
+        "def stop(*_, **__):\n    raise KeyboardInterrupt\n"
         "runner.read_prediction = stop\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
