@@ -209,6 +209,9 @@ def add_smallobj_config(cfg: CN) -> None:
     node.TEST.FLIP = False
     # What is averaged: "softmax" = probabilities, "logits" = scores before the softmax.
     node.TEST.AVERAGE = "softmax"
+    # Whether results.json and the logged scalars have the figures of every class; the run in
+    # OUTPUT_DIR/inference has them in any case.
+    node.TEST.PER_CLASS = False
     # Fully connected CRF on the averaged probabilities, with its two kernels' weights (>= 0) and
     # standard deviations (> 0; SXY in pixels, SRGB in grey levels of 0..255).
     node.TEST.CRF = CN()

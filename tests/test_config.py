@@ -232,7 +232,7 @@ FREE = {
     "STEM_POOL_CEIL",
     "GLOBAL_DIVISOR",
     *("SPEED__FOLD_FROZEN_BN", "SPEED__COMPILE", "SPEED__PREFETCH"),
-    *("TEST__FLIP", "TEST__CRF__ENABLED"),
+    *("TEST__FLIP", "TEST__PER_CLASS", "TEST__CRF__ENABLED"),
 }  # booleans; yacs refuses other types
 
 
