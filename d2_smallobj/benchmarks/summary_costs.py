@@ -40,7 +40,8 @@ def measure(
             job = pool.submit(run_alone, images, instances, classes, samples, seed)
             figures[str(classes)] = job.result()
     missed = [
-        f"summary of {classes} classes takes {figures[str(classes)][unit]:.0f} {unit}, not {limit:.0f}"
+        f"summary of {classes} classes takes {figures[str(classes)][unit]:.0f} {unit},"
+        f" not {limit:.0f}"
         for classes, limits in TARGETS.items()
         for unit, limit in limits.items()
         if figures[str(classes)][unit] > limit
