@@ -2,7 +2,7 @@
 
 A network predicts at an eighth of the size. What is made of it has far more corners than a drawn
 outline, and corners are what the metric pays for. The noise is such that this package's matching
-took 1.15 times the yardstick on the borders when it took 1.17 times on a real network's predictions.
+took 1.15 times the yardstick on the borders when a real network's predictions took 1.17 times.
 
 Legend: H, W height and width of an image; h, w an eighth of them, rounded up; C classes.
 """
