@@ -1,4 +1,4 @@
-"""How mIoU and IA-mIoU answer to what happens to small and to large objects [P Fig. 4, Fig. 5].
+"""Sensitivity of mIoU and IA-mIoU to small and to large objects (paper, Fig. 4 and 5).
 
 The paper gives these experiments as drawings only. Here they are exact, and run on drawn scenes
 or on the ground truth of any data set: nothing is predicted by a model.
