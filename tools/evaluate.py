@@ -29,7 +29,7 @@ from pathlib import Path
 try:
     from d2_smallobj.metrics import parse_size_bins
     from d2_smallobj.metrics.comparison import compare_runs
-    from d2_smallobj.metrics.matching import MODES
+    from d2_smallobj.metrics.image_runs import MODES
     from d2_smallobj.report.comparison import format_comparison
     from d2_smallobj.scoring import (
         Inputs,

@@ -236,4 +236,4 @@ def _decode(message: np.ndarray, num_classes: int) -> tuple[str, ImageMatch, np.
             columns["charged"] = columns["charged"].view(np.float64)
         tables[attribute] = kind(image_id=np.full(length, image_id), **columns)
     cells = np.stack([truth, guess, count], axis=1)
-    return image_id, ImageMatch(cells, num_classes=num_classes, **tables), rest
+    return image_id, ImageMatch(num_classes, cells, **tables), rest

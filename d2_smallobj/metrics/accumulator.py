@@ -6,15 +6,24 @@ Shapes: H, W image height and width; C number of classes; R number of records.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 
 from d2_smallobj.metrics import validation
-from d2_smallobj.metrics.matching import MODES, ImageMatch, match_image
+from d2_smallobj.metrics.image_runs import ImageRuns, MatchSettings
+from d2_smallobj.metrics.matching import ImageMatch, match_images, read_or_match
 from d2_smallobj.metrics.records import COCO_SIZE_BINS, BlobTable, InstanceTable, PixelTable
 from d2_smallobj.metrics.summary import WORST_PERCENT, summarize
-from d2_smallobj.utils.options import look_up_option
+
+Table = Union[InstanceTable, BlobTable, PixelTable]
+_TABLES: dict[str, type[Table]] = {
+    "table": InstanceTable,
+    "blobs": BlobTable,
+    "pixels": PixelTable,
+}
+# Images and runs that are matched together.
+_MOST_IMAGES, _MOST_RUNS = 16, 1 << 16
 
 _SETTINGS = ("num_classes", "stuff", "ignore_label", "void_instance", "mode")
 
@@ -51,22 +60,49 @@ class Accumulator:
         void_instance: int | None = validation.VOID_INSTANCE,
         mode: str = "exact",
     ) -> None:
-        validation.check_classes(num_classes, ignore_label)
-        self.num_classes = int(num_classes)
-        self.stuff = validation.check_stuff(stuff, self.num_classes)
-        self.ignore_label = int(ignore_label)
-        self.void_instance = validation.check_void_instance(void_instance)
-        self.mode = look_up_option("mode", mode, MODES)
-        self.confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
+        self._settings = MatchSettings(num_classes, stuff, ignore_label, void_instance, mode)
+        self._confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
         self._images: set[str] = set()
-        self._tables: list[InstanceTable] = []
-        self._blobs: list[BlobTable] = []
-        self._pixels: list[PixelTable] = []
+        # Read, but not matched yet: a few images together take less time than one by one.
+        self._pending: list[ImageRuns] = []
+        self._pending_runs = 0
+        self._tables: dict[str, list[Table]] = {attribute: [] for attribute in _TABLES}
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the accumulator was made with, by argument."""
-        return {name: getattr(self, name) for name in _SETTINGS}
+        return {name: getattr(self._settings, name) for name in _SETTINGS}
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self._settings.num_classes
+
+    @property
+    def stuff(self) -> tuple[int, ...]:
+        """Ids of the stuff classes, ascending."""
+        return self._settings.stuff
+
+    @property
+    def ignore_label(self) -> int:
+        """Semantic value that is left out."""
+        return self._settings.ignore_label
+
+    @property
+    def mode(self) -> str:
+        """``"exact"`` or ``"official"``."""
+        return self._settings.mode
+
+    @property
+    def void_instance(self) -> int | None:
+        """Value of instance pixels that are left out; ``None``: there are none."""
+        return self._settings.void_instance
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Confusion matrix, int64 (C, C), rows ground truth, columns prediction."""
+        self._match_pending()
+        return self._confusion
 
     @property
     def images(self) -> list[str]:
@@ -76,12 +112,12 @@ class Accumulator:
     @property
     def table(self) -> InstanceTable:
         """All records, sorted by image, category and instance."""
-        return InstanceTable.concatenate(self._tables).sorted()
+        return self._gathered("table")
 
     @property
     def blobs(self) -> BlobTable:
         """All false-positive blobs, sorted by image, category and area."""
-        return BlobTable.concatenate(self._blobs).sorted()
+        return self._gathered("blobs")
 
     @property
     def pixels(self) -> PixelTable:
@@ -89,7 +125,7 @@ class Accumulator:
 
         Summed over the images they are the confusion matrix's diagonal, row sums and column sums.
         """
-        return PixelTable.concatenate(self._pixels).sorted()
+        return self._gathered("pixels")
 
     def update(
         self,
@@ -111,15 +147,17 @@ class Accumulator:
             ValueError: if a map is malformed, or if the image was already added. Nothing is
                 added then.
         """
-        self._refuse_duplicates([str(image_id)])
-        match = match_image(
-            prediction,
-            semantic,
-            instances,
-            **self.settings,
-            image_id=str(image_id),
-        )
-        self.add(str(image_id), match)
+        image_id = str(image_id)
+        self._refuse_duplicates([image_id])
+        image = read_or_match(prediction, semantic, instances, self._settings, image_id)
+        self._images.add(image_id)
+        if isinstance(image, ImageMatch):
+            self._take(image)
+            return
+        self._pending.append(image)
+        self._pending_runs += len(image.runs)
+        if len(self._pending) >= _MOST_IMAGES or self._pending_runs >= _MOST_RUNS:
+            self._match_pending()
 
     def add(self, image_id: str, match: ImageMatch) -> None:
         """Add one image that was matched elsewhere, with this accumulator's settings.
@@ -137,11 +175,7 @@ class Accumulator:
                 f"match: must have {self.num_classes} classes, got {match.num_classes}"
             )
         self._images.add(image_id)
-        self._tables.append(match.table)
-        self._blobs.append(match.blobs)
-        self._pixels.append(match.pixels)
-        truth, guess, count = match.cells.T
-        self.confusion[truth, guess] += count
+        self._take(match)
 
     def merge(self, other: Accumulator) -> None:
         """Add everything that ``other`` holds (another process's share of the data set).
@@ -158,10 +192,10 @@ class Accumulator:
                 )
         self._refuse_duplicates(other._images)
         self._images.update(other._images)
-        self._tables += other._tables
-        self._blobs += other._blobs
-        self._pixels += other._pixels
-        self.confusion += other.confusion
+        other._match_pending()
+        for attribute, tables in other._tables.items():
+            self._tables[attribute] += tables
+        self._confusion += other._confusion
 
     def summarize(
         self,
@@ -187,9 +221,7 @@ class Accumulator:
             **self.settings,
             "images": self.images,
             "confusion": self.confusion.copy(),
-            "records": self.table.columns(),
-            "blobs": self.blobs.columns(),
-            "pixels": self.pixels.columns(),
+            **{attribute: self._gathered(attribute).columns() for attribute in _TABLES},
         }
 
     @classmethod
@@ -199,22 +231,39 @@ class Accumulator:
         Raises:
             ValueError: if a key is missing, or the confusion matrix or a column does not fit.
         """
-        wanted = {*_SETTINGS, "images", "confusion", "records", "blobs", "pixels"}
+        wanted = {*_SETTINGS, "images", "confusion", *_TABLES}
         if set(state) != wanted:
             raise ValueError(f"state must have the keys {sorted(wanted)}, got {sorted(state)}")
         accumulator = cls(**{name: state[name] for name in _SETTINGS})
         confusion = np.asarray(state["confusion"], np.int64)
-        if confusion.shape != accumulator.confusion.shape:
+        if confusion.shape != accumulator._confusion.shape:
             raise ValueError(
-                f"state: confusion must have shape {accumulator.confusion.shape}"
+                f"state: confusion must have shape {accumulator._confusion.shape}"
                 f" for {accumulator.num_classes} classes, got {confusion.shape}"
             )
-        accumulator.confusion += confusion
+        accumulator._confusion += confusion
         accumulator._images = set(state["images"])
-        accumulator._tables = [InstanceTable.from_columns(state["records"])]
-        accumulator._blobs = [BlobTable.from_columns(state["blobs"])]
-        accumulator._pixels = [PixelTable.from_columns(state["pixels"])]
+        for attribute, kind in _TABLES.items():
+            accumulator._tables[attribute] = [kind.from_columns(state[attribute])]
         return accumulator
+
+    def _match_pending(self) -> None:
+        """Match the images that were read."""
+        if self._pending:
+            images, self._pending, self._pending_runs = self._pending, [], 0
+            self._take(match_images(images, self._settings))
+
+    def _take(self, match: ImageMatch) -> None:
+        """Add what was found."""
+        truth, guess, count = match.cells.T
+        self._confusion[truth, guess] += count
+        for attribute, tables in self._tables.items():
+            tables.append(getattr(match, attribute))
+
+    def _gathered(self, attribute: str) -> Any:
+        """One of the tables, over everything, sorted."""
+        self._match_pending()
+        return _TABLES[attribute].concatenate(self._tables[attribute]).sorted()
 
     def _refuse_duplicates(self, images: Iterable[str]) -> None:
         twice = sorted(image for image in images if image in self._images)

@@ -31,8 +31,9 @@ class _Columns:
         Raises:
             ValueError: if a column is not one-dimensional or differs in length.
         """
-        shapes = {name: np.shape(column) for name, column in self.columns().items()}
-        if len(set(shapes.values())) != 1 or len(shapes["image_id"]) != 1:
+        columns = self.__dict__.values()
+        if len({np.shape(column) for column in columns}) != 1 or np.ndim(self.image_id) != 1:
+            shapes = {name: np.shape(column) for name, column in self.columns().items()}
             raise ValueError(
                 f"columns of {type(self).__name__} must share one length, got {shapes}"
             )

@@ -7,7 +7,7 @@ import hashlib
 
 import d2_smallobj
 from d2_smallobj.metrics import COCO_SIZE_BINS, SizeBins
-from d2_smallobj.metrics.matching import MODES
+from d2_smallobj.metrics.image_runs import MODES
 from d2_smallobj.metrics.statistics import bootstrap
 from d2_smallobj.metrics.validation import check_classes
 from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label

@@ -164,8 +164,8 @@ def test_only_equals_merge(other, message):
 
 def test_a_damaged_state_is_refused():
     state = filled().state()
-    with pytest.raises(ValueError, match=r"state must have the keys .*'records'"):
-        Accumulator.from_state({key: value for key, value in state.items() if key != "records"})
+    with pytest.raises(ValueError, match=r"state must have the keys .*'pixels'"):
+        Accumulator.from_state({key: value for key, value in state.items() if key != "pixels"})
     with pytest.raises(ValueError, match=r"confusion must have shape \(3, 3\) .* got \(2, 2\)"):
         Accumulator.from_state({**state, "confusion": np.zeros((2, 2))})
 

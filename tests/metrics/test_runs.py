@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2_smallobj.metrics import component_instances, match_image, matching
+from d2_smallobj.metrics import component_instances, match_image, matching, overlaps
 from d2_smallobj.metrics.components import class_components
 from d2_smallobj.metrics.runs import find_runs, run_components
 
@@ -33,8 +33,8 @@ def paint(runs, values, shape):
 def numbered_by_runs(labels, *others):
     runs = find_runs(labels, *others)
     values = runs.sample(labels)
-    number, label_of = run_components(runs, values, values != 0)
-    return paint(runs, number, labels.shape), label_of
+    number, first = run_components(runs.starts(), values, values != 0)
+    return paint(runs, number, labels.shape), values[first]
 
 
 @given(label_maps(), st.integers(0, 2**32 - 1))
@@ -172,7 +172,8 @@ def test_huge_ids_are_numbered_anew(monkeypatch):
         column = getattr(found.table, name)[order]
         assert column.tolist() == getattr(expected.table, name).tolist()
     # The same road taken with small ids.
-    monkeypatch.setattr(matching, "_LARGEST_NUMBER", 0)
+    monkeypatch.setattr(matching, "_LARGEST_TABLE", 0)
+    monkeypatch.setattr(overlaps, "_KEY_BITS", 0)
     again = match_image(guess, semantic, instances, num_classes=3)
     assert again.table.charged.tolist() == expected.table.charged.tolist()
     assert again.table.instance_id.tolist() == expected.table.instance_id.tolist()

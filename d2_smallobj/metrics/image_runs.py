@@ -1,0 +1,276 @@
+"""Three label maps of an image, checked and cut into runs: what matching works on.
+
+Shapes: H, W image height and width; C number of classes; R number of runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Collection
+
+import numpy as np
+
+from d2_smallobj.metrics import validation
+from d2_smallobj.metrics.components import class_components
+from d2_smallobj.metrics.runs import (
+    Runs,
+    find_runs,
+    grid_components,
+    run_components,
+)
+from d2_smallobj.metrics.validation import VOID_INSTANCE
+from d2_smallobj.utils.options import look_up_option
+
+MODES = ("exact", "official")
+
+# Pixels of a run, on average, below which an image is looked at pixel by pixel.
+_SHORT_RUN = 4
+# Largest instance id that is looked up in a table.
+_LARGEST_TABLE = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchSettings:
+    """How images are matched; checked when it is made.
+
+    Attributes:
+        num_classes: C.
+        stuff: ids of the classes whose pixels are no objects, ascending.
+        ignore_label: semantic value that is left out.
+        void_instance: value of instance pixels that are left out; ``None``: there are none.
+        mode: ``"exact"`` or ``"official"``.
+
+    Raises:
+        TypeError, ValueError: a value is of the wrong kind or out of range.
+    """
+
+    num_classes: int
+    stuff: tuple[int, ...] = (0,)
+    ignore_label: int = 255
+    void_instance: int | None = VOID_INSTANCE
+    mode: str = "exact"
+
+    def __post_init__(self) -> None:
+        """Check the values and bring them to plain ints."""
+        validation.check_classes(self.num_classes, self.ignore_label)
+        checked = {
+            "num_classes": int(self.num_classes),
+            "stuff": validation.check_stuff(self.stuff, self.num_classes),
+            "ignore_label": int(self.ignore_label),
+            "void_instance": validation.check_void_instance(self.void_instance),
+            "mode": look_up_option("mode", self.mode, MODES),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @functools.cached_property
+    def is_thing(self) -> np.ndarray:
+        """Mark the classes of objects, bool (C,)."""
+        things = np.ones(self.num_classes, bool)
+        things[list(self.stuff)] = False
+        return things
+
+    @functools.cached_property
+    def stuff_number(self) -> np.ndarray:
+        """Number the stuff classes from 1, int64 (C,); 0 for things."""
+        number = np.zeros(self.num_classes, np.int64)
+        number[list(self.stuff)] = np.arange(1, len(self.stuff) + 1)
+        return number
+
+
+match_settings = functools.lru_cache(maxsize=8, typed=True)(MatchSettings)
+"""Make settings, or take those that were made with the same arguments before."""
+
+
+@dataclasses.dataclass
+class ImageRuns:
+    """An image as runs of equal pixels.
+
+    Attributes:
+        image_id: its name.
+        area: H·W.
+        runs: where the R runs are.
+        guess: int64 (R,), predicted class; -1 for what is no class, below ignored pixels.
+        label: int64 (R,), value of the semantic map.
+        instance: int64 (R,), value of the instance map.
+        number: int64 (R,), component of each run of things, from 1, 0 elsewhere; ``None``: to be
+            found from the runs.
+        class_of: int64 (K,), class of component k at index k - 1, with ``number``.
+    """
+
+    image_id: str
+    area: int
+    runs: Runs
+    guess: np.ndarray
+    label: np.ndarray
+    instance: np.ndarray
+    number: np.ndarray | None = None
+    class_of: np.ndarray | None = None
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the runs are so short that the pixels are the better thing to look at."""
+        return len(self.runs) * _SHORT_RUN >= self.area > 0 and self.number is None
+
+
+def read_image(
+    prediction: np.ndarray,
+    semantic: np.ndarray,
+    instances: np.ndarray | None,
+    settings: MatchSettings,
+    image_id: str = "",
+) -> ImageRuns:
+    """Check the maps of an image and cut them into runs.
+
+    Args:
+        prediction: (H, W) integers.
+        semantic: (H, W) integers.
+        instances: (H, W) integers; ``None``: the components of ``semantic`` are the instances.
+        settings: how the image will be matched.
+        image_id: its name.
+
+    Raises:
+        TypeError: if a map is not an integer array.
+        ValueError: if shapes differ or a value is out of range.
+    """
+    validation.check_maps(prediction=prediction, semantic=semantic, instances=instances)
+    maps = (prediction, semantic) if instances is None else (prediction, semantic, instances)
+    runs = find_runs(*maps)
+    guess, label = runs.sample(prediction), runs.sample(semantic)
+    counted = label != settings.ignore_label
+    limit = settings.num_classes
+    outside = None
+    if guess.max(initial=0) >= limit or guess.min(initial=0) < 0:
+        outside = _out_of_range(guess, limit)
+        guess[outside] = -1
+    wrong = (
+        _out_of_range(label, limit) if outside is None else outside | _out_of_range(label, limit)
+    )
+    if (wrong & counted).any():
+        kept = semantic != settings.ignore_label
+        validation.raise_for_values("semantic", semantic[kept], limit)
+        validation.raise_for_values("prediction", prediction[kept], limit)
+    if instances is None:
+        instance = _component_ids(
+            runs, label, (*settings.stuff, settings.ignore_label), settings.void_instance
+        )
+    else:
+        instance = runs.sample(instances)
+        if instances.dtype.kind == "i" and instance.min(initial=0) < 0:
+            validation.raise_for_values("instances", instances, np.iinfo(np.int64).max)
+    image = ImageRuns(image_id, semantic.size, runs, guess, label, instance)
+    if settings.mode == "official":
+        image.number, image.class_of = pixel_components(image, prediction, settings)
+    return image
+
+
+def component_instances(
+    semantic: np.ndarray,
+    *,
+    stuff: Collection[int] = (0,),
+    ignore_label: int = 255,
+    void_instance: int | None = VOID_INSTANCE,
+) -> np.ndarray:
+    """Number the components that stand in for missing instance annotation (paper, Sec. 2.2).
+
+    Args:
+        semantic: (H, W) integers.
+        stuff: ids of the classes that have no instances.
+        ignore_label: semantic value that is left out.
+        void_instance: number that no component gets; ``None``: none is passed over.
+
+    Returns:
+        int64 (H, W), 0 on stuff and ignored pixels, elsewhere the ids that
+        :func:`.matching.match_image` gives records without an instance map: from 1, ascending
+        with the class, then with the first pixel in raster order.
+
+    Raises:
+        TypeError: if ``semantic`` is not an integer array.
+        ValueError: if it is not two-dimensional.
+    """
+    validation.check_maps(semantic=semantic)
+    runs = find_runs(semantic)
+    ids = _component_ids(runs, runs.sample(semantic), (*stuff, ignore_label), void_instance)
+    return np.repeat(ids, runs.length).reshape(semantic.shape)
+
+
+def _out_of_range(values: np.ndarray, limit: int) -> np.ndarray:
+    """Where int64 ``values`` are not in 0..limit-1; negative ones are large without their sign."""
+    return values.view(np.uint64) >= limit
+
+
+def _component_ids(
+    runs: Runs, label: np.ndarray, skipped: Collection[int], void_instance: int | None
+) -> np.ndarray:
+    """Instance ids of the runs (R,) from the components of the semantic map."""
+    number, first = run_components(runs.starts(), label, ~np.isin(label, list(skipped)))
+    class_of = label.take(first)
+    # The first run of a component holds its first pixel. Of several values the last one written
+    # stays, so they are written backwards.
+    first = np.zeros(len(class_of) + 1, np.int64)
+    first[number[::-1]] = np.arange(len(number))[::-1]
+    rank = np.zeros(len(class_of) + 1, np.int64)
+    rank[np.lexsort((first[1:], class_of)) + 1] = np.arange(1, len(class_of) + 1)
+    ids = rank[number]
+    return ids if void_instance is None else ids + (ids >= void_instance)
+
+
+def check_instances(image: ImageRuns, settings: MatchSettings) -> None:
+    """Check that every instance lies on one class of things, ignored pixels aside.
+
+    Raises:
+        ValueError: if one does not; names up to ten.
+    """
+    check_classes_of(image.instance, image.label, image.runs.length, settings)
+
+
+def check_classes_of(
+    instance: np.ndarray, label: np.ndarray, count: np.ndarray, settings: MatchSettings
+) -> None:
+    """Check the classes of instances; see :func:`check_instances`.
+
+    Args:
+        instance: int64 (R,), value of the instance map.
+        label: int64 (R,), value of the semantic map.
+        count: int64 (R,), number of pixels.
+        settings: how to match.
+    """
+    held = instance != 0
+    held &= label != settings.ignore_label
+    if settings.void_instance is not None:
+        held &= instance != settings.void_instance
+    held = held.nonzero()[0]
+    ids, classes = instance.take(held), label.take(held)
+    if len(ids) == 0:
+        return
+    place, largest = ids, int(ids.max())
+    if largest > _LARGEST_TABLE:
+        names, place = np.unique(ids, return_inverse=True)
+        place, largest = place.ravel(), len(names)
+    # Of the classes that an instance lies on, the last one written stays.
+    table = np.empty(largest + 1, np.int64)
+    table[place] = classes
+    if (table.take(place) != classes).any() or not settings.is_thing.take(classes).all():
+        validation.raise_for_classes(ids, classes, count.take(held), settings.stuff)
+
+
+def pixel_components(
+    image: ImageRuns, prediction: np.ndarray, settings: MatchSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the predicted components of things in the pixels, not in the runs.
+
+    Returns:
+        int64 (R,), number of each run's component from 1, 0 elsewhere; int64 (K,), class of
+        component k at index k - 1.
+    """
+    if settings.mode == "official":
+        guess = np.unique(image.guess[image.guess >= 0])
+        present = guess[settings.is_thing.take(guess)].tolist()
+        parts = class_components(prediction, skip=(), only=present, filled=True)
+        return image.runs.sample(parts.map), parts.class_of
+    # Values beyond the classes, which lie below ignored pixels, are not wanted.
+    wanted = (prediction >= 0) & (prediction < settings.num_classes)
+    wanted &= settings.is_thing.take(prediction, mode="clip")
+    number, class_of = grid_components(prediction, wanted)
+    return number.ravel().take(image.runs.start), class_of

@@ -1,0 +1,163 @@
+"""What predicted components lie on: counts of pixels by component, instance and label.
+
+Shapes: C number of classes; R number of runs; K number of predicted components, number 0 for "no
+class" included; E number of overlaps, i.e. of combinations of component, instance and label that
+occur.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from d2_smallobj.metrics.image_runs import ImageRuns, MatchSettings, check_classes_of
+from d2_smallobj.metrics.runs import RunStarts, changes, run_components
+
+# Bits of an int64 that is not negative.
+_KEY_BITS = 63
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlaps:
+    """What lies on what, all int64 (E,), ascending by component.
+
+    Attributes:
+        component: number of the predicted component.
+        image: position of the image.
+        instance: value of the instance map.
+        label: value of the semantic map.
+        count: number of pixels.
+    """
+
+    component: np.ndarray
+    image: np.ndarray
+    instance: np.ndarray
+    label: np.ndarray
+    count: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Components:
+    """The predicted components of the images; number 0 is what is no class.
+
+    Attributes:
+        of_run: int64 (R,), component of each run.
+        category: int64 (K,), class of each component.
+        image: int64 (K,), its image.
+        first_thing: number of the first one that is no stuff.
+    """
+
+    of_run: np.ndarray
+    category: np.ndarray
+    image: np.ndarray
+    first_thing: int
+
+
+def sum_by(index: np.ndarray, values: np.ndarray, length: int) -> np.ndarray:
+    """Sum pixel counts by ``index``, int64 (length,); exact, as bincount is up to 2**53."""
+    return np.bincount(index, values, length).astype(np.int64)
+
+
+def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> Components:
+    """Number the predicted components of all images: no class, stuff, things."""
+    guess = join([image.guess for image in images])
+    number = np.empty_like(guess)
+    stuff = len(settings.stuff)
+    category = [np.zeros(1, np.int64), np.tile(np.array(settings.stuff, np.int64), len(images))]
+    image_of = [np.zeros(1, np.int64), np.arange(len(images)).repeat(stuff)]
+    first_thing = total = 1 + stuff * len(images)
+    things = settings.is_thing.take(guess)
+    starts = np.cumsum([0, *(len(image.runs) for image in images)])
+    for place, image in enumerate(images):
+        part = slice(starts[place], starts[place + 1])
+        table = settings.stuff_number + (settings.stuff_number > 0) * (place * stuff)
+        # -1, what is no class, takes the value of the last class and is corrected below.
+        table.take(image.guess, out=number[part])
+        if image.number is not None:
+            # Found in the pixels; the others are found from the runs, all at once.
+            number[part] += np.where(image.number > 0, image.number + (total - 1), 0)
+            things[part] = False
+            category.append(image.class_of)
+            image_of.append(np.full(len(image.class_of), place))
+            total += len(image.class_of)
+    if guess.min(initial=0) < 0:
+        things[guess < 0], number[guess < 0] = False, 0
+    found, first = run_components(_stacked(images), guess, things, offset=total - 1)
+    number += found
+    category.append(guess.take(first))
+    image_of.append(starts.searchsorted(first, side="right") - 1)
+    return Components(number, np.concatenate(category), np.concatenate(image_of), first_thing)
+
+
+def join(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenate; a single array is taken as it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _stacked(images: Sequence[ImageRuns]) -> RunStarts:
+    """Put the runs of the images below one another, with an empty row between them."""
+    width, row, parts = 1 + max(image.runs.width for image in images), 0, []
+    for image in images:
+        parts.append(image.runs.starts(width, row))
+        row += image.area // max(image.runs.width, 1) + 1
+    return RunStarts(
+        width, join([part.start for part in parts]), join([part.end for part in parts])
+    )
+
+
+def count_overlaps(components: Components, images: Sequence[ImageRuns]) -> Overlaps:
+    """Count the pixels of runs (R,) by component, image, instance and label."""
+    label, instance = (join([getattr(x, name) for x in images]) for name in ("label", "instance"))
+    length = join([image.runs.length for image in images])
+    width = max(image.runs.width for image in images)
+    counts = [len(components.category), len(images)]
+    counts += [int(instance.max(initial=0)) + 1, int(label.max(initial=0)) + 1, width + 1]
+    names = None
+    if sum(map(_bits, counts)) > _KEY_BITS:
+        names, instance = np.unique(instance, return_inverse=True)
+        counts[2] = len(names)
+    # Everything in one number, as sorting numbers is faster than finding their order.
+    of_image, of_instance, of_label, of_length = map(_bits, counts[1:])
+    numbers = components.of_run
+    if len(images) > 1:
+        position = np.arange(len(images)).repeat([len(image.runs) for image in images])
+        numbers = numbers << of_image | position
+    numbers = numbers << of_instance | instance
+    numbers <<= of_label
+    numbers |= label
+    numbers <<= of_length
+    numbers |= length
+    numbers.sort()
+    key = numbers >> of_length
+    heads = changes(key)
+    numbers &= (1 << of_length) - 1
+    count = np.add.reduceat(numbers, heads) if len(heads) else heads
+    key = key.take(heads)
+    label = key & ((1 << of_label) - 1)
+    key >>= of_label
+    instance = key & ((1 << of_instance) - 1)
+    key >>= of_instance
+    image = key & ((1 << of_image) - 1)
+    key >>= of_image
+    return Overlaps(key, image, instance if names is None else names[instance], label, count)
+
+
+def _bits(count: int) -> int:
+    """Number of bits that hold the numbers below ``count``."""
+    return (count - 1).bit_length()
+
+
+def check_overlaps(overlaps: Overlaps, settings: MatchSettings) -> None:
+    """Check that every instance of an image lies on one class of things, ignored pixels aside.
+
+    Raises:
+        ValueError: if one does not.
+    """
+    check_classes_of(
+        overlaps.instance,
+        overlaps.label,
+        overlaps.count,
+        settings,
+    )
