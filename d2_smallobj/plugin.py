@@ -7,7 +7,7 @@ from d2_smallobj import modeling  # noqa: F401
 from d2_smallobj.config import add_smallobj_config, validate_config
 from d2_smallobj.data import SemSegMapper, build_test_loader, build_train_loader, register_all
 from d2_smallobj.engine import TwoTaskTrainer, build_config
-from d2_smallobj.evaluation import SmallObjectEvaluator
+from d2_smallobj.evaluation import SmallObjectEvaluator, add_small_objects
 from d2_smallobj.losses.ewc import ElasticWeightConsolidation
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from d2_smallobj.losses.size_weights import SizeWeights, size_weights
@@ -25,6 +25,7 @@ __all__ = [
     "TwoTaskTrainer",
     "UncertainSegmentor",
     "UncertaintyCrossEntropy",
+    "add_small_objects",
     "add_smallobj_config",
     "build_config",
     "build_test_loader",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from d2_smallobj import SmallObjectEvaluator
+import d2_smallobj
 from d2_smallobj.annotations.demo import make_demo
 from d2_smallobj.data import dataset_dicts
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 
 def _block(repository, marker: str, page: str = "README.md") -> str:
@@ -44,11 +47,55 @@ def test_evaluator_example(repository, tmp_path, monkeypatch, capsys, demo_datas
     code = _block(repository, "evaluator example").replace("voc_2012_seg_val", "smallobj_demo_val")
     loader = [[x] for x in dataset_dicts(["smallobj_demo_val"])] * 1
     # inference_on_dataset warms up on the first images, of which three are enough here.
-    exec(code, {"model": Perfect(), "data_loader": loader})
+    others = DatasetEvaluators([])
+    exec(code, {"model": Perfect(), "data_loader": loader, "evaluators": others})
     # Void borders are predicted as background here, which IA-mIoU leaves out.
     assert float(capsys.readouterr().out.strip().splitlines()[-1]) == pytest.approx(100.0)
-    assert (tmp_path / "output" / "eval" / "instances.csv").exists()
-    assert SmallObjectEvaluator is not None
+    folder = tmp_path / "output" / "eval" / "small_objects" / "smallobj_demo_val"
+    assert (folder / "instances.csv").exists()
+
+
+EVALUATOR_PAGE = "docs/evaluator.md"
+
+
+def test_the_two_lines_of_a_train_net(repository, tmp_path, demo_datasets):
+    class Other(DatasetEvaluator):
+        def __init__(self, dataset_name, output_dir):
+            self.output_dir = output_dir
+
+    names = {"DefaultTrainer": object, "os": os, "SemSegEvaluator": Other}
+    exec(_block(repository, "two lines", EVALUATOR_PAGE), names)
+    cfg = SimpleNamespace(OUTPUT_DIR=str(tmp_path))
+    evaluators = names["Trainer"].build_evaluator(cfg, "smallobj_demo_val")
+    theirs, ours = evaluators._evaluators
+    assert theirs.output_dir == str(tmp_path / "inference")
+    ours.evaluate()
+    assert (tmp_path / "inference" / "small_objects" / "smallobj_demo_val").is_dir()
+
+
+def test_prediction_examples(repository, tmp_path, demo_datasets):
+    import torch
+    from PIL import Image
+
+    name = "smallobj_demo_val"
+    record = dataset_dicts([name])[0]
+    shape = (96, 96)
+    seen = []
+
+    def post_process(scores, image):
+        seen.append(image.shape)
+        return scores[:7]
+
+    names = {"d2_smallobj": d2_smallobj, "dataset_name": name, "evaluators": []}
+    names.update(np=np, Image=Image, dense_crf_post_process=post_process)
+    # As many classes as the network has, of which the last ones are one class of the set.
+    fold = _block(repository, "fold example", EVALUATOR_PAGE).replace("20", "6")
+    crf = _block(repository, "crf example", EVALUATOR_PAGE)
+    for code in (fold, crf):
+        exec(code, {**names}, local := {})
+        local["evaluators"].process([record], [{"sem_seg": torch.rand(60, *shape)}])
+        assert local["evaluators"].evaluate()["small_objects"]["images"] == 1
+    assert seen == [(*shape, 3)]
 
 
 def test_metric_example(repository, capsys):
@@ -83,7 +130,9 @@ def test_loss_example(repository):
     assert 0 < tensors["value"] != plain
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/mixed.md", "docs/training.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/mixed.md", "docs/training.md", "docs/evaluator.md"]
+)
 def test_commands_name_files_that_exist(repository, page):
     text = (repository / page).read_text(encoding="utf-8")
     named = set(re.findall(r"(?:tools|configs|datasets|docs)/[\w./-]+\.\w+", text))

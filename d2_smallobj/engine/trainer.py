@@ -1,4 +1,4 @@
-"""The two-task trainer: detectron2's DefaultTrainer with a task switch (SPEC 3)."""
+"""The two-task trainer: detectron2's DefaultTrainer with a task switch (paper, section 4.2)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from d2_smallobj.engine.step import TaskStepTrainer
 from d2_smallobj.engine.tables import format_results
 from d2_smallobj.engine.tasks import TaskSwitch, build_ewc
 from d2_smallobj.engine.writers import TaskMetricPrinter
-from d2_smallobj.evaluation import SmallObjectEvaluator
+from d2_smallobj.evaluation import TASK, SmallObjectEvaluator
 from d2_smallobj.modeling.inference import build_inference
 from d2_smallobj.utils.files import atomic_write_text
 from detectron2.config import CfgNode
@@ -234,12 +234,13 @@ class TwoTaskTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """mIoU and IA-mIoU; writes to ``OUTPUT_DIR/inference/<data set>``."""
+        """The figures of ``docs/metric.md``; writes to ``OUTPUT_DIR/inference/<data set>``."""
         return SmallObjectEvaluator(
             dataset_name,
             output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
             mode=cfg.SMALLOBJ.METRIC_MODE,
             num_workers=EVALUATOR_WORKERS,
+            per_class=cfg.SMALLOBJ.TEST.PER_CLASS,
         )
 
     @classmethod
@@ -274,4 +275,4 @@ def _by_dataset(cfg: CfgNode, results: dict[str, Any]) -> dict[str, dict[str, fl
     """Undo detectron2's flattening of a single test set's results."""
     if len(cfg.DATASETS.TEST) == 1:
         results = {cfg.DATASETS.TEST[0]: results}
-    return {name: dict(result["sem_seg"]) for name, result in results.items()}
+    return {name: dict(result[TASK]) for name, result in results.items()}

@@ -1,65 +1,89 @@
 """IA-mIoU and mIoU as a detectron2 evaluator.
 
-Shapes: H, W height and width of the original image; C number of classes, background included.
+Shapes: H, W height and width of the original image; C number of classes of the data set.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import logging
+import json
 import os
+import re
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 import d2_smallobj
-from d2_smallobj.data.catalog import canonical_name
-from d2_smallobj.data.ground_truth import resolve
+from d2_smallobj.data.ground_truth import GroundTruthMaps, Reader, resolve
+from d2_smallobj.data.things import Stuff
+from d2_smallobj.evaluation.logs import evaluation_logger, log_copypaste, log_once
+from d2_smallobj.evaluation.model_outputs import (
+    PredictionFn,
+    class_number_remedy,
+    predicted_labels,
+)
 from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator
+from d2_smallobj.metrics.image_means import check_worst
 from d2_smallobj.metrics.sizes import as_size_bins
+from d2_smallobj.metrics.summary import headline_names
 from d2_smallobj.scoring.run import ScoredRun
-from d2_smallobj.scoring.run_files import save_run
+from d2_smallobj.scoring.run_files import METRICS_FILE, save_run
 from d2_smallobj.scoring.tables import format_figures
-from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-_logger = logging.getLogger(__name__)
+TASK = "small_objects"
+"""Key of the results: that of detectron2's own evaluator, ``sem_seg``, may stand beside it."""
 
 
 class SmallObjectEvaluator(DatasetEvaluator):
-    """Evaluates semantic segmentation by instance: ``{"sem_seg": {"IA-mIoU": ..., ...}}``.
+    """Evaluates semantic segmentation by instance: ``{"small_objects": {"IA-mIoU": ..., ...}}``.
 
     The figures and their order are those of :func:`d2_smallobj.metrics.summary.summarize`, in
     percent, NaN where undefined; they do not depend on how images were spread over processes.
-    The semantic ground truth needs ``stuff_classes`` (background first) in the metadata and
-    may have ``ignore_label`` (default 255); where it is read from is told by
-    :mod:`d2_smallobj.data.ground_truth`.
+    Which classes are objects and where their instances are read from is decided by
+    :func:`d2_smallobj.data.ground_truth.resolve`, logged once, and can be said by options;
+    ``docs/evaluator.md`` has a table of data sets.
+
+    Beside a project's own evaluators: :func:`d2_smallobj.add_small_objects`.
 
     Args:
         dataset_name: registered name of the data set.
         distributed: gather the records of all processes on rank 0; with ``False`` every
             process evaluates what it saw.
         output_dir: folder for the files of a scored run, the same that ``tools/evaluate.py``
-            writes (:mod:`d2_smallobj.scoring.run_files`); ``None`` writes nothing. Give the
-            inference folder, not the training run's own, which has a ``metrics.json`` of
+            writes (:mod:`d2_smallobj.scoring.run_files`), per-class figures included; ``None``
+            writes nothing. A folder of its own: that of a training has a ``metrics.json`` of
             another kind.
         mode: ``"exact"`` or ``"official"``, the authors' conventions
             (:func:`d2_smallobj.metrics.matching.match_image`).
-        num_classes: C; default: the number of ``stuff_classes``. Needed only where the metadata
-            has no names.
+        num_classes: C. Needed only where the metadata has no names of classes.
         size_bins: exclusive upper bounds in pixels by bin name, ascending, or
             :class:`d2_smallobj.metrics.SizeBins`.
         num_workers: threads that read ground truth and match while the model goes on; 0: all is
             done in :meth:`process`. The figures are the same; an image's error is then raised
             by a later call, :meth:`evaluate` at the latest.
+        task: key of the results.
+        stuff: names or ids of the classes that are no objects; ``None``: as the metadata say.
+        missing_instances: for an image without instance annotation in a set that has some:
+            ``"error"``, ``"components"`` (of the label map) or ``"void"``.
+        unannotated: for a detection set, which has no label maps: paint them from the
+            annotations, all other pixels being ``"void"`` or this class, a name or an id.
+        reader: a function of the dataset dict that returns (semantic, instances or ``None``),
+            both (H, W) integers; it takes the place of all files.
+        prediction_fn: a function of the model's answer for an image and its dataset dict that
+            returns (H, W) labels or (C, H, W) scores, for models that number other classes.
+        per_class: whether the results have the figures of every class, too. Trainers write all
+            results as scalars: 847 classes make more than 7,000.
+        worst: percentage of images that ``mIoU_I@<worst>`` and ``mIoU_C@<worst>`` rest on.
 
     Raises:
-        ValueError: if ``mode`` is unknown, ``num_workers`` is negative, or if the number of
-            classes is not known or differs from the number of names.
+        ValueError: if an option is out of range, if ``output_dir`` has a ``metrics.json`` of
+            other origin, or if the metadata leave open what the ground truth is.
+        FileNotFoundError: if files of the data set are missing.
     """
 
     def __init__(
@@ -72,23 +96,43 @@ class SmallObjectEvaluator(DatasetEvaluator):
         num_classes: int | None = None,
         size_bins: Mapping[str, float] = COCO_SIZE_BINS,
         num_workers: int = 0,
+        task: str = TASK,
+        stuff: Stuff = None,
+        missing_instances: str = "error",
+        unannotated: str | int | None = None,
+        reader: Reader | None = None,
+        prediction_fn: PredictionFn | None = None,
+        per_class: bool = False,
+        worst: int = 5,
     ) -> None:
         if num_workers < 0:
             raise ValueError(f"num_workers must be >= 0, got {num_workers}")
-        dataset_name = canonical_name(dataset_name)
-        metadata = MetadataCatalog.get(dataset_name)
-        self._class_names = _class_names(dataset_name, metadata, num_classes)
-        self._dataset_name = dataset_name
+        self.task = check_task(task)
+        if output_dir is not None:
+            _check_output_dir(output_dir)
+        self._truth = resolve(
+            dataset_name,
+            stuff=stuff,
+            missing_instances=missing_instances,
+            unannotated=unannotated,
+            reader=reader,
+            num_classes=num_classes,
+        )
+        self._opening = threading.Lock()
+        self._opened = False
         self._distributed = distributed
         self._output_dir = output_dir
         self._mode = mode
-        self._ignore_label = getattr(metadata, "ignore_label", 255)
         self._size_bins = as_size_bins(size_bins)
-        self._read = resolve(dataset_name, num_classes=num_classes).read_record
-        self._reader_is_open = False
+        self._worst = check_worst(worst)
+        self._per_class = per_class
+        self._prediction_fn = prediction_fn
+        counts = ["images", "instances", *(f"instances_{name}" for name in self._size_bins)]
+        self._headline = [*headline_names(self._size_bins, worst), *counts]
         self._num_workers = num_workers
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         self._pending: deque[concurrent.futures.Future[Accumulator]] = deque()
+        self._log_decisions()
         self.reset()
 
     def reset(self) -> None:
@@ -104,7 +148,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
         Args:
             inputs: dataset dicts with ``file_name`` and, normally, ``image_id``.
             outputs: for each a dict whose ``sem_seg`` is a (C, H, W) tensor of scores, or a
-                (H, W) integer tensor of labels.
+                (H, W) integer tensor of labels; with a ``prediction_fn``, whatever that takes.
 
         Raises:
             TypeError: if an output is no integer labels and no scores.
@@ -113,24 +157,30 @@ class SmallObjectEvaluator(DatasetEvaluator):
             FileNotFoundError: if a ground-truth file is missing.
         """
         for record, output in zip(inputs, outputs):
-            name = record.get("file_name", record.get("image_id"))
-            image_id = record.get("image_id", name)
-            if image_id is None:
+            if record.get("image_id", record.get("file_name")) is None:
                 raise ValueError(
                     f"inputs: every dict needs 'image_id' or 'file_name', got {sorted(record)}"
                 )
             # The device is asked here: its results must not be overwritten meanwhile.
             try:
-                labels = to_labels(output["sem_seg"], len(self._class_names))
+                labels = predicted_labels(
+                    output,
+                    record,
+                    self._num_classes,
+                    dataset_name=self._truth.name,
+                    prediction_fn=self._prediction_fn,
+                )
             except (TypeError, ValueError) as error:
-                raise _named(error, name, self._read(record).source) from error
-            self._add(image_id, name, record, labels)
+                raise _named(error, record, self._source(record)) from error
+            self._add(record, labels)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """Compute, log and write the figures.
 
         Returns:
-            ``{"sem_seg": figures}`` on rank 0; ``None`` on the others when distributed.
+            ``{task: figures}`` on rank 0; ``None`` on the others when distributed. The figures
+            are the headline and the numbers of images and instances, with ``per_class`` those
+            of every class, too.
 
         Raises:
             ValueError: if two processes evaluated the same image.
@@ -147,30 +197,33 @@ class SmallObjectEvaluator(DatasetEvaluator):
             accumulator = self._new_accumulator()
             for state in states:
                 accumulator.merge(Accumulator.from_state(state))
-        if not accumulator.images:
-            _logger.warning("%s: no image was evaluated, all figures are NaN", self._dataset_name)
-        figures = accumulator.summarize(self._class_names, size_bins=self._size_bins)
-        _logger.info(
-            "%s (mode %s), percent:\n%s",
-            self._dataset_name,
-            self._mode,
-            format_figures(figures, self._class_names),
+        figures = accumulator.summarize(
+            self._truth.class_names, size_bins=self._size_bins, worst=self._worst
         )
+        self._log(accumulator, figures)
         if self._output_dir is not None:
             self._write(accumulator, figures)
-        return OrderedDict(sem_seg=figures)
+        if not self._per_class:
+            figures = {name: figures[name] for name in self._headline}
+        return OrderedDict({self.task: figures})
+
+    @property
+    def _num_classes(self) -> int:
+        return len(self._truth.class_names)
 
     def _new_accumulator(self) -> Accumulator:
-        return Accumulator(len(self._class_names), ignore_label=self._ignore_label, mode=self._mode)
+        return Accumulator(
+            self._num_classes,
+            stuff=self._truth.stuff,
+            ignore_label=self._truth.ignore_label,
+            void_instance=self._truth.void_instance,
+            mode=self._mode,
+        )
 
-    def _add(
-        self, image_id: str | int, name: Any, record: Mapping[str, Any], labels: np.ndarray
-    ) -> None:
+    def _add(self, record: Mapping[str, Any], labels: np.ndarray) -> None:
         """Match one image, now or in a worker."""
-        if self._num_workers == 0 or not self._reader_is_open:
-            # The first one in any case: what the reader opens for all images is opened once.
-            self._match(self._accumulator, image_id, name, record, labels)
-            self._reader_is_open = True
+        if self._num_workers == 0:
+            self._match(self._accumulator, record, labels)
             return
         if self._pool is None:
             self._pool = concurrent.futures.ThreadPoolExecutor(self._num_workers, "match")
@@ -179,24 +232,42 @@ class SmallObjectEvaluator(DatasetEvaluator):
 
         def work() -> Accumulator:
             one = self._new_accumulator()
-            self._match(one, image_id, name, record, labels)
+            self._match(one, record, labels)
             return one
 
         self._pending.append(self._pool.submit(work))
 
     def _match(
-        self,
-        accumulator: Accumulator,
-        image_id: str | int,
-        name: Any,
-        record: Mapping[str, Any],
-        labels: np.ndarray,
+        self, accumulator: Accumulator, record: Mapping[str, Any], labels: np.ndarray
     ) -> None:
         truth = self._read(record)
+        image_id = record.get("image_id", record.get("file_name"))
         try:
             accumulator.update(image_id, labels, truth.semantic, truth.instances)
         except (TypeError, ValueError) as error:
-            raise _named(error, name, truth.source) from error
+            beyond = labels.size and not 0 <= labels.min() <= labels.max() < self._num_classes
+            remedy = class_number_remedy(self._num_classes, self._truth.name) if beyond else ""
+            raise _named(error, record, truth.source, remedy) from error
+
+    def _read(self, record: Mapping[str, Any]) -> GroundTruthMaps:
+        """Read the ground truth; what all images share is opened while other threads wait."""
+        with self._opening:
+            if not self._opened:
+                truth = self._truth.read_record(record)
+                self._opened = True
+                return truth
+        return self._truth.read_record(record)
+
+    def _source(self, record: Mapping[str, Any]) -> str:
+        """Name the ground truth without reading it: a missing file must not hide another error."""
+        try:
+            return self._truth.source(record)
+        except (OSError, ValueError) as error:
+            return f"not found: {error}"
+
+    def _log_decisions(self) -> None:
+        if comm.is_main_process():
+            log_once(self._truth.decided)
 
     def _collect(self, leave: int = 0) -> None:
         """Take over what workers have done, in order, waiting until ``leave`` are pending."""
@@ -212,70 +283,66 @@ class SmallObjectEvaluator(DatasetEvaluator):
             self._pool.shutdown()
             self._pool = None
 
+    def _log(self, accumulator: Accumulator, figures: Mapping[str, float]) -> None:
+        """Log the tables, and the line to copy."""
+        logger, name = evaluation_logger(), self._truth.name
+        # Where instances are read from is known once images have been looked at.
+        self._log_decisions()
+        if not accumulator.images:
+            logger.warning("%s: no image was evaluated, all figures are NaN", name)
+        table = format_figures(figures, self._truth.class_names)
+        logger.info("%s (mode %s), percent:\n%s", name, self._mode, table)
+        sizes = list(self._size_bins)
+        names = ["mIoU", "IA-mIoU", *(f"IA-mIoU_{size}" for size in sizes), "instances"]
+        log_copypaste(self.task, figures, [*names, *(f"instances_{size}" for size in sizes)])
+
     def _write(self, accumulator: Accumulator, figures: dict[str, float]) -> None:
+        # Meanwhile a training may have put its own there.
+        _check_output_dir(self._output_dir)
         options = {
-            "dataset": self._dataset_name,
+            "dataset": self._truth.name,
             "size_bins": str(self._size_bins),
+            "worst": self._worst,
             "version": d2_smallobj.__version__,
         }
-        run = ScoredRun.from_accumulator(accumulator, self._class_names, options=options)
+        run = ScoredRun.from_accumulator(accumulator, self._truth.class_names, options=options)
         # The flat figures, too, as detectron2 returns and logs them.
-        save_run(self._output_dir, run, extra={"dataset": self._dataset_name, "sem_seg": figures})
+        save_run(self._output_dir, run, extra={"dataset": self._truth.name, self.task: figures})
 
 
-def _named(error: TypeError | ValueError, name: Any, source: str) -> TypeError | ValueError:
-    """The same error, naming the image and its ground truth."""
-    kind = TypeError if isinstance(error, TypeError) else ValueError
-    return kind(f"{name} (ground truth {source}): {error}")
-
-
-def to_labels(prediction: torch.Tensor | np.ndarray, num_classes: int) -> np.ndarray:
-    """Turn a model's output into a label map.
-
-    Args:
-        prediction: (C, H, W) scores of any kind (logits, probabilities; the largest wins), or
-            (H, W) integer labels; on any device.
-        num_classes: C.
-
-    Returns:
-        (H, W) integer labels, uint8 from scores of at most 256 classes.
+def check_task(task: str) -> str:
+    """Return a key for the results, which is also the name of a folder.
 
     Raises:
-        TypeError: if a two-dimensional prediction is not of integers.
-        ValueError: if it has neither two nor three dimensions, or C differs.
+        ValueError: if it is no word; detectron2 joins keys by "/".
     """
-    prediction = torch.as_tensor(prediction)
-    shape = tuple(prediction.shape)
-    if prediction.ndim == 2:
-        if prediction.is_floating_point() or prediction.dtype == torch.bool:
-            raise TypeError(
-                f"sem_seg: a (H, W) prediction must hold integer labels, got {prediction.dtype}"
-            )
-        return prediction.cpu().numpy()
-    if prediction.ndim != 3 or shape[0] != num_classes:
-        raise ValueError(
-            f"sem_seg must be ({num_classes}, H, W) scores for {num_classes} classes"
-            f" or (H, W) labels, got shape {shape}"
-        )
-    # As argmax, the first of equal scores; on a CPU three times as fast.
-    labels = prediction.max(dim=0).indices
-    # Narrowed before it leaves the device: an eighth of the bytes to copy.
-    return labels.to(torch.uint8 if num_classes <= 256 else torch.int32).cpu().numpy()
+    if not isinstance(task, str) or not re.fullmatch(r"[\w.-]+", task):
+        raise ValueError(f"task must be a word of letters, digits, '_', '.' and '-', got {task!r}")
+    return task
 
 
-def _class_names(dataset_name: str, metadata: Any, num_classes: int | None) -> list[str]:
-    """Names of the classes, background first; their numbers where the metadata has none."""
-    names = getattr(metadata, "stuff_classes", None)
-    if names is None and num_classes is None:
+def _check_output_dir(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder in which our files would replace those of a training."""
+    path = os.path.join(folder, METRICS_FILE)
+    if not os.path.isfile(path):
+        return
+    try:
+        with open(path, encoding="utf-8") as file:
+            ours = "format" in json.load(file)
+    except (ValueError, TypeError):
+        ours = False
+    if not ours:
         raise ValueError(
-            f"dataset_name: the metadata of {dataset_name!r} has no stuff_classes; register the"
-            " data set, set them (background first), or give num_classes"
+            f"output_dir: {path} is not of a scored run (a training writes a file of this name)"
+            f" and would be overwritten; give a folder of its own, e.g."
+            f" {os.path.join(folder, TASK)}"
         )
-    if names is None:
-        return [str(category) for category in range(num_classes)]
-    if num_classes is not None and num_classes != len(names):
-        raise ValueError(
-            f"num_classes must be {len(names)}, the number of stuff_classes of {dataset_name!r},"
-            f" got {num_classes}"
-        )
-    return list(names)
+
+
+def _named(
+    error: TypeError | ValueError, record: Mapping[str, Any], source: str, remedy: str = ""
+) -> TypeError | ValueError:
+    """The same error, naming the image and its ground truth."""
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    name = record.get("file_name", record.get("image_id"))
+    return kind(f"{name} (ground truth {source}): {error}{remedy}")

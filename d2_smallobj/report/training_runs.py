@@ -21,7 +21,11 @@ from d2_smallobj.scoring.problems import listed
 
 FIGURES = ("mIoU", "IA-mIoU", "IA-mIoU_S")
 """The figures of evaluations that are read."""
-_EVALUATED = re.compile(rf"(?:(?P<set>.+)/)?sem_seg/(?P<figure>{'|'.join(FIGURES)})")
+_EVALUATED = re.compile(
+    rf"(?:(?P<set>.+)/)?(?:sem_seg|small_objects)/(?P<figure>{'|'.join(FIGURES)})"
+)
+"""Older trainings wrote ``sem_seg``. Where another evaluator does so, ours comes after it in its
+line, whose keys are sorted, and takes its place."""
 
 
 @dataclasses.dataclass
@@ -120,19 +124,24 @@ def read_run(folder: str | os.PathLike[str], name: str) -> TrainingRun:
     rows = [row for row in lines if row is not None]
     if not rows:
         raise ValueError(f"{path}: no line of training metrics in it ({len(lines)} broken)")
-    series: dict[str, Series] = {}
+    scalars: dict[str, Series] = {}
+    evaluations: dict[tuple[str, str], Series] = {}
     for row in rows:
         for key, value in row.items():
-            if key != "iteration" and isinstance(value, (int, float)):
-                series.setdefault(key, Series()).put(row["iteration"], float(value))
-    matches = {key: _EVALUATED.fullmatch(key) for key in series}
-    task_b = _first_of_task_b(series.get("task", Series()), Path(folder) / "config.yaml")
-    evaluations = {(m["set"] or "", m["figure"]): series[key] for key, m in matches.items() if m}
+            if key == "iteration" or not isinstance(value, (int, float)):
+                continue
+            found = _EVALUATED.fullmatch(key)
+            if found is None:
+                series = scalars.setdefault(key, Series())
+            else:
+                series = evaluations.setdefault((found["set"] or "", found["figure"]), Series())
+            series.put(row["iteration"], float(value))
+    task_b = _first_of_task_b(scalars.get("task", Series()), Path(folder) / "config.yaml")
     end = max(row["iteration"] for row in rows)
     _add_results(evaluations, _read_results(Path(folder) / "results.json"), task_b, end)
     return TrainingRun(
         name=name,
-        scalars={key: series[key] for key, match in matches.items() if match is None},
+        scalars=scalars,
         evaluations=evaluations,
         task_b=task_b,
         broken_lines=len(lines) - len(rows),

@@ -45,7 +45,7 @@ def test_voc_val(root):
         pixels += np.bincount(semantic.ravel(), minlength=256)
         labels = torch.from_numpy(np.where(semantic == 255, 0, semantic).astype(np.int64))
         evaluator.process([x], [{"sem_seg": labels}])
-    figures = evaluator.evaluate()["sem_seg"]
+    figures = evaluator.evaluate()["small_objects"]
     assert (figures["images"], figures["instances"]) == (24, instances) == (24, 67)
     assert figures["mIoU"] == figures["IA-mIoU"] == 100
     assert pixels[:21].sum() + pixels[255] == pixels.sum()

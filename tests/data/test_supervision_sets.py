@@ -116,7 +116,7 @@ def test_a_perfect_prediction_of_cityscapes(city):
     evaluator.process(
         [record], [{"sem_seg": torch.from_numpy(np.where(semantic > 8, 0, semantic))}]
     )
-    figures = evaluator.evaluate()["sem_seg"]
+    figures = evaluator.evaluate()["small_objects"]
     assert (figures["mIoU"], figures["IA-mIoU"], figures["instances"]) == (100.0, 100.0, 3.0)
 
 

@@ -123,7 +123,7 @@ def test_evaluation_is_the_same_in_one_and_two_processes(launched, train_server,
         files[world] = {path.name: path.read_bytes() for path in found.iterdir()}
     assert {"metrics.json", "instances.csv"} <= set(files[1])
     assert files[1] == files[2]
-    assert json.loads(files[1]["metrics.json"])["sem_seg"]["images"] == 4
+    assert json.loads(files[1]["metrics.json"])["small_objects"]["images"] == 4
 
 
 @pytest.mark.parametrize("estimator", ["online", "empirical"])

@@ -111,7 +111,7 @@ def test_the_size_balanced_loss_on_top(make_trainer):
     trainer = make_trainer(DOUBT, options)
     assert train(trainer) == [False] * 4 + [True] * 4
     assert trainer._trainer.model.loss.size_weighted
-    assert np.isfinite(trainer._last_eval_results["sem_seg"]["mIoU"])
+    assert np.isfinite(trainer._last_eval_results["small_objects"]["mIoU"])
 
 
 def test_other_models_have_no_such_hook(make_config, make_trainer):

@@ -61,6 +61,13 @@ def test_the_size_balanced_variant_has_two_tasks():
     assert not variant.shares_task_a
 
 
+def test_the_share_has_the_classes_that_it_needs():
+    assert all(
+        build_config(CONFIG, v.options).SMALLOBJ.TEST.PER_CLASS for v in build_variants(0.18, 700)
+    )
+    assert not build_config(CONFIG).SMALLOBJ.TEST.PER_CLASS
+
+
 def test_varied_keys_are_variants_of_their_own():
     key = "SMALLOBJ.UNCERTAINTY.BOOTSTRAP.THRESHOLD"
     variants = build_variants(0.18, 700, ["full"], {key: ["1.0", "3.0"]})

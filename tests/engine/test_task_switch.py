@@ -81,7 +81,7 @@ def test_both_tasks_are_evaluated(make_trainer, tmp_path, log):
     final = trainer.train()
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results) == ["A", "B"]
-    assert results["B"]["smallobj_demo_val"]["mIoU"] == final["sem_seg"]["mIoU"]
+    assert results["B"]["smallobj_demo_val"]["mIoU"] == final["small_objects"]["mIoU"]
     assert results["A"] != results["B"]
     assert "task A | smallobj_demo_val" in log.text
     assert "task B | smallobj_demo_val" in log.text
@@ -89,7 +89,7 @@ def test_both_tasks_are_evaluated(make_trainer, tmp_path, log):
     cfg = trainer.cfg.clone()
     model = TwoTaskTrainer.build_model(cfg)
     model.load_state_dict(load(tmp_path, "model_task_a")["model"])
-    again = TwoTaskTrainer.test(cfg, model)["sem_seg"]
+    again = TwoTaskTrainer.test(cfg, model)["small_objects"]
     noted = results["A"]["smallobj_demo_val"]
     assert noted["IA-mIoU"] == again["IA-mIoU"]
 

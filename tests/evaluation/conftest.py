@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from types import SimpleNamespace
 
@@ -69,3 +70,11 @@ def dataset(tmp_path):
     )
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
+
+
+@pytest.fixture(autouse=True)
+def own_log(monkeypatch):
+    """No handlers of programs that other tests ran: pytest's own sees what is logged."""
+    for name in ("detectron2", "d2_smallobj"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)

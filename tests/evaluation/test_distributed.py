@@ -85,7 +85,7 @@ def test_two_processes(dataset, tmp_path, repository):
         evaluator.process([record], [{"sem_seg": labels}])
     alone = evaluator.evaluate()
     output, (main, other) = run_two(dataset, tmp_path, repository)
-    assert main[0] == {"sem_seg": repr(alone["sem_seg"])}
+    assert main[0] == {"small_objects": repr(alone["small_objects"])}
     # Every image once: a sampler that gives one to both ranks is an error, not a wrong figure.
     assert "every image may be evaluated once, got again image1, image2, image3" in main[1]
     # Rank 1 has nothing to report, as with detectron2's own evaluators.

@@ -16,7 +16,7 @@ from d2_smallobj import TwoTaskTrainer
 from d2_smallobj.config import add_smallobj_config
 from d2_smallobj.data.ground_truth import RegisteredTruth
 from d2_smallobj.evaluation import SmallObjectEvaluator
-from d2_smallobj.evaluation.evaluator import to_labels
+from d2_smallobj.evaluation.model_outputs import to_labels
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring import load_run
 from d2_smallobj.scoring.run_files import RUN_FILES
@@ -25,13 +25,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 
 
-def run(dataset, outputs=None, **options):
-    evaluator = SmallObjectEvaluator(dataset.name, **options)
+def run(dataset, outputs=None, per_class=True, **options):
+    evaluator = SmallObjectEvaluator(dataset.name, per_class=per_class, **options)
     outputs = dataset.guesses if outputs is None else outputs
     evaluator.reset()
     for record, output in zip(dataset.records, outputs):
         evaluator.process([record], [{"sem_seg": torch.as_tensor(output)}])
-    return evaluator.evaluate()["sem_seg"]
+    return evaluator.evaluate()["small_objects"]
 
 
 def core(dataset, with_instances=True, mode="exact"):
@@ -84,29 +84,29 @@ def test_without_instance_files_components_are_the_instances(dataset):
 
 
 def test_keys_dropped_by_a_mapper_come_from_the_catalog(dataset):
-    evaluator = SmallObjectEvaluator(dataset.name)
+    evaluator = SmallObjectEvaluator(dataset.name, per_class=True)
     for record, labels in zip(dataset.records, dataset.guesses):
         # detectron2's DatasetMapper pops sem_seg_file_name when not training.
         evaluator.process([{"file_name": record["file_name"]}], [{"sem_seg": labels}])
-    assert bits(evaluator.evaluate()["sem_seg"]) == bits(core(dataset))
+    assert bits(evaluator.evaluate()["small_objects"]) == bits(core(dataset))
 
 
 def test_an_instance_file_dropped_by_a_mapper_is_not_silently_replaced(dataset):
-    evaluator = SmallObjectEvaluator(dataset.name)
+    evaluator = SmallObjectEvaluator(dataset.name, per_class=True)
     for record, labels in zip(dataset.records, dataset.guesses):
         kept = {key: record[key] for key in ("file_name", "image_id", "sem_seg_file_name")}
         evaluator.process([kept], [{"sem_seg": labels}])
-    assert bits(evaluator.evaluate()["sem_seg"]) == bits(core(dataset))
+    assert bits(evaluator.evaluate()["small_objects"]) == bits(core(dataset))
 
 
 def test_batches_and_reset(dataset):
-    evaluator = SmallObjectEvaluator(dataset.name)
+    evaluator = SmallObjectEvaluator(dataset.name, per_class=True)
     outputs = [{"sem_seg": torch.as_tensor(labels)} for labels in dataset.guesses]
     evaluator.process(dataset.records, outputs)
-    assert bits(evaluator.evaluate()["sem_seg"]) == bits(core(dataset))
+    assert bits(evaluator.evaluate()["small_objects"]) == bits(core(dataset))
     evaluator.reset()
     evaluator.process(dataset.records, outputs)
-    assert bits(evaluator.evaluate()["sem_seg"]) == bits(core(dataset))
+    assert bits(evaluator.evaluate()["small_objects"]) == bits(core(dataset))
 
 
 def test_through_the_hosts_inference_loop(dataset):
@@ -114,10 +114,10 @@ def test_through_the_hosts_inference_loop(dataset):
     results = inference_on_dataset(
         lambda batch: [{"sem_seg": scores(guesses[r["image_id"]])} for r in batch],
         [[record] for record in dataset.records],
-        DatasetEvaluators([SmallObjectEvaluator(dataset.name)]),
+        DatasetEvaluators([SmallObjectEvaluator(dataset.name, per_class=True)]),
     )
-    assert list(results) == ["sem_seg"]
-    assert bits(results["sem_seg"]) == bits(core(dataset))
+    assert list(results) == ["small_objects"]
+    assert bits(results["small_objects"]) == bits(core(dataset))
 
 
 def test_files_are_written(dataset, tmp_path):
@@ -127,11 +127,11 @@ def test_files_are_written(dataset, tmp_path):
     written = json.loads((folder / "metrics.json").read_text())
     assert written["dataset"] == dataset.name
     assert written["options"]["mode"] == "exact"
-    assert written["IA-mIoU"] == written["sem_seg"]["IA-mIoU"]
+    assert written["IA-mIoU"] == written["small_objects"]["IA-mIoU"]
     # Undefined is null: NaN is no JSON.
-    assert written["sem_seg"]["IA-IoU-bird"] is None
+    assert written["small_objects"]["IA-IoU-bird"] is None
     defined = {key: value for key, value in figures.items() if not math.isnan(value)}
-    assert {k: v for k, v in written["sem_seg"].items() if v is not None} == defined
+    assert {k: v for k, v in written["small_objects"].items() if v is not None} == defined
     with open(folder / "instances.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == figures["instances"] + figures["images"]
@@ -165,22 +165,23 @@ def test_the_trainer_matches_in_threads(dataset, tmp_path, monkeypatch):
     threads = []
     read = RegisteredTruth.read_record
 
-    def note(reader, record):
+    def note(truth, record):
         threads.append(threading.current_thread().name)
-        return read(reader, record)
+        return read(truth, record)
 
     monkeypatch.setattr(RegisteredTruth, "read_record", note)
     cfg = get_cfg()
     add_smallobj_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path)
     cfg.SMALLOBJ.METRIC_MODE = "official"
+    cfg.SMALLOBJ.TEST.PER_CLASS = True
     evaluator = TwoTaskTrainer.build_evaluator(cfg, dataset.name)
     for record, labels in zip(dataset.records, dataset.guesses):
         evaluator.process([record], [{"sem_seg": scores(labels)}])
-    figures = evaluator.evaluate()["sem_seg"]
+    figures = evaluator.evaluate()["small_objects"]
     assert bits(figures) == bits(core(dataset, mode="official"))
-    # All but the first, which opens what all share.
-    assert sum(name.startswith("match") for name in threads) == len(dataset.records) - 1
+    assert len(threads) == len(dataset.records)
+    assert all(name.startswith("match") for name in threads)
     assert (tmp_path / "inference" / dataset.name / "metrics.json").is_file()
 
 
@@ -193,7 +194,7 @@ def test_workers_errors_are_raised(dataset):
     # After a reset nothing of it is left.
     evaluator.reset()
     evaluator.process(dataset.records[:1], [{"sem_seg": dataset.guesses[0]}])
-    assert evaluator.evaluate()["sem_seg"]["images"] == 1
+    assert evaluator.evaluate()["small_objects"]["images"] == 1
     with pytest.raises(ValueError, match=r"num_workers must be >= 0, got -1"):
         SmallObjectEvaluator(dataset.name, num_workers=-1)
 
@@ -223,7 +224,7 @@ def test_the_log_has_a_table(dataset, caplog):
 
 def test_no_image_at_all(dataset, caplog):
     with caplog.at_level(logging.WARNING, logger="d2_smallobj"):
-        figures = SmallObjectEvaluator(dataset.name).evaluate()["sem_seg"]
+        figures = SmallObjectEvaluator(dataset.name).evaluate()["small_objects"]
     assert "no image was evaluated" in caplog.text
     assert figures["images"] == 0
     assert math.isnan(figures["IA-mIoU"])
@@ -233,7 +234,7 @@ def test_own_ignore_label_and_bins(dataset):
     evaluator = SmallObjectEvaluator(dataset.name, size_bins={"tiny": 101, "rest": math.inf})
     record = dataset.records[0]
     evaluator.process([record], [{"sem_seg": dataset.guesses[0]}])
-    figures = evaluator.evaluate()["sem_seg"]
+    figures = evaluator.evaluate()["small_objects"]
     # Areas 100, 140 and 300.
     assert (figures["instances_tiny"], figures["instances_rest"]) == (1, 2)
 

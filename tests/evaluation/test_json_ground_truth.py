@@ -40,13 +40,13 @@ def test_painted_by_hand(metadata, tmp_path):
     path.write_text(json.dumps(content))
     names = ["background", "cat", "dog"]
     metadata.set(stuff_classes=names, instances_json=str(path), json_kind="coco")
-    evaluator = SmallObjectEvaluator(metadata.name)
+    evaluator = SmallObjectEvaluator(metadata.name, per_class=True)
     semantic = np.zeros((10, 12), np.uint8)
     semantic[:8, :8] = 1
     semantic[2:4, 2:4] = 2
     record = {"file_name": "7.jpg", "image_id": 7, "height": 10, "width": 12}
     evaluator.process([record], [{"sem_seg": semantic}])
-    figures = evaluator.evaluate()["sem_seg"]
+    figures = evaluator.evaluate()["small_objects"]
     # The small box stays visible though it comes first: 4 px, the large one keeps 60.
     assert [figures[f"IA-IoU-{name}"] for name in names] == [100.0] * 3
     assert resolve(metadata.name).read_record(record).instances.max() == 2
@@ -73,14 +73,14 @@ def test_real_annotations_as_prediction_are_100_everywhere(
     names = list(annotations.class_names)
     metadata.set(stuff_classes=names, instances_json=str(path), json_kind=kind)
     metadata.set(json_category_map=categories)
-    evaluator = SmallObjectEvaluator(metadata.name)
+    evaluator = SmallObjectEvaluator(metadata.name, per_class=True)
     visible = 0
     for image_id in annotations.image_ids:
         semantic, instances = annotations.maps(image_id)
         visible += len(set(np.unique(instances).tolist()) - {0, 255})
         guess = np.where(semantic == 255, 0, semantic)
         evaluator.process([{"file_name": "x", "image_id": image_id}], [{"sem_seg": guess}])
-    figures = evaluator.evaluate()["sem_seg"]
+    figures = evaluator.evaluate()["small_objects"]
     assert {v for k, v in figures.items() if "IoU" in k and not math.isnan(v)} == {100.0}
     assert figures["instances"] == visible > 150
     assert figures["images"] == len(annotations.image_ids)

@@ -140,6 +140,19 @@ def test_results_add_the_end_of_task_a(folder):
     ]
 
 
+def test_the_evaluators_key_of_today_and_of_old(folder):
+    text = line(19, **{"sem_seg/mIoU": 1.0, "val/sem_seg/IA-mIoU_S": 2.0})
+    # Another evaluator of the same training, whose figure is the same but for rounding.
+    text += line(39, **{"sem_seg/mIoU": 2.9, "small_objects/mIoU": 3.0, "sem_seg/fwIoU": 4.0})
+    text += line(39, **{"val/small_objects/IA-mIoU_S": 5.0, "small_objects/IoU-cat": 6.0})
+    run = read(folder, text)
+    assert run.evaluations == {
+        ("", "mIoU"): Series([19, 39], [1.0, 3.0]),
+        ("val", "IA-mIoU_S"): Series([19, 39], [2.0, 5.0]),
+    }
+    assert set(run.scalars) == {"sem_seg/fwIoU", "small_objects/IoU-cat"}
+
+
 def test_several_data_sets(folder):
     text = line(19, **{"val/sem_seg/mIoU": 5.0, "pascal_b/sem_seg/mIoU": 6.0})
     sets = {"val": {"mIoU": 3.0}, "pascal_b": {"mIoU": 4.0}}

@@ -254,7 +254,7 @@ def test_eval_only(train, tmp_path):
     answer = train({"MODEL.WEIGHTS": weights}, arguments=["--eval-only"])
     assert answer.code == 0, answer.stderr
     found = tmp_path / "output" / "inference" / "smallobj_demo_val" / "metrics.json"
-    figures = json.loads(found.read_text())["sem_seg"]
+    figures = json.loads(found.read_text())["small_objects"]
     noted = trained["B"]["smallobj_demo_val"]
     assert figures["mIoU"] == noted["mIoU"]
     assert figures["IA-mIoU_S"] == noted["IA-mIoU_S"]

@@ -39,22 +39,22 @@ class DatasetEvaluators(DatasetEvaluator):
     """Several evaluators as one."""
 
     def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
-        self._members = evaluators
+        self._evaluators = evaluators
 
     def reset(self) -> None:
         """Reset all."""
-        for member in self._members:
+        for member in self._evaluators:
             member.reset()
 
     def process(self, inputs: list, outputs: list) -> None:
         """Hand a batch to all."""
-        for member in self._members:
+        for member in self._evaluators:
             member.process(inputs, outputs)
 
     def evaluate(self) -> dict[str, Any]:
         """Join all results; ``ValueError`` if two evaluators name the same task."""
         joined: dict[str, Any] = {}
-        for member in self._members:
+        for member in self._evaluators:
             result = member.evaluate()
             if not is_main_process() or result is None:
                 continue
