@@ -160,8 +160,10 @@ def cityscapes_instances(
     Raises:
         ValueError: the maps differ in size, or are not of the same image.
     """
+    # An image without instances may be stored in 8 bits.
+    stored = stored.astype(np.int32, copy=False)
     told_apart = stored >= _INSTANCE_STEP
-    instances = np.where(told_apart, stored, 0).astype(np.int32)
+    instances = np.where(told_apart, stored, 0)
     if stored.shape == semantic.shape:
         if classes is not None:
             _check_labels(semantic, stored, classes, ignore_label, source)
