@@ -12,7 +12,11 @@ from d2_smallobj.annotations.cityscapes import (
     label_classes,
     predicted_train_ids,
 )
-from d2_smallobj.annotations.instance_maps import dict_annotations, fit_instances
+from d2_smallobj.annotations.instance_maps import (
+    dict_annotations,
+    fit_instances,
+    unique_by_runs,
+)
 
 STUFF = (0,)
 
@@ -140,3 +144,11 @@ def test_annotations_of_a_dict():
         dict_annotations(entries, [4, 7], "a.jpg")
     with pytest.raises(ValueError, match=r"a\.jpg: annotation 0 has no 'segmentation'"):
         dict_annotations([{"category_id": 0}], [4], "a.jpg")
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 500])
+def test_unique_values_by_runs(size):
+    values = np.random.default_rng(size).integers(0, 7, size).repeat(3)
+    expected = np.unique(values, return_inverse=True, return_counts=True)
+    for found, plain in zip(unique_by_runs(values), expected):
+        np.testing.assert_array_equal(found, plain)

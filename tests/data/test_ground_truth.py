@@ -13,7 +13,9 @@ from pycocotools import mask as coco_mask
 import d2_smallobj  # noqa: F401 (makes the embedded host importable)
 from d2_smallobj.annotations.cityscapes import BENCHMARK_LABELS
 from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.annotations.label_rules import LabelRule
 from d2_smallobj.data.ground_truth import resolve
+from d2_smallobj.scoring import Inputs, Settings, evaluate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 PREFIX = "test_truth_"
@@ -628,3 +630,22 @@ def test_listed_images(register, tmp_path):
     assert [image.image_id for image in truth.scoring_truth(["b"]).images] == ["b.jpg"]
     with pytest.raises(ValueError, match=r"1 image\(s\) of --list that data set .* does not have"):
         truth.scoring_truth(["c"])
+
+
+def test_components_of_translated_labels_are_shown(register, tmp_path):
+    """What the report paints again: the classes that a rule makes, and their components."""
+    labels = save(tmp_path / "a.png", [[4, 4, 9, 4], [9, 9, 9, 9]])
+    save(tmp_path / "preds" / "a.png", [[1, 1, 0, 1], [0, 0, 0, 0]])
+    rule = LabelRule(tuple(1 if number == 4 else 0 for number in range(10)))
+    record = {"file_name": "a.jpg", "sem_seg_file_name": labels}
+    name = register([record], stuff_classes=["background", "cat"], label_rule=rule)
+    scored = evaluate(
+        Inputs(predictions=str(tmp_path / "preds"), dataset=name), Settings(samples=0)
+    )
+    assert scored.figures["IA-mIoU"] == 100
+    (sources,) = scored.sources.values()
+    assert sources["semantic"]().tolist() == [[1, 1, 0, 1], [0] * 4]
+    assert sources["instances"]().tolist() == [[1, 1, 0, 2], [0] * 4]
+    # What was decided is said with the run.
+    assert any("the class called background is stuff" in text for text in scored.remarks)
+    assert any("connected components are the instances" in text for text in scored.remarks)
