@@ -37,7 +37,7 @@ def add_smallobj_config(cfg: CN) -> None:
     cfg.SMALLOBJ = CN()
     node = cfg.SMALLOBJ
 
-    # ---- Model: DeepLabV2 (SPEC 4) -----------------------------------------------------------
+    # ---- Model: DeepLabV2 (docs/method.md#recipe) ----------------------------------------------
     # Pixels of the input per pixel of the last feature map: 4, 8, 16 or 32. Strides that would
     # exceed it are replaced by dilation (8: res4 dilation 2, res5 dilation 4).
     node.OUTPUT_STRIDE = 8
@@ -54,7 +54,7 @@ def add_smallobj_config(cfg: CN) -> None:
     node.MSC.ENABLED = False
     node.MSC.SCALES = [0.5, 0.75]
 
-    # ---- Size-weighted cross-entropy (SPEC 2, paper Eq. 3-4) -----------------------------------
+    # ---- Size-weighted cross-entropy (paper, Eq. 3-4; docs/method.md#size-weights) --------------
     # Where the loss is taken: "input" = logits upsampled to the label map (small objects keep
     # their pixels), "logits" = labels nearest-resized to the logit map (the released code).
     node.LOSS_RESOLUTION = "input"
@@ -71,7 +71,7 @@ def add_smallobj_config(cfg: CN) -> None:
     # False: each process divides by its own, and images count more where more pixels are ignored.
     node.GLOBAL_DIVISOR = True
 
-    # ---- Two tasks (SPEC 3) --------------------------------------------------------------------
+    # ---- Two tasks (docs/method.md#size-balanced-loss) -----------------------------------------
     node.TASK_A = CN()
     # Iterations of task A, >= 0. -1: the whole run (plain training). 0: task B from the start,
     # e.g. from a cross-entropy checkpoint in MODEL.WEIGHTS. Task B lasts until SOLVER.MAX_ITER.
@@ -86,7 +86,7 @@ def add_smallobj_config(cfg: CN) -> None:
     # Evaluate at the end of task A too, so that the run ends with a table of both tasks.
     node.EVAL_TASK_A = True
 
-    # ---- Elastic weight consolidation (SPEC 3, paper Eq. 5) -----------------------------------
+    # ---- Elastic weight consolidation (paper, Eq. 5; docs/method.md#fisher-information) ---------
     node.EWC = CN()
     # Strength lambda of the penalty lambda * sum F (theta - theta*)^2, >= 0. 0: no penalty.
     node.EWC.LAMBDA = 500.0
@@ -103,7 +103,7 @@ def add_smallobj_config(cfg: CN) -> None:
     # optimiser's own, stable for every lambda.
     node.EWC.STEP = "gradient"
 
-    # ---- Mixed supervision (SPEC 6): how much of the training data is known by masks ------------
+    # ---- Mixed supervision: which training images have masks (docs/mixed.md#the-data) -----------
     node.SUPERVISION = CN()
     # Number of training images, >= 0, drawn by class from all, e.g. for curves over it. 0: all.
     node.SUPERVISION.NUM_IMAGES = 0
@@ -123,17 +123,18 @@ def add_smallobj_config(cfg: CN) -> None:
     # Read the masks of box images where they are known, only to log how many labels are true.
     node.SUPERVISION.LOG_ACCURACY = True
 
-    # ---- Learned label uncertainty (SPEC 6), with META_ARCHITECTURE UncertainSegmentor ----------
+    # ---- Learned label uncertainty, with META_ARCHITECTURE UncertainSegmentor -------------------
+    # (docs/method.md#label-uncertainty)
     node.UNCERTAINTY = CN()
-    # What sigma divides: "per_class" = each logit by its class's own (SPEC 6), "shared" = all
-    # logits by one, "object" = the logit of object against background by one: a box's class is
+    # What sigma divides: "per_class" = each logit by its class's own (the plain form), "shared" =
+    # all logits by one, "object" = the logit of object against background by one: a box's class is
     # certain, and only whether the object covers a pixel is not. In a binary task they are one.
     node.UNCERTAINTY.FORM = "per_class"
     # sigma that the branch starts from, > 0, in the unit of logits. 0.5 divides a logit by 1.05:
     # labels are believed until the net learns otherwise, and the gradient of sigma is not lost.
     node.UNCERTAINTY.SIGMA_INIT = 0.5
-    # Weight, >= 0, of the mean sigma in boxes, added to the loss. 0: the form of SPEC 6, in which
-    # doubt costs nothing.
+    # Weight, >= 0, of the mean sigma in boxes, added to the loss. 0: the plain form, in which doubt
+    # costs nothing.
     node.UNCERTAINTY.PENALTY = 0.0
     node.UNCERTAINTY.BOOTSTRAP = CN()
     # Share of SOLVER.MAX_ITER, in [0, 1], after which doubted box pixels take the model's own
@@ -143,7 +144,7 @@ def add_smallobj_config(cfg: CN) -> None:
     node.UNCERTAINTY.BOOTSTRAP.THRESHOLD = 2.0
     # A box in which the model itself sees an object on less than this share of the pixels, in
     # [0, 1), keeps its labels, and they are certain: an object is there, and one that the model
-    # does not know yet must not be doubted away. 0: no such rule (SPEC 6).
+    # does not know yet must not be relabelled as background. 0: no such rule (the plain form).
     node.UNCERTAINTY.BOOTSTRAP.MIN_OBJECT = 0.0
     # Which sigma of a pixel: of its "label", of the model's "own" one, the "largest", the "mean".
     node.UNCERTAINTY.BOOTSTRAP.MEASURE = "own"
@@ -188,7 +189,7 @@ def add_smallobj_config(cfg: CN) -> None:
     # also done before every checkpoint. detectron2 logs every 20. 1: the host waits in each one.
     node.SPEED.LOSS_PERIOD = 20
 
-    # ---- Augmentation (SPEC 4) -----------------------------------------------------------------
+    # ---- Augmentation (docs/method.md#recipe) --------------------------------------------------
     # One of these factors is drawn for every training image.
     node.SCALES = [0.5, 0.75, 1.0, 1.25, 1.5]
     # Height and width of the random training crop; smaller images are padded (mean, ignore).
@@ -196,11 +197,11 @@ def add_smallobj_config(cfg: CN) -> None:
     # Probability of a horizontal flip.
     node.FLIP_PROB = 0.5
 
-    # ---- Evaluation (SPEC 1) -------------------------------------------------------------------
+    # ---- Evaluation (docs/method.md#instance-aware-iou) ----------------------------------------
     # "exact", or "official" for the released code's truncation and filled contours.
     node.METRIC_MODE = "exact"
 
-    # ---- Inference (SPEC 4) --------------------------------------------------------------------
+    # ---- Inference (docs/method.md#recipe) -----------------------------------------------------
     node.TEST = CN()
     # Test images are also predicted at these factors of their size; the predictions are averaged.
     node.TEST.SCALES = [1.0]

@@ -312,7 +312,7 @@ def test_config_files_load(repository, name):
 
 
 def test_the_recipe(repository):
-    """SPEC 3 and 4 in the files."""
+    """The config files hold the values of docs/method.md#recipe."""
     base = build_config(str(repository / "configs/Base-DeepLabV2-R101.yaml"))
     assert base.MODEL.RESNETS.DEPTH == 101
     assert (base.MODEL.RESNETS.NORM, base.MODEL.RESNETS.STRIDE_IN_1X1) == ("FrozenBN", True)

@@ -1,4 +1,4 @@
-"""The training recipe against a second statement of it, in plain PyTorch (SPEC 2 and 4).
+"""The training recipe against a second statement of it, in plain PyTorch (docs/method.md#recipe).
 
 Nothing of the package is used in the restatement: convolutions by name from a dict of tensors,
 labels resized by PIL, components from SciPy, and SGD written out.

@@ -27,7 +27,7 @@ def class_size_counts(
         class_ids: (N,) integers 1..C.
         areas: (N,) visible pixels.
         num_classes: C, without background.
-        bins: exclusive upper bounds by name; default: S < 32², M < 96², L (SPEC 1).
+        bins: exclusive upper bounds by name; default: S < 32², M < 96², L.
         image_areas: (N,) or one number, pixels of the image; for relative bins only.
 
     Returns:

@@ -84,7 +84,7 @@ def checked_boxes(
 
 
 def number_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Which box each pixel belongs to: the smallest one on it (SPEC 6).
+    """Number each pixel by the smallest box on it (docs/method.md#label-uncertainty).
 
     Of two boxes with equally many pixels the one later in the table lies on top. Crowds lie
     beneath all boxes.

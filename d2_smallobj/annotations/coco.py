@@ -1,4 +1,4 @@
-"""Instance annotations in COCO or LVIS JSON files, painted as label maps (SPEC 1).
+"""Instance annotations in COCO or LVIS JSON files, painted as label maps.
 
 Legend: H, W height and width of an image; C number of object classes.
 """
@@ -67,8 +67,8 @@ class InstanceAnnotations:
             categories are not painted at all: background, or what lies beneath them.
         class_names: C + 1 names, background first; default: the file's names.
         painting: ``"area"``: larger masks first, so that the smaller object stays visible, and
-            crowds beneath them as 255 (SPEC 1); ``"file"``: in the order of the file, crowds as
-            background (the semantic maps of WSSS on COCO, SPEC 5).
+            crowds beneath them as 255; ``"file"``: in the order of the file, crowds as
+            background (the semantic maps of WSSS on COCO); see docs/method.md#data-sets.
         label_maps: whether the classes must fit 8-bit label maps with background; if not, the
             annotations of all of LVIS's categories can be read, ``category_map`` may name class
             0 and more than 254 classes, but :meth:`maps` cannot paint them.

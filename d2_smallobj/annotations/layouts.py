@@ -10,7 +10,7 @@ COCO_FOLDER = Path("coco")
 DEMO_FOLDER = Path("smallobj_demo")
 COCO_YEARS = ("2014", "2017")
 METHODS = ("irn", "cda", "amn", "rib", "clims", "rca", "edam", "nsrom", "bana", "bbam")
-"""Methods whose pseudo labels are registered, on VOC and on COCO (SPEC 5)."""
+"""Methods whose pseudo labels are registered, on VOC and on COCO (docs/method.md#data-sets)."""
 PSEUDO_LABELS = "PseudoLabels"
 
 

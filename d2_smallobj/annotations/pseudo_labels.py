@@ -1,4 +1,6 @@
-"""Pseudo labels in the formats that the methods' own code writes, as label maps (SPEC 5).
+"""Pseudo labels in the formats that the methods' own code writes, as label maps.
+
+The formats are listed in datasets/README.md, section "VOC-aug and pseudo labels".
 
 Legend: H, W height and width of an image; C number of object classes; K classes of an image.
 """
@@ -68,7 +70,7 @@ METHODS = {
         Method("other", "any"),
     )
 }
-"""By name; ``other`` for methods that are not in SPEC 5."""
+"""By name; ``other`` for methods that the paper does not train on."""
 
 
 def read_pseudo_label(

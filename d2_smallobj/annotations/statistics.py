@@ -1,8 +1,9 @@
 """How many instances of which class and size a data set has.
 
 An instance's size is what of it is visible: its pixels in the instance map, larger annotations
-being painted first (SPEC 1). Legend: H, W height and width of an image; N instances; C object
-classes; B size bins.
+being painted first (docs/method.md#sizes).
+
+Legend: H, W height and width of an image; N instances; C object classes; B size bins.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def map_sizes(
 
     Returns:
         One entry per instance that has a pixel which is not ignored; its area counts the ignored
-        ones, too, as SPEC 1 does.
+        ones, too (docs/method.md#sizes).
 
     Raises:
         TypeError, ValueError: a map is malformed; see

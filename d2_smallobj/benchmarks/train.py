@@ -1,11 +1,11 @@
 """Time training steps, with each loss and number format, against a plainly written step.
 
-The yardstick is the recipe's cross-entropy step (SPEC 4) as it is usually written: the same net
-in float32 (on a GPU without TF32), images copied when they are needed, SGD as PyTorch's default,
-the loss read in every step. Ours are the trainer's own steps, losses included, with what
-SMALLOBJ.SPEED has by default, in float32 and in mixed precision with channels-last. CE is task A,
-L_SW the size-weighted loss, L_SB the same with the EWC penalty; weights come from the loader's
-workers, as in training. All steps take turns, on synthetic crops in memory.
+The yardstick is the recipe's cross-entropy step (docs/method.md#recipe) as it is usually written:
+the same net in float32 (on a GPU without TF32), images copied when they are needed, SGD as
+PyTorch's default, the loss read in every step. Ours are the trainer's own steps, losses included,
+with what SMALLOBJ.SPEED has by default, in float32 and in mixed precision with channels-last. CE is
+task A, L_SW the size-weighted loss, L_SB the same with the EWC penalty; weights come from the
+loader's workers, as in training. All steps take turns, on synthetic crops in memory.
 
 With a GPU: DeepLabV2-ResNet101, 321 x 321, batch 10. Targets: L_SB at most 1.03 times CE, mixed
 precision with channels-last at least 2.5 times as fast as the yardstick, Fisher and anchor two

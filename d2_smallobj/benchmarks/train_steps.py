@@ -66,7 +66,7 @@ class Problem:
     seed: int = 0
 
     def config(self, options: Sequence[str] = ()) -> CfgNode:
-        """DeepLabV2's recipe (SPEC 4) at this size, in two tasks with an online Fisher.
+        """DeepLabV2's recipe at this size, in two tasks with an online Fisher.
 
         Raises:
             ValueError: if the net does not exist at this depth or width, or an option is wrong.

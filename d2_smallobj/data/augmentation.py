@@ -1,4 +1,4 @@
-"""The recipe's augmentations (SPEC 4), as detectron2 augmentations on float32 images."""
+"""The recipe's augmentations (docs/method.md#recipe), for detectron2, on float32 images."""
 
 from __future__ import annotations
 

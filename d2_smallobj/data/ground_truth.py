@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,9 +27,9 @@ import numpy as np
 from d2_smallobj.annotations.cityscapes import bare_name
 from d2_smallobj.annotations.instance_maps import VOID
 from d2_smallobj.data.catalog import canonical_name
-from d2_smallobj.data.things import BACKGROUND, dataset_classes
+from d2_smallobj.data.things import class_names, dataset_classes, unannotated_label
 from d2_smallobj.data.truth_finder import TruthFinder
-from d2_smallobj.scoring.classes import Stuff, is_background, stuff_ids
+from d2_smallobj.scoring.classes import Stuff
 from d2_smallobj.scoring.image_sources import ImageSource, SourceReader
 from d2_smallobj.scoring.truth import (
     AnnotationTruth,
@@ -45,7 +44,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 MISSING = ("error", "components", "void")
 Reader = Callable[[Mapping[str, Any]], "tuple[np.ndarray, np.ndarray | None]"]
 
-_VOID_PIXELS = "void"
 _KEYS = (
     "sem_seg_file_name",
     "ins_seg_file_name",
@@ -55,10 +53,6 @@ _KEYS = (
     "image_id",
     "height",
     "width",
-)
-# Words of a data set's name that tell its task, not its images.
-_TASK_WORDS = re.compile(
-    r"_(instance|instances|seg|sem|panoptic|with|stuffonly|separated|detection|\d{1,2})(?=_|$)"
 )
 
 
@@ -109,9 +103,11 @@ def resolve(
     look_up_option("missing_instances", missing_instances, MISSING)
     name = canonical_name(dataset_name)
     metadata = MetadataCatalog.get(name)
-    names = _class_names(name, metadata, num_classes, unannotated, reader)
+    names = class_names(
+        name, metadata, num_classes, unannotated=unannotated, read=reader is not None
+    )
     classes = dataset_classes(name, metadata, names, stuff)
-    label = _unannotated_label(unannotated, metadata, classes.names, classes.ignore_label)
+    label = unannotated_label(unannotated, metadata, classes.names, classes.ignore_label)
     reads = SourceReader(
         classes.names,
         classes.stuff,
@@ -342,72 +338,3 @@ _KINDS = {
     "components": "nothing annotates instances, so that connected components are the instances",
     "void": "thing pixels of images without instances are left out of all instance figures",
 }
-
-
-def _class_names(
-    name: str,
-    metadata: Any,
-    num_classes: int | None,
-    unannotated: str | int | None,
-    reader: Reader | None,
-) -> list[str]:
-    """Names of the classes; their numbers where the metadata has none."""
-    names = getattr(metadata, "stuff_classes", None)
-    if names is not None:
-        if num_classes is not None and num_classes != len(names):
-            raise ValueError(
-                f"num_classes must be {len(names)}, the number of stuff_classes of {name!r},"
-                f" got {num_classes}"
-            )
-        return list(names)
-    things = [str(thing) for thing in getattr(metadata, "thing_classes", None) or ()]
-    if unannotated == BACKGROUND and not any(map(is_background, things)):
-        things = [BACKGROUND, *things]
-    if things and (unannotated is not None or reader is not None):
-        return things
-    if num_classes is not None:
-        return [str(category) for category in range(num_classes)]
-    if things:
-        raise ValueError(_no_semantics(name))
-    raise ValueError(
-        f"dataset_name: the metadata of {name!r} has no stuff_classes; register the"
-        " data set, set them, or give num_classes"
-    )
-
-
-def _no_semantics(name: str) -> str:
-    """What a detection set is answered with."""
-    found = semantic_siblings(name)
-    use = f"evaluate on {' or '.join(map(repr, found))}, or " if found else ""
-    return (
-        f"data set {name!r} has no semantic ground truth (its metadata has thing_classes, but no "
-        f"stuff_classes): {use}let it be painted from the annotations with unannotated="
-        "'background' or 'void', which says what pixels without annotation are"
-    )
-
-
-def semantic_siblings(name: str) -> list[str]:
-    """Registered data sets with semantic ground truth whose name means the same images."""
-    core = _TASK_WORDS.sub("", name)
-    found = [
-        other
-        for other in DatasetCatalog.list()
-        if other != name
-        and _TASK_WORDS.sub("", other) == core
-        and getattr(MetadataCatalog.get(other), "stuff_classes", None)
-    ]
-    return sorted(found, key=lambda other: (len(other), other))[:3]
-
-
-def _unannotated_label(
-    unannotated: str | int | None, metadata: Any, names: Sequence[str], ignore_label: int
-) -> int | None:
-    """Label of pixels without annotation in painted maps; ``None``: nothing is painted."""
-    if unannotated is None:
-        # Our own sets of annotation files have a background, which is what is not annotated.
-        own = getattr(metadata, "instances_json", None) is not None
-        return 0 if own and is_background(names[0]) else None
-    if unannotated == _VOID_PIXELS:
-        return ignore_label
-    (label,) = stuff_ids([unannotated], names, "unannotated, 'void' or a class")
-    return label

@@ -32,7 +32,7 @@ class SemSegMapper:
         image_format: ``"BGR"`` or ``"RGB"``.
         num_classes: classes in the label maps, background included.
         ignore_label: label of pixels without a class.
-        size_weights: makes the weight map of SPEC 2 from the augmented label map, here in the
+        size_weights: makes the weight map (paper, Eq. 3) from the augmented label map, here in the
             worker, so that training never waits for it; None: no map.
         weights_from: first stream position whose task weights by size; earlier ones get no map.
         logit_sizes: the weight maps are made for labels of these sizes, where the loss is taken;
@@ -167,7 +167,7 @@ class SemSegMapper:
 
 
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """The recipe's augmentations in its order: scale, pad and crop, flip (SPEC 4)."""
+    """The recipe's augmentations in its order: scale, pad and crop, flip."""
     return [
         RandomScale(cfg.SMALLOBJ.SCALES),
         RandomPaddedCrop(

@@ -1,4 +1,4 @@
-"""Mixed supervision: some images have masks, the others boxes (SPEC 6).
+"""Mixed supervision: some images have masks, the others boxes (docs/method.md#label-uncertainty).
 
 Keys of a dataset dict that this module knows:
 

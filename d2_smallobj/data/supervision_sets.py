@@ -1,4 +1,4 @@
-"""Data sets for mixed supervision: with boxes beside their masks, or of one class only (SPEC 6)."""
+"""Data sets for mixed supervision: with boxes beside their masks, or of one class only."""
 
 from __future__ import annotations
 

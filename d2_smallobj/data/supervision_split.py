@@ -1,4 +1,4 @@
-"""Which images keep their masks: a seeded split that is stratified by class (SPEC 6)."""
+"""Choose the images that keep their masks: a seeded split, stratified by class (docs/mixed.md)."""
 
 from __future__ import annotations
 

@@ -1,22 +1,29 @@
-"""Which classes of a registered data set are objects, and what its metadata say about labels.
+"""The classes of a registered data set, and which of them are objects, by its metadata.
 
 Stuff is what has no instances: background, sky, road. Everything else is a thing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from d2_smallobj.scoring.classes import Stuff, background_ids, stuff_ids
+from d2_smallobj.scoring.classes import Stuff, background_ids, is_background, stuff_ids
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 BACKGROUND = "background"
 _ALL_THINGS = "things"
 _THING_IDS = "thing_dataset_id_to_contiguous_id"
 _STUFF_IDS = "stuff_dataset_id_to_contiguous_id"
 _HOW = "give stuff=[...] (on the command line --stuff NAME for each, or --no-stuff)"
+_VOID = "void"
+# Words of a data set's name that tell its task, not its images.
+_TASK_WORDS = re.compile(
+    r"_(instance|instances|seg|sem|panoptic|with|stuffonly|separated|detection|\d{1,2})(?=_|$)"
+)
 
 
 class DatasetClasses(NamedTuple):
@@ -106,29 +113,33 @@ def _decide(name: str, metadata: Any, names: tuple[str, ...]) -> tuple[tuple[int
 def _contiguous_ids(
     name: str, metadata: Any, things: Sequence[str], names: Sequence[str]
 ) -> list[int]:
-    """Class ids of the things as the metadata number them, or thing numbers."""
+    """What the metadata number the things with: ids of classes, or places in ``thing_classes``."""
     mapping = getattr(metadata, _THING_IDS, None) or {}
     if not isinstance(mapping, Mapping):
         raise ValueError(f"metadata of {name!r}: {_THING_IDS} must be a dict, got {mapping!r:.80}")
     ids = sorted(set(mapping.values()))
-    known = things or names
-    wrong = [n for n in ids if not isinstance(n, (int, np.integer)) or not 0 <= n < len(known)]
+    known = max(len(things), len(names))
+    wrong = [n for n in ids if not isinstance(n, (int, np.integer)) or not 0 <= n < known]
     if wrong:
         raise ValueError(
-            f"metadata of {name!r}: {_THING_IDS} leads to {wrong[0]!r}, but "
-            f"{'thing_classes' if things else 'stuff_classes'} has 0..{len(known) - 1}; correct "
-            f"the metadata, or {_HOW}"
+            f"metadata of {name!r}: {_THING_IDS} leads to {wrong[0]!r}, but there are "
+            f"{len(names)} stuff_classes and {len(things)} thing_classes; correct the metadata, or "
+            f"{_HOW}"
         )
     return [int(number) for number in ids]
 
 
 def _agree(where: str, ids: Sequence[int], things: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether thing numbers are class ids.
+    """Whether the numbers of things are ids of classes, by the names that both lists have.
 
     Raises:
         ValueError: they should be, but the two lists of names differ.
     """
-    different = [number for number in ids if things and things[number] != names[number]]
+    different = [
+        number
+        for number in ids
+        if things and (number >= len(things) or things[number] != names[number])
+    ]
     if different and len(things) == len(names):
         number = different[0]
         raise ValueError(
@@ -173,7 +184,7 @@ def _sentence(name: str, names: Sequence[str], stuff: Sequence[int], why: str) -
     reason = {
         BACKGROUND: "the class called background is stuff",
         "nothing": "the metadata name no stuff and no background",
-    }.get(why, f"the metadata's {why} tell")
+    }.get(why, f"the metadata's {why} says so")
     return (
         f"{name}: {len(things)} of {len(names)} classes are things ({_some(things)}), "
         f"{len(stuff)} stuff ({_some([names[number] for number in stuff])}), since {reason}. "
@@ -182,5 +193,92 @@ def _sentence(name: str, names: Sequence[str], stuff: Sequence[int], why: str) -
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
+    # Without the synonyms that some sets list after commas.
+    shown = ", ".join(name.split(",")[0].strip() for name in names[:5])
     return f"{shown}, ..." if len(names) > 5 else shown or "none"
+
+
+# ---- Names -------------------------------------------------------------------------------------
+
+
+def class_names(
+    name: str,
+    metadata: Any,
+    num_classes: int | None,
+    *,
+    unannotated: str | int | None = None,
+    read: bool = False,
+) -> list[str]:
+    """Names of the classes of a data set; their numbers where the metadata has none.
+
+    Args:
+        name: the data set's.
+        metadata: its metadata.
+        num_classes: number of classes, where the metadata have no names.
+        unannotated: what pixels without annotation are, if semantic maps are to be painted.
+        read: whether a reader of the user's own makes the maps.
+
+    Raises:
+        ValueError: there are no names and no number, the two differ, or the data set is one for
+            detection.
+    """
+    names = getattr(metadata, "stuff_classes", None)
+    if names is not None:
+        if num_classes is not None and num_classes != len(names):
+            raise ValueError(
+                f"num_classes must be {len(names)}, the number of stuff_classes of {name!r},"
+                f" got {num_classes}"
+            )
+        return list(names)
+    things = [str(thing) for thing in getattr(metadata, "thing_classes", None) or ()]
+    if unannotated == BACKGROUND and not any(map(is_background, things)):
+        things = [BACKGROUND, *things]
+    if things and (unannotated is not None or read):
+        return things
+    if num_classes is not None:
+        return [str(category) for category in range(num_classes)]
+    if things:
+        raise ValueError(no_semantics(name, "thing_classes in its metadata, but no stuff_classes"))
+    raise ValueError(
+        f"dataset_name: the metadata of {name!r} has no stuff_classes; register the"
+        " data set, set them, or give num_classes"
+    )
+
+
+def unannotated_label(
+    unannotated: str | int | None, metadata: Any, names: Sequence[str], ignore_label: int
+) -> int | None:
+    """Label of pixels without annotation in painted maps; ``None``: nothing is painted."""
+    if unannotated is None:
+        # Our own sets of annotation files have a background, which is what is not annotated.
+        own = getattr(metadata, "instances_json", None) is not None
+        return 0 if own and is_background(names[0]) else None
+    if unannotated == _VOID:
+        return ignore_label
+    (label,) = stuff_ids([unannotated], names, "unannotated, 'void' or a class")
+    return label
+
+
+def no_semantics(name: str, why: str) -> str:
+    """What a detection set is answered with; ``why`` tells how it shows that it is one."""
+    found = semantic_siblings(name)
+    use = f"evaluate on {' or '.join(map(repr, found))}, or " if found else ""
+    return (
+        f"data set {name!r} has no semantic ground truth ({why}): {use}let it be painted from the "
+        "annotations with unannotated='background' or 'void', which says what pixels without "
+        "annotation are"
+    )
+
+
+def semantic_siblings(name: str) -> list[str]:
+    """Registered data sets of semantic classes whose name means the same images, at most three."""
+    core = _TASK_WORDS.sub("", name)
+    found = [
+        other
+        for other in DatasetCatalog.list()
+        if other != name
+        and _TASK_WORDS.sub("", other) == core
+        and (getattr(MetadataCatalog.get(other), "stuff_classes", None) or [_ALL_THINGS])[0]
+        != _ALL_THINGS
+    ]
+    return sorted(found, key=lambda other: (len(other), other))[:3]

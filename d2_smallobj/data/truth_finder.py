@@ -15,6 +15,7 @@ from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.files import FileCheck
 from d2_smallobj.annotations.instance_maps import dict_annotations
 from d2_smallobj.annotations.panoptic import segments_of
+from d2_smallobj.data.things import no_semantics
 from d2_smallobj.scoring.image_sources import ImageSource
 
 # VOC tells the objects of its 20 classes apart, and no others.
@@ -65,6 +66,8 @@ class TruthFinder:
         source = self._instances(record, name, semantic)
         if source is not None:
             return source
+        if semantic is None and "annotations" in record and not self._paints:
+            raise ValueError(no_semantics(self._name, "no 'sem_seg_file_name' in its dicts"))
         if semantic is None:
             raise ValueError(
                 f"data set {self._name!r} has no ground truth for {record.get('file_name')!r}: its "
@@ -181,8 +184,10 @@ class TruthFinder:
         things = getattr(self._metadata, "thing_classes", None) or ()
         contiguous = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None) or {}
         names = {number: entry.name for number, entry in opened.categories.items()}
-        names |= {key: str(things[n]) for key, n in contiguous.items() if key in names and things}
-        found = {key: numbers[text] for key, text in names.items() if text in numbers}
+        # Most sets number their things, some the classes.
+        numbered = things if max(contiguous.values(), default=0) < len(things) else ()
+        names |= {key: str(numbered[n]) for key, n in contiguous.items() if numbered}
+        found = {key: numbers[names[key]] for key in opened.categories if names[key] in numbers}
         if not found:
             raise ValueError(
                 f"{self.json_file}: none of its categories has the name of a class of "

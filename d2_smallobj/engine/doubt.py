@@ -1,4 +1,7 @@
-"""Online bootstrapping (SPEC 6) as a detectron2 hook: its switch, its figures, its pictures."""
+"""Online bootstrapping as a detectron2 hook: its switch, its figures, its pictures.
+
+The method: docs/method.md#label-uncertainty.
+"""
 
 from __future__ import annotations
 

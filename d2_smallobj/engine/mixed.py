@@ -1,4 +1,4 @@
-"""Mixed supervision against its baselines (SPEC 6), each kept apart, over several seeds."""
+"""Compare mixed supervision with its baselines over several seeds (docs/mixed.md#figures)."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _one_task(loss: str) -> tuple[str, ...]:
 
 
 def _two_tasks(iterations: int) -> tuple[str, ...]:
-    """Cross-entropy for so many iterations, then the size-balanced loss (SPEC 3)."""
+    """Cross-entropy for so many iterations, then the size-balanced loss (paper, Eq. 5)."""
     return (
         *("SMALLOBJ.TASK_A.ITERS", str(iterations), "SMALLOBJ.TASK_A.LOSS", "cross_entropy"),
         *("SMALLOBJ.TASK_B.LOSS", "size_weighted"),

@@ -1,4 +1,4 @@
-"""Optimiser groups and the poly schedule over one or two tasks (SPEC 3, 4)."""
+"""Optimiser groups and the poly schedule over one or two tasks (docs/method.md#recipe)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEAD = "sem_seg_head"
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
-    """Split the trained parameters by learning rate and decay (SPEC 4).
+    """Split the trained parameters by learning rate and decay (docs/method.md#recipe).
 
     Backbone x1, head weights x ``SMALLOBJ.HEAD_LR_FACTOR``, head biases x
     ``SMALLOBJ.HEAD_BIAS_LR_FACTOR``; biases have their own decay, norms

@@ -1,4 +1,4 @@
-"""The switch from task A to task B (SPEC 3), as a detectron2 hook."""
+"""The switch from task A to task B (paper, section 4.2), as a detectron2 hook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two-task trainer: detectron2's DefaultTrainer with a task switch (SPEC 3)."""
+"""The two-task trainer: detectron2's DefaultTrainer with a task switch (paper, section 4.2)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What an ablation compares: the paper's losses, every reading of them kept apart (SPEC 3).
+"""The variants of an ablation: the paper's losses, each reading of them by itself.
 
 The released code never applies its penalty, so "with L_SB" may mean two things: a size-weighted
-second task without penalty, or with one. The variants here tell them apart.
+second task without penalty, or with one (docs/method.md#size-balanced-loss). The variants here tell
+them apart.
 """
 
 from __future__ import annotations

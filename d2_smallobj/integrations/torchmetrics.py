@@ -1,11 +1,11 @@
 """mIoU and IA-mIoU as a ``torchmetrics.Metric``; needs ``pip install d2_smallobj[torchmetrics]``.
 
-Shapes: B images of a batch; H, W height and width; C number of classes, background included.
+Shapes: B images of a batch; H, W height and width; C number of classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from d2_smallobj.metrics import (
     BlobTable,
     ImageMatch,
     InstanceTable,
+    PixelTable,
     match_image,
 )
+from d2_smallobj.metrics.image_means import WORST_PERCENT, check_worst
 
 try:
     from torchmetrics import Metric
@@ -41,11 +43,15 @@ class InstanceAwareIoU(Metric):
 
     Args:
         num_classes: C.
-        class_names: C distinct names, background first; default: their numbers.
+        class_names: C distinct names; default: their numbers.
+        stuff: ids of the classes whose pixels are no objects: ``(0,)``, the background, by
+            default; ``()`` for none.
         ignore_label: semantic value that is left out.
+        void_instance: value of instance pixels that are left out; ``None``: there are none.
         mode: ``"exact"`` or ``"official"``.
         size_bins: exclusive upper bounds by bin name; see
             :class:`d2_smallobj.metrics.sizes.SizeBins`.
+        worst: share of the worst images, in percent, for the figures with ``@``.
         **kwargs: those of ``torchmetrics.Metric``.
 
     Raises:
@@ -68,19 +74,29 @@ class InstanceAwareIoU(Metric):
         num_classes: int,
         class_names: Sequence[str] | None = None,
         *,
+        stuff: Collection[int] = (0,),
         ignore_label: int = 255,
+        void_instance: int | None = 255,
         mode: str = "exact",
         size_bins: Mapping[str, float] = COCO_SIZE_BINS,
+        worst: int = WORST_PERCENT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._options = {"num_classes": num_classes, "ignore_label": ignore_label, "mode": mode}
-        Accumulator(**self._options)  # Refuses wrong options now, not at the first image.
+        # Refuses wrong options now, not at the first image.
+        self._options = Accumulator(
+            num_classes,
+            stuff=stuff,
+            ignore_label=ignore_label,
+            void_instance=void_instance,
+            mode=mode,
+        ).settings
+        self.worst = check_worst(worst)
         self.class_names = [str(n) for n in (class_names or range(num_classes))]
         if len(self.class_names) != num_classes:
             raise ValueError(
-                f"class_names must be {num_classes} names, background first,"
-                f" got {len(self.class_names)}: {self.class_names}"
+                f"class_names must be {num_classes} names, got {len(self.class_names)}:"
+                f" {self.class_names}"
             )
         self.size_bins = size_bins
         self._unnamed = 0
@@ -99,8 +115,8 @@ class InstanceAwareIoU(Metric):
             preds: (B, C, H, W) scores of any kind (the largest wins), or (B, H, W) integer
                 labels; on any device.
             target: (B, H, W) integer labels.
-            instances: (B, H, W) instance ids, 0 = none, 255 = void; ``None``: the components of
-                ``target`` are the instances.
+            instances: (B, H, W) instance ids, 0 = none, ``void_instance`` = void; ``None``: the
+                components of ``target`` are the instances.
             image_ids: B names that no other image of the data set has. Without them images are
                 numbered, and an image that a padding sampler repeats cannot be told from a new
                 one: it counts twice.
@@ -152,7 +168,9 @@ class InstanceAwareIoU(Metric):
         Raises:
             ValueError: if two processes, or two batches, gave the same image.
         """
-        figures = self.accumulator().summarize(self.class_names, size_bins=self.size_bins)
+        figures = self.accumulator().summarize(
+            self.class_names, size_bins=self.size_bins, worst=self.worst
+        )
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()}
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
@@ -184,39 +202,38 @@ def _to_labels(preds: torch.Tensor, num_classes: int) -> np.ndarray:
     return labels.to(torch.uint8 if num_classes <= 256 else torch.int32).cpu().numpy()
 
 
-_INSTANCE_COLUMNS = [name for name in InstanceTable.names() if name != "image_id"]
-_BLOB_COLUMNS = [name for name in BlobTable.names() if name != "image_id"]
+_TABLES = {"pixels": PixelTable, "table": InstanceTable, "blobs": BlobTable}
+
+
+def _columns(kind: type[InstanceTable | BlobTable | PixelTable]) -> list[str]:
+    return [name for name in kind.names() if name != "image_id"]
 
 
 def _encode(image_id: str, match: ImageMatch) -> np.ndarray:
-    """One image as int64 numbers: lengths, name, confusion cells, instances, blobs."""
+    """One image as int64 numbers: lengths, name, confusion cells, and its tables."""
     name = np.frombuffer(image_id.encode(), np.uint8)
-    cells = np.flatnonzero(match.confusion)
-    lengths = [len(name), len(cells), len(match.table), len(match.blobs)]
-    # The bits of the one float column travel as an integer.
-    instances = [getattr(match.table, column).view(np.int64) for column in _INSTANCE_COLUMNS]
-    blobs = [getattr(match.blobs, column) for column in _BLOB_COLUMNS]
-    parts = [lengths, name, cells, match.confusion.ravel()[cells], *instances, *blobs]
+    tables = [getattr(match, attribute) for attribute in _TABLES]
+    lengths = [len(name), len(match.cells), *map(len, tables)]
+    parts = [lengths, name, *match.cells.T]
+    for table in tables:
+        # The bits of the one float column travel as an integer.
+        parts += [getattr(table, column).view(np.int64) for column in _columns(type(table))]
     return np.concatenate([np.asarray(part, np.int64) for part in parts])
 
 
 def _decode(message: np.ndarray, num_classes: int) -> tuple[str, ImageMatch, np.ndarray]:
     """Read the first image of a stream: its name, its match, and the stream after it."""
-    letters, cells, instances, blobs = message[:4].tolist()
-    sizes = [4, letters, cells, cells]
-    sizes += [instances] * len(_INSTANCE_COLUMNS) + [blobs] * len(_BLOB_COLUMNS)
-    _, name, place, count, *columns, rest = np.split(message, np.cumsum(sizes))
+    letters, cells, *rows = message[: 2 + len(_TABLES)].tolist()
+    sizes = [2 + len(_TABLES), letters, cells, cells, cells]
+    for kind, length in zip(_TABLES.values(), rows):
+        sizes += [length] * len(_columns(kind))
+    _, name, truth, guess, count, *parts, rest = np.split(message, np.cumsum(sizes))
     image_id = bytes(name.astype(np.uint8)).decode()
-    confusion = np.zeros(num_classes**2, np.int64)
-    confusion[place] = count
-    table = dict(zip(_INSTANCE_COLUMNS, columns))
-    table["charged"] = table["charged"].view(np.float64)
-    match = ImageMatch(
-        confusion.reshape(num_classes, num_classes),
-        InstanceTable(image_id=np.full(instances, image_id), **table),
-        BlobTable(
-            image_id=np.full(blobs, image_id),
-            **dict(zip(_BLOB_COLUMNS, columns[len(_INSTANCE_COLUMNS) :])),
-        ),
-    )
-    return image_id, match, rest
+    tables = {}
+    for (attribute, kind), length in zip(_TABLES.items(), rows):
+        columns = {column: parts.pop(0) for column in _columns(kind)}
+        if "charged" in columns:
+            columns["charged"] = columns["charged"].view(np.float64)
+        tables[attribute] = kind(image_id=np.full(length, image_id), **columns)
+    cells = np.stack([truth, guess, count], axis=1)
+    return image_id, ImageMatch(cells, num_classes=num_classes, **tables), rest

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: hold the weights that task A needs (SPEC 3; paper, Eq. 5)."""
+"""Elastic weight consolidation: hold the weights that task A needs (paper, Eq. 5)."""
 
 from __future__ import annotations
 

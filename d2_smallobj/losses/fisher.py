@@ -1,4 +1,4 @@
-"""The two estimates of the diagonal Fisher information (SPEC 3; Kirkpatrick et al. 2017).
+"""The two estimates of the diagonal Fisher information (docs/method.md#fisher-information).
 
 Both square gradients of the *mean* negative log-likelihood over the valid pixels of what they are
 given, the loss that training uses. They differ in what that is: the online estimate squares the

@@ -1,4 +1,4 @@
-"""The arithmetic of the penalty ``λ Σ F (θ - θ*)²`` on lists of tensors (SPEC 3).
+"""The arithmetic of the penalty ``λ Σ F (θ - θ*)²`` on lists of tensors (paper, Eq. 5).
 
 Every function takes ``parameters`` (θ), ``anchor`` (θ*) and ``fisher`` (F): lists of one length,
 tensor by tensor of one shape and memory format; F >= 0. They handle the tensors in bounded runs

@@ -1,4 +1,4 @@
-"""Size-weighted cross-entropy, the segmentation part of the size-balanced loss (SPEC 2-3).
+"""Size-weighted cross-entropy, the segmentation part of the size-balanced loss (paper, Eq. 4).
 
 Shapes: N images, K classes, H, W label map, h, w logit map.
 """

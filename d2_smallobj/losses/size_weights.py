@@ -1,4 +1,6 @@
-"""Pixel weights that give small objects the say of large ones (SPEC 2; paper, Eq. 3-4).
+"""Pixel weights inversely proportional to object size (paper, Eq. 3).
+
+Readings of the equation: docs/method.md#size-weights.
 
 Shapes: H, W height and width of a label map; K number of its foreground components.
 """
@@ -34,7 +36,7 @@ class SizeWeights:
             goes to the component's own pixels, and a blob in another blob's hole is a component
             of its own; a weight falls below 1 where holes are larger than the rest of the
             foreground. (The authors' code also paints that weight on the hole's background, and
-            the hole's inverse area on its rim; SPEC 2 fixes background at 1.)
+            the hole's inverse area on its rim; here background always weighs 1.)
         ignore_label: label of the pixels to leave out; not 0, which is the background.
 
     Raises:
@@ -102,7 +104,7 @@ def size_weights(
     compat: str = "exact",
     ignore_label: int = 255,
 ) -> np.ndarray:
-    """Weigh every pixel of a label map by the inverse size of its component (SPEC 2).
+    """Weigh every pixel of a label map by the inverse size of its component (paper, Eq. 3).
 
     Args:
         labels: (H, W) of any integer dtype; 0 background, ``ignore_label`` left out.

@@ -1,10 +1,11 @@
-"""Logits as a spread softens them: the forms of learned label uncertainty (SPEC 6).
+"""Logits softened by a spread: the forms of learned label uncertainty.
 
 With a spread sigma, ``mu / sqrt(1 + pi sigma^2 / 8)`` is about the logit of the mean sigmoid of a
 normal variable (mu, sigma) (MacKay's approximation). With more than two classes there are three
 forms, which are one and the same for two:
 
-- ``"per_class"`` (SPEC 6): each logit is divided by the root of its own class's sigma;
+- ``"per_class"``, the plain form (docs/method.md#label-uncertainty): each logit is divided by the
+  root of its own class's sigma;
 - ``"shared"``: all logits by that of one sigma;
 - ``"object"``: only the logit of object against background, ``log sum_{c > 0} exp(mu_c) - mu_0``,
   by that of one sigma. A box says for certain which class its object has; what may be doubted is

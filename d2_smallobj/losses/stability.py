@@ -1,4 +1,4 @@
-"""How large the penalty may be before SGD oscillates out of it (SPEC 3, stability).
+"""Limit of the penalty's strength, above which SGD diverges (docs/method.md#stability).
 
 On the penalty ``λ F (θ - θ*)²`` alone, whose curvature is ``h = 2 λ F``, the heavy-ball step
 ``v <- m v + h (θ - θ*); θ <- θ - lr v`` contracts while ``lr h < 2 (1 + m)``; Nesterov's while

@@ -1,4 +1,6 @@
-"""Cross-entropy that may doubt its labels (SPEC 6; Neven et al., arXiv 2110.05926).
+"""Cross-entropy with learned label uncertainty (Neven et al., arXiv 2110.05926).
+
+The form is a reading of the abstract: docs/method.md#label-uncertainty.
 
 Beside each logit mu the network predicts a spread sigma >= 0. On pixels whose label may be wrong,
 those inside boxes, the loss sees ``mu / sqrt(1 + pi sigma^2 / 8)``: about the logit of the mean
@@ -49,11 +51,11 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             ``"own"`` label there, the ``"largest"``, or the ``"mean"`` over classes. With one
             sigma a pixel they are the same.
         penalty: weight, >= 0, of the mean sigma of doubted pixels, which is added to the loss. 0
-            is the form of SPEC 6; more makes doubt cost something where it explains nothing.
+            is the plain form; more makes doubt cost something where it explains nothing.
         min_object: while bootstrapping, a box in which the model itself sees an object on less
             than this share of the pixels, in [0, 1), keeps its labels, and they are certain: an
-            object is there, and one that the model does not know yet must not be doubted away.
-            0: no such rule.
+            object is there, and one that the model does not know yet must not be relabelled as
+            background. 0: no such rule.
         relabelled: the model's own label is then ``"certain"`` (sigma counts as 0), or goes on
             being ``"doubted"``.
         ignore_label: as in the parent, like the next four.
@@ -174,7 +176,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
     def bootstrap(
         self, logits: Tensor, labels: Tensor, sigma: Tensor, doubtable: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Give box pixels that the model doubts its own labels (SPEC 6).
+        """Relabel the box pixels that the model doubts with its own labels.
 
         Args:
             logits: (N, C, H, W).

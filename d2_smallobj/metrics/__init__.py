@@ -1,10 +1,10 @@
-"""Instance-aware IoU on label maps (SPEC 1); numpy and OpenCV only, no torch, no detectron2."""
+"""Instance-aware IoU on label maps (docs/method.md); numpy and OpenCV only."""
 
 from d2_smallobj.metrics.accumulator import Accumulator
 from d2_smallobj.metrics.components import Components, class_components, label_components
 from d2_smallobj.metrics.matching import ImageMatch, component_instances, match_image
 from d2_smallobj.metrics.outcomes import OUTCOMES, blob_summary, classify, outcome_summary
-from d2_smallobj.metrics.records import BlobTable, InstanceTable
+from d2_smallobj.metrics.records import BlobTable, InstanceTable, PixelTable
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, SizeBins, parse_size_bins
 from d2_smallobj.metrics.summary import summarize
 
@@ -16,6 +16,7 @@ __all__ = [
     "Components",
     "ImageMatch",
     "InstanceTable",
+    "PixelTable",
     "SizeBins",
     "blob_summary",
     "class_components",

@@ -1,22 +1,22 @@
 """Evaluation over a data set: images in, one table and one confusion matrix out.
 
-Shapes: H, W image height and width; C number of classes, background included; R number of records.
+Shapes: H, W image height and width; C number of classes; R number of records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from d2_smallobj.metrics import validation
 from d2_smallobj.metrics.matching import MODES, ImageMatch, match_image
-from d2_smallobj.metrics.records import COCO_SIZE_BINS, BlobTable, InstanceTable
-from d2_smallobj.metrics.summary import summarize
+from d2_smallobj.metrics.records import COCO_SIZE_BINS, BlobTable, InstanceTable, PixelTable
+from d2_smallobj.metrics.summary import WORST_PERCENT, summarize
 from d2_smallobj.utils.options import look_up_option
 
-_SETTINGS = ("num_classes", "ignore_label", "mode")
+_SETTINGS = ("num_classes", "stuff", "ignore_label", "void_instance", "mode")
 
 
 class Accumulator:
@@ -26,8 +26,11 @@ class Accumulator:
     are integers, records are sorted, and means are exactly rounded sums.
 
     Args:
-        num_classes: C, background included.
+        num_classes: C.
+        stuff: ids of the classes whose pixels are no objects, such as background or sky; all
+            others are things.
         ignore_label: semantic value that is left out.
+        void_instance: value of instance pixels that are left out; ``None``: there are none.
         mode: ``"exact"`` or ``"official"``; see :func:`d2_smallobj.metrics.matching.match_image`.
 
     Example:
@@ -39,16 +42,31 @@ class Accumulator:
         [0.667, 0.5]
     """
 
-    def __init__(self, num_classes: int, *, ignore_label: int = 255, mode: str = "exact") -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        stuff: Collection[int] = (0,),
+        ignore_label: int = 255,
+        void_instance: int | None = validation.VOID_INSTANCE,
+        mode: str = "exact",
+    ) -> None:
         validation.check_classes(num_classes, ignore_label)
         self.num_classes = int(num_classes)
+        self.stuff = validation.check_stuff(stuff, self.num_classes)
         self.ignore_label = int(ignore_label)
+        self.void_instance = validation.check_void_instance(void_instance)
         self.mode = look_up_option("mode", mode, MODES)
         self.confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
-        # By image, the classes it has and their three counts: (P,) and (P, 3).
-        self._images: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._images: set[str] = set()
         self._tables: list[InstanceTable] = []
         self._blobs: list[BlobTable] = []
+        self._pixels: list[PixelTable] = []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the accumulator was made with, by argument."""
+        return {name: getattr(self, name) for name in _SETTINGS}
 
     @property
     def images(self) -> list[str]:
@@ -66,18 +84,12 @@ class Accumulator:
         return BlobTable.concatenate(self._blobs).sorted()
 
     @property
-    def image_counts(self) -> np.ndarray:
-        """Pixels of every class in every image, int64 (N, C, 3), in the order of ``images``.
+    def pixels(self) -> PixelTable:
+        """Pixel counts by image and class, sorted.
 
-        The last axis holds intersection, ground-truth and predicted pixels, of the pixels that
-        the confusion matrix counts; its sum over images has the matrix's diagonal, row sums and
-        column sums.
+        Summed over the images they are the confusion matrix's diagonal, row sums and column sums.
         """
-        counts = np.zeros((len(self._images), self.num_classes, 3), np.int64)
-        for row, image in zip(counts, self.images):
-            classes, values = self._images[image]
-            row[classes] = values
-        return counts
+        return PixelTable.concatenate(self._pixels).sorted()
 
     def update(
         self,
@@ -104,9 +116,7 @@ class Accumulator:
             prediction,
             semantic,
             instances,
-            num_classes=self.num_classes,
-            ignore_label=self.ignore_label,
-            mode=self.mode,
+            **self.settings,
             image_id=str(image_id),
         )
         self.add(str(image_id), match)
@@ -122,15 +132,16 @@ class Accumulator:
             ValueError: if the image was already added, or C differs.
         """
         self._refuse_duplicates([image_id])
-        if match.confusion.shape != self.confusion.shape:
+        if match.num_classes != self.num_classes:
             raise ValueError(
-                f"match: confusion must have shape {self.confusion.shape}"
-                f" for {self.num_classes} classes, got {match.confusion.shape}"
+                f"match: must have {self.num_classes} classes, got {match.num_classes}"
             )
-        self._images[image_id] = _class_counts(match.confusion)
+        self._images.add(image_id)
         self._tables.append(match.table)
         self._blobs.append(match.blobs)
-        self.confusion += match.confusion
+        self._pixels.append(match.pixels)
+        truth, guess, count = match.cells.T
+        self.confusion[truth, guess] += count
 
     def merge(self, other: Accumulator) -> None:
         """Add everything that ``other`` holds (another process's share of the data set).
@@ -149,38 +160,36 @@ class Accumulator:
         self._images.update(other._images)
         self._tables += other._tables
         self._blobs += other._blobs
+        self._pixels += other._pixels
         self.confusion += other.confusion
 
     def summarize(
-        self, class_names: Sequence[str], *, size_bins: Mapping[str, float] = COCO_SIZE_BINS
+        self,
+        class_names: Sequence[str],
+        *,
+        size_bins: Mapping[str, float] = COCO_SIZE_BINS,
+        worst: int = WORST_PERCENT,
     ) -> dict[str, float]:
         """Compute the figures; see :func:`d2_smallobj.metrics.summary.summarize`."""
         return summarize(
             self.table,
-            self.confusion,
+            self.pixels,
             class_names,
+            stuff=self.stuff,
             size_bins=size_bins,
+            worst=worst,
             images=len(self._images),
         )
 
     def state(self) -> dict[str, Any]:
         """Everything collected as plain settings, lists of str and numpy arrays, to be sent."""
-        images = self.images
-        present = [self._images[image] for image in images]
         return {
-            **{name: getattr(self, name) for name in _SETTINGS},
-            "images": images,
+            **self.settings,
+            "images": self.images,
             "confusion": self.confusion.copy(),
             "records": self.table.columns(),
             "blobs": self.blobs.columns(),
-            # Rows (image's position, class, intersection, ground truth, predicted).
-            "image_counts": np.concatenate(
-                [np.zeros((0, 5), np.int64)]
-                + [
-                    np.column_stack([np.full_like(classes, position), classes, values])
-                    for position, (classes, values) in enumerate(present)
-                ]
-            ),
+            "pixels": self.pixels.columns(),
         }
 
     @classmethod
@@ -190,12 +199,10 @@ class Accumulator:
         Raises:
             ValueError: if a key is missing, or the confusion matrix or a column does not fit.
         """
-        wanted = {*_SETTINGS, "images", "confusion", "records", "blobs", "image_counts"}
+        wanted = {*_SETTINGS, "images", "confusion", "records", "blobs", "pixels"}
         if set(state) != wanted:
             raise ValueError(f"state must have the keys {sorted(wanted)}, got {sorted(state)}")
-        accumulator = cls(
-            state["num_classes"], ignore_label=state["ignore_label"], mode=state["mode"]
-        )
+        accumulator = cls(**{name: state[name] for name in _SETTINGS})
         confusion = np.asarray(state["confusion"], np.int64)
         if confusion.shape != accumulator.confusion.shape:
             raise ValueError(
@@ -203,15 +210,10 @@ class Accumulator:
                 f" for {accumulator.num_classes} classes, got {confusion.shape}"
             )
         accumulator.confusion += confusion
-        images = list(state["images"])
-        counts = np.asarray(state["image_counts"], np.int64).reshape(-1, 5)
-        ends = np.searchsorted(counts[:, 0], np.arange(len(images) + 1)).tolist()
-        accumulator._images = {
-            image: (counts[start:end, 1], counts[start:end, 2:])
-            for image, start, end in zip(images, ends[:-1], ends[1:])
-        }
+        accumulator._images = set(state["images"])
         accumulator._tables = [InstanceTable.from_columns(state["records"])]
         accumulator._blobs = [BlobTable.from_columns(state["blobs"])]
+        accumulator._pixels = [PixelTable.from_columns(state["pixels"])]
         return accumulator
 
     def _refuse_duplicates(self, images: Iterable[str]) -> None:
@@ -222,11 +224,3 @@ class Accumulator:
                 f"image_id: every image may be evaluated once, got again {', '.join(twice[:10])}"
                 f"{more} (does the sampler repeat images, or do two images share an id?)"
             )
-
-
-def _class_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Classes that an image has in truth or prediction (P,), and their counts (P, 3)."""
-    truth, guess = confusion.sum(axis=1), confusion.sum(axis=0)
-    classes = np.flatnonzero(truth + guess)
-    counts = confusion.diagonal()[classes], truth[classes], guess[classes]
-    return classes, np.array(counts).T

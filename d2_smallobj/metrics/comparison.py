@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from d2_smallobj.metrics.image_means import WORST_PERCENT
 from d2_smallobj.metrics.image_sums import Run
 from d2_smallobj.metrics.pairing import (
     Difference,
@@ -26,6 +27,7 @@ from d2_smallobj.metrics.statistics import (
     intervals,
     score,
 )
+from d2_smallobj.metrics.summary import split_headline
 
 # Options under which two runs may be compared, but not without saying so.
 _TOLD = ("mode", "ignore_label", "version")
@@ -35,7 +37,8 @@ class NamedRun(Run, Protocol):
     """A scored method; :class:`d2_smallobj.scoring.ScoredRun` is one.
 
     Of the options, ``size_bins`` (a mapping, or text for :func:`.sizes.parse_size_bins`; default
-    COCO's), ``include_background`` (default true), ``mode`` and ``ignore_label`` are looked at.
+    COCO's), ``stuff`` (class ids; default ``[0]``), ``worst`` (percent of images; default 5),
+    ``include_background`` (default true), ``mode`` and ``ignore_label`` are looked at.
     """
 
     @property
@@ -44,7 +47,7 @@ class NamedRun(Run, Protocol):
 
     @property
     def class_names(self) -> Sequence[str]:
-        """C names, background first."""
+        """C names."""
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -60,7 +63,8 @@ class PairedDifference:
         second: name of the other one.
         figure: e.g. ``IA-mIoU_S``.
         difference: second minus first, with interval and p-value.
-        p_adjusted: the p-value after Holm's adjustment for all differences of the comparison.
+        p_adjusted: the p-value after Holm's adjustment for all differences of the comparison in
+            mIoU and IA-mIoU; differences in the other figures are adjusted among themselves.
     """
 
     first: str
@@ -125,10 +129,17 @@ def compare_runs(
     """
     check_settings(samples, seed, level)
     names = _check_runs(runs, baseline)
-    class_names, bins = list(runs[0].class_names), run_size_bins(runs[0].options)
-    background = bool(runs[0].options.get("include_background", True))
+    class_names, options = list(runs[0].class_names), runs[0].options
+    bins, stuff = run_size_bins(options), run_stuff(options)
     scores = [
-        score(run, class_names=class_names, size_bins=bins, include_background=background)
+        score(
+            run,
+            class_names=class_names,
+            stuff=stuff,
+            size_bins=bins,
+            include_background=bool(options.get("include_background", True)),
+            worst=run_worst(options),
+        )
         for run in runs
     ]
     images = len(scores[0].sums.images)
@@ -140,7 +151,7 @@ def compare_runs(
         (pair, differences([scores[i] for i in pair], [draws[i] for i in pair], p, level))
         for pair, p in zip(pairs, p_values)
     ]
-    supports = scores[0].sums.supports()
+    supports = scores[0].supports()
     return Comparison(
         names=names,
         images=images,
@@ -150,7 +161,7 @@ def compare_runs(
         },
         differences=_adjusted(names, found),
         ranks=rank_table({name: method.figures for name, method in zip(names, scores)}),
-        cells=tuple(cell_warnings(runs[0].table, class_names, bins)),
+        cells=tuple(cell_warnings(runs[0].table, class_names, bins, stuff=stuff)),
         remarks=tuple(_remarks(runs)),
         samples=samples,
         seed=seed,
@@ -168,6 +179,16 @@ def run_size_bins(options: Mapping[str, Any]) -> SizeBins:
     if given is None:
         return COCO_SIZE_BINS
     return parse_size_bins(given) if isinstance(given, str) else as_size_bins(given)
+
+
+def run_stuff(options: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids of the stuff classes of a run's options; (0,), the background, if nothing is said."""
+    return tuple(int(category) for category in options.get("stuff", (0,)))
+
+
+def run_worst(options: Mapping[str, Any]) -> int:
+    """The share of worst images of a run's options, in percent."""
+    return int(options.get("worst", WORST_PERCENT))
 
 
 def _counter(total: int, progress: Callable[[int, int], object] | None) -> Callable[[int], None]:
@@ -199,19 +220,26 @@ def _check_runs(runs: Sequence[NamedRun], baseline: str | None) -> tuple[str, ..
                 f"runs must have the same classes; {first.name}: {list(first.class_names)},"
                 f" {run.name}: {list(run.class_names)}"
             )
-        for option in (run_size_bins, _background):
-            mine, theirs = option(first.options), option(run.options)
-            if mine != theirs:
-                raise ValueError(
-                    f"runs must share size_bins and include_background; {first.name}: {mine},"
-                    f" {run.name}: {theirs}"
-                )
+        mine, theirs = _shared_options(first.options), _shared_options(run.options)
+        different = [name for name in mine if mine[name] != theirs[name]]
+        if different:
+            listed = [
+                f"{name} is {mine[name]} in {first.name} and {theirs[name]} in {run.name}"
+                for name in different
+            ]
+            raise ValueError(f"runs must share {', '.join(mine)}; {'; '.join(listed)}")
         check_same_truth(first, run, (first.name, run.name))
     return names
 
 
-def _background(options: Mapping[str, Any]) -> str:
-    return f"include_background {bool(options.get('include_background', True))}"
+def _shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs must have been scored with alike, for their figures to mean the same."""
+    return {
+        "size_bins": run_size_bins(options),
+        "stuff": run_stuff(options),
+        "worst": run_worst(options),
+        "include_background": bool(options.get("include_background", True)),
+    }
 
 
 def _pairs(names: Sequence[str], baseline: str | None) -> list[tuple[int, int]]:
@@ -227,10 +255,15 @@ def _adjusted(
 ) -> tuple[PairedDifference, ...]:
     """Flatten the differences and adjust their p-values for their number."""
     rows = [(pair, name, gap) for pair, gaps in found for name, gap in gaps.items()]
-    adjusted = holm([gap.p_value for _, _, gap in rows])
+    adjusted: dict[tuple[tuple[int, int], str], float] = {}
+    # Figures that answer another question must not cost the headline its certainty.
+    for family in split_headline(dict.fromkeys(name for _, name, _ in rows)):
+        members = [row for row in rows if row[1] in family]
+        p_values = holm([gap.p_value for _, _, gap in members])
+        adjusted.update({(pair, name): p for (pair, name, _), p in zip(members, p_values)})
     return tuple(
-        PairedDifference(names[pair[0]], names[pair[1]], name, gap, p_adjusted)
-        for (pair, name, gap), p_adjusted in zip(rows, adjusted)
+        PairedDifference(names[pair[0]], names[pair[1]], name, gap, adjusted[pair, name])
+        for pair, name, gap in rows
     )
 
 

@@ -77,10 +77,10 @@ def class_components(
         labels: (H, W) of any integer dtype.
         skip: label values that form no component (background, ignore).
         only: label values to look at, less those in ``skip``; ``None`` = all.
-        filled: take components as filled outer contours, as the authors' code does (SPEC 1,
-            ``compat="official"``; SPEC 2, ``compat="contour"``): a blob inside another blob's
-            hole belongs to that blob. The hole's own pixels carry another label, so they stay
-            out of ``map`` and ``area``, and count in ``filled_area`` alone.
+        filled: take components as filled outer contours, as the authors' code does
+            (docs/method.md#official-mode): a blob inside another blob's hole belongs to that
+            blob. The hole's own pixels carry another label, so they stay out of ``map`` and
+            ``area``, and count in ``filled_area`` alone.
 
     Returns:
         The components; see :class:`Components`.

@@ -5,24 +5,27 @@ product. IoUs are held as integer multiples of a power of two, which makes every
 float64: neither the number of threads, nor the linear algebra library, nor the size of a block of
 resamples can change a bit.
 
-Shapes: N images; C classes, background included; G groups (all, then the size bins); M methods;
-S resamples of one block; V = 3 + 2 G sums of one image and class.
+Shapes: N images; C classes; G groups (all, then the size bins); M methods; S resamples of one
+block; V = 3 + 3 G sums of one image and class.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from d2_smallobj.metrics.records import BACKGROUND, InstanceTable
+from d2_smallobj.metrics.records import FOUND_IOU, InstanceTable, PixelTable
 from d2_smallobj.metrics.validation import first_ten
 
 # Integers up to 2**53 are exact in float64; two bits are left for sums of sums.
 _EXACT_BITS = 51
+
+Figures = dict[str, np.ndarray]
+"""Resampled figures in percent, float64 (S,) by name."""
 
 
 class Run(Protocol):
@@ -30,15 +33,15 @@ class Run(Protocol):
 
     @property
     def table(self) -> InstanceTable:
-        """One record per instance, and per image with background."""
+        """One record per instance, and per image and stuff class."""
 
     @property
-    def image_counts(self) -> np.ndarray:
-        """int64 (N, C, 3): intersection, ground-truth and predicted pixels."""
+    def pixels(self) -> PixelTable:
+        """Pixel counts by image and class."""
 
     @property
     def images(self) -> Sequence[str]:
-        """N distinct ids in the order of ``image_counts``."""
+        """N distinct ids; those without records included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,26 +54,32 @@ class ImageSums:
         index: by class, int64 (n_c,): positions of the images that have the class in truth or
             prediction.
         values: by class, float64 (n_c, V): intersection, truth and predicted pixels, then for
-            all records and for every size bin the number of records and their summed IoU.
+            all records and for every size bin the number of records, their summed IoU, and the
+            number of those of an IoU of at least 0.5.
+        things: bool (C,), classes of objects; the others are stuff.
     """
 
     images: tuple[str, ...]
     size_names: tuple[str, ...]
     index: tuple[np.ndarray, ...]
     values: tuple[np.ndarray, ...]
+    things: np.ndarray
 
     def supports(self) -> dict[str, int]:
-        """Number of images that each headline figure rests on, by name."""
+        """Number of images that each figure of :func:`figures` rests on, by name."""
 
-        def count(classes: range, column: int) -> int:
+        def count(classes: Sequence[int], column: int) -> int:
             held = [self.index[c][self.values[c][:, column] > 0] for c in classes]
             return len(np.unique(np.concatenate([np.zeros(0, np.int64), *held])))
 
-        everything, foreground = range(len(self.index)), range(1, len(self.index))
+        everything, things = range(len(self.index)), np.flatnonzero(self.things).tolist()
         numbers = {"mIoU": count(everything, 1), "IA-mIoU": count(everything, 3)}
-        numbers["IA-mIoU_fg"] = count(foreground, 3)
-        for position, name in enumerate(self.size_names, start=1):
-            numbers[f"IA-mIoU_{name}"] = count(foreground, 3 + 2 * position)
+        sizes = [count(things, 3 + 3 * place) for place in range(len(self.size_names) + 1)]
+        for name in ("IA-mIoU_fg", "recall", "mRecall"):
+            numbers[name] = sizes[0]
+        for name, number in zip(self.size_names, sizes[1:]):
+            for figure in ("IA-mIoU", "recall", "mRecall"):
+                numbers[f"{figure}_{name}"] = number
         return numbers
 
 
@@ -143,72 +152,105 @@ def joint_sums(sums: Sequence[ImageSums], *, relative: bool = False) -> JointSum
 
 
 def image_sums(
-    table: InstanceTable,
-    image_counts: np.ndarray,
-    images: Sequence[str],
+    run: Run,
     *,
     num_classes: int,
     size_bins: Mapping[str, float],
+    stuff: Collection[int] = (0,),
 ) -> ImageSums:
     """Sum the records and counts of every image; the order of images leaves no trace.
 
     Args:
-        table: the records.
-        image_counts: integers (N, C, 3): intersection, ground-truth and predicted pixels.
-        images: N distinct ids, in the order of ``image_counts``; those without records included.
+        run: the records, counts and images.
         num_classes: C.
         size_bins: exclusive upper bounds by name.
+        stuff: ids of the stuff classes.
 
     Raises:
-        ValueError: if shapes do not fit, an id comes twice, a record's image is not among
-            ``images``, or its category is not below ``num_classes``.
+        ValueError: if an id comes twice, a record's image is not among the images, or its
+            category is not below ``num_classes``.
     """
-    names = np.asarray([str(image) for image in images], np.str_)
-    counts = np.asarray(image_counts)
-    _check(table, counts, names, num_classes)
-    order = np.argsort(names, kind="stable")
-    names, counts = names[order], counts[order].astype(np.float64)
-    image = np.searchsorted(names, table.image_id)
+    names = sorted_images(run, num_classes)
+    table, pixels = run.table, run.pixels
+    image, pixel_image = (np.searchsorted(names, x.image_id) for x in (table, pixels))
     iou = fixed_point(table.iou, _largest_sum(image, table.category_id, num_classes, len(names)))
-    group = np.where(table.category_id == BACKGROUND, -1, table.size_of(size_bins))
+    group = np.where(table.things, table.size_of(size_bins), -1)
+    found = table.iou >= FOUND_IOU
+    counts = (pixels.intersection, pixels.ground_truth, pixels.predicted)
+    records = _by_class(table.category_id, num_classes)
+    rows = _by_class(pixels.category_id, num_classes)
     index, values = [], []
-    for category in range(num_classes):
-        chosen = table.category_id == category
-        sums = _record_sums(image[chosen], iou[chosen], group[chosen], len(names), len(size_bins))
-        rows = np.concatenate([counts[:, category], sums], axis=1)
-        held = np.flatnonzero(rows.any(axis=1))
+    for chosen, counted in zip(records, rows):
+        held, place = np.unique(
+            np.concatenate([pixel_image[counted], image[chosen]]), return_inverse=True
+        )
+        place = place.ravel()
+        sums = np.stack(
+            [np.bincount(place[: len(counted)], column[counted], len(held)) for column in counts],
+            axis=1,
+        )
+        parts = _record_sums(
+            place[len(counted) :],
+            (iou[chosen], found[chosen], group[chosen]),
+            len(held),
+            len(size_bins),
+        )
         index.append(held)
-        values.append(rows[held])
-    return ImageSums(tuple(names.tolist()), tuple(size_bins), tuple(index), tuple(values))
+        values.append(np.concatenate([sums, parts], axis=1))
+    things = ~np.isin(np.arange(num_classes), list(stuff))
+    return ImageSums(tuple(names.tolist()), tuple(size_bins), tuple(index), tuple(values), things)
 
 
-def figures(
-    totals: np.ndarray, size_names: Sequence[str], *, include_background: bool = True
-) -> dict[str, np.ndarray]:
-    """Compute the headline figures of every resample, in percent.
+def sorted_images(run: Run, num_classes: int) -> np.ndarray:
+    """Sort the ids of a run's images, str (N,), and check that its tables go with them.
+
+    Raises:
+        ValueError: as :func:`image_sums`.
+    """
+    names = np.asarray([str(image) for image in run.images], np.str_)
+    unique, number = np.unique(names, return_counts=True)
+    if np.any(number > 1):
+        raise ValueError(f"images must be distinct, got again {first_ten(unique[number > 1])}")
+    for what, table in (("table", run.table), ("pixels", run.pixels)):
+        strange = np.setdiff1d(table.image_id, unique)
+        if len(strange):
+            raise ValueError(f"images lacks images of the {what}: {first_ten(strange)}")
+        highest = table.category_id.max(initial=0)
+        if highest >= num_classes:
+            raise ValueError(f"{what}: category_id must be in 0..{num_classes - 1}, got {highest}")
+    return unique
+
+
+def figures(sums: ImageSums, totals: np.ndarray, *, include_background: bool = True) -> Figures:
+    """Compute the figures that are ratios of sums, of every resample, in percent.
 
     Args:
+        sums: what every image adds.
         totals: float64 (S, C, V), see :meth:`JointSums.totals`.
-        size_names: names of the size bins.
-        include_background: whether the background is a class of ``IA-mIoU``.
+        include_background: whether stuff classes count in ``IA-mIoU``.
 
     Returns:
-        float64 (S,) by name, in the order of :func:`d2_smallobj.metrics.summarize`: ``mIoU``,
-        ``IA-mIoU``, ``IA-mIoU_fg``, ``IA-mIoU_S``, ... . Means go over the classes that the
+        float64 (S,) by name: ``mIoU``, ``IA-mIoU``, ``IA-mIoU_fg``, ``IA-mIoU_S``, ...,
+        ``recall``, ``recall_S``, ..., ``mRecall``, .... Means go over the classes that the
         resample has; NaN where it has none.
     """
     hit, truth, predicted = totals[..., 0], totals[..., 1], totals[..., 2]
-    first = 0 if include_background else BACKGROUND + 1
+    things = totals[:, sums.things]
+    counted = totals if include_background else things
     result = {
         "mIoU": _mean_ratio(np.where(truth > 0, hit, 0), (truth + predicted - hit) * (truth > 0)),
-        "IA-mIoU": _mean_ratio(totals[:, first:, 4], totals[:, first:, 3]),
+        "IA-mIoU": _mean_ratio(counted[..., 4], counted[..., 3]),
     }
-    for position, name in enumerate(["fg", *size_names]):
-        column = 3 + 2 * position
-        result[f"IA-mIoU_{name}"] = _mean_ratio(
-            totals[:, BACKGROUND + 1 :, column + 1], totals[:, BACKGROUND + 1 :, column]
+    recall, mean_recall = {}, {}
+    for position, size in enumerate(["_fg", *(f"_{name}" for name in sums.size_names)]):
+        number, summed, found = (things[..., 3 + 3 * position + part] for part in range(3))
+        result[f"IA-mIoU{size}"] = _mean_ratio(summed, number)
+        size = size if position else ""
+        recall[f"recall{size}"] = _mean_ratio(
+            found.sum(axis=1, keepdims=True), number.sum(axis=1, keepdims=True)
         )
-    return result
+        mean_recall[f"mRecall{size}"] = _mean_ratio(found, number)
+    return {**result, **recall, **mean_recall}
 
 
 def fixed_point(values: np.ndarray, largest_sum: float) -> np.ndarray:
@@ -228,16 +270,32 @@ def _largest_sum(image: np.ndarray, category: np.ndarray, num_classes: int, imag
     return float(images) * float(counts.max(initial=0))
 
 
+def _by_class(category: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """Positions of the rows of every class, in their order."""
+    order = np.argsort(category, kind="stable")
+    return np.split(order, np.searchsorted(category[order], np.arange(1, num_classes)))
+
+
 def _record_sums(
-    image: np.ndarray, iou: np.ndarray, group: np.ndarray, images: int, sizes: int
+    place: np.ndarray, columns: tuple[np.ndarray, np.ndarray, np.ndarray], length: int, sizes: int
 ) -> np.ndarray:
-    """Number and summed IoU of one class's records, all and by size: float64 (N, 2 + 2 sizes)."""
-    columns = []
+    """Sum one class's records by image, all and by size: float64 (length, 3 + 3 sizes).
+
+    Args:
+        place: int64 (R,), row of each record.
+        columns: IoU, whether it is found, and size bin (-1: none) of each record.
+        length: number of rows.
+        sizes: number of bins.
+    """
+    iou, found, group = columns
+    sums = []
     for position in range(-1, sizes):
-        chosen = np.ones(len(image), bool) if position < 0 else group == position
-        columns.append(np.bincount(image[chosen], minlength=images))
-        columns.append(np.bincount(image[chosen], weights=iou[chosen], minlength=images))
-    return np.stack(columns, axis=1).astype(np.float64)
+        chosen = np.ones(len(place), bool) if position < 0 else group == position
+        where = place[chosen]
+        sums.append(np.bincount(where, minlength=length))
+        sums.append(np.bincount(where, weights=iou[chosen], minlength=length))
+        sums.append(np.bincount(where, weights=found[chosen], minlength=length))
+    return np.stack(sums, axis=1).astype(np.float64)
 
 
 def _mean_ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -247,21 +305,3 @@ def _mean_ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     number = defined.sum(axis=1)
     mean = ratios.sum(axis=1) / np.maximum(number, 1)
     return np.where(number > 0, mean, np.nan)
-
-
-def _check(table: InstanceTable, counts: np.ndarray, names: np.ndarray, num_classes: int) -> None:
-    """Check that table, counts and image ids belong together."""
-    if counts.shape != (len(names), num_classes, 3) or counts.dtype.kind not in "iu":
-        raise ValueError(
-            f"image_counts must be integers of shape ({len(names)}, {num_classes}, 3) for"
-            f" {len(names)} images and {num_classes} classes, got {counts.dtype} {counts.shape}"
-        )
-    unique, number = np.unique(names, return_counts=True)
-    if np.any(number > 1):
-        raise ValueError(f"images must be distinct, got again {first_ten(unique[number > 1])}")
-    strange = np.setdiff1d(table.image_id, unique)
-    if len(strange):
-        raise ValueError(f"images lacks images of the table: {first_ten(strange)}")
-    highest = table.category_id.max(initial=0)
-    if highest >= num_classes:
-        raise ValueError(f"table: category_id must be in 0..{num_classes - 1}, got {highest}")

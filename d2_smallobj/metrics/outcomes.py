@@ -1,31 +1,31 @@
 """What happened to each instance, and what was predicted where nothing is.
 
-Shapes: R number of records; C number of classes, background included.
+Shapes: R number of records; C number of classes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from d2_smallobj.metrics.records import BACKGROUND, BlobTable, InstanceTable
+from d2_smallobj.metrics.records import FOUND_IOU, BlobTable, InstanceTable
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, as_size_bins
 
 OUTCOMES = ("good", "partial", "fragmented", "merged", "missed")
 _GOOD, _PARTIAL, _FRAGMENTED, _MERGED, _MISSED = range(len(OUTCOMES))
 
 
-def classify(table: InstanceTable, *, good: float = 0.5, missed: float = 0.0) -> np.ndarray:
+def classify(table: InstanceTable, *, good: float = FOUND_IOU, missed: float = 0.0) -> np.ndarray:
     """Give every record the first outcome whose rule it meets.
 
     ``good``: IoU >= ``good``. ``missed``: IoU <= ``missed``, at the default nothing of it was
     found. ``merged``: a component that overlaps it overlaps another instance of its class, too
     (``shared > 0``). ``fragmented``: several components overlap it. ``partial``: one component
-    of its own, of too small an IoU. The background is classified like any record; the summaries
-    leave it out.
+    of its own, of too small an IoU. Stuff is classified like any record; the summaries leave it
+    out.
 
     Args:
         table: the records.
@@ -50,22 +50,24 @@ def outcome_summary(
     class_names: Sequence[str],
     size_bins: Mapping[str, float] = COCO_SIZE_BINS,
     *,
-    good: float = 0.5,
+    stuff: Collection[int] = (0,),
+    good: float = FOUND_IOU,
     missed: float = 0.0,
 ) -> dict[str, Any]:
-    """Count the outcomes of foreground instances, and the IoU that each cost.
+    """Count the outcomes of the instances, and the IoU that each cost.
 
     Args:
         table: the records.
-        class_names: C names, background first.
+        class_names: C names.
         size_bins: see :meth:`d2_smallobj.metrics.records.InstanceTable.size_of`.
+        stuff: ids of the stuff classes.
         good: as for :func:`classify`.
         missed: as for :func:`classify`.
 
     Returns:
         ``{"all": row, "sizes": {bin: row}, "classes": {name: {"all": row, "sizes": {bin: row}}}}``
         where a row maps each outcome to ``{"instances": int, "lost": float}``, ``lost`` being
-        Σ (1 − IoU), exactly rounded. All foreground classes are listed. Instances beyond the
+        Σ (1 − IoU), exactly rounded. All thing classes are listed. Instances beyond the
         last bin count in ``all`` only.
 
     Raises:
@@ -80,20 +82,23 @@ def outcome_summary(
             for name, part in zip(OUTCOMES, parts)
         }
 
-    return _by_class_and_size(table, class_names, size_bins, row)
+    return _by_class_and_size(table, class_names, size_bins, stuff, row)
 
 
 def blob_summary(
     blobs: BlobTable,
     class_names: Sequence[str],
     size_bins: Mapping[str, float] = COCO_SIZE_BINS,
+    *,
+    stuff: Collection[int] = (0,),
 ) -> dict[str, Any]:
     """Count false-positive blobs and their pixels.
 
     Args:
         blobs: the blobs.
-        class_names: C names, background first.
+        class_names: C names.
         size_bins: bins of the blobs' own areas, as for instances.
+        stuff: ids of the stuff classes.
 
     Returns:
         As :func:`outcome_summary`, a row being ``{"blobs": int, "pixels": int}``.
@@ -105,16 +110,17 @@ def blob_summary(
     def row(chosen: np.ndarray) -> dict[str, int]:
         return {"blobs": len(chosen), "pixels": int(blobs.area[chosen].sum())}
 
-    return _by_class_and_size(blobs, class_names, size_bins, row)
+    return _by_class_and_size(blobs, class_names, size_bins, stuff, row)
 
 
 def _by_class_and_size(
     table: InstanceTable | BlobTable,
     class_names: Sequence[str],
     size_bins: Mapping[str, float],
+    stuff: Collection[int],
     row: Callable[[np.ndarray], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Apply ``row`` to the positions of all foreground records, of each size, class, and both."""
+    """Apply ``row`` to the positions of all thing records, of each size, class, and both."""
     bins = as_size_bins(size_bins)
     size = table.size_of(bins)
     order = np.argsort(table.category_id, kind="stable")
@@ -131,7 +137,8 @@ def _by_class_and_size(
 
     ends = np.searchsorted(category, np.arange(len(class_names) + 1))
     classes = {
-        class_names[number]: rows(order[ends[number] : ends[number + 1]])
-        for number in range(BACKGROUND + 1, len(class_names))
+        name: rows(order[ends[number] : ends[number + 1]])
+        for number, name in enumerate(class_names)
+        if number not in stuff
     }
-    return {**rows(order[ends[BACKGROUND + 1] :]), "classes": classes}
+    return {**rows(order[~np.isin(category, list(stuff))]), "classes": classes}

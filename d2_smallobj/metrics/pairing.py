@@ -1,17 +1,20 @@
 """Two methods on the same images: differences with intervals and p-values.
 
-Shapes: N images; S draws of one block; C classes, background included; V sums of one class.
+Shapes: N images; S draws of one block; C classes; V sums of one class.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Union
 
 import numpy as np
 
+from d2_smallobj.metrics.image_means import WORST_PERCENT, joined, resampled_figures
 from d2_smallobj.metrics.image_sums import Run, joint_sums
+from d2_smallobj.metrics.records import InstanceTable, PixelTable
 from d2_smallobj.metrics.resampling import (
     check_settings,
     is_complete,
@@ -21,6 +24,8 @@ from d2_smallobj.metrics.resampling import (
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
 from d2_smallobj.metrics.statistics import Scores, bootstrap_figures, intervals, resampled, score
 from d2_smallobj.metrics.validation import first_ten
+
+Table = Union[InstanceTable, PixelTable]
 
 # Percentage points below which two differences count as equal: sums are exact, ratios are not.
 _TIE = 1e-9
@@ -48,11 +53,13 @@ def paired(
     second: Run,
     *,
     class_names: Sequence[str],
+    stuff: Collection[int] = (0,),
     size_bins: Mapping[str, float] = COCO_SIZE_BINS,
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
     include_background: bool = True,
+    worst: int = WORST_PERCENT,
 ) -> dict[str, Difference]:
     """Compare two methods on the same images: second minus first, for every headline figure.
 
@@ -68,12 +75,14 @@ def paired(
     Args:
         first: the method that is subtracted; an :class:`.accumulator.Accumulator` will do.
         second: the other one.
-        class_names: C names, background first.
+        class_names: C names.
+        stuff: ids of the stuff classes.
         size_bins: exclusive upper bounds by name.
         samples: number of resamples and of permutations.
         seed: same seed, same result.
         level: of the intervals.
-        include_background: whether the background is a class of ``IA-mIoU``.
+        include_background: whether stuff classes count in ``IA-mIoU``.
+        worst: share of the worst images, in percent.
 
     Raises:
         ValueError: if the two do not have the same images and ground truth (the message lists
@@ -85,8 +94,10 @@ def paired(
         score(
             run,
             class_names=class_names,
+            stuff=stuff,
             size_bins=size_bins,
             include_background=include_background,
+            worst=worst,
         )
         for run in (first, second)
     ]
@@ -116,17 +127,28 @@ def swap_test(
         For every pair the p-value by figure, NaN where the figure is undefined.
     """
     images = len(scores[0].sums.images)
-    sums = [method.sums for method in scores]
-    whole = joint_sums(sums).totals(np.ones((1, images)))
-    observed = [_gaps(scores[one], whole[one], whole[other]) for one, other in pairs]
-    counts = [dict.fromkeys(seen, 0) for seen in observed]
-    apart = joint_sums(sums, relative=True)
-    for weights in swap_weights(images, samples, seed):
+    whole = joint_sums([method.sums for method in scores]).totals(np.ones((1, images)))
+    apart = joint_sums([method.sums for method in scores], relative=True)
+    lists = [joined(scores[one].ious, scores[other].ious, images) for one, other in pairs]
+
+    def gaps(weights: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """Absolute differences (S,) by figure for every pair, where images keep their place (1)."""
         kept = apart.totals(weights)
-        for (one, other), seen, count in zip(pairs, observed, counts):
+        for (one, other), ious in zip(pairs, lists):
             # What a method keeps, and what it gets from the other; whole numbers, so exact.
             gain = kept[one] - kept[other]
-            drawn = _gaps(scores[one], whole[other] + gain, whole[one] - gain)
+            first = resampled(scores[one], whole[other] + gain)
+            second = resampled(scores[one], whole[one] - gain)
+            swapped = np.concatenate([weights, 1 - weights], axis=1)
+            first |= resampled_figures(ious, swapped, scores[one].worst)
+            swapped = np.concatenate([1 - weights, weights], axis=1)
+            second |= resampled_figures(ious, swapped, scores[one].worst)
+            yield {name: np.abs(second[name] - first[name]) for name in first}
+
+    observed = list(gaps(np.ones((1, images))))
+    counts = [dict.fromkeys(seen, 0) for seen in observed]
+    for weights in swap_weights(images, samples, seed):
+        for seen, count, drawn in zip(observed, counts, gaps(weights)):
             for name in count:
                 count[name] += int(np.count_nonzero(drawn[name] >= seen[name] - _TIE))
         if progress is not None:
@@ -143,12 +165,6 @@ def swap_test(
     ]
 
 
-def _gaps(scores: Scores, first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
-    """Absolute differences (S,) by figure between two totals (S, C, V)."""
-    one, other = (resampled(scores, totals) for totals in (first, second))
-    return {name: np.abs(other[name] - one[name]) for name in one}
-
-
 def differences(
     scores: Sequence[Scores],
     draws: Sequence[Mapping[str, np.ndarray]],
@@ -159,7 +175,7 @@ def differences(
     first, second = (method.figures for method in scores)
     gaps = {name: second[name] - first[name] for name in first}
     drawn = {name: draws[1][name] - draws[0][name] for name in first}
-    found = intervals(gaps, drawn, scores[0].sums.supports(), level)
+    found = intervals(gaps, drawn, scores[0].supports(), level)
     return {
         name: Difference(gap.estimate, gap.low, gap.high, p_values[name])
         for name, gap in found.items()
@@ -209,22 +225,20 @@ def check_same_truth(
 
 def _changed_images(first: Run, second: Run) -> set[str]:
     """Images whose ground-truth pixels or instances differ."""
-    counts = []
-    for run in (first, second):
-        order = np.argsort(np.asarray([str(image) for image in run.images]), kind="stable")
-        counts.append(np.asarray(run.image_counts)[order, :, 1])
-    if counts[0].shape != counts[1].shape:
-        raise ValueError(
-            "paired comparison needs the same classes, got"
-            f" {counts[0].shape[1]} and {counts[1].shape[1]}"
-        )
-    names = sorted(str(image) for image in first.images)
-    changed = {names[row] for row in np.flatnonzero(np.any(counts[0] != counts[1], axis=1))}
-    columns = ("image_id", "category_id", "instance_id", "area", "pixels")
-    tables = [run.table.sorted() for run in (first, second)]
+    return _changed_rows(
+        *(run.pixels.select(run.pixels.ground_truth > 0) for run in (first, second)),
+        ("image_id", "category_id", "ground_truth"),
+    ) | _changed_rows(
+        first.table, second.table, ("image_id", "category_id", "instance_id", "area", "pixels")
+    )
+
+
+def _changed_rows(first: Table, second: Table, columns: Sequence[str]) -> set[str]:
+    """Images in which two tables differ."""
+    tables = [table.sorted() for table in (first, second)]
     if len(tables[0]) == len(tables[1]) and all(
         np.array_equal(getattr(tables[0], name), getattr(tables[1], name)) for name in columns
     ):
-        return changed
+        return set()
     rows = [set(zip(*(getattr(table, name).tolist() for name in columns))) for table in tables]
-    return changed | {row[0] for row in rows[0] ^ rows[1]}
+    return {row[0] for row in rows[0] ^ rows[1]}

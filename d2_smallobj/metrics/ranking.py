@@ -29,6 +29,19 @@ class RankTable:
     spearman: np.ndarray
     kendall: np.ndarray
 
+    def only(self, figures: Sequence[str]) -> RankTable:
+        """Take some of the figures, in the order given."""
+        chosen = [self.figures.index(name) for name in figures]
+        square = np.ix_(chosen, chosen)
+        return RankTable(
+            self.methods,
+            tuple(figures),
+            self.values[:, chosen],
+            self.ranks[:, chosen],
+            self.spearman[square],
+            self.kendall[square],
+        )
+
 
 def average_ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Rank ascending from 1; equal values share the mean of their places.

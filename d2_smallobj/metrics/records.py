@@ -1,7 +1,8 @@
-"""The record tables, the one data structure of evaluation: instances, and false-positive blobs.
+"""The record tables, the one data structure of evaluation: instances, false-positive blobs, pixels.
 
-Sizes, class means, outcomes and intervals are functions of them; none needs the pixels again.
-Shapes: R number of instance records; B number of blobs.
+Sizes, class means, outcomes and intervals are functions of them; none needs the maps again.
+Shapes: R number of instance records; B number of blobs; P number of pixel records; C number of
+classes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, as_size_bins
 
-BACKGROUND = 0
+FOUND_IOU = 0.5
+"""IoU from which an instance counts as found."""
 
 _Table = TypeVar("_Table", bound="_Columns")
 
@@ -60,7 +62,7 @@ class _Columns:
 
         Returns:
             int64 (R,), position of the first bin in ``bins`` whose bound exceeds the area;
-            ``len(bins)`` if none does. The background is binned like any other record.
+            ``len(bins)`` if none does. Stuff is binned like any other record.
 
         Raises:
             ValueError: if the bounds do not ascend.
@@ -93,13 +95,13 @@ class _Columns:
 class InstanceTable(_Columns):
     """Ground-truth instances of any number of images, and what the prediction made of them.
 
-    The background of an image is one record with category 0 and instance id 0.
+    All pixels of a stuff class (background, sky) in an image are one record with instance id 0.
 
     Attributes:
         image_id: str (R,).
-        instance_id: int64 (R,), id in the instance map, or number of the semantic map's
-            component where there is no instance map.
-        category_id: int64 (R,), semantic label, 0 = background.
+        instance_id: int64 (R,), id >= 1 in the instance map, or number of the semantic map's
+            component where there is no instance map; 0 for stuff.
+        category_id: int64 (R,), semantic label.
         area: int64 (R,), pixels of the instance map with this id, ignored ones included: the
             size that S, M and L are decided by.
         pixels: int64 (R,), those of ``area`` that are not ignored: |G_t| of the IoU, >= 1.
@@ -107,7 +109,7 @@ class InstanceTable(_Columns):
         charged: float64 (R,), Σ_j a_jt, predicted pixels that count for this instance; 0 where
             nothing overlaps.
         components: int64 (R,), number of predicted components of its class that overlap it;
-            for the background, taken as one component, 0 or 1.
+            for stuff, taken as one component, 0 or 1.
         shared: int64 (R,), number of other instances of its class in the image that overlap one
             of these components, too; 0 = its components are its own.
         image_area: int64 (R,), H·W of the image, ignored pixels included.
@@ -126,8 +128,16 @@ class InstanceTable(_Columns):
 
     @property
     def iou(self) -> np.ndarray:
-        """IoU of every record (SPEC 1.4), float64 (R,) in 0..1; 0 where nothing overlaps."""
+        """IoU of every record, float64 (R,) in 0..1; 0 where nothing overlaps.
+
+        See docs/method.md#instance-aware-iou.
+        """
         return self.intersection / (self.pixels + self.charged - self.intersection)
+
+    @property
+    def things(self) -> np.ndarray:
+        """Mark the records of objects, bool (R,); the others are of stuff."""
+        return self.instance_id != 0
 
     def sorted(self) -> InstanceTable:
         """Order by (image, category, instance), so that the way it was gathered leaves no trace."""
@@ -140,12 +150,11 @@ class BlobTable(_Columns):
     """False-positive blobs: predicted components that overlap no instance of their class.
 
     IA-IoU does not see them (a component that overlaps nothing is charged to nobody), so they
-    are reported beside it. Foreground classes only, those without any instance in the image
-    included.
+    are reported beside it. Thing classes only, those without any instance in the image included.
 
     Attributes:
         image_id: str (B,).
-        category_id: int64 (B,), predicted class, >= 1.
+        category_id: int64 (B,), predicted class.
         area: int64 (B,), pixels of the component that are not ignored, >= 1.
         image_area: int64 (B,), H·W of the image, ignored pixels included.
     """
@@ -158,6 +167,52 @@ class BlobTable(_Columns):
     def sorted(self) -> BlobTable:
         """Order by (image, category, area): equal blobs cannot be told apart."""
         return self.select(np.lexsort((self.area, self.category_id, self.image_id)))
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelTable(_Columns):
+    """Pixel counts of every class that an image has in ground truth or prediction.
+
+    They are the margins of the image's confusion matrix: ignored pixels are left out, pixels that
+    are void for the instances alone are not.
+
+    Attributes:
+        image_id: str (P,).
+        category_id: int64 (P,), class.
+        intersection: int64 (P,), pixels of the class in both.
+        ground_truth: int64 (P,), pixels of the class in the ground truth.
+        predicted: int64 (P,), pixels of the class in the prediction.
+    """
+
+    image_id: np.ndarray
+    category_id: np.ndarray
+    intersection: np.ndarray
+    ground_truth: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def iou(self) -> np.ndarray:
+        """IoU of the class in the image, float64 (P,) in 0..1."""
+        return self.intersection / (self.ground_truth + self.predicted - self.intersection)
+
+    def sorted(self) -> PixelTable:
+        """Order by (image, category)."""
+        return self.select(np.lexsort((self.category_id, self.image_id)))
+
+    def class_sums(self, num_classes: int) -> np.ndarray:
+        """Sum over the images: int64 (C, 3), intersection, ground truth and predicted."""
+        columns = (self.intersection, self.ground_truth, self.predicted)
+        # bincount adds in float64, exact up to 2**53 pixels.
+        sums = [np.bincount(self.category_id, column, num_classes) for column in columns]
+        return np.stack(sums, axis=1).astype(np.int64)
+
+    @classmethod
+    def from_confusion(cls, confusion: np.ndarray, image_id: str = "") -> PixelTable:
+        """Count the pixels of one image from its confusion matrix, int64 (C, C)."""
+        hit, truth, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+        present = np.flatnonzero(truth + predicted)
+        names = np.full(len(present), image_id)
+        return cls(names, present, hit[present], truth[present], predicted[present])
 
 
 def _dtype(column: str) -> type:

@@ -1,6 +1,6 @@
 """IoU against object size as a smooth curve, where three bins would hide the shape.
 
-Shapes: R foreground records; N images; P points of the curve; S resamples of one block.
+Shapes: R records of things; N images; P points of the curve; S resamples of one block.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from d2_smallobj.metrics.image_sums import fixed_point
-from d2_smallobj.metrics.records import BACKGROUND, InstanceTable
+from d2_smallobj.metrics.records import InstanceTable
 from d2_smallobj.metrics.resampling import bootstrap_weights, check_settings
 from d2_smallobj.metrics.validation import first_ten
 
@@ -66,7 +66,7 @@ def size_curve(
     the percentile bootstrap over images, as :func:`.statistics.bootstrap`.
 
     Args:
-        table: the records; the background is left out.
+        table: the records; stuff is left out.
         points: number of points, evenly spaced in log-area from the smallest to the largest
             instance, or their areas in pixels, ascending.
         bandwidth: standard deviation of the kernel in doublings of the area; ``None`` takes
@@ -89,7 +89,7 @@ def size_curve(
     strange = np.setdiff1d(table.image_id, names)
     if len(strange):
         raise ValueError(f"images lacks images of the table: {first_ten(strange)}")
-    table = table.select(table.category_id != BACKGROUND)
+    table = table.select(table.things)
     x = np.log2(table.area.astype(np.float64))
     grid = _grid(x, points)
     width = _bandwidth(x, bandwidth)

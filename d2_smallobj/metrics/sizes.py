@@ -94,7 +94,7 @@ class SizeBins(Mapping[str, float]):
         return np.searchsorted(bounds, np.divide(area, image_area), side="right")
 
 
-# SPEC 1: S < 32², M < 96², L the rest.
+# docs/method.md#sizes: S < 32², M < 96², L the rest.
 COCO_SIZE_BINS = SizeBins({"S": 32.0**2, "M": 96.0**2, "L": math.inf})
 
 

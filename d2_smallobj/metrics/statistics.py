@@ -3,23 +3,36 @@
 The image is the unit throughout: its instances share a scene and a photographer, so they are not
 independent draws, and an interval over instances would be too narrow.
 
-Shapes: N images; C classes, background included; R records.
+Shapes: N images; C classes; R records.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from d2_smallobj.metrics.image_sums import ImageSums, Run, figures, image_sums, joint_sums
-from d2_smallobj.metrics.records import BACKGROUND, InstanceTable
+from d2_smallobj.metrics.image_means import (
+    WORST_PERCENT,
+    ImageIoUs,
+    figure_names,
+    image_ious,
+    resampled_figures,
+)
+from d2_smallobj.metrics.image_sums import (
+    ImageSums,
+    Run,
+    figures,
+    image_sums,
+    joint_sums,
+    sorted_images,
+)
+from d2_smallobj.metrics.records import InstanceTable
 from d2_smallobj.metrics.resampling import bootstrap_weights, check_settings
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
-from d2_smallobj.metrics.summary import summarize
+from d2_smallobj.metrics.summary import headline_names, summarize
 
 MINIMUM_INSTANCES = 10
 
@@ -54,76 +67,77 @@ class Cell:
     instances: int
 
 
-class _Records(NamedTuple):
-    """The least that is a :class:`.image_sums.Run`."""
-
-    table: InstanceTable
-    image_counts: np.ndarray
-    images: Sequence[str]
-
-
 @dataclasses.dataclass(frozen=True)
 class Scores:
     """A method's plain figures, and what resampling them takes.
 
     Attributes:
         figures: percent by headline figure.
-        sums: what every image adds.
-        include_background: whether the background is a class of ``IA-mIoU``.
+        sums: what every image adds to those that are ratios of sums.
+        ious: IoU by image, for those that have the image as their unit.
+        include_background: whether stuff classes count in ``IA-mIoU``.
+        worst: share of the worst images, in percent.
     """
 
     figures: Mapping[str, float]
     sums: ImageSums
-    include_background: bool
+    ious: ImageIoUs
+    include_background: bool = True
+    worst: int = WORST_PERCENT
+
+    def supports(self) -> dict[str, int]:
+        """Number of images that each headline figure rests on, by name."""
+        found = self.sums.supports()
+        return {**found, **dict.fromkeys(figure_names(self.worst), self.ious.support)}
 
 
 def score(
     run: Run,
     *,
     class_names: Sequence[str],
+    stuff: Collection[int] = (0,),
     size_bins: Mapping[str, float] = COCO_SIZE_BINS,
     include_background: bool = True,
+    worst: int = WORST_PERCENT,
 ) -> Scores:
     """Compute the plain headline figures, to the bit those of :func:`.summary.summarize`.
 
     Args:
         run: a method's records, counts and images; an :class:`.accumulator.Accumulator` will do.
-        class_names: C names, background first.
+        class_names: C names.
+        stuff: ids of the stuff classes.
         size_bins: exclusive upper bounds by name.
-        include_background: whether the background is a class of ``IA-mIoU``.
+        include_background: whether stuff classes count in ``IA-mIoU``.
+        worst: share of the worst images, in percent.
 
     Raises:
-        ValueError: if table, counts, images and names do not fit together.
+        ValueError: if tables, images and names do not fit together.
     """
     count = len(class_names)
-    counts = np.asarray(run.image_counts)
-    sums = image_sums(run.table, counts, run.images, num_classes=count, size_bins=size_bins)
-    # mIoU needs no more of the confusion matrix than its diagonal and margins.
-    blank = np.zeros((count, count), np.int64)
-    plain = summarize(run.table, blank, class_names, size_bins=size_bins)
-    hit, truth, predicted = counts.sum(axis=0, dtype=np.int64).T
-    present = truth > 0
-    ious = 100.0 * hit[present] / (truth + predicted - hit)[present]
-    result = {"mIoU": math.fsum(ious.tolist()) / len(ious) if len(ious) else math.nan}
-    result |= {name: value for name, value in plain.items() if name.startswith("IA-mIoU")}
+    sums = image_sums(run, num_classes=count, size_bins=size_bins, stuff=stuff)
+    ious = image_ious(run.pixels, sorted_images(run, count), count)
+    plain = summarize(
+        run.table, run.pixels, class_names, stuff=stuff, size_bins=size_bins, worst=worst
+    )
+    result = {name: plain[name] for name in headline_names(size_bins, worst)}
     if not include_background:
         result["IA-mIoU"] = result["IA-mIoU_fg"]
-    return Scores(result, sums, include_background)
+    return Scores(result, sums, ious.rounded(), include_background, worst)
 
 
 def bootstrap(
-    table: InstanceTable,
-    image_counts: np.ndarray,
-    images: Sequence[str],
+    run: Run,
     *,
     class_names: Sequence[str],
+    stuff: Collection[int] = (0,),
     size_bins: Mapping[str, float] = COCO_SIZE_BINS,
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
     include_background: bool = True,
+    worst: int = WORST_PERCENT,
 ) -> dict[str, Interval]:
-    """Intervals of the headline figures by the percentile bootstrap over images.
+    """Compute intervals of the headline figures by the percentile bootstrap over images.
 
     N images are drawn with replacement ``samples`` times, the figures computed anew each time,
     and the ``(1 ± level) / 2`` quantiles (linear between order statistics) are the interval. A
@@ -131,35 +145,36 @@ def bootstrap(
     in which a figure is undefined is left out of its interval.
 
     Args:
-        table: the records.
-        image_counts: int64 (N, C, 3): intersection, ground-truth and predicted pixels of every
-            class in every image.
-        images: N distinct ids in the order of ``image_counts``; those without records included.
-        class_names: C names, background first.
+        run: the records, counts and images; an :class:`.accumulator.Accumulator` will do.
+        class_names: C names.
+        stuff: ids of the stuff classes.
         size_bins: exclusive upper bounds by name.
         samples: number of resamples; 1000 settle the ends to about a tenth of their distance.
         seed: same seed, same intervals, whatever the order of images or the number of threads.
         level: share of the resamples that the interval holds.
-        include_background: whether the background is a class of ``IA-mIoU``.
+        include_background: whether stuff classes count in ``IA-mIoU``.
+        worst: share of the worst images, in percent.
 
     Returns:
-        By figure: ``mIoU``, ``IA-mIoU``, ``IA-mIoU_fg``, ``IA-mIoU_S``, .... The estimate is the
-        plain figure; the ends are NaN where fewer than two images bear on it, as nothing can be
+        By figure, as :func:`.summary.headline_names` names them. The estimate is the plain
+        figure; the ends are NaN where fewer than two images bear on it, as nothing can be
         said about the variation then.
 
     Raises:
-        ValueError: if table, counts, images and names do not fit together, or an option is out
-            of range.
+        ValueError: if tables, images and names do not fit together, or an option is out of
+            range.
     """
     check_settings(samples, seed, level)
     scores = score(
-        _Records(table, image_counts, images),
+        run,
         class_names=class_names,
+        stuff=stuff,
         size_bins=size_bins,
         include_background=include_background,
+        worst=worst,
     )
     draws = bootstrap_figures([scores], samples, seed)[0]
-    return intervals(scores.figures, draws, scores.sums.supports(), level)
+    return intervals(scores.figures, draws, scores.supports(), level)
 
 
 def bootstrap_figures(
@@ -185,7 +200,9 @@ def bootstrap_figures(
     draws: list[dict[str, list[np.ndarray]]] = [{name: [] for name in x.figures} for x in scores]
     for weights in bootstrap_weights(images, samples, seed) if images else ():
         for drawn, method, totals in zip(draws, scores, joint.totals(weights)):
-            for name, values in resampled(method, totals).items():
+            found = resampled(method, totals)
+            found |= resampled_figures(method.ious, weights, method.worst)
+            for name, values in found.items():
                 drawn[name].append(values)
         if progress is not None:
             progress(len(weights))
@@ -196,8 +213,8 @@ def bootstrap_figures(
 
 
 def resampled(scores: Scores, totals: np.ndarray) -> dict[str, np.ndarray]:
-    """A method's figures, float64 (S,) by name, from its totals (S, C, V)."""
-    return figures(totals, scores.sums.size_names, include_background=scores.include_background)
+    """Compute a method's ratios of sums, float64 (S,) by name, from its totals (S, C, V)."""
+    return figures(scores.sums, totals, include_background=scores.include_background)
 
 
 def intervals(
@@ -228,28 +245,30 @@ def cell_warnings(
     class_names: Sequence[str],
     size_bins: Mapping[str, float] = COCO_SIZE_BINS,
     *,
+    stuff: Collection[int] = (0,),
     minimum: int = MINIMUM_INSTANCES,
 ) -> list[Cell]:
     """Find the classes and sizes with too few instances for their mean to say anything.
 
     Args:
         table: the records.
-        class_names: C names, background first.
+        class_names: C names.
         size_bins: exclusive upper bounds by name.
+        stuff: ids of the stuff classes.
         minimum: cells with fewer instances are listed.
 
     Returns:
         By size, then class; cells without any instance included (they are in no mean, so the
-        figures of two sizes are means over different classes). No background.
+        figures of two sizes are means over different classes). No stuff.
     """
     positions, count = table.size_of(size_bins), len(class_names)
     cells = []
     for position, size in enumerate(size_bins):
-        chosen = table.category_id[(positions == position) & (table.category_id != BACKGROUND)]
+        chosen = table.category_id[(positions == position) & table.things]
         numbers = np.bincount(chosen, minlength=count).tolist()
         cells += [
             Cell(class_names[category], size, numbers[category])
-            for category in range(BACKGROUND + 1, count)
-            if numbers[category] < minimum
+            for category in range(count)
+            if category not in stuff and numbers[category] < minimum
         ]
     return cells

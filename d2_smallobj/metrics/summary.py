@@ -1,86 +1,139 @@
-"""The figures, in percent, as functions of the record table and the confusion matrix.
+"""The figures, in percent, as functions of the record tables.
 
-Shapes: C number of classes, background included; R number of records.
+Shapes: C number of classes; R number of records; N number of images.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from d2_smallobj.metrics.records import BACKGROUND, COCO_SIZE_BINS, InstanceTable
+from d2_smallobj.metrics.image_means import (
+    WORST_PERCENT,
+    check_worst,
+    figure_names,
+    image_ious,
+    plain_figures,
+)
+from d2_smallobj.metrics.records import COCO_SIZE_BINS, FOUND_IOU, InstanceTable, PixelTable
+from d2_smallobj.metrics.validation import check_stuff
+
+
+def headline_names(size_bins: Iterable[str], worst: int = WORST_PERCENT) -> list[str]:
+    """Names of the figures of a data set, in the order of all tables.
+
+    Args:
+        size_bins: names of the size bins.
+        worst: share of the worst images, in percent.
+    """
+    sizes = [f"_{name}" for name in size_bins]
+    names = ["mIoU", "IA-mIoU", "IA-mIoU_fg", *(f"IA-mIoU{size}" for size in sizes)]
+    names += figure_names(worst)
+    return names + [f"{recall}{size}" for recall in ("recall", "mRecall") for size in ["", *sizes]]
+
+
+def split_headline(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Split the figures of a data set: mIoU and IA-mIoU by size, and those told below them."""
+    names = list(names)
+    first = [name for name in names if name == "mIoU" or name.startswith("IA-mIoU")]
+    return first, [name for name in names if name not in first]
 
 
 def summarize(
     table: InstanceTable,
-    confusion: np.ndarray,
+    pixels: PixelTable,
     class_names: Sequence[str],
     *,
+    stuff: Collection[int] = (0,),
     size_bins: Mapping[str, float] = COCO_SIZE_BINS,
+    worst: int = WORST_PERCENT,
     images: int | None = None,
 ) -> dict[str, float]:
-    """Compute mIoU and the instance-aware figures of SPEC 1.
+    """Compute mIoU, the instance-aware figures, and those that go by image.
 
     ``IA-IoU_c`` is the mean IoU over all instances of class c in the data set, ``IA-mIoU`` the
     mean of it over the classes that have instances. A figure without any instance to rest on is
-    NaN, never 0. Means are exactly rounded sums: the order of records does not show.
+    NaN, never 0. Means are exactly rounded sums: the order of records does not show. The
+    definitions are in docs/method.md.
 
     Args:
-        table: one record per instance, and per image with background.
-        confusion: int64 (C, C), rows ground truth, columns prediction.
-        class_names: C names, background first.
+        table: one record per instance, and per image and stuff class.
+        pixels: pixel counts by image and class.
+        class_names: C names.
+        stuff: ids of the stuff classes.
         size_bins: exclusive upper bound of the area in pixels by bin name, ascending.
-        images: number of images; default: those that have a record.
+        worst: share of the worst images, in percent, for the figures with ``@``.
+        images: number of images; default: those that have a pixel count.
 
     Returns:
         In this order, with one entry per bin of ``size_bins`` where S is written:
-        ``mIoU`` (over classes present in the ground truth, background included),
-        ``IA-mIoU`` (background is one more class, one instance per image),
-        ``IA-mIoU_fg`` (foreground only), ``IA-mIoU_S``, ...; ``images``, ``instances``
-        (foreground only, so that the sizes sum to it), ``instances_S``, ...; then for every
-        class ``IoU-<name>``, ``IA-IoU-<name>``, ``IA-IoU_S-<name>``, ...,
-        ``instances-<name>``, ``instances_S-<name>``, ... (no sizes for the background).
+        ``mIoU`` (over classes present in the ground truth, stuff included),
+        ``IA-mIoU`` (a stuff class is one more class, one record per image),
+        ``IA-mIoU_fg`` (things only), ``IA-mIoU_S``, ...;
+        ``mIoU_I``, ``mIoU_C``, ``mIoU_I@5``, ``mIoU_C@5`` (means over images, and over the worst
+        5 %); ``recall``, ``recall_S``, ... (share of instances with IoU >= 0.5) and ``mRecall``,
+        ``mRecall_S``, ... (mean over classes); ``images``, ``instances`` (things only, so that
+        the sizes sum to it), ``instances_S``, ...; then for every class ``IoU-<name>``,
+        ``IA-IoU-<name>``, ``IA-IoU_S-<name>``, ..., ``instances-<name>``,
+        ``instances_S-<name>``, ... (no sizes for stuff).
 
     Raises:
-        ValueError: if names, confusion matrix and categories do not fit together, if names are
-            not distinct, if a bin is called ``fg``, or if bounds do not ascend.
+        ValueError: if names and categories do not fit together, if names are not distinct, if a
+            bin is called ``fg``, or if bounds do not ascend.
     """
-    _check(table, confusion, class_names, size_bins)
     names = list(class_names)
-    iou = _class_iou(confusion)
+    stuff = check_stuff(stuff, len(names))
+    _check(table, pixels, names, size_bins)
+    check_worst(worst)
+    things = [category for category in range(len(names)) if category not in stuff]
+    iou = class_iou(pixels, len(names))
     sizes = table.size_of(size_bins)
     groups = {"": np.ones(len(table), bool)}
     groups |= {
-        f"_{name}": (sizes == position) & (table.category_id != BACKGROUND)
-        for position, name in enumerate(size_bins)
+        f"_{name}": (sizes == position) & table.things for position, name in enumerate(size_bins)
     }
     cells = {group: _class_means(table, chosen, len(names)) for group, chosen in groups.items()}
-    means = cells[""][0]
+    means = {group: [cell[0][one] for one in things] for group, cell in cells.items()}
     figures = {
         "mIoU": _mean(iou.tolist()),
-        "IA-mIoU": _mean(means),
-        "IA-mIoU_fg": _mean(means[BACKGROUND + 1 :]),
+        "IA-mIoU": _mean(cells[""][0]),
+        "IA-mIoU_fg": _mean(means[""]),
     }
-    figures |= {f"IA-mIoU{group}": _mean(cells[group][0]) for group in groups if group}
-    figures["images"] = len(set(table.image_id.tolist())) if images is None else images
-    figures |= {f"instances{group}": sum(cells[group][1][BACKGROUND + 1 :]) for group in groups}
+    figures |= {f"IA-mIoU{group}": _mean(means[group]) for group in groups if group}
+    ids = np.unique(pixels.image_id)
+    figures |= plain_figures(image_ious(pixels, ids, len(names)), worst)
+    figures |= _recall(table, groups, len(names))
+    figures["images"] = len(ids) if images is None else images
+    counts = {group: [cell[1][one] for one in things] for group, cell in cells.items()}
+    figures |= {f"instances{group}": sum(counts[group]) for group in groups}
     for category, name in enumerate(names):
-        shown = [group for group in groups if not group or category != BACKGROUND]
+        shown = [group for group in groups if not group or category not in stuff]
         figures[f"IoU-{name}"] = iou[category]
         figures |= {f"IA-IoU{group}-{name}": cells[group][0][category] for group in shown}
         figures |= {f"instances{group}-{name}": cells[group][1][category] for group in shown}
     return {key: float(value) for key, value in figures.items()}
 
 
+def class_iou(pixels: PixelTable, num_classes: int) -> np.ndarray:
+    """Compute the IoU of every class over the data set, in percent.
+
+    Returns:
+        float64 (C,), NaN for classes that the ground truth does not have.
+    """
+    hit, truth, predicted = pixels.class_sums(num_classes).T
+    union = truth + predicted - hit
+    return np.where(truth > 0, 100.0 * hit / np.maximum(union, 1), np.nan)
+
+
 def _check(
     table: InstanceTable,
-    confusion: np.ndarray,
+    pixels: PixelTable,
     class_names: Sequence[str],
     size_bins: Mapping[str, float],
 ) -> None:
-    """Check that table, matrix and names speak of the same classes, and that keys are unique."""
+    """Check that tables and names speak of the same classes, and that keys are unique."""
     count = len(class_names)
     if "fg" in size_bins:
         raise ValueError(
@@ -89,22 +142,13 @@ def _check(
         )
     if len(set(class_names)) != count:
         raise ValueError(f"class_names must be distinct, got {list(class_names)}")
-    if confusion.shape != (count, count):
-        raise ValueError(
-            f"confusion must have shape ({count}, {count}) for {count} class_names,"
-            f" got {confusion.shape}"
-        )
-    highest = table.category_id.max(initial=0)
-    if highest >= count:
-        raise ValueError(f"table: category_id must be in 0..{count - 1}, got {highest}")
-
-
-def _class_iou(confusion: np.ndarray) -> np.ndarray:
-    """IoU of every class over the data set in percent, float64 (C,), NaN if not in the truth."""
-    hit = np.diagonal(confusion).astype(np.float64)
-    truth = confusion.sum(axis=1)
-    union = truth + confusion.sum(axis=0) - np.diagonal(confusion)
-    return np.where(truth > 0, 100.0 * hit / np.maximum(union, 1), np.nan)
+    for what, rows in (("table", table), ("pixels", pixels)):
+        highest = rows.category_id.max(initial=0)
+        if highest >= count:
+            raise ValueError(
+                f"{what}: category_id must be in 0..{count - 1} for {count} class_names,"
+                f" got {highest}"
+            )
 
 
 def _class_means(
@@ -118,6 +162,23 @@ def _class_means(
     parts = [iou[start:end].tolist() for start, end in zip(ends[:-1], ends[1:])]
     means = [100.0 * math.fsum(part) / len(part) if part else math.nan for part in parts]
     return means, [len(part) for part in parts]
+
+
+def _recall(
+    table: InstanceTable, groups: Mapping[str, np.ndarray], num_classes: int
+) -> dict[str, float]:
+    """Percent of the instances that are found: over all of them, and as mean over classes."""
+    found = table.iou >= FOUND_IOU
+    recall, mean_recall = {}, {}
+    for group, chosen in groups.items():
+        chosen = chosen & table.things
+        number = np.bincount(table.category_id[chosen], minlength=num_classes)
+        hits = np.bincount(table.category_id[chosen & found], minlength=num_classes)
+        total = int(number.sum())
+        recall[f"recall{group}"] = 100.0 * int(hits.sum()) / total if total else math.nan
+        present = number > 0
+        mean_recall[f"mRecall{group}"] = _mean((100.0 * hits[present] / number[present]).tolist())
+    return {**recall, **mean_recall}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
-# Border and crowd pixels of an instance map, whatever its dtype.
+# Border and crowd pixels of VOC's instance maps.
 VOID_INSTANCE = 255
 
 _SHOWN = 10
@@ -23,12 +23,54 @@ def check_classes(num_classes: int, ignore_label: int) -> None:
         raise TypeError(f"num_classes must be an int, got {num_classes!r}")
     if num_classes < 1:
         raise ValueError(
-            f"num_classes must be at least 1 (it counts background), got {num_classes}"
+            f"num_classes must be at least 1 (it counts every class), got {num_classes}"
         )
     if ignore_label < num_classes:
         raise ValueError(
             f"ignore_label must lie above the classes 0..{num_classes - 1}, got {ignore_label}"
         )
+
+
+def check_stuff(stuff: Collection[int], num_classes: int) -> tuple[int, ...]:
+    """Check the stuff classes.
+
+    Args:
+        stuff: class ids in any order.
+        num_classes: C.
+
+    Returns:
+        The ids, ascending.
+
+    Raises:
+        TypeError: if ``stuff`` is no collection of ints.
+        ValueError: if an id is no class, or is there twice.
+    """
+    whole = not isinstance(stuff, str) and isinstance(stuff, Iterable)
+    ids = list(stuff) if whole else []
+    if not whole or not all(isinstance(x, (int, np.integer)) for x in ids):
+        raise TypeError(f"stuff must be class ids such as (0,), or () for none, got {stuff!r}")
+    wrong = sorted(int(one) for one in ids if not 0 <= one < num_classes)
+    if wrong:
+        raise ValueError(f"stuff: class ids must be in 0..{num_classes - 1}, got {wrong}")
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"stuff: every class id may be given once, got {ids}")
+    return tuple(sorted(int(one) for one in ids))
+
+
+def check_void_instance(void_instance: int | None) -> int | None:
+    """Check the value of void pixels in instance maps; ``None``: there are none.
+
+    Raises:
+        TypeError: if it is no int.
+        ValueError: if it is below 1: 0 means no instance.
+    """
+    if void_instance is None:
+        return None
+    if isinstance(void_instance, bool) or not isinstance(void_instance, (int, np.integer)):
+        raise TypeError(f"void_instance must be an int or None, got {void_instance!r}")
+    if not 1 <= void_instance < 1 << 62:
+        raise ValueError(f"void_instance must be at least 1, or None, got {void_instance}")
+    return int(void_instance)
 
 
 def check_maps(**maps: np.ndarray | None) -> None:
@@ -72,13 +114,16 @@ def raise_for_values(name: str, values: np.ndarray, limit: int) -> None:
     raise ValueError(f"{name} must hold {rule}, got {listed}{more}")
 
 
-def raise_for_classes(ids: np.ndarray, category: np.ndarray, pixels: np.ndarray) -> None:
-    """Name the instances that do not lie on one foreground class.
+def raise_for_classes(
+    ids: np.ndarray, category: np.ndarray, pixels: np.ndarray, stuff: Collection[int]
+) -> None:
+    """Name the instances that do not lie on one thing class.
 
     Args:
         ids: int64 (R,), instance on each piece of the image.
         category: int64 (R,), class there.
         pixels: int64 (R,), number of pixels of the piece.
+        stuff: ids of the stuff classes.
 
     Raises:
         ValueError: always.
@@ -89,7 +134,7 @@ def raise_for_classes(ids: np.ndarray, category: np.ndarray, pixels: np.ndarray)
     wrong = [
         identity
         for identity in np.unique(ids).tolist()
-        if np.count_nonzero(ids == identity) > 1 or category[ids == identity][0] == 0
+        if np.count_nonzero(ids == identity) > 1 or category[ids == identity][0] in stuff
     ]
     listed = "; ".join(
         f"instance {identity} lies on "
@@ -101,8 +146,11 @@ def raise_for_classes(ids: np.ndarray, category: np.ndarray, pixels: np.ndarray)
         )
         for identity in wrong[:_SHOWN]
     )
+    rule = "one class"
+    if stuff:
+        rule += f" that is not stuff ({', '.join(map(str, sorted(stuff)[:_SHOWN]))})"
     raise ValueError(
-        f"every instance must lie on one class other than background (0): {listed}"
+        f"every instance must lie on {rule}: {listed}"
         " (do the instance map and the semantic map belong to the same image?)"
     )
 

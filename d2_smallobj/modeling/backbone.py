@@ -24,9 +24,10 @@ _FEATURES = ("stem", "res2", "res3", "res4", "res5")
 
 
 class CeilPoolStem(BasicStem):
-    """detectron2's stem, with the sizes after the max pooling rounded up (SPEC 4's sources).
+    """detectron2's stem, with the sizes after the max pooling rounded up.
 
-    With it the crop of 321 gives logit maps of 41, and at the scales 0.5 and 0.75 of 21 and 31.
+    kazuto1011/deeplab-pytorch, where the recipe comes from, does so: the crop of 321 gives logit
+    maps of 41, and at the scales 0.5 and 0.75 of 21 and 31.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -87,7 +88,7 @@ class DilatedBasicBlock(CNNBlockBase):
 
 @BACKBONE_REGISTRY.register()
 def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Build a ResNet with ``SMALLOBJ.OUTPUT_STRIDE`` from ``MODEL.RESNETS`` (SPEC 4).
+    """Build a ResNet with ``SMALLOBJ.OUTPUT_STRIDE`` from ``MODEL.RESNETS``.
 
     detectron2's own builder dilates res5 at most; DeepLabV2 at stride 8 needs dilation 2 in
     res4 and 4 in res5. Parameter names stay detectron2's.

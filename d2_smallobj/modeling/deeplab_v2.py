@@ -20,7 +20,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class DeepLabV2Head(nn.Module):
-    """ASPP head of DeepLabV2 (SPEC 4) under detectron2's head contract.
+    """ASPP head of DeepLabV2 (docs/method.md#recipe) under detectron2's head contract.
 
     Works in detectron2's own ``SemanticSegmentor`` and, through :meth:`layers`, in
     :class:`~d2_smallobj.modeling.segmentor.SizeBalancedSegmentor`.

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 
 
 def build_size_weights(cfg: CfgNode) -> SizeWeights:
-    """The size-weight map's options (SPEC 2) from ``SMALLOBJ``."""
+    """The size-weight map's options (paper, Eq. 3) from ``SMALLOBJ``."""
     node = cfg.SMALLOBJ
     return SizeWeights(
         tau=node.TAU,

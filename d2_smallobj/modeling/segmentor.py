@@ -32,7 +32,7 @@ class SizeBalancedSegmentor(nn.Module):
         pixel_mean: per channel, in the order of ``INPUT.FORMAT``.
         pixel_std: per channel.
         ignore_label: label of pixels without a class; also pads labels of smaller images.
-        msc_scales: multi-scale factors beside 1 (``MSC`` of SPEC 4); empty: one scale.
+        msc_scales: multi-scale factors beside 1 (MSC, docs/method.md#recipe); empty: one scale.
     """
 
     @configurable
@@ -124,7 +124,7 @@ class SizeBalancedSegmentor(nn.Module):
         Returns:
             ``{"": (N, K, h, w)}`` without MSC. With MSC one entry a scale, each at the
             resolution of its own scale, and ``"_max"``, the pixel-wise maximum of all of them
-            at the resolution of scale 1 (SPEC 4); suffixes name the losses.
+            at the resolution of scale 1; suffixes name the losses.
         """
         full = self.sem_seg_head.layers(self.backbone(images))
         if not self.msc_scales:

@@ -1,4 +1,6 @@
-"""A segmentor whose head predicts, beside every logit, how far the label may be doubted (SPEC 6).
+"""A segmentor whose head predicts a label uncertainty beside every logit.
+
+The method: docs/method.md#label-uncertainty.
 
 Shapes: N images, K classes (background included), C logits: K, or 1 in a binary task (K = 2);
 S spreads: C in the form "per_class", else 1; H x W the padded batch, h x w a logit map.

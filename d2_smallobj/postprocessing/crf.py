@@ -1,4 +1,4 @@
-"""Fully connected CRF on a predicted probability map (SPEC 4): mean-field inference.
+"""Fully connected CRF on a predicted probability map: mean-field inference.
 
 P. Krähenbühl, V. Koltun: Efficient Inference in Fully Connected CRFs with Gaussian Edge
 Potentials, NIPS 2011.

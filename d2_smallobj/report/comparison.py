@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from d2_smallobj.metrics.comparison import Comparison
 from d2_smallobj.metrics.statistics import MINIMUM_INSTANCES, Cell, Interval
+from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.metrics.validation import first_ten
 from d2_smallobj.report.text_tables import format_rank_table, markdown_table, number
 
@@ -28,7 +29,8 @@ def format_comparison(comparison: Comparison) -> str:
     sections = [_figures(comparison, level)]
     if comparison.differences:
         sections.append(_differences(comparison, level))
-    sections.append(f"## Ranks\n\n{format_rank_table(comparison.ranks)}")
+    ranks = comparison.ranks.only(split_headline(comparison.ranks.figures)[0])
+    sections.append(f"## Ranks\n\n{format_rank_table(ranks)}")
     warnings = [*format_cells(comparison.cells), *comparison.remarks]
     if warnings:
         sections.append("## Beware\n\n" + "\n".join(f"- {line}" for line in warnings))
@@ -101,15 +103,17 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def _figures(comparison: Comparison, level: str) -> str:
     """The section with every method's figures."""
-    header = ["method", *comparison.ranks.figures]
-    rows = [
-        [name, *(format_interval(interval) for interval in figures.values())]
-        for name, figures in comparison.intervals.items()
-    ]
+    tables = []
+    for names in split_headline(comparison.ranks.figures):
+        rows = [
+            [method, *(format_interval(figures[name]) for name in names)]
+            for method, figures in comparison.intervals.items()
+        ]
+        tables.append(markdown_table(["method", *names], rows))
     return (
         f"## Figures\n\nPercent, with {level} intervals (percentile bootstrap over"
         f" {comparison.images} images, {comparison.samples} resamples, seed {comparison.seed}).\n\n"
-        + markdown_table(header, rows)
+        + "\n\n".join(tables)
     )
 
 
@@ -126,11 +130,17 @@ def _differences(comparison: Comparison, level: str) -> str:
         ]
         for item in comparison.differences
     ]
-    tests = sum(not math.isnan(item.p_adjusted) for item in comparison.differences)
+    figures = dict.fromkeys(item.figure for item in comparison.differences)
+    headline, further = (
+        sum(
+            one.figure in names and not math.isnan(one.p_adjusted) for one in comparison.differences
+        )
+        for names in split_headline(figures)
+    )
     return (
         "## Paired differences\n\nPercentage points, on the same resampled images. p: two-sided,"
         " by swapping images between the two methods at random; adjusted: for"
-        f" {tests} tests (Holm).\n\n"
+        f" {headline} tests (Holm) of mIoU and IA-mIoU, and for {further} of the other figures.\n\n"
         + markdown_table(
             ["methods", "figure", "difference", f"{level} interval", "p", "p adjusted"],
             rows,

@@ -197,7 +197,7 @@ def _score(
 
 def _foreground(table: InstanceTable) -> InstanceTable:
     """Records without the background's."""
-    return table.select(table.category_id != 0)
+    return table.select(table.things)
 
 
 def _without_void(semantic: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from d2_smallobj.metrics.comparison import Comparison, PairedDifference
+from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.report.html_markup import Child, Markup, count, tag
 from d2_smallobj.report.html_sections import section
 from d2_smallobj.report.html_tables import Cell, Column, sortable_table, text_cell
@@ -14,7 +15,7 @@ _SIGNIFICANT = 0.05
 
 def compared(comparison: Comparison) -> Markup:
     """Paired differences of the methods: a row for every pair, and all numbers below."""
-    figures = list(dict.fromkeys(one.figure for one in comparison.differences))
+    figures = split_headline(dict.fromkeys(one.figure for one in comparison.differences))[0]
     pairs: dict[tuple[str, str], dict[str, PairedDifference]] = {}
     for one in comparison.differences:
         pairs.setdefault((one.second, one.first), {})[one.figure] = one
@@ -26,7 +27,8 @@ def compared(comparison: Comparison) -> Markup:
         f"Differences in percentage points, paired on the same {count(comparison.images)} images"
         f" so that difficult images cancel; {100 * comparison.level:g} % bootstrap intervals,"
         f" {count(comparison.samples)} resamples and permutations. Bold: the p-value is below"
-        " 0.05 even when adjusted for the number of differences."
+        " 0.05 even when adjusted for the number of differences (Holm; the figures under “With"
+        " p-values” that are not in this table are adjusted among themselves)."
     )
     short = sortable_table(
         "Differences between methods",
@@ -53,7 +55,10 @@ def _difference_table(comparison: Comparison) -> Markup:
         Column("difference", hint="percentage points"),
         Column("interval", text=True),
         Column("p", hint="permutation test on the same images, two-sided"),
-        Column("p adjusted", hint="Holm's adjustment for all differences of this table"),
+        Column(
+            "p adjusted",
+            hint="Holm; mIoU and IA-mIoU apart from the other figures",
+        ),
     ]
     rows = []
     for one in comparison.differences:

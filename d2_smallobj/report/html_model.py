@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.metrics.comparison import run_size_bins
+from d2_smallobj.metrics.comparison import run_size_bins, run_stuff, run_worst
 from d2_smallobj.metrics.outcomes import OUTCOMES, blob_summary, outcome_summary
-from d2_smallobj.metrics.records import BACKGROUND
 from d2_smallobj.metrics.sizes import SizeBins
 from d2_smallobj.metrics.statistics import MINIMUM_INSTANCES
+from d2_smallobj.metrics.summary import headline_names, split_headline
 
-HEADLINES = ("mIoU", "IA-mIoU", "IA-mIoU_fg")
 _SIZE_WORDS = {"S": "small", "M": "medium", "L": "large"}
 
 
@@ -41,7 +40,7 @@ class Method:
 
     @functools.cached_property
     def class_names(self) -> list[str]:
-        """Names by category, background first."""
+        """Names by category."""
         return [str(name) for name in self.run.class_names]
 
     @functools.cached_property
@@ -50,9 +49,24 @@ class Method:
         return run_size_bins(self.run.options)
 
     @functools.cached_property
+    def stuff(self) -> tuple[int, ...]:
+        """Ids of the stuff classes."""
+        return run_stuff(self.run.options)
+
+    @property
+    def thing_names(self) -> list[str]:
+        """Names of the classes of objects."""
+        return [name for place, name in enumerate(self.class_names) if place not in self.stuff]
+
+    @functools.cached_property
+    def worst(self) -> int:
+        """Share of the worst images, in percent."""
+        return run_worst(self.run.options)
+
+    @functools.cached_property
     def outcomes(self) -> dict[str, Any]:
         """What happened to the instances; see :func:`d2_smallobj.metrics.outcomes`."""
-        return outcome_summary(self.run.table, self.class_names, self.bins)
+        return outcome_summary(self.run.table, self.class_names, self.bins, stuff=self.stuff)
 
     def outcome_row(self, size: str) -> dict[str, dict[str, float]]:
         """Instances and IoU lost by outcome, of one size bin (empty: of all)."""
@@ -61,7 +75,7 @@ class Method:
     @functools.cached_property
     def blobs(self) -> dict[str, Any]:
         """False-positive blobs; see :func:`d2_smallobj.metrics.outcomes.blob_summary`."""
-        return blob_summary(self.run.blobs, self.class_names, self.bins)
+        return blob_summary(self.run.blobs, self.class_names, self.bins, stuff=self.stuff)
 
     @property
     def num_images(self) -> int:
@@ -70,8 +84,8 @@ class Method:
 
     @functools.cached_property
     def num_instances(self) -> int:
-        """Number of foreground instances."""
-        return int(np.count_nonzero(self.run.table.category_id != BACKGROUND))
+        """Number of instances."""
+        return int(np.count_nonzero(self.run.table.things))
 
     def figure(self, key: str) -> float:
         """A figure in percent, or a count; NaN where it is undefined."""
@@ -132,7 +146,13 @@ def make_methods(
     ]
     first = methods[0]
     for other in methods[1:]:
-        for attribute, words in (("class_names", "classes"), ("bins", "size bins")):
+        shared = {
+            "class_names": "classes",
+            "stuff": "stuff classes",
+            "bins": "size bins",
+            "worst": "share of worst images",
+        }
+        for attribute, words in shared.items():
             mine, theirs = getattr(first, attribute), getattr(other, attribute)
             if mine != theirs:
                 raise ValueError(
@@ -144,7 +164,12 @@ def make_methods(
 
 def headline_keys(method: Method) -> list[str]:
     """The figures at the head of the report: mIoU, IA-mIoU, and one per size."""
-    return [*HEADLINES, *(f"IA-mIoU_{name}" for name in method.bins)]
+    return split_headline(headline_names(method.bins))[0]
+
+
+def further_keys(method: Method) -> list[str]:
+    """The other figures of the data set: by image, by the worst images, recall by size."""
+    return split_headline(headline_names(method.bins, method.worst))[1]
 
 
 def size_word(name: str) -> str:

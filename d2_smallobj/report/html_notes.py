@@ -78,7 +78,7 @@ def _best(methods: Sequence[Method], key: str) -> Method | None:
 
 
 def _classes_present(method: Method) -> int:
-    return sum(method.figure(f"instances-{name}") > 0 for name in method.class_names[1:])
+    return sum(method.figure(f"instances-{name}") > 0 for name in method.thing_names)
 
 
 def warnings(methods: Sequence[Method], comparison: Comparison | None) -> list[Child]:
@@ -134,7 +134,7 @@ def _mismatches(methods: Sequence[Method]) -> list[str]:
 
 def _nearly_empty(method: Method) -> tuple[str, str]:
     """Cells of class and size with few instances, and those without, listed."""
-    cells = cell_warnings(method.run.table, method.class_names, method.bins)
+    cells = cell_warnings(method.run.table, method.class_names, method.bins, stuff=method.stuff)
     # Classes that the data set does not have at all are no news size by size.
     present = {name for name in method.class_names if method.figure(f"instances-{name}") > 0}
     few = [f"{one.category} {one.size} ({one.instances})" for one in cells if one.instances]

@@ -90,7 +90,7 @@ def false_positives(methods: Sequence[Method]) -> Markup:
             columns.append(Column(title, above=above, group=kind if several else ""))
     names = [
         name
-        for name in methods[0].class_names[1:]
+        for name in methods[0].thing_names
         if any(method.blobs["classes"][name]["all"]["blobs"] for method in methods)
     ]
     rows = [[text_cell(name), *_blob_cells(methods, name)] for name in names]

@@ -9,8 +9,8 @@ from d2_smallobj.report.html_curve import Line, line_chart
 from d2_smallobj.report.html_marks import interval_track, swatch
 from d2_smallobj.report.html_markup import Child, Markup, count, percent, tag
 from d2_smallobj.report.html_model import (
-    HEADLINES,
     Method,
+    further_keys,
     headline_keys,
     outcome_shares,
     size_range,
@@ -28,8 +28,14 @@ from d2_smallobj.report.html_tables import (
 
 _HEADLINE_TEXTS = {
     "mIoU": "pixels: every object weighs as much as it is large",
-    "IA-mIoU": "instances: every object weighs the same, background is one more class",
-    "IA-mIoU_fg": "instances, foreground classes only",
+    "IA-mIoU": "instances: every object weighs the same, stuff (background) is one more class",
+    "IA-mIoU_fg": "instances, classes of objects only",
+}
+_FURTHER_TEXTS = {
+    "mIoU_I": "mean over images of the IoU of the classes in each",
+    "mIoU_C": "mean over classes of the IoU in each image that has the class",
+    "recall": "objects with IoU of at least 0.5, of all",
+    "mRecall": "the same, as mean over classes",
 }
 OUTCOME_TEXTS = {
     "good": "IoU of at least 0.5",
@@ -55,9 +61,39 @@ def named(method: Method) -> Markup:
 
 
 def headline(methods: Sequence[Method]) -> Markup:
-    """A card for every headline figure, with all methods and their intervals in it."""
+    """A card for every instance-aware figure, and a table of the others."""
     cards = [_card(methods, key) for key in headline_keys(methods[0])]
-    return tag("div", cards, class_="cards")
+    return tag("div", tag("div", cards, class_="cards"), _further_table(methods))
+
+
+def _further_table(methods: Sequence[Method]) -> Markup:
+    """The figures that go by image, and recall by size, with intervals where there are any."""
+    with_intervals = any(method.intervals for method in methods)
+    columns = [Column("Figure", text=True), Column("what it counts", text=True)]
+    for method in methods:
+        columns.append(Column(method.name if len(methods) > 1 else "%"))
+        columns += [Column("interval", text=True)] if with_intervals else []
+    rows = []
+    for place, key in enumerate(further_keys(methods[0])):
+        values = [method.figure(key) for method in methods]
+        best = best_of(values)
+        row = [Cell(key, place), text_cell(_further_text(methods[0], key))]
+        for position, (method, value) in enumerate(zip(methods, values)):
+            row.append(figure_cell(value, best=position in best))
+            row += [_interval_cell(method, key)] if with_intervals else []
+        rows.append(row)
+    caption = "By image, by the worst images, and how many objects are found"
+    return sortable_table(caption, columns, rows, identifier="further-table")
+
+
+def _further_text(method: Method, key: str) -> str:
+    """What one of these figures counts, in a few words."""
+    name, at, share = key.partition("@")
+    name, _, size = (name, "", "") if at or name in _FURTHER_TEXTS else name.partition("_")
+    text = _FURTHER_TEXTS[name]
+    if at:
+        text += f", worst {share} % of the images"
+    return f"{text}; {size_word(size)} objects" if size else text
 
 
 def _card(methods: Sequence[Method], key: str) -> Markup:
@@ -87,7 +123,7 @@ def _card(methods: Sequence[Method], key: str) -> Markup:
         tag("h3", key),
         tag("p", headline_text(methods[0], key)),
         tag("ul", rows, class_="single" if len(methods) == 1 else None),
-        class_="card" if key in HEADLINES else "card size",
+        class_="card" if key in _HEADLINE_TEXTS else "card size",
     )
 
 
@@ -108,7 +144,7 @@ def sizes(methods: Sequence[Method], lines: Sequence[Line]) -> Markup:
         starts = [] if bins.relative else [0.0, *list(bins.values())[:-1]]
         bounds = [(name, math.sqrt(start)) for name, start in zip(bins, starts)]
         table = methods[0].run.table
-        sides = table.area[table.category_id > 0] ** 0.5
+        sides = table.area[table.things] ** 0.5
         chart = line_chart(
             lines, title="IoU of instances by object size", bounds=bounds, counts=sides
         )
@@ -126,7 +162,7 @@ def sizes(methods: Sequence[Method], lines: Sequence[Line]) -> Markup:
 
 
 _CURVE_TEXT = (
-    "Mean IoU of the instances of about each size (local average), all foreground classes"
+    "Mean IoU of the instances of about each size (local average), all classes of objects"
     " together; bands are bootstrap intervals over images. Grey bars: how many instances there"
     " are of that size. A wide band or low bar: little is known there."
 )

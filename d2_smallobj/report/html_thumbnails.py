@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from d2_smallobj.metrics.records import BACKGROUND
 from d2_smallobj.report.html_model import Method
 from d2_smallobj.report.html_sources import SourceError, Truth, read_map, read_truth
 from d2_smallobj.report.html_worst import Candidate
@@ -97,7 +96,7 @@ def _draw(methods: Sequence[Method], candidate: Candidate) -> Thumbnail:
     cut = {position: labels[window] for position, labels in predictions.items()}
     ignore = int(methods[0].run.options.get("ignore_label", 255))
     names = methods[0].class_names
-    colours = _colours(candidate.category, [semantic, *cut.values()], {BACKGROUND, ignore})
+    colours = _colours(candidate.category, [semantic, *cut.values()], {*methods[0].stuff, ignore})
     image, mask = truth.image[window], object_mask[window]
     panels = [
         (

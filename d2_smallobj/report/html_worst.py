@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from d2_smallobj.metrics.outcomes import OUTCOMES, classify
-from d2_smallobj.metrics.records import BACKGROUND
 from d2_smallobj.report.html_model import Method
 
 
@@ -48,7 +47,7 @@ def worst_small(methods: Sequence[Method]) -> list[Candidate]:
     found: dict[tuple[str, int, int], Candidate] = {}
     for method in methods:
         table = method.run.table
-        small = (table.size_of(method.bins) == 0) & (table.category_id != BACKGROUND)
+        small = (table.size_of(method.bins) == 0) & table.things
         chosen = table.select(small)
         rows = zip(
             chosen.image_id.tolist(),

@@ -45,7 +45,7 @@ def draw_matching(path: str | os.PathLike[str]) -> None:
     """The steps from label maps to one IoU per instance."""
     example = matching_example()
     table = example.match.table
-    table = table.select(table.category_id > 0)
+    table = table.select(table.things)
     figure = new_figure(8.4, 5.2)
     axes = figure.subplots(2, 2).ravel()
     truth = _colored(example.instances, _INSTANCES)
@@ -84,7 +84,7 @@ def draw_outcomes(path: str | os.PathLike[str]) -> None:
     """One object of every outcome."""
     example = outcome_example()
     table = example.match.table
-    table = table.select(table.category_id > 0)
+    table = table.select(table.things)
     figure = new_figure(6.4, 4.1)
     axis = figure.subplots()
     _show(axis, _compared(example), example.instances, "")

@@ -42,7 +42,7 @@ class Example:
     def figures(self) -> dict[str, float]:
         """Figures in percent; see :func:`d2_smallobj.metrics.summary.summarize`."""
         match = self.match
-        return summarize(match.table, match.confusion, CLASS_NAMES)
+        return summarize(match.table, match.pixels, CLASS_NAMES)
 
 
 def canvas(height: int, width: int, *boxes: tuple[int, int, int, int]) -> np.ndarray:
@@ -117,7 +117,7 @@ def _pooling_table(examples: Mapping[str, Example]) -> str:
     ]
     for name, example in examples.items():
         table, figures = example.match.table, example.figures
-        table = table.select(table.category_id > 0)
+        table = table.select(table.things)
         missed = int((table.pixels - table.intersection).sum())
         each = ", ".join(f"{100 * iou:.1f}" for iou in table.iou)
         lines.append(
@@ -129,7 +129,7 @@ def _pooling_table(examples: Mapping[str, Example]) -> str:
 
 def _matching_table(example: Example) -> str:
     match = example.match
-    table = match.table.select(match.table.category_id > 0)
+    table = match.table.select(match.table.things)
     lines = [
         "| instance | its pixels | overlap | charged | IoU |",
         "|---|---|---|---|---|",
@@ -154,7 +154,7 @@ def _matching_table(example: Example) -> str:
 
 def _outcome_table(example: Example) -> str:
     match = example.match
-    table = match.table.select(match.table.category_id > 0)
+    table = match.table.select(match.table.things)
     found = classify(table)
     lines = ["| outcome | instances | IoU | IoU lost |", "|---|---|---|---|"]
     for position, outcome in enumerate(OUTCOMES):

@@ -1,4 +1,4 @@
-"""A small and a large instance of one class, the setting of the corner cases [P Fig. 4].
+"""A small and a large instance of one class, the setting of the corner cases (paper, Fig. 4).
 
 Legend: H, W height and width of a map.
 """

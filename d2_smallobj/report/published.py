@@ -1,4 +1,4 @@
-"""The paper's published figures as data (SPEC 7): Tables 1 to 4 of "Small Objects Matters"."""
+"""The paper's published figures as data: Tables 1 to 4 of "Small Objects Matters"."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PublishedResult:
     Attributes:
         table: one of :data:`TITLES`.
         data_set: what was evaluated on.
-        method: name as SPEC 7 gives it.
+        method: name as docs/method.md#published-figures gives it.
         supervision: ``image``, ``image + language``, ``image + saliency``, ``box`` or ``full``.
         loss: ``CE``, ``L_SW`` or ``L_SB``.
         figures: percent by figure, :data:`PUBLISHED_FIGURES`.

@@ -1,4 +1,4 @@
-"""How mIoU and IA-mIoU answer to what happens to small and to large objects [P Fig. 4, Fig. 5].
+"""Sensitivity of mIoU and IA-mIoU to small and to large objects (paper, Fig. 4 and 5).
 
 The paper gives these experiments as drawings only. Here they are exact, and run on drawn scenes
 or on the ground truth of any data set: nothing is predicted by a model.
@@ -13,7 +13,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from d2_smallobj.metrics import COCO_SIZE_BINS, InstanceTable, match_image, summarize
+from d2_smallobj.metrics import (
+    COCO_SIZE_BINS,
+    InstanceTable,
+    PixelTable,
+    match_image,
+    summarize,
+)
 from d2_smallobj.report.labelled_images import IGNORE, LabelledImage
 from d2_smallobj.report.pairs import Pair, class_index, growth_order, perfect_match
 
@@ -192,7 +198,8 @@ def _figures(
     size_bins: Mapping[str, float] = COCO_SIZE_BINS,
 ) -> dict[str, float]:
     """The class's own figures, then those over all classes."""
-    figures = summarize(table, confusion, class_names, size_bins=size_bins)
+    pixels = PixelTable.from_confusion(confusion)
+    figures = summarize(table, pixels, class_names, size_bins=size_bins)
     name = class_names[category]
     sizes = ["", *(f"_{size}" for size in size_bins)]
     own = {"IoU": figures[f"IoU-{name}"]}

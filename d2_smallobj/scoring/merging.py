@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2_smallobj.metrics import BlobTable, InstanceTable
+from d2_smallobj.metrics import BlobTable, InstanceTable, PixelTable
 from d2_smallobj.scoring.pipeline import with_intervals
 from d2_smallobj.scoring.plan import parse_shard
 from d2_smallobj.scoring.reopen import reopener
@@ -33,10 +33,8 @@ def merge(folders: Sequence[str | os.PathLike[str]], *, name: str = "") -> Score
         raise ValueError("merge: give the folders of all shards, got none")
     runs = [load_run(folder) for folder in folders]
     _check_shards(runs, [Path(folder) for folder in folders])
-    images = np.concatenate([np.array(run.images, dtype=object) for run in runs])
-    order = np.argsort(images, kind="stable")
     files = {image: paths for run in runs for image, paths in run.sources.files.items()}
-    ids = images[order].tolist()
+    ids = sorted(image for run in runs for image in run.images)
     options = {key: value for key, value in runs[0].options.items() if key != "shard"}
     merged = dataclasses.replace(
         runs[0],
@@ -45,7 +43,7 @@ def merge(folders: Sequence[str | os.PathLike[str]], *, name: str = "") -> Score
         table=InstanceTable.concatenate([run.table for run in runs]).sorted(),
         blobs=BlobTable.concatenate([run.blobs for run in runs]).sorted(),
         images=ids,
-        image_counts=np.concatenate([run.image_counts for run in runs])[order],
+        pixels=PixelTable.concatenate([run.pixels for run in runs]).sorted(),
         confusion=np.sum([run.confusion for run in runs], axis=0),
         sources=Sources({image: files[image] for image in ids}, reopener(options["inputs"])),
     )

@@ -1,7 +1,8 @@
 """``metrics.json``: the figures of a scored run as a document for programs.
 
-Its keys are kept stable: ``mIoU``, ``IA-mIoU``, ``IA-mIoU_fg`` and ``IA-mIoU_<size>`` in percent
-(``null`` where undefined), ``intervals`` of them, ``classes``, ``counts``, ``outcomes``,
+Its keys are kept stable: ``mIoU``, ``IA-mIoU``, ``IA-mIoU_fg``, ``IA-mIoU_<size>`` and the other
+figures of :func:`d2_smallobj.metrics.summary.headline_names` in percent (``null`` where undefined),
+``intervals`` of them, ``classes``, ``counts``, ``outcomes``,
 ``blobs``, ``few_instances``, ``warnings``, ``options``, ``versions``. Nothing in it depends on
 the time, the machine's speed, or the number of processes.
 """
@@ -19,20 +20,13 @@ import numpy as np
 
 import d2_smallobj
 from d2_smallobj.metrics import blob_summary, outcome_summary
-from d2_smallobj.metrics.records import BACKGROUND
 from d2_smallobj.metrics.statistics import MINIMUM_INSTANCES, Interval, cell_warnings
 from d2_smallobj.metrics.validation import first_ten
 from d2_smallobj.scoring.run import ScoredRun
 from d2_smallobj.utils.opencv import cv2
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the files of a run change in a way that older readers would misread."""
-
-
-def headline(run: ScoredRun) -> dict[str, float]:
-    """The headline figures by name, in percent."""
-    names = ["mIoU", "IA-mIoU", "IA-mIoU_fg", *(f"IA-mIoU_{size}" for size in run.size_bins)]
-    return {name: run.figures[name] for name in names}
 
 
 def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -46,15 +40,15 @@ def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str
         The document, with NaN where figures are undefined.
     """
     bins = run.size_bins
-    cells = cell_warnings(run.table, run.class_names, bins)
+    cells = cell_warnings(run.table, run.class_names, bins, stuff=run.stuff)
     return {
         **(extra or {}),
-        **headline(run),
+        **run.headline,
         "intervals": {name: dataclasses.asdict(found) for name, found in run.intervals.items()},
         "classes": _classes(run),
         "counts": _counts(run),
-        "outcomes": outcome_summary(run.table, run.class_names, bins),
-        "blobs": blob_summary(run.blobs, run.class_names, bins),
+        "outcomes": outcome_summary(run.table, run.class_names, bins, stuff=run.stuff),
+        "blobs": blob_summary(run.blobs, run.class_names, bins, stuff=run.stuff),
         "few_instances": [dataclasses.asdict(cell) for cell in cells],
         "warnings": warnings(run),
         "remarks": list(run.remarks),
@@ -78,12 +72,13 @@ def warnings(run: ScoredRun) -> list[str]:
         )
     if not run.images:
         found.append("No image was scored; all figures are undefined.")
-    absent = [name for name in run.class_names[1:] if not run.figures[f"instances-{name}"]]
+    things = [name for place, name in enumerate(run.class_names) if place not in run.stuff]
+    absent = [name for name in things if not run.figures[f"instances-{name}"]]
     if absent and run.images:
         found.append(
             f"IA-mIoU leaves out {len(absent)} class(es) without an instance: {first_ten(absent)}."
         )
-    cells = cell_warnings(run.table, run.class_names, run.size_bins)
+    cells = cell_warnings(run.table, run.class_names, run.size_bins, stuff=run.stuff)
     for size in run.size_bins:
         few = [cell for cell in cells if cell.size == size and cell.instances]
         none = sum(cell.size == size and not cell.instances for cell in cells)
@@ -120,17 +115,17 @@ def differing(run: ScoredRun, document: Mapping[str, Any]) -> list[str]:
     """Headline figures of a document that the run's records do not give."""
     return [
         name
-        for name, value in headline(run).items()
+        for name, value in run.headline.items()
         if repr(_number(document.get(name))) != repr(value)
     ]
 
 
 def _classes(run: ScoredRun) -> dict[str, dict[str, float]]:
-    """All figures by class; the background has no sizes."""
+    """All figures by class; stuff has no sizes."""
     groups = ["", *(f"_{size}" for size in run.size_bins)]
     found = {}
     for category, name in enumerate(run.class_names):
-        shown = groups if category != BACKGROUND else groups[:1]
+        shown = groups if category not in run.stuff else groups[:1]
         row = {"IoU": run.figures[f"IoU-{name}"]}
         row |= {f"IA-IoU{group}": run.figures[f"IA-IoU{group}-{name}"] for group in shown}
         row |= {f"instances{g}": int(run.figures[f"instances{g}-{name}"]) for g in shown}
@@ -141,15 +136,15 @@ def _classes(run: ScoredRun) -> dict[str, dict[str, float]]:
 def _counts(run: ScoredRun) -> dict[str, int]:
     """How much there was."""
     groups = ["", *(f"_{size}" for size in run.size_bins)]
-    truth = run.image_counts[..., 1]
-    with_instances = np.unique(run.table.image_id[run.table.category_id != BACKGROUND])
+    pixels = run.pixels.select(run.pixels.ground_truth > 0)
+    with_instances = np.unique(run.table.image_id[run.table.things])
     return {
         "images": len(run.images),
         **{f"instances{group}": int(run.figures[f"instances{group}"]) for group in groups},
         "images_without_instances": len(run.images) - len(with_instances),
-        "images_all_ignored": int(np.count_nonzero(truth.sum(axis=1) == 0)),
-        "classes_in_ground_truth": int(np.count_nonzero(truth.sum(axis=0))),
-        "pixels": int(truth.sum()),
+        "images_all_ignored": len(run.images) - len(np.unique(pixels.image_id)),
+        "classes_in_ground_truth": len(np.unique(pixels.category_id)),
+        "pixels": int(pixels.ground_truth.sum()),
         "blobs": len(run.blobs),
     }
 

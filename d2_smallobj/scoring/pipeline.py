@@ -178,11 +178,11 @@ def with_intervals(scored: ScoredRun) -> ScoredRun:
     if samples == 0 or not scored.images:
         return scored
     found = bootstrap(
-        scored.table,
-        scored.image_counts,
-        scored.images,
+        scored,
         class_names=scored.class_names,
+        stuff=scored.stuff,
         size_bins=scored.size_bins,
+        worst=scored.worst,
         samples=samples,
         seed=int(scored.options.get("seed", 0)),
         level=float(scored.options.get("level", _LEVEL)),

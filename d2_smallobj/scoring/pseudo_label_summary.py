@@ -138,7 +138,7 @@ def summarize_labels(
         ignored.update({(image.image_id, number): count for number, count in left_out.items()})
     problems.raise_if_any()
     table = total.table
-    table = table.select(table.category_id > 0)
+    table = table.select(table.things)
     keys = zip(table.image_id.tolist(), table.instance_id.tolist())
     return LabelSummary(
         name,
@@ -146,7 +146,7 @@ def summarize_labels(
         size_bins,
         summarize(
             total.table,
-            total.confusion,
+            total.pixels,
             truth.class_names,
             size_bins=size_bins,
             images=len(images),

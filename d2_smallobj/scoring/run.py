@@ -1,6 +1,6 @@
 """A scored run: all that is known of a method once its pixels have been looked at.
 
-Shapes: N number of images; C number of classes, background included.
+Shapes: N number of images; C number of classes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from d2_smallobj.metrics import (
     Accumulator,
     BlobTable,
     InstanceTable,
+    PixelTable,
     SizeBins,
     parse_size_bins,
     summarize,
 )
+from d2_smallobj.metrics.comparison import run_stuff, run_worst
 from d2_smallobj.metrics.statistics import Interval
+from d2_smallobj.metrics.summary import headline_names
 
 SOURCE_KINDS = ("prediction", "semantic", "instances", "image")
 """What is known of an image's files, in this order."""
@@ -72,13 +75,14 @@ class ScoredRun:
 
     Attributes:
         name: what tables call it.
-        options: how it was scored: ``mode``, ``ignore_label``, ``size_bins`` (text), ``version``,
-            and what the command was given.
-        class_names: C names, background first.
+        options: how it was scored: ``mode``, ``stuff`` (class ids), ``ignore_label``,
+            ``void_instance``, ``size_bins`` (text), ``worst`` (percent), ``version``, and what
+            the command was given.
+        class_names: C names.
         table: a record for every instance, sorted.
         blobs: the false-positive blobs, sorted.
         images: N ids, sorted; images without any record included.
-        image_counts: int64 (N, C, 3): intersection, ground-truth and predicted pixels.
+        pixels: pixel counts by image and class, sorted.
         confusion: int64 (C, C), rows ground truth, columns prediction.
         sources: where the pixels are, for pictures.
         intervals: of the headline figures, in percent; empty where none were computed.
@@ -91,7 +95,7 @@ class ScoredRun:
     table: InstanceTable
     blobs: BlobTable
     images: Sequence[str]
-    image_counts: np.ndarray
+    pixels: PixelTable
     confusion: np.ndarray
     sources: Mapping[str, Mapping[str, Source]] = dataclasses.field(default_factory=dict)
     intervals: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
@@ -102,14 +106,31 @@ class ScoredRun:
         """The size bins of the options, COCO's by default."""
         return parse_size_bins(self.options.get("size_bins", str(COCO_SIZE_BINS)))
 
+    @property
+    def stuff(self) -> tuple[int, ...]:
+        """Ids of the stuff classes of the options; the background (0) if nothing is said."""
+        return run_stuff(self.options)
+
+    @property
+    def worst(self) -> int:
+        """Share of the worst images of the options, in percent."""
+        return run_worst(self.options)
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """The figures of the data set by name, in percent."""
+        return {name: self.figures[name] for name in headline_names(self.size_bins, self.worst)}
+
     @functools.cached_property
     def figures(self) -> dict[str, float]:
         """All figures; see :func:`d2_smallobj.metrics.summary.summarize`."""
         return summarize(
             self.table,
-            self.confusion,
+            self.pixels,
             self.class_names,
+            stuff=self.stuff,
             size_bins=self.size_bins,
+            worst=self.worst,
             images=len(self.images),
         )
 
@@ -125,7 +146,8 @@ class ScoredRun:
         remarks: Sequence[str] = (),
     ) -> ScoredRun:
         """Take what an accumulator has collected; its settings become options."""
-        settings = {"mode": accumulator.mode, "ignore_label": accumulator.ignore_label}
+        settings = {**accumulator.settings, "stuff": list(accumulator.stuff)}
+        del settings["num_classes"]
         return cls(
             name=name,
             options={**settings, **(options or {})},
@@ -133,7 +155,7 @@ class ScoredRun:
             table=accumulator.table,
             blobs=accumulator.blobs,
             images=accumulator.images,
-            image_counts=accumulator.image_counts,
+            pixels=accumulator.pixels,
             confusion=accumulator.confusion.copy(),
             sources=sources or {},
             remarks=tuple(remarks),

@@ -3,7 +3,7 @@
 | file | holds |
 |---|---|
 | ``metrics.json`` | figures, options, versions (:mod:`.metrics_file`) |
-| ``instances.csv`` | a row for every instance and for every image's background |
+| ``instances.csv`` | a row for every instance, and for every image and stuff class |
 | ``instance_details.csv`` | what else there is to know of these rows |
 | ``blobs.csv`` | a row for every false-positive blob |
 | ``images.csv`` | a row for every image, with the files it comes from |
@@ -125,7 +125,7 @@ def load_run(folder: str | os.PathLike[str]) -> ScoredRun:
         table=run_tables.read_instances(folder / INSTANCES_FILE, folder / DETAILS_FILE),
         blobs=run_tables.read_blobs(folder / BLOBS_FILE),
         images=images,
-        image_counts=run_tables.read_pixels(folder / PIXELS_FILE, images, len(class_names)),
+        pixels=run_tables.read_pixels(folder / PIXELS_FILE, images, len(class_names)),
         confusion=run_tables.read_confusion(folder / CONFUSION_FILE, class_names),
         sources=Sources(files, reopener(document["options"].get("inputs"))),
         intervals=metrics_file.intervals_of(document),
@@ -181,7 +181,7 @@ def _check_together(run: ScoredRun, document: Mapping[str, Any], folder: Path) -
     for name, table in ((INSTANCES_FILE, run.table), (BLOBS_FILE, run.blobs)):
         if not known.issuperset(table.image_id.tolist()):
             faults.append(f"{name} has images that {IMAGES_FILE} lacks")
-    hit, truth, predicted = run.image_counts.sum(axis=0).T
+    hit, truth, predicted = run.pixels.class_sums(len(run.class_names)).T
     margins = (np.diagonal(run.confusion), run.confusion.sum(axis=1), run.confusion.sum(axis=0))
     if not all(map(np.array_equal, margins, (hit, truth, predicted))):
         faults.append(f"{PIXELS_FILE} does not add up to {CONFUSION_FILE}")

@@ -1,6 +1,6 @@
 """The CSV files of a scored run, written and read without losing a bit.
 
-Shapes: N number of images; C number of classes, background included; R number of records.
+Shapes: C number of classes; R number of records.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2_smallobj.metrics import OUTCOMES, BlobTable, InstanceTable, classify
-from d2_smallobj.metrics.records import BACKGROUND
+from d2_smallobj.metrics import OUTCOMES, BlobTable, InstanceTable, PixelTable, classify
 from d2_smallobj.scoring.run import SOURCE_KINDS, ScoredRun
 
 INSTANCE_COLUMNS = (
@@ -25,15 +24,12 @@ INSTANCE_COLUMNS = (
 DETAIL_COLUMNS = ("image_id", "instance_id", "pixels", "shared", "image_area")
 """Columns of ``instance_details.csv``: what else there is to know, for the same rows."""
 
-_PIXEL_COLUMNS = ("image_id", "category_id", "intersection", "ground_truth", "predicted")
-
 
 def instances_csv(run: ScoredRun) -> str:
-    """``instances.csv``: the records with size, IoU and outcome; the background has neither."""
+    """``instances.csv``: the records with size, IoU and outcome; stuff has no size or outcome."""
     names = (*run.size_bins, "")
-    foreground = run.table.category_id != BACKGROUND
-    sizes = np.where(foreground, run.table.size_of(run.size_bins), len(names) - 1)
-    outcomes = np.where(foreground, classify(run.table), len(OUTCOMES))
+    sizes = np.where(run.table.things, run.table.size_of(run.size_bins), len(names) - 1)
+    outcomes = np.where(run.table.things, classify(run.table), len(OUTCOMES))
     columns = {name: column.tolist() for name, column in run.table.columns().items()}
     columns["size"] = [names[size] for size in sizes.tolist()]
     columns["outcome"] = [(*OUTCOMES, "")[outcome] for outcome in outcomes.tolist()]
@@ -95,29 +91,27 @@ def read_images(path: Path) -> tuple[list[str], dict[str, tuple[str, ...]]]:
 
 def pixels_csv(run: ScoredRun) -> str:
     """``pixels.csv``: the counts of all classes that an image has in truth or prediction."""
-    where, category = np.nonzero(run.image_counts.any(axis=2))
-    counts = run.image_counts[where, category].tolist()
-    rows = (
-        (run.images[position], label, *values)
-        for position, label, values in zip(where.tolist(), category.tolist(), counts)
-    )
-    return _write(_PIXEL_COLUMNS, rows)
+    columns = run.pixels.columns()
+    return _write(columns, zip(*(column.tolist() for column in columns.values())))
 
 
-def read_pixels(path: Path, images: Sequence[str], num_classes: int) -> np.ndarray:
-    """Read ``pixels.csv``: int64 (N, C, 3) in the order of ``images``."""
-    rows = _read(path, _PIXEL_COLUMNS)
-    counts = np.zeros((len(images), num_classes, 3), np.int64)
-    position = {image: number for number, image in enumerate(images)}
-    try:
-        where = [position[row[0]] for row in rows]
-    except KeyError as error:
-        raise ValueError(f"{path}: {error.args[0]!r} is not among the images") from error
-    numbers = _integers(path, rows, slice(1, None)).reshape(-1, 4)
-    if numbers.min(initial=0) < 0 or numbers[:, 0].max(initial=0) >= num_classes:
+def read_pixels(path: Path, images: Sequence[str], num_classes: int) -> PixelTable:
+    """Read ``pixels.csv``: counts of images among ``images``."""
+    pixels = PixelTable.from_columns(_read_columns(path, PixelTable.names(), PixelTable)).sorted()
+    strange = sorted(set(pixels.image_id.tolist()).difference(images))
+    if strange:
+        raise ValueError(f"{path}: {strange[0]!r} is not among the images")
+    counts = (pixels.intersection, pixels.ground_truth, pixels.predicted)
+    least = min(int(column.min(initial=0)) for column in (pixels.category_id, *counts))
+    if least < 0 or pixels.category_id.max(initial=0) >= num_classes:
         raise ValueError(f"{path}: category_id must be in 0..{num_classes - 1}, counts >= 0")
-    counts[where, numbers[:, 0]] = numbers[:, 1:]
-    return counts
+    same = (pixels.image_id[1:] == pixels.image_id[:-1]) & (
+        pixels.category_id[1:] == pixels.category_id[:-1]
+    )
+    if same.any():
+        image = pixels.image_id[1:][same][0]
+        raise ValueError(f"{path}: a class of image {image!r} has two rows")
+    return pixels
 
 
 def confusion_csv(run: ScoredRun) -> str:
@@ -163,7 +157,7 @@ def _read(path: Path, header: Sequence[str]) -> list[list[str]]:
 
 
 def _read_columns(
-    path: Path, header: Sequence[str], kind: type[InstanceTable | BlobTable]
+    path: Path, header: Sequence[str], kind: type[InstanceTable | BlobTable | PixelTable]
 ) -> dict[str, np.ndarray]:
     """The columns of a file that are columns of a table, too, by name."""
     rows = _read(path, header)

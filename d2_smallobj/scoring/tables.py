@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from tabulate import tabulate
 
 from d2_smallobj.metrics import OUTCOMES, blob_summary, outcome_summary
+from d2_smallobj.metrics.statistics import Interval
+from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.scoring.run import ScoredRun
 
 
 def format_figures(figures: Mapping[str, float], class_names: Sequence[str]) -> str:
-    """Lay out figures as two text tables: the headline, then a row for every class present.
+    """Lay out figures as text tables: the headline, those by image, a row for every class present.
 
     Args:
         figures: what :func:`d2_smallobj.metrics.summary.summarize` returns.
@@ -21,11 +23,15 @@ def format_figures(figures: Mapping[str, float], class_names: Sequence[str]) -> 
     Returns:
         The text; ``-`` stands for an undefined figure.
     """
-    headline = [name for name in figures if "mIoU" in name]
-    counts = [name for name in figures if name == "images" or name.startswith("instances")]
+    names = list(figures)
+    first = names.index("images")
+    headline, further = split_headline(names[:first])
+    counts = [name for name in names[first:] if name == "images" or name.startswith("instances")]
     counts = [name for name in counts if "-" not in name]
-    shown = [*headline, *counts]
-    top = _table(shown, [[_cell(name, figures[name]) for name in shown]])
+    tops = [
+        _table(shown, [[_cell(name, figures[name]) for name in shown]])
+        for shown in ([*headline, *counts], further)
+    ]
     sizes = [name[len("IA-mIoU") :] for name in headline if name.startswith("IA-mIoU_")]
     groups = ["", *(size for size in sizes if f"instances{size}" in figures)]
     header = ["class", "IoU", *(f"IA-IoU{group}" for group in groups)]
@@ -35,7 +41,7 @@ def format_figures(figures: Mapping[str, float], class_names: Sequence[str]) -> 
         for name in class_names
         if figures[f"instances-{name}"] > 0 or not math.isnan(figures[f"IoU-{name}"])
     ]
-    return f"{top}\n\n{_table(header, rows)}"
+    return "\n\n".join([*tops, _table(header, rows)])
 
 
 def format_run(run: ScoredRun) -> str:
@@ -47,14 +53,12 @@ def format_run(run: ScoredRun) -> str:
     parts = [format_figures(run.figures, run.class_names)]
     if run.intervals:
         level = 100 * float(run.options.get("level", 0.95))
-        ends = [
-            "-" if math.isnan(found.low) else f"{found.low:.2f} .. {found.high:.2f}"
-            for found in run.intervals.values()
-        ]
-        parts.append(_table([f"{level:g} %", *run.intervals], [["interval", *ends]]))
+        for names in split_headline(list(run.intervals)):
+            ends = [_ends(run.intervals[name]) for name in names]
+            parts.append(_table([f"{level:g} %", *names], [["interval", *ends]]))
     bins = run.size_bins
-    outcomes = outcome_summary(run.table, run.class_names, bins)
-    blobs = blob_summary(run.blobs, run.class_names, bins)
+    outcomes = outcome_summary(run.table, run.class_names, bins, stuff=run.stuff)
+    blobs = blob_summary(run.blobs, run.class_names, bins, stuff=run.stuff)
     header = ["instances", "all", *bins, "IoU lost"]
     rows = [
         [
@@ -75,8 +79,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return tabulate(rows, headers=header, tablefmt="pipe", disable_numparse=True)
 
 
+def _ends(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return "-"
+    return f"{interval.low:.2f} .. {interval.high:.2f}"
+
+
 def _cell(name: str, value: float) -> str:
     """A figure as text: two decimals for percentages, none for counts."""
     if math.isnan(value):
         return "-"
-    return f"{value:.2f}" if "IoU" in name else f"{value:.0f}"
+    return f"{value:.0f}" if name.startswith(("images", "instances")) else f"{value:.2f}"

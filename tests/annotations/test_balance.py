@@ -21,7 +21,7 @@ tables = st.lists(st.integers(0, 10_000), min_size=2, max_size=60)
 
 
 def test_size_bounds():
-    """SPEC 1: S < 32², M < 96², L the rest."""
+    """docs/method.md#sizes: S < 32², M < 96², L the rest."""
     areas = [1, 1023, 1024, 9215, 9216]
     counts = class_size_counts([1, 1, 1, 2, 2], areas, num_classes=3)
     assert counts.tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 0]]

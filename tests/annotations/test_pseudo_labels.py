@@ -1,4 +1,4 @@
-"""Pseudo labels in every format of SPEC 5's table."""
+"""Pseudo labels in every format that datasets/README.md lists."""
 
 from __future__ import annotations
 

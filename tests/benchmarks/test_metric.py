@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from d2_smallobj.benchmarks import metric
+from d2_smallobj.benchmarks import Measurement, metric, ragged, summary_costs
 from d2_smallobj.benchmarks.scenes import VOC_SIZE, draw_maps
 from d2_smallobj.benchmarks.timing import race, slope
 from d2_smallobj.metrics import match_image
@@ -19,7 +19,8 @@ def draw(seed):
 
 
 def options(**changes):
-    return argparse.Namespace(**{"images": 2, "crowded": 1, "rounds": 1, "seed": 0, **changes})
+    known = {"images": 2, "crowded": 1, "rounds": 1, "seed": 0, "voc": None, "summary": False}
+    return argparse.Namespace(**{**known, **changes})
 
 
 def test_images_are_seeded_and_have_void_borders():
@@ -58,22 +59,134 @@ def test_slope():
     assert slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2.0)
 
 
-def test_figures_and_missed_targets(monkeypatch):
-    # Nobody could ever keep one of these, everybody the other.
-    monkeypatch.setattr(metric, "TARGETS", {"VOC-like": 0.0, "crowded": math.inf})
+@pytest.fixture
+def short(monkeypatch):
+    """Leaves out what takes long."""
+    monkeypatch.setattr(metric, "CROWDED_SIZE", (300, 225))
     line = {"sizes": [250], "ms": [80.0], "exponent": 1.02}
     monkeypatch.setattr(metric, "scaling_in_images", lambda *_: line)
     monkeypatch.setattr(metric, "peers", lambda _: {"another": lambda _: None})
-    monkeypatch.setattr(metric, "CROWDED_SIZE", (300, 225))
+    monkeypatch.setattr(metric, "VOC_SIZE", (100, 75))
+
+
+def test_figures_and_missed_targets(monkeypatch, short):
+    # Nobody could ever keep the first, everybody the others.
+    limits = {name: dict.fromkeys(rows, math.inf) for name, rows in metric.TARGETS.items()}
+    limits["VOC-like"] = {"ours": 0.0}
+    monkeypatch.setattr(metric, "TARGETS", limits)
     found = metric.run(options())
-    for name in ("VOC-like", "crowded"):
+    for name in ("VOC-like", "crowded", "ragged blocks", "ragged borders", metric.NOISE):
         ours, base = found.figures[name]["ours"], found.figures[name]["bincount"]
         assert base["ratio"] == 1.0
         assert ours["ratio"] == pytest.approx(ours["median"] / base["median"])
     assert len(found.missed) == 1
-    assert found.missed[0].startswith("VOC-like images take ")
+    assert found.missed[0].startswith("VOC-like: ours takes ")
+    assert found.missed[0].endswith(" times the yardstick, not 0.0")
     assert "another" in found.figures["peers"]
+    assert "summary" not in found.figures
+    rows = ["21", "150, few", "150, spread", "847, few", "847, spread"]
+    assert list(found.figures["classes"]) == rows
     assert "Linear in images: exponent 1.02 (250: 80 ms)" in found.text
+
+
+def test_every_target_is_that_of_a_row(short):
+    figures = metric.measure(1, 1, 1, 0)
+    for name, limits in metric.TARGETS.items():
+        assert set(limits) <= set(figures[name]), name
+
+
+def test_the_summary_on_request(monkeypatch, short):
+    found = Measurement({"81": {"seconds": 1.0}}, "the summary's table", ["summary is slow"])
+    monkeypatch.setattr(summary_costs, "measure", lambda seed: found)
+    monkeypatch.setattr(metric, "TARGETS", {})
+    measured = metric.run(options(summary=True))
+    assert measured.figures["summary"] == found.figures
+    assert measured.text.endswith("the summary's table")
+    assert measured.missed == ["summary is slow"]
+
+
+def test_ragged_predictions_are_seeded_and_ragged():
+    _, semantic, instances = draw(4)
+    for predict in (ragged.predict_blocks, ragged.predict_borders):
+        guess = predict(np.random.default_rng(0), semantic)
+        assert (guess.shape, guess.dtype) == (semantic.shape, np.uint8)
+        assert np.array_equal(guess, predict(np.random.default_rng(0), semantic))
+        assert guess.max() < 21
+        valid = semantic < 255
+        right = np.mean(guess[valid] == semantic[valid])
+        assert 0.7 < right < 0.995
+        # Many components that are nobody's, at least one for each 50 cells of 8 x 8.
+        match = match_image(guess, semantic, instances, num_classes=21)
+        assert len(match.blobs) > semantic.size / 64 / 50
+
+
+def test_blocks_are_cells_of_eight_pixels():
+    semantic = np.zeros((20, 30), np.uint8)
+    guess = ragged.predict_blocks(np.random.default_rng(1), semantic)
+    for top in range(0, 20, 8):
+        for left in range(0, 30, 8):
+            assert len(np.unique(guess[top : top + 8, left : left + 8])) == 1
+
+
+@pytest.mark.parametrize("classes", [21, 150, 847])
+@pytest.mark.parametrize("spread", [True, False])
+def test_more_classes_have_the_same_regions(classes, spread):
+    maps = draw(5)
+    rng = np.random.default_rng(0)
+    prediction, semantic, instances = ragged.spread_classes(maps, rng, classes, spread=spread)
+    assert np.array_equal(instances, maps[2])
+    for old, new in zip(maps, (prediction, semantic)):
+        assert len(np.unique(new)) == len(np.unique(old)) == len(set(zip(old.flat, new.flat)))
+        assert np.array_equal(new == 0, old == 0)
+        if not spread:
+            assert np.array_equal(new[old < 255], old[old < 255])
+    void = ragged.void_of(classes)
+    assert np.array_equal(semantic == void, maps[1] == 255)
+    assert prediction.max() < classes <= void
+    one = match_image(*maps, num_classes=21)
+    two = match_image(prediction, semantic, instances, num_classes=classes, ignore_label=void)
+    assert sorted(one.table.iou.tolist()) == sorted(two.table.iou.tolist())
+
+
+def test_voc_images(realdata, tmp_path):
+    images = ragged.read_voc(realdata / "voc" / "VOC2012")
+    assert len(images) == 24
+    for semantic, instances in images:
+        assert semantic.shape == instances.shape
+        assert semantic.dtype == instances.dtype == np.uint8
+    with pytest.raises(
+        ValueError, match=r"--voc: expected SegmentationObject/\*\.png in a VOC2012"
+    ):
+        ragged.read_voc(tmp_path)
+
+
+def test_tables_of_the_summary():
+    ids, table, pixels = summary_costs.make_tables(200, 1500, 81, 0)
+    assert len(ids) == len(set(ids)) == 200
+    assert (len(table), table.things.sum()) == (1700, 1500)
+    assert set(table.image_id.tolist()) == set(ids) == set(pixels.image_id.tolist())
+    assert 30 < len(np.unique(table.category_id)) <= 81
+    assert 0 <= table.iou.min() <= table.iou.max() <= 1
+    # One row for each image and class, and the records' pixels are in it.
+    assert len(set(zip(pixels.image_id.tolist(), pixels.category_id.tolist()))) == len(pixels)
+    assert pixels.ground_truth.sum() == table.pixels.sum()
+    assert pixels.intersection.sum() == table.intersection.sum()
+    assert np.all(pixels.intersection <= np.minimum(pixels.ground_truth, pixels.predicted))
+    assert np.any(pixels.ground_truth == 0)
+
+
+def test_costs_of_the_summary(monkeypatch):
+    monkeypatch.setattr(summary_costs, "CLASSES", (5, 9))
+    limits = {5: {"seconds": 0.0, "MiB": math.inf}, 9: {"seconds": math.inf, "MiB": math.inf}}
+    monkeypatch.setattr(summary_costs, "TARGETS", limits)
+    found = summary_costs.measure(0, images=40, instances=100, samples=10)
+    assert list(found.figures) == ["5", "9"]
+    for row in found.figures.values():
+        assert 0 < row["plain seconds"] < row["seconds"]
+        assert 10 < row["MiB before"] <= row["MiB"]
+    assert len(found.missed) == 1
+    assert found.missed[0].startswith("summary of 5 classes takes ")
+    assert "| 9 | " in found.text
 
 
 @pytest.mark.parametrize("name", ["images", "crowded", "rounds"])

@@ -1,4 +1,4 @@
-"""Parameter groups and the poly schedule over two tasks (SPEC 3, 4)."""
+"""Parameter groups and the poly schedule over two tasks (docs/method.md#recipe)."""
 
 from __future__ import annotations
 

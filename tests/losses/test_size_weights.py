@@ -29,7 +29,7 @@ def flood(inside, start, steps):
 
 
 def oracle(labels, tau, total, compat, ignore_label):
-    """SPEC 2 with sets of pixels and floods; a hole is what the outside cannot reach."""
+    """The paper's Eq. 3 with sets of pixels and floods; a hole is what the outside cannot reach."""
     height, width = labels.shape
     cells = {(y, x): int(labels[y, x]) for y in range(height) for x in range(width)}
     foreground = {cell for cell, label in cells.items() if label not in (0, ignore_label)}

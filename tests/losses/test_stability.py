@@ -51,7 +51,8 @@ def test_bound_is_where_sgd_starts_to_diverge(momentum, nesterov):
 
 
 def test_the_papers_rate_is_stable_and_a_small_nets_is_not():
-    # SPEC 3: 1.34e-4 * 2 * 500 = 0.134 and 0.05 * 2 * 500 = 50, against 2 (1 + 0.9) = 3.8.
+    # docs/method.md#stability: 1.34e-4 * 2 * 500 = 0.134 and 0.05 * 2 * 500 = 50, against
+    # 2 (1 + 0.9) = 3.8.
     _, ewc = held(fisher=(0.0, 1.0))
     ewc.check_stability([ParameterGroup("g", 1.34e-4, ("p",))], momentum=0.9)
     assert ewc.max_stable_strength([0.05], 0.9) == pytest.approx(38)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from d2_smallobj.metrics import InstanceTable
+from d2_smallobj.metrics import InstanceTable, PixelTable
 
 
 @dataclasses.dataclass
@@ -21,6 +21,13 @@ class SmallRun:
     class_names: list[str]
     name: str = "run"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def pixels(self):
+        """The counts (images, classes, 3) as the table that the package works on."""
+        image, category = np.nonzero(self.image_counts.any(axis=2))
+        names = np.array(self.images, np.str_)[image]
+        return PixelTable(names, category, *self.image_counts[image, category].T)
 
 
 def build_run(

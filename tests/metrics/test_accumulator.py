@@ -42,17 +42,19 @@ def test_counts_of_every_image():
     accumulator.update("b", np.array([[0, 1, 1, 9]]), np.array([[0, 0, 1, 255]]))
     accumulator.update("a", np.array([[2]]), np.array([[2]]))
     # Classes 0, 1, 2: intersection, ground truth, prediction; the ignored pixel is in none.
-    assert accumulator.image_counts.dtype == np.int64
-    assert accumulator.image_counts.tolist() == [
-        [[0, 0, 0], [0, 0, 0], [1, 1, 1]],
-        [[1, 2, 1], [1, 1, 2], [0, 0, 0]],
+    pixels = accumulator.pixels
+    assert {column.dtype.kind for column in pixels.columns().values()} == {"U", "i"}
+    assert list(zip(*(column.tolist() for column in pixels.columns().values()))) == [
+        ("a", 2, 1, 1, 1),
+        ("b", 0, 1, 2, 1),
+        ("b", 1, 1, 1, 2),
     ]
-    assert Accumulator(3).image_counts.shape == (0, 3, 3)
+    assert len(Accumulator(3).pixels) == 0
 
 
 def test_counts_sum_to_the_confusion_matrix():
     accumulator = filled()
-    total, confusion = accumulator.image_counts.sum(axis=0), accumulator.confusion
+    total, confusion = accumulator.pixels.class_sums(3), accumulator.confusion
     assert np.array_equal(total[:, 0], np.diagonal(confusion))
     assert np.array_equal(total[:, 1], confusion.sum(axis=1))
     assert np.array_equal(total[:, 2], confusion.sum(axis=0))
@@ -80,7 +82,8 @@ def test_the_state_survives_sending(send):
     rebuilt = Accumulator.from_state(send(accumulator.state()))
     assert rebuilt.mode == "official"
     assert rebuilt.images == accumulator.images
-    assert np.array_equal(rebuilt.image_counts, accumulator.image_counts)
+    for name, column in accumulator.pixels.columns().items():
+        assert np.array_equal(getattr(rebuilt.pixels, name), column)
     assert rebuilt.blobs.area.tolist() == accumulator.blobs.area.tolist() != []
     assert same(rebuilt, accumulator)
 
@@ -104,7 +107,7 @@ def test_memory_depends_on_instances_not_on_pixels():
             accumulator.update(image, np.kron(guess, block), np.kron(truth, block))
         held = [accumulator.confusion, *accumulator.table.columns().values()]
         held += [*accumulator.blobs.columns().values()]
-        held += [part for parts in accumulator._images.values() for part in parts]
+        held += [*accumulator.pixels.columns().values()]
         assert len(accumulator.table) == 30
         sizes.append(sum(part.nbytes for part in held))
     assert sizes[0] == sizes[1]

@@ -86,7 +86,7 @@ def test_a_blob_in_a_hole_belongs_to_the_outer_blob_only_when_filled():
     plain, filled = class_components(labels), class_components(labels, filled=True)
     assert list(zip(plain.class_of, plain.area)) == [(1, 24), (1, 1), (2, 1)]
     assert plain.filled_area is None
-    # The hole's own pixels stay out of the area (SPEC golden "hole"), not out of the contour.
+    # The hole's own pixels stay out of the area (golden case "hole"), not out of the contour.
     assert list(zip(filled.class_of, filled.area, filled.filled_area)) == [(1, 25, 49), (2, 1, 1)]
     assert filled.map[4, 4] == 0
     assert filled.map[3, 3] == filled.map[1, 1]

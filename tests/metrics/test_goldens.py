@@ -1,4 +1,4 @@
-"""The golden values of SPEC 1, each with its arithmetic."""
+"""The worked cases of docs/method.md#instance-aware-iou, each with its arithmetic."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_size_bounds(pixels, size):
 
 
 def test_corner_case_iamiou_rises_where_miou_follows_the_large_object():
-    # SPEC 1, Fig. 4: a small and a large instance; first the small one is found, then the large.
+    # Paper, Fig. 4: a small and a large instance; first the small one is found, then the large.
     def figures(*prediction):
         truth = [(5, 10, 5, 10), (15, 55, 15, 55)]
         accumulator = Accumulator(2)
@@ -154,7 +154,7 @@ def test_corner_case_iamiou_rises_where_miou_follows_the_large_object():
 
 
 def test_removal_curve_falls_by_equal_steps():
-    # SPEC 1, Fig. 5: delete the instances of a perfect prediction from small to large.
+    # Paper, Fig. 5: delete the instances of a perfect prediction from small to large.
     sides = [2, 4, 8, 16, 24]
     truth, left = np.zeros((30, 70), np.uint8), 0
     for number, side in enumerate(sides, start=1):

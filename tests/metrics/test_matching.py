@@ -47,7 +47,7 @@ def test_the_background_is_one_record_without_void():
 
 
 def test_gaps_in_ids():
-    # The authors' code gives NaN here (SPEC 1).
+    # The authors' code gives NaN here.
     table = match_image(row(1, 0, 1, 0), row(1, 0, 1, 0), row(3, 0, 90, 0), num_classes=2).table
     assert table.instance_id.tolist() == [0, 3, 90]
     assert table.iou.tolist() == [1.0, 1.0, 1.0]
@@ -66,7 +66,7 @@ def test_ids_beyond_eight_bits(dtype):
 
 
 def test_an_all_void_instance_map():
-    # The authors' code raises an IndexError here (SPEC 1).
+    # The authors' code raises an IndexError here.
     match = match_image(row(0, 1), row(0, 1), row(255, 255), num_classes=2)
     assert len(match.table) == 0
     assert match.confusion.tolist() == [[1, 0], [0, 1]]
@@ -79,7 +79,7 @@ def test_an_image_without_any_label():
 
 
 def test_ignored_pixels_inside_an_instance():
-    # The authors' code raises an IndexError here (SPEC 1). Size 4 px, 3 of them counted.
+    # The authors' code raises an IndexError here. Size 4 px, 3 of them counted.
     table = match_image(
         row(1, 1, 0, 0, 0), row(1, 1, 255, 1, 0), row(5, 5, 5, 5, 0), num_classes=2
     ).table

@@ -19,6 +19,7 @@ def table_of(image, area, iou):
     known = {"image_id": image, "area": area, "pixels": pixels, "category_id": area * 0 + 1}
     known["intersection"] = np.round(iou * 2**40)
     known["charged"] = known["intersection"]
+    known["instance_id"] = np.arange(1, len(area) + 1)
     zero = np.zeros(len(area), np.int64)
     return InstanceTable.from_columns(
         {name: known.get(name, zero) for name in InstanceTable.names()}
@@ -135,6 +136,7 @@ def test_equal_areas_give_their_mean():
 
 def test_the_background_has_no_size_and_nothing_is_no_curve(noisy):
     backgrounds = noisy.columns() | {"category_id": noisy.category_id * 0}
+    backgrounds["instance_id"] = noisy.instance_id * 0
     both = InstanceTable.concatenate([noisy, InstanceTable.from_columns(backgrounds)])
     assert np.array_equal(
         size_curve(both, samples=10).iou, size_curve(noisy, samples=10).iou, equal_nan=True

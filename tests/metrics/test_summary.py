@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from d2_smallobj.metrics import Accumulator, InstanceTable, summarize
+from d2_smallobj.metrics import Accumulator, InstanceTable, PixelTable, summarize
 
 NAMES = ["background", "cat", "dog"]
 
@@ -30,7 +30,13 @@ ROWS = [
     ("b", 2, 2, 10000, 7500),  # dog L 0.75
 ]
 # Rows ground truth: background 80 of 100, cat 30 of 40, no dog in the truth (predicted 10 px).
-CONFUSION = np.array([[80, 10, 10], [10, 30, 0], [0, 0, 0]], np.int64)
+CONFUSION = PixelTable.concatenate(
+    [
+        PixelTable.from_confusion(np.array([[60, 10, 10], [0, 20, 0], [0, 0, 0]]), "a"),
+        PixelTable.from_confusion(np.array([[20, 0, 0], [10, 10, 0], [0, 0, 0]]), "b"),
+    ]
+)
+NOTHING = PixelTable.concatenate([])
 
 
 def test_every_figure_by_hand():
@@ -45,6 +51,21 @@ def test_every_figure_by_hand():
         "IA-mIoU_S": 25.0,
         "IA-mIoU_M": 100.0,
         "IA-mIoU_L": 75.0,
+        # Image a: background 60 / 80, cat 20 / 30; image b: 20 / 30 and 10 / 20.
+        "mIoU_I": 100 * ((3 / 4 + 2 / 3) / 2 + (2 / 3 + 1 / 2) / 2) / 2,
+        "mIoU_C": 100 * ((3 / 4 + 2 / 3) / 2 + (2 / 3 + 1 / 2) / 2) / 2,
+        # The worse of two images.
+        "mIoU_I@5": 100 * (2 / 3 + 1 / 2) / 2,
+        "mIoU_C@5": 100 * (2 / 3 + 1 / 2) / 2,
+        # Found: cat 0.5 and 1.0, dog 0.75, of four.
+        "recall": 75.0,
+        "recall_S": 50.0,
+        "recall_M": 100.0,
+        "recall_L": 100.0,
+        "mRecall": 100 * (2 / 3 + 1) / 2,
+        "mRecall_S": 50.0,
+        "mRecall_M": 100.0,
+        "mRecall_L": 100.0,
         "images": 2,
         "instances": 4,
         "instances_S": 2,
@@ -78,7 +99,7 @@ def test_every_figure_by_hand():
 
 
 def test_nothing_at_all_is_nan_not_zero():
-    figures = summarize(make_table([]), np.zeros((3, 3), np.int64), NAMES)
+    figures = summarize(make_table([]), NOTHING, NAMES)
     counts = {key for key in figures if key.startswith(("instances", "images"))}
     assert {figures[key] for key in counts} == {0.0}
     assert all(math.isnan(figures[key]) for key in set(figures) - counts)
@@ -108,7 +129,7 @@ def test_instances_beyond_the_last_bin_are_in_no_size():
 def test_background_has_no_size():
     # 500 px of background would be S.
     table = make_table([("a", 0, 0, 500, 500)])
-    figures = summarize(table, np.diag([500, 0, 0]), NAMES)
+    figures = summarize(table, PixelTable.from_confusion(np.diag([500, 0, 0]), "a"), NAMES)
     assert figures["IA-mIoU"] == 100.0
     assert figures["instances_S"] == 0
     assert math.isnan(figures["IA-mIoU_S"])
@@ -117,7 +138,7 @@ def test_background_has_no_size():
 def test_the_sum_does_not_round_along_the_way():
     # 0.1 added ten thousand times drifts; an exactly rounded sum does not.
     rows = [("a", i, 1, 10, 1) for i in range(1, 10001)]
-    figures = summarize(make_table(rows), np.zeros((3, 3), np.int64), NAMES)
+    figures = summarize(make_table(rows), NOTHING, NAMES)
     assert figures["IA-IoU-cat"] == 10.0
 
 
@@ -136,10 +157,14 @@ def test_a_perfect_prediction_is_100_everywhere():
 
 def test_what_does_not_fit_is_refused():
     table = make_table(ROWS)
-    with pytest.raises(ValueError, match=r"shape \(2, 2\) for 2 class_names, got \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"table: category_id must be in 0..1 for 2 .* got 2"):
         summarize(table, CONFUSION, NAMES[:2])
-    with pytest.raises(ValueError, match=r"category_id must be in 0..1, got 2"):
-        summarize(table, CONFUSION[:2, :2], NAMES[:2])
+    with pytest.raises(ValueError, match=r"pixels: category_id must be in 0..0 for 1 .* got 2"):
+        summarize(make_table([]), CONFUSION, NAMES[:1])
+    with pytest.raises(ValueError, match=r"stuff: class ids must be in 0..2, got \[3\]"):
+        summarize(table, CONFUSION, NAMES, stuff=[0, 3])
+    with pytest.raises(ValueError, match=r"worst must be a whole number of percent .* got 0.5"):
+        summarize(table, CONFUSION, NAMES, worst=0.5)
     with pytest.raises(ValueError, match=r"must be distinct, got .*'cat', 'cat'"):
         summarize(table, CONFUSION, ["background", "cat", "cat"])
     with pytest.raises(ValueError, match=r"'fg' stands for .* got \['fg'\]"):

@@ -29,7 +29,7 @@ def options(depth, stride, *more):
 
 @pytest.fixture(scope="module")
 def resnet101(narrow_cfg):
-    """The recipe's geometry (SPEC 4)."""
+    """The recipe's geometry (docs/method.md#recipe)."""
     return build(narrow_cfg("MODEL.RESNETS.DEPTH", 101))
 
 

@@ -31,7 +31,7 @@ def features():
 
 
 def test_initial_weights(narrow_cfg):
-    """N(0, 0.01^2) and zero biases (SPEC 4), at the recipe's width."""
+    """N(0, 0.01^2) and zero biases (docs/method.md#recipe), at the recipe's width."""
     cfg = narrow_cfg("SMALLOBJ.ASPP_INIT_STD", 0.01, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 21)
     torch.manual_seed(0)
     head = build_sem_seg_head(cfg, {"res5": ShapeSpec(channels=2048, stride=8)})

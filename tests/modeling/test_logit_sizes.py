@@ -54,7 +54,7 @@ def test_sizes_are_those_of_the_net(config, scales):
 
 
 def test_the_recipes_sizes(repository):
-    """SPEC 4: 321 -> 41, 21, 31, 41."""
+    """docs/method.md#recipe: 321 -> 41, 21, 31, 41."""
     cfg = build_config(
         str(repository / "configs" / "Base-DeepLabV2-R101.yaml"),
         ["SMALLOBJ.MSC.ENABLED", "True", "MODEL.RESNETS.DEPTH", "50"],

@@ -53,7 +53,7 @@ def weight_maps(labels, **options):
 
 
 def manual_loss(logits, labels, weights):
-    """SPEC 2, written down with log-softmax and sums."""
+    """The paper's Eq. 4, written down with log-softmax and sums."""
     valid = labels != 255
     log_p = logits.double().log_softmax(1)
     nll = -log_p.gather(1, torch.where(valid, labels, 0)[:, None])[:, 0]
@@ -172,7 +172,7 @@ def test_labels_out_of_range(build, batch):
         build()(batch)
 
 
-# ---- Multi-scale training (SPEC 4) -------------------------------------------------------------
+# ---- Multi-scale training (docs/method.md#recipe) ----------------------------------------------
 
 
 def test_msc_maps_of_the_recipe(build):

@@ -80,7 +80,8 @@ def test_the_examples_show_what_the_page_says():
     assert [OUTCOMES[k] for k in classify(table)] == list(outcome.names)
     assert len(outcome.match.blobs) == 1
     matching = matching_example().match
-    # The golden case "merged" of SPEC 1, with a missed instance and a blob beside it.
+    # The case "merged" of docs/method.md#instance-aware-iou, with a missed instance and a blob
+    # beside it.
     assert matching.table.iou[1:3] == pytest.approx([300 / 616] * 2)
     assert matching.blobs.area.tolist() == [112]
 

@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 
 from d2_smallobj.report.published import (
+    PUBLISHED_FIGURES,
     TITLES,
     format_published,
     load_published,
@@ -36,7 +37,7 @@ def test_the_rows_are_the_papers():
     assert figures["pascal_b", "EDAM"] == (60.4, 45.2, 19.4)
     assert figures["coco", "DeepLabV2"] == (55.4, 33.5, 12.9)
     assert figures["ablation", "DeepLabV2 with L_SB"] == (78.4, 69.5, 24.4)
-    # Column sums of SPEC 7, so that no digit slips.
+    # Column sums of the paper's Tables 1 to 4, so that no digit slips.
     totals = {
         table: [
             round(sum(row.figures[name] for row in rows if row.table == table), 1)
@@ -66,3 +67,21 @@ def test_the_order_of_methods_changes_from_voc_to_pascal_b():
 def test_an_unknown_table_is_refused():
     with pytest.raises(ValueError, match=r"table: unknown value 'pascal'; .*mean 'pascal_b'"):
         load_published("pascal")
+
+
+def test_the_page_on_the_method_has_every_figure(repository):
+    text = (repository / "docs" / "method.md").read_text(encoding="utf-8")
+    block = text.split("<!-- table: published -->\n")[1].split("<!-- end -->")[0]
+    columns = {"voc": 0, "ablation": 0, "pascal_b": 1, "coco": 2}
+    shown = {}
+    for line in block.splitlines()[2:]:
+        method, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        for column, cell in enumerate(cells):
+            if cell:
+                shown[method, column] = tuple(float(figure) for figure in cell.split(" / "))
+    published = {}
+    for row in load_published():
+        full = " (full supervision)" if (row.table, row.supervision) == ("coco", "full") else ""
+        figures = tuple(row.figures[name] for name in PUBLISHED_FIGURES)
+        published[row.method + full, columns[row.table]] = figures
+    assert shown == published

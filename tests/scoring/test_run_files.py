@@ -115,9 +115,9 @@ def edit(path, old, new, count=1):
         ("metrics.json", '"mIoU": ', '"mIoU": 1', r"run: .*metrics\.json has another mIoU than"),
         (
             "metrics.json",
-            '"format": 2',
             '"format": 3',
-            r"metrics\.json: no metrics .* got 3: score",
+            '"format": 4',
+            r"metrics\.json: no metrics .* got 4: score",
         ),
         ("metrics.json", "{", "", r"metrics\.json: not a complete JSON file"),
         ("instances.csv", "iou", "iuo", r"instances\.csv: its columns must be image_id"),

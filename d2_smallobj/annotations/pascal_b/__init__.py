@@ -1,4 +1,4 @@
-"""PASCAL-B, re-created from LVIS and COCO (SPEC 5).
+"""PASCAL-B, re-created from LVIS and COCO (paper, section 3; docs/method.md#data-sets).
 
 Files are indexed (:mod:`.index`), LVIS and COCO joined by image and category name
 (:mod:`.categories`, :mod:`.candidates`), images composed of run lengths

@@ -1,7 +1,7 @@
 """One image of PASCAL-B from its LVIS and COCO annotations.
 
 From the bottom to the top lie: what COCO labels (255: LVIS labels it otherwise, or not exactly so),
-then objects, larger ones first (SPEC 1): LVIS's instances of the 20 classes, and as 255 its
+then objects, larger ones first: LVIS's instances of the 20 classes, and as 255 its
 ambiguous ones and those that only COCO knows. So every pixel that only COCO labels is 255, without
 covering a smaller object. Nothing is painted here: layers are run lengths, and areas are counted on
 them.

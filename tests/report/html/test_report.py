@@ -117,7 +117,7 @@ def test_all_sections_are_there_and_linked(page):
     ]
     assert set(links) <= ids
     assert len(ids) == sum(name == "id" for _, name, _ in parsed.attributes)
-    assert parsed.tags.count("table") == 7
+    assert parsed.tags.count("table") == 8
 
 
 def test_class_figures_are_those_of_the_run(scenes):
