@@ -110,6 +110,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--no-stuff", action="store_true", help="all classes are objects, there is no background"
     )
     more.add_argument(
+        "--missing-instances",
+        choices=("error", "components", "void"),
+        help="with --dataset: what an image without instances is, where others have them",
+    )
+    more.add_argument(
+        "--unannotated",
+        metavar="CLASS|void",
+        help="with --dataset: paint a detection set from its annotations; what other pixels are",
+    )
+    more.add_argument(
         "--prediction-ids",
         choices=PREDICTION_IDS,
         help="what predictions hold, with --cityscapes: train ids (default) or label ids",
@@ -182,6 +192,8 @@ def evaluate(args: argparse.Namespace) -> ScoredRun:
         cityscapes=args.cityscapes,
         dataset=args.dataset,
         stuff=() if args.no_stuff else args.stuff and tuple(args.stuff),
+        missing_instances=args.missing_instances,
+        unannotated=args.unannotated,
         prediction_ids=args.prediction_ids,
         classes=args.classes,
         category_map=args.category_map,

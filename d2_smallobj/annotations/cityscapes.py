@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from d2_smallobj.annotations.files import FileCheck
-from d2_smallobj.annotations.instance_maps import VOID, fit_instances
+from d2_smallobj.annotations.instance_maps import VOID, fit_instances, thing_pixels, unique_by_runs
 from d2_smallobj.annotations.label_rules import LabelRule
 
 CITYSCAPES_FOLDER = Path("cityscapes")
@@ -160,15 +160,16 @@ def cityscapes_instances(
     Raises:
         ValueError: the maps differ in size, or are not of the same image.
     """
+    # An image without instances may be stored in 8 bits.
+    stored = stored.astype(np.int32, copy=False)
     told_apart = stored >= _INSTANCE_STEP
-    instances = np.where(told_apart, stored, 0).astype(np.int32)
+    instances = np.where(told_apart, stored, 0)
     if stored.shape == semantic.shape:
         if classes is not None:
             _check_labels(semantic, stored, classes, ignore_label, source)
-        things = ~np.isin(semantic, [*stuff, ignore_label])
-        instances[things & ~told_apart] = VOID
+        instances[thing_pixels(semantic, stuff, ignore_label) & ~told_apart] = VOID
     # A label of the file that is no class is one of those that are not scored.
-    ids = np.unique(stored[told_apart]).tolist()
+    ids = unique_by_runs(stored[told_apart])[0].tolist()
     known = None
     if classes is not None:
         known = {number: classes.get(number // _INSTANCE_STEP, -1) for number in ids}
@@ -185,12 +186,14 @@ def _check_labels(
     source: str,
 ) -> None:
     """Refuse an instance map whose labels are not those of the semantic map."""
-    table = np.full(max(int(stored.max()), _NUM_LABELS) + 1, -1, np.int64)
+    table = np.full(max(int(stored.max()), _NUM_LABELS) + 1, -1, np.int32)
     for label, class_id in classes.items():
         table[label] = class_id
-    labels = np.where(stored >= _INSTANCE_STEP, stored // _INSTANCE_STEP, stored)
+    # One table from what is stored: a division for every pixel costs more than all the rest.
+    values = np.arange(int(stored.max()) + 1)
+    table = table[np.where(values >= _INSTANCE_STEP, values // _INSTANCE_STEP, values)]
     valid = semantic != ignore_label
-    same = int(np.count_nonzero((table[labels] == semantic) & valid))
+    same = int(np.count_nonzero((table[stored] == semantic) & valid))
     total = int(np.count_nonzero(valid))
     if 2 * same < total:
         raise ValueError(

@@ -101,10 +101,11 @@ class InstanceAnnotations:
         self._looked_at = {*self._classes, *void}
         self._annotations: dict[Id, list[Annotation]] = {}
         for entry in self._file.annotations:
-            class_id = _VOID if entry.category_id in void else self._classes.get(entry.category_id)
+            left_out = entry.category_id in void
+            class_id = _VOID if left_out else self._classes.get(entry.category_id)
             if class_id is None:
                 continue
-            crowd = bool(entry.iscrowd) or class_id == _VOID
+            crowd = bool(entry.iscrowd) or left_out
             self._annotations.setdefault(entry.image_id, []).append(
                 Annotation(entry.id, entry.category_id, class_id, crowd, entry.segmentation)
             )

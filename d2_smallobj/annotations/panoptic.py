@@ -18,7 +18,7 @@ import numpy as np
 from d2_smallobj.annotations import png
 from d2_smallobj.annotations.coco_file import Id, id_order
 from d2_smallobj.annotations.files import first_ten
-from d2_smallobj.annotations.instance_maps import VOID, label_type
+from d2_smallobj.annotations.instance_maps import VOID, label_type, unique_by_runs
 
 _SHOWN = 10
 _Flag = Union[int, bool]
@@ -130,9 +130,9 @@ def panoptic_maps(
     ordered = sorted(segments)
     known = np.array([0, *(s.segment_id for s in ordered)], np.int64)
     _check_segments(known, path)
-    place = np.searchsorted(known, ids)
-    place[place == len(known)] = 0
-    _check_ids(ids, known, place, path)
+    found, among, pixels = unique_by_runs(ids.ravel())
+    _check_ids(found, pixels, known, path)
+    place = np.searchsorted(known, found)[among].reshape(ids.shape)
     largest = max([ignore_label, *(s.class_id for s in ordered)])
     semantic = np.array([ignore_label, *(s.class_id for s in ordered)], label_type(largest))
     stuff = set(stuff)
@@ -162,17 +162,16 @@ def _check_segments(known: np.ndarray, path: str | os.PathLike[str]) -> None:
 
 
 def _check_ids(
-    ids: np.ndarray, known: np.ndarray, place: np.ndarray, path: str | os.PathLike[str]
+    found: np.ndarray, pixels: np.ndarray, known: np.ndarray, path: str | os.PathLike[str]
 ) -> None:
-    """Compare the ids of the PNG with those of the segments."""
-    stray = known[place] != ids
+    """Compare the ids of the PNG, of so many pixels each, with those of the segments."""
+    stray = ~np.isin(found, known)
     if stray.any():
         raise ValueError(
-            f"{path}: id(s) {_shown(np.unique(ids[stray]))} ({np.count_nonzero(stray)} px) have no "
+            f"{path}: id(s) {_shown(found[stray])} ({pixels[stray].sum()} px) have no "
             "entry in segments_info; do the JSON and the PNG belong together?"
         )
-    pixels = np.bincount(place.ravel(), minlength=len(known))
-    empty = known[1:][pixels[1:] == 0]
+    empty = np.setdiff1d(known[1:], found)
     if len(empty):
         raise ValueError(
             f"{path}: segment(s) {_shown(empty)} of segments_info have no pixel; do the JSON and "

@@ -126,22 +126,20 @@ def resolve(
     )
 
 
-def open_dataset(
-    name: str, *, stuff: Stuff = None, listed: Sequence[str] | None = None
-) -> GroundTruth:
+def open_dataset(name: str, *, listed: Sequence[str] | None = None, **options: Any) -> GroundTruth:
     """Open the ground truth that a command's ``--dataset`` names.
 
     Args:
         name: of the data set, which must be registered.
-        stuff: as for :func:`resolve`.
         listed: as for :meth:`RegisteredTruth.scoring_truth`.
+        **options: as for :func:`resolve`.
 
     Raises:
         ValueError: there is no such data set; names the closest. And as :func:`resolve`.
     """
     name = canonical_name(name)
     look_up_option("--dataset", name, DatasetCatalog.list())
-    return resolve(name, stuff=stuff).scoring_truth(listed)
+    return resolve(name, **options).scoring_truth(listed)
 
 
 class RegisteredTruth:
@@ -235,7 +233,8 @@ class RegisteredTruth:
         reads = self._reads
         if "json" in kinds:
             reads = dataclasses.replace(reads, annotations=self._finder.annotations)
-        return SourceTruth(images, reads)
+        remarks = () if self._finder.listed else self.decided
+        return SourceTruth(images, reads, remarks)
 
     def _source(self, record: Mapping[str, Any]) -> ImageSource:
         """Where the maps of an image are."""
@@ -245,7 +244,8 @@ class RegisteredTruth:
                 raise ValueError(
                     f"{self.name}: {source.files} has no instances beside it, but other images "
                     "of the data set have; give missing_instances='components' (its connected "
-                    "components are the instances) or 'void' (none can be told apart)"
+                    "components are the instances) or 'void' (none can be told apart), on the "
+                    "command line --missing-instances"
                 )
             source = dataclasses.replace(source, kind="void")
         self._tell(source)

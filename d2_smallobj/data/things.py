@@ -265,8 +265,8 @@ def no_semantics(name: str, why: str) -> str:
     use = f"evaluate on {' or '.join(map(repr, found))}, or " if found else ""
     return (
         f"data set {name!r} has no semantic ground truth ({why}): {use}let it be painted from the "
-        "annotations with unannotated='background' or 'void', which says what pixels without "
-        "annotation are"
+        "annotations with unannotated='background' or 'void' (on the command line --unannotated), "
+        "which says what pixels without annotation are"
     )
 
 

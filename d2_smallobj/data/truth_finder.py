@@ -98,7 +98,7 @@ class TruthFinder:
 
     def _beside(self, name: str, semantic: str | None) -> ImageSource | None:
         """An instance map that lies where the benchmarks put it."""
-        if semantic is None or getattr(self._metadata, "instances_listed", False):
+        if semantic is None or self.listed:
             return None
         city = instance_ids_beside(semantic)
         if city is not None and self._files.exists(city):
@@ -142,6 +142,11 @@ class TruthFinder:
         return None if number is None else ImageSource(name, semantic, "json", number=number)
 
     # ---- The annotation file ------------------------------------------------------------------
+
+    @property
+    def listed(self) -> bool:
+        """Whether the dicts name all instance maps, so that none is looked for beside images."""
+        return getattr(self._metadata, "instances_listed", False)
 
     @property
     def json_file(self) -> str | None:

@@ -19,7 +19,12 @@ from d2_smallobj.annotations.cityscapes import (
     label_classes,
 )
 from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, paint
-from d2_smallobj.annotations.instance_maps import VOID, annotation_classes, fit_instances
+from d2_smallobj.annotations.instance_maps import (
+    VOID,
+    annotation_classes,
+    fit_instances,
+    thing_pixels,
+)
 from d2_smallobj.annotations.label_rules import LabelRule
 from d2_smallobj.annotations.panoptic import Segment, panoptic_maps, panoptic_size
 from d2_smallobj.scoring.label_files import label_size, read_labels
@@ -205,7 +210,7 @@ class SourceReader:
         return self._fit(source, semantic, instances, annotation_classes(annotations))
 
     def _void(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
-        things = ~np.isin(semantic, [*self.stuff, self.ignore_label])
+        things = thing_pixels(semantic, self.stuff, self.ignore_label)
         return np.where(things, VOID, 0).astype(np.int32)
 
     def _none(self, source: ImageSource, semantic: np.ndarray) -> None:

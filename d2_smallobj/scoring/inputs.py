@@ -45,6 +45,10 @@ class Inputs:
         dataset: name of a data set registered with detectron2.
         stuff: names of the classes that have no instances; ``()``: all have; default: what the
             ground truth says, and background otherwise.
+        missing_instances: what images without instances are, with ``dataset``: ``"error"``
+            (default), ``"components"`` or ``"void"``.
+        unannotated: what pixels without annotation are, with ``dataset``, so that a detection set
+            can be painted: a class, or ``"void"``.
         prediction_ids: what predictions hold, with ``cityscapes``: ``"train"`` or ``"label"``
             ids; default: ``"train"``.
         classes: see :func:`d2_smallobj.scoring.classes.read_class_names`; default: those of the
@@ -64,6 +68,8 @@ class Inputs:
     cityscapes: str | None = None
     dataset: str | None = None
     stuff: tuple[str, ...] | None = None
+    missing_instances: str | None = None
+    unannotated: str | None = None
     prediction_ids: str | None = None
     classes: str | None = None
     category_map: str | None = None
@@ -87,6 +93,8 @@ class Inputs:
             "category_map": ("coco_json", "lvis_json"),
             "panoptic_maps": ("panoptic",),
             "prediction_ids": ("cityscapes",),
+            "missing_instances": ("dataset",),
+            "unannotated": ("dataset",),
         }.items():
             if getattr(self, name) is not None and given[0] not in partners:
                 raise ValueError(
@@ -139,7 +147,13 @@ class Inputs:
         """
         listed = None if self.image_list is None else read_list(self.image_list)
         if self.dataset is not None:
-            truth = _registered_truth(self.dataset, self.stuff, listed)
+            truth = _registered_truth(
+                self.dataset,
+                listed=listed,
+                stuff=self.stuff,
+                missing_instances=self.missing_instances or "error",
+                unannotated=self.unannotated,
+            )
         elif self.panoptic is not None:
             truth = panoptic_truth(self.panoptic, self.panoptic_maps, listed=listed)
         elif self.cityscapes is not None:
@@ -171,9 +185,7 @@ class Inputs:
         return truth
 
 
-def _registered_truth(
-    name: str, stuff: Sequence[str] | None, listed: Sequence[str] | None
-) -> GroundTruth:
+def _registered_truth(name: str, **options: Any) -> GroundTruth:
     """The ground truth of a registered data set; only here detectron2 is needed, and torch."""
     try:
         from d2_smallobj.data.ground_truth import open_dataset
@@ -182,7 +194,7 @@ def _registered_truth(
             f"--dataset: registered data sets need torch ({error}); name the folders with "
             "--semantic and --instances, or the file with --coco-json, instead"
         ) from error
-    return open_dataset(name, stuff=stuff, listed=listed)
+    return open_dataset(name, **options)
 
 
 def choose_ignore_label(given: int | None, truth: GroundTruth) -> int:

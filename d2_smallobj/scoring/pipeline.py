@@ -97,11 +97,12 @@ def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = F
     plan = make_plan(truth, inputs.open_predictions(), shard=settings.shard)
     if not defer:
         plan.problems.raise_if_any()
-    remarks = [plan.remark] if plan.remark else []
+    remarks = [*truth.remarks, *([plan.remark] if plan.remark else [])]
     options: dict[str, object] = {
         "mode": settings.mode,
         "ignore_label": ignore_label,
         "stuff": list(truth.stuff),
+        "void_instance": truth.void_instance,
         "size_bins": str(settings.size_bins),
         "bootstrap": settings.samples,
         "seed": settings.seed,

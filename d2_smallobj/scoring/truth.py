@@ -71,6 +71,7 @@ class GroundTruth(Protocol):
         ignore_label: its label of ignored pixels; ``None``: it has none of its own.
         void_instance: instance id of pixels that belong to no instance that could be told;
             ``None``: there is none.
+        remarks: what was decided about it without being asked for, one sentence each.
     """
 
     images: list[TruthImage]
@@ -78,6 +79,7 @@ class GroundTruth(Protocol):
     stuff: tuple[int, ...] | None
     ignore_label: int | None
     void_instance: int | None
+    remarks: Sequence[str]
 
     def choose_stuff(self, stuff: tuple[int, ...] | None) -> None:
         """Let other classes be stuff than the ground truth itself says."""
@@ -108,6 +110,7 @@ class FileTruth:
     """
 
     void_instance = VOID
+    remarks: Sequence[str] = ()
 
     def __init__(
         self,
@@ -193,12 +196,16 @@ class SourceTruth:
     Args:
         images: with their ``source``.
         reader: reads it.
+        remarks: see :class:`GroundTruth`.
     """
 
     void_instance = VOID
 
-    def __init__(self, images: Iterable[TruthImage], reader: SourceReader) -> None:
+    def __init__(
+        self, images: Iterable[TruthImage], reader: SourceReader, remarks: Sequence[str] = ()
+    ) -> None:
         self.images = list(images)
+        self.remarks = tuple(remarks)
         self.class_names = tuple(reader.class_names)
         self.stuff = tuple(reader.stuff)
         self.ignore_label = reader.ignore_label
@@ -237,6 +244,7 @@ class AnnotationTruth:
     """
 
     void_instance = VOID
+    remarks: Sequence[str] = ()
     # Pixels without annotation are background.
     stuff: tuple[int, ...] = (0,)
 

@@ -134,6 +134,26 @@ def test_a_cityscapes_evaluator_that_cannot_run_is_left_out(dataset, caplog):
     assert sorted(infer(dataset, evaluators)) == ["p", "small_objects"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_beside_detectron2s_own(dataset, tmp_path):
+    theirs = getattr(detectron2.evaluation, "SemSegEvaluator", None)
+    if theirs is None:
+        pytest.skip("the embedded host has none")
+    guesses = {r["image_id"]: labels for r, labels in zip(dataset.records, dataset.guesses)}
+    results = inference_on_dataset(
+        # It takes scores alone.
+        lambda batch: [
+            {"sem_seg": torch.nn.functional.one_hot(labels, 4).permute(2, 0, 1).float()}
+            for labels in (torch.as_tensor(guesses[r["image_id"]]).long() for r in batch)
+        ],
+        [[record] for record in dataset.records],
+        add_small_objects(theirs(dataset.name, output_dir=str(tmp_path)), dataset.name),
+    )
+    assert sorted(results) == ["sem_seg", "small_objects"]
+    mine, own = results["small_objects"]["mIoU"], results["sem_seg"]["mIoU"]
+    assert mine == pytest.approx(own, abs=1e-9)
+
+
 def test_detectron2s_own_cityscapes_evaluator(dataset, caplog):
     theirs = getattr(detectron2.evaluation, "CityscapesSemSegEvaluator", None)
     if theirs is None:

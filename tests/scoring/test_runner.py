@@ -33,7 +33,7 @@ def test_jobs_are_checked(dataset):
 def test_a_fault_of_ours_is_no_input_error(dataset, monkeypatch):
     from d2_smallobj.scoring import runner
 
-    def fail(*_):
+    def fail(*_, **__):
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(runner, "read_prediction", fail)

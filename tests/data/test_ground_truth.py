@@ -1,0 +1,651 @@
+"""The resolver on small files of real formats, registered as detectron2 and its projects do."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import d2_smallobj  # noqa: F401 (makes the embedded host importable)
+from d2_smallobj.annotations.cityscapes import BENCHMARK_LABELS
+from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.annotations.label_rules import LabelRule
+from d2_smallobj.data.ground_truth import resolve
+from d2_smallobj.scoring import Inputs, Settings, evaluate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+PREFIX = "test_truth_"
+
+
+@pytest.fixture
+def register():
+    """Register a data set for one test; returns its name."""
+    names = []
+
+    def call(records, name="set", **metadata):
+        name = PREFIX + name
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).set(**metadata)
+        names.append(name)
+        return name
+
+    yield call
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def save(path, labels):
+    """A label map; returns its path as text."""
+    write_label_map(path, np.asarray(labels), palette=False)
+    return str(path)
+
+
+def save_ids(path, ids):
+    """A panoptic PNG; returns its path as text."""
+    ids = np.asarray(ids)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(
+        np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=2).astype(np.uint8)
+    ).save(path)
+    return str(path)
+
+
+def ids_of(instances):
+    return sorted(set(np.unique(instances).tolist()) - {0, 255})
+
+
+# ---- Cityscapes --------------------------------------------------------------------------------
+
+
+CITY_THINGS = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
+CITY_META = {"thing_classes": CITY_THINGS, "stuff_classes": list(BENCHMARK_LABELS)}
+
+
+@pytest.fixture
+def city(tmp_path):
+    """A street: road, two cars that touch, a group of cars, one person; its dict."""
+    train_ids = np.zeros((12, 24), np.uint8)
+    stored = np.full((12, 24), 7, np.uint16)
+    for rows, columns, train_id, value in (
+        (slice(1, 5), slice(2, 6), 13, 26000),
+        (slice(1, 5), slice(6, 10), 13, 26001),
+        (slice(6, 9), slice(2, 8), 13, 26),
+        (slice(6, 9), slice(12, 14), 11, 24000),
+    ):
+        train_ids[rows, columns], stored[rows, columns] = train_id, value
+    train_ids[:, 23], stored[:, 23] = 255, 3
+    folder = tmp_path / "gtFine" / "val" / "bonn"
+    stem = "bonn_000001_000007"
+    save(folder / f"{stem}_gtFine_instanceIds.png", stored)
+    record = {
+        "file_name": str(tmp_path / f"leftImg8bit/val/bonn/{stem}_leftImg8bit.png"),
+        "sem_seg_file_name": save(folder / f"{stem}_gtFine_labelTrainIds.png", train_ids),
+        "height": 12,
+        "width": 24,
+    }
+    return folder, record, train_ids, stored
+
+
+def test_cityscapes_semantic(register, city):
+    _, record, train_ids, _ = city
+    name = register([record], evaluator_type="cityscapes_sem_seg", ignore_label=255, **CITY_META)
+    truth = resolve(name)
+    assert truth.stuff == tuple(range(11))
+    maps = truth.read_record({"file_name": record["file_name"]})
+    np.testing.assert_array_equal(maps.semantic, train_ids)
+    assert ids_of(maps.instances) == [24000, 26000, 26001]
+    # The group of cars is void, though it keeps its class.
+    assert (maps.instances[6:9, 2:8] == 255).all()
+    assert maps.source.endswith("_gtFine_instanceIds.png")
+    assert any("8 of 19 classes are things" in text for text in truth.decided)
+    assert any("instanceIds beside" in text for text in truth.decided)
+
+
+def test_cityscapes_panoptic_goes_before_instance_ids(register, city):
+    folder, record, train_ids, _ = city
+    ids = train_ids.astype(np.int64) * 1000
+    ids[1:5, 2:6] += 1
+    ids[1:5, 6:10] += 2
+    ids[6:9, 12:14] += 1
+    ids[ids == 255000], ids[ids == 0] = 0, 7
+    segments = [
+        {"id": 7, "category_id": 0, "iscrowd": 0},
+        {"id": 13001, "category_id": 13, "iscrowd": 0},
+        {"id": 13002, "category_id": 13, "iscrowd": 0},
+        {"id": 13000, "category_id": 13, "iscrowd": 1},
+        {"id": 11001, "category_id": 11, "iscrowd": 0},
+    ]
+    panoptic = save_ids(folder / "panoptic.png", ids)
+    record = {**record, "pan_seg_file_name": panoptic, "segments_info": segments}
+    name = register(
+        [record],
+        thing_classes=list(BENCHMARK_LABELS),
+        stuff_classes=list(BENCHMARK_LABELS),
+        thing_dataset_id_to_contiguous_id={24 + n: 11 + n for n in range(8)},
+        stuff_dataset_id_to_contiguous_id={7 + n: n for n in range(11)},
+    )
+    truth = resolve(name)
+    assert truth.stuff == tuple(range(11))
+    maps = truth.read_record(record)
+    np.testing.assert_array_equal(maps.semantic, train_ids)
+    assert ids_of(maps.instances) == [11001, 13001, 13002]
+    assert (maps.instances[6:9, 2:8] == 255).all()
+
+
+# ---- Panoptic sets -----------------------------------------------------------------------------
+
+
+NAMES = ["cat", "dog", "sky", "grass"]
+STANDARD = {
+    "thing_classes": NAMES,
+    "stuff_classes": NAMES,
+    "thing_dataset_id_to_contiguous_id": {1: 0, 2: 1},
+    "stuff_dataset_id_to_contiguous_id": {8: 2, 9: 3},
+}
+
+
+@pytest.fixture
+def panoptic(tmp_path):
+    """Sky above grass, two cats that touch, a dog: a dict as detectron2 makes it."""
+    ids = np.full((10, 12), 8)
+    ids[5:] = 9
+    ids[4:7, 2:4], ids[4:7, 4:6], ids[4:7, 8:10] = 1000, 70000, 255
+    classes = {8: 2, 9: 3, 1000: 0, 70000: 0, 255: 1}
+    record = {
+        "file_name": str(tmp_path / "images" / "a.jpg"),
+        "image_id": 7,
+        "pan_seg_file_name": save_ids(tmp_path / "panoptic" / "a.png", ids),
+        "segments_info": [
+            {"id": number, "category_id": c, "iscrowd": 0, "isthing": c < 2}
+            for number, c in classes.items()
+        ],
+    }
+    return record, ids, np.vectorize(classes.get)(ids)
+
+
+def test_coco_panoptic_without_semantic_files(register, panoptic):
+    record, _, semantic = panoptic
+    truth = resolve(register([record], ignore_label=255, **STANDARD))
+    assert truth.stuff == (2, 3)
+    maps = truth.read_record(record)
+    np.testing.assert_array_equal(maps.semantic, semantic)
+    # 255 means void, so that the dog has another id.
+    assert ids_of(maps.instances) == [1000, 70000, 70001]
+    scored = truth.scoring_truth()
+    assert scored.size(scored.images[0]) == (10, 12)
+    for first, second in zip(pickle.loads(pickle.dumps(scored)).read(scored.images[0]), maps):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_the_semantic_map_decides_where_both_exist(register, panoptic, tmp_path):
+    record, _, semantic = panoptic
+    own = semantic.copy()
+    own[4, 2:4] = 2  # The head of a cat is sky.
+    own[4:7, 8:10] = 255  # The dog is ignored.
+    record["sem_seg_file_name"] = save(tmp_path / "semantic" / "a.png", own)
+    truth = resolve(register([record], ignore_label=255, **STANDARD))
+    maps = truth.read_record({"file_name": record["file_name"], "image_id": 7})
+    np.testing.assert_array_equal(maps.semantic, own)
+    assert ids_of(maps.instances) == [1000, 70000]
+    assert (maps.instances[4, 2:4] == 255).all()
+    assert (maps.instances[5:7, 2:4] == 1000).all()
+
+
+def test_300_touching_instances(register, tmp_path):
+    ids = np.arange(1, 301).reshape(15, 20).repeat(3, 0).repeat(3, 1)
+    segments = [{"id": n, "category_id": 0} for n in range(1, 301)]
+    path = save_ids(tmp_path / "a.png", ids)
+    record = {"file_name": "a.jpg", "pan_seg_file_name": path, "segments_info": segments}
+    maps = resolve(register([record], **STANDARD)).read_record(record)
+    assert len(ids_of(maps.instances)) == 300
+
+
+@pytest.mark.parametrize("kind", ["separated", "stuffonly"])
+def test_all_objects_in_one_class(register, panoptic, tmp_path, kind):
+    labels = np.array([[0, 0, 1], [2, 2, 255]], np.uint8)
+    record = {"file_name": "a.jpg", "sem_seg_file_name": save(tmp_path / "s.png", labels)}
+    if kind == "separated":
+        box = [[0, 0, 2, 0, 2, 1, 0, 1]]
+        entry = {"category_id": 5, "segmentation": box, "bbox": [0, 0, 2, 1], "bbox_mode": 1}
+        record = {**record, "annotations": [entry], "height": 2, "width": 3}
+    name = register(
+        [record],
+        stuff_classes=["things", "banner", "sky"],
+        thing_classes=["a", "b", "c", "d", "e", "f"],
+        thing_dataset_id_to_contiguous_id={n + 1: n for n in range(6)},
+        stuff_dataset_id_to_contiguous_id={0: 0, 92: 1, 93: 2},
+    )
+    truth = resolve(name)
+    assert truth.stuff == (0, 1, 2)
+    assert "nothing can be said about single objects" in truth.decided[0]
+    maps = truth.read_record(record)
+    np.testing.assert_array_equal(maps.semantic, labels)
+    assert maps.instances is None
+    assert truth.source(record) == record["sem_seg_file_name"]
+
+
+# ---- Which classes are stuff -------------------------------------------------------------------
+
+
+MAPS = {"thing_dataset_id_to_contiguous_id": {1: 0, 2: 1}}
+STUFF_CASES = {
+    "ids of classes (MaskFormer, both lists complete)": (
+        {**STANDARD, "stuff_dataset_id_to_contiguous_id": {1: 0, 2: 1, 8: 2, 9: 3}},
+        (2, 3),
+    ),
+    "ids of classes, things listed alone (Mask2Former's COCO)": (
+        {**MAPS, "thing_classes": ["cat", "dog"], "stuff_classes": NAMES},
+        (2, 3),
+    ),
+    "ids of classes that do not number the things (Mask2Former's ADE20K)": (
+        {
+            "thing_classes": ["dog", "grass"],
+            "thing_dataset_id_to_contiguous_id": {5: 1, 9: 3},
+            "stuff_classes": NAMES,
+        },
+        (0, 2),
+    ),
+    "names": ({"thing_classes": ["dog"], "stuff_classes": NAMES}, (0, 2, 3)),
+    "an empty map (FC-CLIP)": (
+        {"thing_dataset_id_to_contiguous_id": {}, "stuff_classes": NAMES},
+        (),
+    ),
+    "background last (CAT-Seg)": ({"stuff_classes": [*NAMES, "Background"]}, (4,)),
+    "background and what else it is (FC-CLIP)": (
+        {"stuff_classes": ["background,crops,bush", "cat,cats"]},
+        (0,),
+    ),
+    "all are things (VOC-20)": ({"stuff_classes": NAMES}, ()),
+}
+
+
+@pytest.mark.parametrize(("metadata", "stuff"), STUFF_CASES.values(), ids=list(STUFF_CASES))
+def test_stuff_by_the_metadata(register, metadata, stuff):
+    truth = resolve(register([], **metadata))
+    assert truth.stuff == stuff
+    assert "--stuff NAME" in truth.decided[0]
+
+
+def test_stuff_by_the_user(register):
+    name = register([], **STANDARD)
+    assert resolve(name, stuff=["grass", 0]).stuff == (0, 3)
+    assert resolve(name, stuff="sky").stuff == (2,)
+    assert resolve(name, stuff=()).stuff == ()
+    assert resolve(name, stuff=()).decided == []
+
+
+CONTRADICTIONS = {
+    "no such class": (
+        {**STANDARD, "thing_dataset_id_to_contiguous_id": {1: 4}},
+        r"thing_dataset_id_to_contiguous_id leads to 4, but there are 4 stuff_classes",
+    ),
+    "names differ": (
+        {**STANDARD, "thing_classes": ["cat", "horse", "sky", "grass"]},
+        r"class 1 is 'horse' in thing_classes and 'dog' in stuff_classes; correct",
+    ),
+    "a thing is stuff, too": (
+        {**STANDARD, "stuff_dataset_id_to_contiguous_id": {8: 1, 9: 3}},
+        r"class 1 \('dog'\) is a thing in .* and stuff in .* \(category 8\); correct",
+    ),
+    "one category, two classes": (
+        {**STANDARD, "stuff_dataset_id_to_contiguous_id": {1: 3}},
+        r"category 1 is class 0 in thing_dataset.* and class 3 in stuff_dataset",
+    ),
+    "a thing that is no class": (
+        {"thing_classes": ["dog", "horse"], "stuff_classes": NAMES},
+        r"thing_classes has 'horse', which stuff_classes lacks .*stuff=\[\.\.\.\]",
+    ),
+    "number of classes": (
+        {"stuff_classes": NAMES, "num_classes": 5},
+        r"num_classes is 5, but there are 4 class names",
+    ),
+    "ignored class": (
+        {"stuff_classes": NAMES, "ignore_label": 3},
+        r"ignore_label is 3, which is the class 'grass'; set it to .*, e\.g\. 255",
+    ),
+    "ignore label": ({"stuff_classes": NAMES, "ignore_label": -1}, r"ignore_label must be an int"),
+}
+
+
+@pytest.mark.parametrize(("metadata", "message"), CONTRADICTIONS.values(), ids=list(CONTRADICTIONS))
+def test_metadata_that_contradict_themselves(register, metadata, message):
+    name = register([], **metadata)
+    with pytest.raises(ValueError, match=rf"metadata of '{name}': {message}"):
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stuff": ["grss"]}, r"stuff: unknown value 'grss'; .*did you mean 'grass'\?"),
+        ({"stuff": [4]}, r"stuff: class ids are 0\.\.3, got 4"),
+        ({"missing_instances": "none"}, r"missing_instances: unknown value 'none'"),
+        ({"unannotated": "skyy"}, r"unannotated, 'void' or a class: unknown value.*mean 'sky'\?"),
+        ({"num_classes": 5}, r"num_classes must be 4, the number of stuff_classes .* got 5"),
+    ],
+)
+def test_options_out_of_range(register, options, message):
+    name = register([], **STANDARD)
+    with pytest.raises(ValueError, match=message):
+        resolve(name, **options)
+
+
+# ---- Semantic sets -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("suffix", "top", "ignore_label"), [("png", 3, 4), ("tif", 846, 65535), ("png", 846, 65535)]
+)
+def test_16_bits_and_any_ignore_label(register, tmp_path, suffix, top, ignore_label):
+    labels = np.array([[0, top, ignore_label], [1, 1, top]], np.uint16)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(labels if ignore_label > 255 else labels.astype(np.uint8)).save(path)
+    record = {"file_name": "a.jpg", "sem_seg_file_name": str(path)}
+    names = [str(number) for number in range(top + 1)]
+    truth = resolve(register([record], stuff_classes=names, ignore_label=ignore_label))
+    maps = truth.read_record(record)
+    np.testing.assert_array_equal(maps.semantic, labels)
+    assert maps.instances is None
+    assert truth.ignore_label == ignore_label
+    scored = truth.scoring_truth()
+    assert scored.size(scored.images[0]) == (2, 3)
+
+
+def voc_like(tmp_path, semantic, objects, image="2007_000032"):
+    folder = tmp_path / "VOC2012"
+    if objects is not None:
+        save(folder / "SegmentationObject" / f"{image}.png", objects)
+    return {
+        "file_name": str(folder / "JPEGImages" / f"{image}.jpg"),
+        "sem_seg_file_name": save(folder / "annotations_detectron2/val" / f"{image}.png", semantic),
+    }
+
+
+def test_voc_20_without_background(register, tmp_path):
+    """SegmentationObject beside JPEGImages; what was background is ignored, class 0 counts."""
+    semantic = np.full((6, 9), 255, np.uint8)
+    objects = np.zeros_like(semantic)
+    semantic[1:4, 1:3] = semantic[1:4, 3:5] = 0
+    objects[1:4, 1:3], objects[1:4, 3:5] = 1, 2
+    semantic[4, 7], objects[4, 7] = 14, 3
+    objects[0, :] = 255
+    record = voc_like(tmp_path, semantic, objects)
+    names = [f"class {number}" for number in range(20)]
+    maps = resolve(register([record], stuff_classes=names)).read_record(record)
+    np.testing.assert_array_equal(maps.instances, objects)
+    # Sets of more classes than VOC tells apart (Context-59) do not use it.
+    many = [f"class {number}" for number in range(59)]
+    maps = resolve(register([record], "many", stuff_classes=many)).read_record(record)
+    assert maps.instances is None
+
+
+def test_background_last(register, tmp_path):
+    semantic = np.full((4, 6), 2, np.uint8)
+    semantic[1:3, 1:3], semantic[1:3, 3:5] = 0, 1
+    objects = np.where(semantic == 2, 0, semantic + 1)
+    record = voc_like(tmp_path, semantic, objects)
+    truth = resolve(register([record], stuff_classes=["cat", "dog", "background"]))
+    assert truth.stuff == (2,)
+    np.testing.assert_array_equal(truth.read_record(record).instances, objects)
+
+
+def test_an_object_map_of_another_image(register, tmp_path):
+    semantic = np.zeros((8, 8), np.uint8)
+    semantic[:2] = 1
+    objects = np.zeros_like(semantic)
+    objects[4:] = 1
+    record = voc_like(tmp_path, semantic, objects)
+    name = register([record], stuff_classes=["background", "cat"])
+    with pytest.raises(
+        ValueError, match=r"only 0 of the 32 pixels .*do the files belong to the same image\?"
+    ):
+        resolve(name).read_record(record)
+    save(tmp_path / "VOC2012/SegmentationObject/2007_000032.png", objects[:, :7])
+    with pytest.raises(ValueError, match=r"semantic map is 8 x 8 .* instance map 8 x 7; do the"):
+        resolve(name).read_record(record)
+    scored = resolve(name).scoring_truth()
+    with pytest.raises(ValueError, match=r"height x width 8 x 7, but 8 x 8 in .*; do the files"):
+        scored.size(scored.images[0])
+
+
+def test_an_image_without_instances_among_others(register, tmp_path):
+    semantic = np.zeros((4, 6), np.uint8)
+    semantic[1:3, 1:3] = 1
+    records = [
+        voc_like(tmp_path, semantic, semantic, "a"),
+        voc_like(tmp_path, semantic, None, "b"),
+    ]
+    name = register(records, stuff_classes=["background", "cat"])
+    with pytest.raises(
+        ValueError, match=r"b\.png has no instances beside it.*'components'.*'void'"
+    ):
+        resolve(name).read_record(records[1])
+    truth = resolve(name, missing_instances="components")
+    assert truth.read_record(records[1]).instances is None
+    assert ids_of(truth.read_record(records[0]).instances) == [1]
+    truth = resolve(name, missing_instances="void")
+    np.testing.assert_array_equal(truth.read_record(records[1]).instances, semantic * 255)
+    # An empty instance map is an annotation: nothing is there.
+    save(tmp_path / "VOC2012/SegmentationObject/b.png", semantic * 0)
+    assert not resolve(name).read_record(records[1]).instances.any()
+
+
+def test_an_instance_map_of_the_things_only(register, tmp_path):
+    semantic = np.array([[2, 2, 2, 2], [0, 0, 1, 3]], np.uint8)
+    instances = np.array([[0, 0, 0, 0], [1, 2, 3, 0]], np.uint8)
+    record = {
+        "file_name": "a.jpg",
+        "sem_seg_file_name": save(tmp_path / "s.png", semantic),
+        "ins_seg_file_name": save(tmp_path / "i.png", instances),
+    }
+    truth = resolve(register([record], **STANDARD))
+    assert truth.stuff == (2, 3)
+    np.testing.assert_array_equal(truth.read_record(record).instances, instances)
+
+
+def test_a_three_channel_label_map(register, tmp_path):
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "a.png")
+    record = {"file_name": "a.jpg", "sem_seg_file_name": str(tmp_path / "a.png")}
+    with pytest.raises(ValueError, match=r"a\.png: a label map holds class indices; .* Give the P"):
+        resolve(register([record], stuff_classes=NAMES)).read_record(record)
+
+
+# ---- Annotations -------------------------------------------------------------------------------
+
+
+def mask_of(rows, columns, shape=(8, 10)):
+    mask = np.zeros(shape, np.uint8, order="F")
+    mask[rows, columns] = 1
+    runs = coco_mask.encode(mask)
+    return {"size": list(runs["size"]), "counts": runs["counts"].decode()}
+
+
+ENTRIES = [
+    {"category_id": 1, "segmentation": [[1, 1, 4, 1, 4, 4, 1, 4]], "iscrowd": 0},
+    {"category_id": 0, "segmentation": mask_of(slice(2, 6), slice(1, 9)), "iscrowd": 0},
+    {"category_id": 0, "segmentation": mask_of(slice(6, 8), slice(0, 3)), "iscrowd": 1},
+]
+"""A dog (file order: first) on a cat, and a crowd of cats."""
+
+
+def painted():
+    instances = np.zeros((8, 10), int)
+    instances[6:8, 0:3] = 255
+    instances[2:6, 1:9] = 2
+    instances[1:4, 1:4] = 1
+    return instances
+
+
+@pytest.mark.parametrize("source", ["dict", "json by id", "json by name"])
+def test_instances_of_annotations(register, tmp_path, source):
+    """With a semantic map of its own, crowds are void for the instances alone."""
+    semantic = np.select([painted() == 1, painted() > 0], [1, 0], 2).astype(np.uint8)
+    record = {
+        "file_name": str(tmp_path / "a.jpg"),
+        "sem_seg_file_name": save(tmp_path / "s.png", semantic),
+    }
+    metadata = {"thing_classes": ["cat", "dog"], "stuff_classes": NAMES}
+    if source == "dict":
+        record = {**record, "annotations": ENTRIES, "height": 8, "width": 10}
+    else:
+        content = {
+            "images": [{"id": 31, "height": 8, "width": 10, "file_name": "a.jpg"}],
+            "categories": [{"id": 5, "name": "dog"}, {"id": 9, "name": "cat"}],
+            "annotations": [
+                {**e, "id": n, "image_id": 31, "category_id": 5 if e["category_id"] else 9}
+                for n, e in enumerate(ENTRIES)
+            ],
+        }
+        path = tmp_path / "instances.json"
+        path.write_text(json.dumps(content))
+        metadata["json_file"] = str(path)
+        record |= {"image_id": 31} if source == "json by id" else {}
+    truth = resolve(register([record], **metadata))
+    maps = truth.read_record({"file_name": record["file_name"]})
+    np.testing.assert_array_equal(maps.semantic, semantic)
+    np.testing.assert_array_equal(maps.instances, painted())
+    scored = pickle.loads(pickle.dumps(truth.scoring_truth()))
+    np.testing.assert_array_equal(scored.read(scored.images[0])[1], painted())
+
+
+@pytest.mark.parametrize(
+    ("unannotated", "names", "stuff", "empty"),
+    [
+        ("void", ("cat", "dog"), (), 255),
+        ("background", ("background", "cat", "dog"), (0,), 0),
+        ("dog", ("cat", "dog"), (), 1),
+    ],
+)
+def test_painting_a_detection_set(register, unannotated, names, stuff, empty):
+    record = {"file_name": "a.jpg", "annotations": ENTRIES, "height": 8, "width": 10}
+    name = register([record], thing_classes=["cat", "dog"])
+    truth = resolve(name, unannotated=unannotated)
+    assert (truth.class_names, truth.stuff) == (names, stuff)
+    maps = truth.read_record({"file_name": "a.jpg", "height": 8, "width": 10})
+    np.testing.assert_array_equal(maps.instances, painted())
+    cat, dog = names.index("cat"), names.index("dog")
+    # Where the semantic map is painted, crowds are ignored in both.
+    expected = np.select([painted() == 1, painted() == 2, painted() == 255], [dog, cat, 255], empty)
+    np.testing.assert_array_equal(maps.semantic, expected)
+
+
+def test_painting_more_classes_than_a_byte_holds(register):
+    """LVIS: 1,203 categories."""
+    things = [f"thing {number}" for number in range(1203)]
+    entries = [{**ENTRIES[0], "category_id": 1202}]
+    record = {"file_name": "a.jpg", "annotations": entries, "height": 8, "width": 10}
+    truth = resolve(register([record], thing_classes=things), unannotated="void")
+    assert truth.ignore_label == 65535
+    assert set(np.unique(truth.read_record(record).semantic)) == {1202, 65535}
+
+
+def test_detection_sets_name_their_siblings(register):
+    entry = {"file_name": "a.jpg", "annotations": [], "height": 2, "width": 2}
+    name = register([entry], "coco_val", thing_classes=["cat"])
+    for suffix, classes in (("panoptic", NAMES), ("panoptic_stuffonly", ["things", "sky"])):
+        register([], f"coco_val_{suffix}", stuff_classes=classes)
+    message = (
+        rf"'{name}' has no semantic ground truth .*: evaluate on '{name}_panoptic', or let it be "
+        r"painted .* unannotated='background' or 'void'"
+    )
+    with pytest.raises(ValueError, match=message):
+        resolve(name)
+    lone = register([entry], "lvis", thing_classes=["cat"])
+    with pytest.raises(ValueError, match=r"no stuff_classes\): let it be painted from"):
+        resolve(lone)
+    # As Cityscapes' instance sets: names of classes, but no label maps.
+    city = register([entry], "city_instance_val", **CITY_META)
+    register([], "city_sem_seg_val", **CITY_META)
+    with pytest.raises(ValueError, match=r"no 'sem_seg_file_name'.*'test_truth_city_sem_seg_val'"):
+        resolve(city).read_record(entry)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"annotations": [{"category_id": 7, "segmentation": []}]},
+            r"a\.jpg: annotation 0 has cat",
+        ),
+        ({"annotations": [*ENTRIES, {"category_id": 0}]}, r"annotation 3 has no 'segmentation'"),
+        ({"height": None}, r"has annotations, but no 'height' and 'width'"),
+        ({"width": 11}, r"a\.jpg: annotation 1: its run-length mask is for an image"),
+    ],
+)
+def test_malformed_annotations(register, change, message):
+    record = {"file_name": "a.jpg", "annotations": ENTRIES, "height": 8, "width": 10, **change}
+    truth = resolve(register([record], thing_classes=["cat", "dog"]), unannotated="void")
+    with pytest.raises(ValueError, match=message):
+        truth.read_record(record)
+
+
+def test_a_json_of_other_classes(register, tmp_path):
+    path = tmp_path / "instances.json"
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "tree"}]}
+    path.write_text(json.dumps(content))
+    labels = save(tmp_path / "s.png", np.zeros((2, 2), np.uint8))
+    record = {"file_name": "a.jpg", "sem_seg_file_name": labels}
+    name = register([record], stuff_classes=NAMES, json_file=str(path))
+    with pytest.raises(ValueError, match=r"instances\.json: none of its categories has the name"):
+        resolve(name).read_record(record)
+
+
+# ---- Other ways --------------------------------------------------------------------------------
+
+
+def test_a_reader_of_ones_own(register):
+    semantic, instances = np.zeros((2, 3), int), np.ones((2, 3), int)
+    truth = resolve(register([], stuff_classes=NAMES), reader=lambda record: (semantic, instances))
+    maps = truth.read_record({"file_name": "a.jpg"})
+    assert maps.semantic is semantic
+    assert maps.instances is instances
+    assert "a.jpg" in maps.source
+    with pytest.raises(ValueError, match=r"a reader of its own serves the evaluator alone"):
+        truth.scoring_truth()
+
+
+def test_what_a_mapper_dropped_is_taken_from_the_registered_dict(register, panoptic, tmp_path):
+    record, _, semantic = panoptic
+    record["sem_seg_file_name"] = save(tmp_path / "s.png", semantic)
+    truth = resolve(register([record], **STANDARD))
+    kept = {key: record[key] for key in ("file_name", "image_id")}
+    for given in (record, kept, {**kept, "image": object()}):
+        np.testing.assert_array_equal(truth.read_record(given).semantic, semantic)
+        assert truth.source(given) == f"{record['sem_seg_file_name']} and " + str(
+            record["pan_seg_file_name"]
+        )
+    with pytest.raises(ValueError, match=r"has no ground truth for 'b\.jpg'.*got \['file_name'\]"):
+        truth.read_record({"file_name": "b.jpg"})
+
+
+def test_listed_images(register, tmp_path):
+    labels = save(tmp_path / "s.png", np.zeros((2, 2), np.uint8))
+    records = [{"file_name": f"{n}.jpg", "sem_seg_file_name": labels} for n in "ab"]
+    truth = resolve(register(records, stuff_classes=NAMES))
+    assert [image.image_id for image in truth.scoring_truth(["b"]).images] == ["b.jpg"]
+    with pytest.raises(ValueError, match=r"1 image\(s\) of --list that data set .* does not have"):
+        truth.scoring_truth(["c"])
+
+
+def test_components_of_translated_labels_are_shown(register, tmp_path):
+    """What the report paints again: the classes that a rule makes, and their components."""
+    labels = save(tmp_path / "a.png", [[4, 4, 9, 4], [9, 9, 9, 9]])
+    save(tmp_path / "preds" / "a.png", [[1, 1, 0, 1], [0, 0, 0, 0]])
+    rule = LabelRule(tuple(1 if number == 4 else 0 for number in range(10)))
+    record = {"file_name": "a.jpg", "sem_seg_file_name": labels}
+    name = register([record], stuff_classes=["background", "cat"], label_rule=rule)
+    scored = evaluate(
+        Inputs(predictions=str(tmp_path / "preds"), dataset=name), Settings(samples=0)
+    )
+    assert scored.figures["IA-mIoU"] == 100
+    (sources,) = scored.sources.values()
+    assert sources["semantic"]().tolist() == [[1, 1, 0, 1], [0] * 4]
+    assert sources["instances"]().tolist() == [[1, 1, 0, 2], [0] * 4]
+    # What was decided is said with the run.
+    assert any("the class called background is stuff" in text for text in scored.remarks)
+    assert any("connected components are the instances" in text for text in scored.remarks)
