@@ -13,6 +13,7 @@ import concurrent.futures
 import multiprocessing
 import resource
 import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,14 @@ IMAGE_AREA = 640 * 480
 CLASSES = (81, 150, 847)
 TARGETS = {81: {"seconds": 60.0, "MiB": 2048.0}}
 """Most seconds and mebibytes, by number of classes."""
+
+
+class MadeUpRun(NamedTuple):
+    """What the statistics ask of a scored run."""
+
+    table: InstanceTable
+    pixels: PixelTable
+    images: list[str]
 
 
 def measure(
@@ -71,12 +80,12 @@ def run_alone(
         memory at the peak and ``MiB before`` with nothing but the tables.
     """
     names = [f"class {number}" for number in range(classes)]
-    ids, table, pixels = make_tables(images, instances, classes, seed)
+    run = make_run(images, instances, classes, seed)
     before = _peak()
     begin = time.perf_counter()
-    summarize(table, pixels, names, images=images)
+    summarize(run.table, run.pixels, names, images=images)
     plain = time.perf_counter() - begin
-    bootstrap(table, pixels, ids, class_names=names, samples=samples, seed=seed)
+    bootstrap(run, class_names=names, samples=samples, seed=seed)
     return {
         "seconds": time.perf_counter() - begin,
         "plain seconds": plain,
@@ -85,16 +94,14 @@ def run_alone(
     }
 
 
-def make_tables(
-    images: int, instances: int, classes: int, seed: int
-) -> tuple[list[str], InstanceTable, PixelTable]:
+def make_run(images: int, instances: int, classes: int, seed: int) -> MadeUpRun:
     """Make up a scored data set whose class 0 is in every image and stuff.
 
     Every image has one to five kinds of things, frequent kinds (Zipf's law) more often; its
     prediction has one more that is not there.
 
     Returns:
-        N image ids, R = ``instances`` + N records, and one row of pixels for each image and class.
+        R = ``instances`` + N records, one row of pixels for each image and class, N image ids.
     """
     rng = np.random.default_rng(seed)
     ids = np.array([f"{number:012d}" for number in range(images)])
@@ -120,7 +127,7 @@ def make_tables(
     np.add.at(hit, rows[: len(keys)], table.intersection)
     guess = hit + rng.integers(1, 2000, len(places))
     pixels = PixelTable(ids[places // classes], places % classes, hit, truth, guess)
-    return ids.tolist(), table, pixels
+    return MadeUpRun(table, pixels, ids.tolist())
 
 
 def _records(

@@ -161,7 +161,7 @@ def test_voc_images(realdata, tmp_path):
 
 
 def test_tables_of_the_summary():
-    ids, table, pixels = summary_costs.make_tables(200, 1500, 81, 0)
+    table, pixels, ids = summary_costs.make_run(200, 1500, 81, 0)
     assert len(ids) == len(set(ids)) == 200
     assert (len(table), table.things.sum()) == (1700, 1500)
     assert set(table.image_id.tolist()) == set(ids) == set(pixels.image_id.tolist())

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from d2_smallobj.metrics import Accumulator
+from d2_smallobj.metrics.image_means import resampled_figures
+from d2_smallobj.metrics.resampling import bootstrap_weights
+from d2_smallobj.metrics.statistics import score
 
 CLASSES, IMAGES, HEIGHT, WIDTH = 5, 60, 12, 17
 
@@ -58,3 +61,23 @@ def test_the_maps_tell_the_figures_apart():
     # Two images in a hundred would do for none of the classes.
     assert present.sum(axis=0).tolist() == [37, 44, 49, 46, 34]
     assert set(present.sum(axis=1).tolist()) == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("worst", [5, 25, 60, 100])
+def test_a_resample_is_the_images_repeated(worst):
+    # Four times 60 images: the worst of the images, and of each class's, are several everywhere.
+    maps, names = formula_maps(), list("abcde")
+    whole = Accumulator(CLASSES, stuff=())
+    for number in range(4 * IMAGES):
+        whole.update(f"{number:03d}", *maps[number % IMAGES])
+    scores = score(whole, class_names=names, stuff=(), worst=worst)
+    weights = next(bootstrap_weights(4 * IMAGES, 10, worst))
+    found = resampled_figures(scores.ious, weights, worst)
+    for row, drawn in enumerate(weights.astype(int)):
+        repeated = Accumulator(CLASSES, stuff=())
+        for number in np.repeat(np.arange(4 * IMAGES), drawn).tolist():
+            repeated.update(len(repeated.images), *maps[number % IMAGES])
+        expected = repeated.summarize(names, worst=worst)
+        assert list(found) == ["mIoU_I", "mIoU_C", f"mIoU_I@{worst}", f"mIoU_C@{worst}"]
+        for name, values in found.items():
+            assert values[row] == pytest.approx(expected[name], abs=1e-7), name
