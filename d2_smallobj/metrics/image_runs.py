@@ -26,6 +26,7 @@ MODES = ("exact", "official")
 
 # Pixels of a run, on average, below which an image is looked at pixel by pixel.
 _SHORT_RUN = 4
+_SMALLEST_AREA = 1 << 12
 # Largest instance id that is looked up in a table.
 _LARGEST_TABLE = 1 << 16
 
@@ -111,7 +112,8 @@ class ImageRuns:
     @property
     def is_short(self) -> bool:
         """Whether the runs are so short that the pixels are the better thing to look at."""
-        return len(self.runs) * _SHORT_RUN >= self.area > 0 and self.number is None
+        short = len(self.runs) * _SHORT_RUN >= self.area >= _SMALLEST_AREA
+        return short and self.number is None
 
 
 def read_image(

@@ -9,13 +9,14 @@ import dataclasses
 import math
 from fractions import Fraction
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2_smallobj.metrics import Accumulator, match_image
+from d2_smallobj.metrics import Accumulator, image_runs, match_image
 from d2_smallobj.metrics.summary import headline_names
 
 CLASSES = 4
@@ -290,6 +291,37 @@ def test_records_equal_the_oracles(mode, named, data):
 @settings(max_examples=1000, deadline=None)
 def test_records_of_things_and_stuff_equal_the_oracles(mode, named, data):
     check_records(data.draw(worlds(with_instances=named)), mode)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@given(data=st.data())
+@settings(max_examples=1000, deadline=None)
+def test_records_found_in_the_pixels_equal_the_oracles(named, data):
+    """The road of maps of noise, here for maps of any kind."""
+    with mock.patch.multiple(image_runs, _SMALLEST_AREA=1, _SHORT_RUN=1000):
+        check_records(data.draw(worlds(with_instances=named)), "exact")
+
+
+@pytest.mark.parametrize("mode", ["exact", "official"])
+@pytest.mark.parametrize("short", [0, 2, 1000])
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_images_matched_together_are_as_alone(mode, short, data):
+    kind = data.draw(conventions())
+    images = data.draw(st.lists(worlds(kind=kind), min_size=2, max_size=7))
+    options = {**images[0].settings, "mode": mode}
+    with mock.patch.multiple(image_runs, _SMALLEST_AREA=1, _SHORT_RUN=short):
+        together = Accumulator(**options)
+        for number, world in enumerate(images):
+            together.update(number, *world.maps)
+    for number, world in enumerate(images):
+        alone = match_image(*world.maps, image_id=str(number), **options)
+        for name in ("table", "blobs", "pixels"):
+            found = getattr(together, name)
+            found = found.select(found.image_id == str(number)).columns()
+            for column, values in getattr(alone, name).sorted().columns().items():
+                assert np.array_equal(found[column], values), (name, column)
+    assert together.confusion.sum() == together.pixels.ground_truth.sum()
 
 
 @pytest.mark.parametrize("mode", ["exact", "official"])
