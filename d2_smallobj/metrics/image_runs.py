@@ -16,7 +16,7 @@ from d2_smallobj.metrics.components import class_components
 from d2_smallobj.metrics.runs import (
     Runs,
     find_runs,
-    grid_components,
+    pixel_components,
     run_components,
 )
 from d2_smallobj.metrics.validation import VOID_INSTANCE
@@ -163,7 +163,7 @@ def read_image(
             validation.raise_for_values("instances", instances, np.iinfo(np.int64).max)
     image = ImageRuns(image_id, semantic.size, runs, guess, label, instance)
     if settings.mode == "official":
-        image.number, image.class_of = pixel_components(image, prediction, settings)
+        image.number, image.class_of = predicted_components(image, prediction, settings)
     return image
 
 
@@ -257,7 +257,7 @@ def check_classes_of(
         validation.raise_for_classes(ids, classes, count.take(held), settings.stuff)
 
 
-def pixel_components(
+def predicted_components(
     image: ImageRuns, prediction: np.ndarray, settings: MatchSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the predicted components of things in the pixels, not in the runs.
@@ -274,5 +274,5 @@ def pixel_components(
     # Values beyond the classes, which lie below ignored pixels, are not wanted.
     wanted = (prediction >= 0) & (prediction < settings.num_classes)
     wanted &= settings.is_thing.take(prediction, mode="clip")
-    number, class_of = grid_components(prediction, wanted)
+    number, class_of = pixel_components(prediction, wanted)
     return number.ravel().take(image.runs.start), class_of
