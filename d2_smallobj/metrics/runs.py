@@ -30,17 +30,24 @@ class Runs:
     def __len__(self) -> int:
         return len(self.start)
 
-    def starts(self, width: int | None = None, first_row: int = 0) -> RunStarts:
-        """Place the runs in a map of another width, so that ends of rows do not touch.
+    def starts(self) -> RunStarts:
+        """Place the runs in a map that is one column wider, so that ends of rows do not touch."""
+        start = np.empty(len(self), np.int64)
+        self.place(self.width + 1, 0, start)
+        return RunStarts(self.width + 1, start, start + self.length)
+
+    def place(self, width: int, first_row: int, start: np.ndarray) -> None:
+        """Write the flat index of each run's first pixel in a wider map.
 
         Args:
-            width: columns of that map, more than :attr:`width`; default: one more.
+            width: columns of that map, more than :attr:`width`.
             first_row: row of that map in which the image begins.
+            start: int64 (R,), written.
         """
-        width = self.width + 1 if width is None else width
-        row = self.start // max(self.width, 1)
-        start = self.start + row * (width - self.width) + first_row * width
-        return RunStarts(width, start, start + self.length)
+        np.floor_divide(self.start, max(self.width, 1), out=start)
+        start *= width - self.width
+        start += self.start
+        start += first_row * width
 
     def sample(self, labels: np.ndarray) -> np.ndarray:
         """Read a (H, W) integer map that is constant on each run: int64 (R,)."""
@@ -239,8 +246,8 @@ def _touching(
     above = end.searchsorted(start - width)
     count = start.searchsorted(end - width, side="right") - above
     lower = np.arange(len(start)).repeat(count)
-    shift = above - count.cumsum() + count
-    upper = np.arange(len(lower)) + shift.take(lower)
+    upper = np.arange(len(lower))
+    upper += (above - count.cumsum() + count).take(lower)
     same = (label.take(upper) == label.take(lower)).nonzero()[0]
     return upper.take(same), lower.take(same)
 
