@@ -280,7 +280,7 @@ def check_records(world, mode):
 @pytest.mark.parametrize("mode", ["exact", "official"])
 @pytest.mark.parametrize("named", [True, False])
 @given(data=st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_records_equal_the_oracles(mode, named, data):
     check_records(World(data.draw(scenes(with_instances=named))), mode)
 
@@ -288,14 +288,14 @@ def test_records_equal_the_oracles(mode, named, data):
 @pytest.mark.parametrize("mode", ["exact", "official"])
 @pytest.mark.parametrize("named", [True, False])
 @given(data=st.data())
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_records_of_things_and_stuff_equal_the_oracles(mode, named, data):
     check_records(data.draw(worlds(with_instances=named)), mode)
 
 
 @pytest.mark.parametrize("named", [True, False])
 @given(data=st.data())
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_records_found_in_the_pixels_equal_the_oracles(named, data):
     """The road of maps of noise, here for maps of any kind."""
     with mock.patch.multiple(image_runs, _SMALLEST_AREA=1, _SHORT_RUN=1000):
