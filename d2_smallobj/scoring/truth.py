@@ -15,7 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from d2_smallobj.annotations.coco import IGNORE_LABEL, InstanceAnnotations
-from d2_smallobj.annotations.instance_maps import VOID
+from d2_smallobj.annotations.instance_maps import VOID, without_stuff
+from d2_smallobj.scoring.classes import stuff_beside_background
 from d2_smallobj.scoring.folders import LabelFolder
 from d2_smallobj.scoring.image_sources import ImageSource, SourceReader
 from d2_smallobj.scoring.label_files import label_size, read_labels
@@ -144,7 +145,8 @@ class FileTruth:
     def read(self, image: TruthImage) -> tuple[np.ndarray, np.ndarray | None]:
         """See :meth:`GroundTruth.read`."""
         semantic = read_labels(image.semantic)
-        return semantic, None if image.instances is None else read_labels(image.instances)
+        instances = None if image.instances is None else read_labels(image.instances)
+        return semantic, _things_only(self, semantic, instances)
 
 
 def folder_truth(
@@ -271,7 +273,8 @@ class AnnotationTruth:
 
     def read(self, image: TruthImage) -> tuple[np.ndarray, np.ndarray | None]:
         """See :meth:`GroundTruth.read`."""
-        return self.annotations.maps(image.annotation_id)
+        semantic, instances = self.annotations.maps(image.annotation_id)
+        return semantic, _things_only(self, semantic, instances)
 
     def _image(self, number: int) -> TruthImage:
         names = [str(number).zfill(12), str(number)]
@@ -284,6 +287,17 @@ class AnnotationTruth:
         return TruthImage(
             str(number), tuple(dict.fromkeys(filter(None, names))), annotation_id=number
         )
+
+
+def _things_only(
+    truth: GroundTruth, semantic: np.ndarray, instances: np.ndarray | None
+) -> np.ndarray | None:
+    """Remove what is annotated of classes that are stuff here: no segment of it is an instance."""
+    if truth.class_names is None:
+        return instances
+    declared = stuff_beside_background(truth.stuff, truth.class_names)
+    label = IGNORE_LABEL if truth.ignore_label is None else truth.ignore_label
+    return without_stuff(semantic, instances, declared, label)
 
 
 def choose(images: Sequence[TruthImage], listed: Sequence[str], source: str) -> list[TruthImage]:
