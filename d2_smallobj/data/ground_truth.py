@@ -233,13 +233,14 @@ class RegisteredTruth:
             truth = AnnotationTruth(self._finder.annotations, self._finder.json_file)
             truth.images = images
             truth.class_names, truth.stuff = self.class_names, self.stuff
+            truth.json_classes = self._finder.json_classes
             return truth
         kinds = {source.kind for source in sources}
         reads = self._reads
         if "json" in kinds:
             reads = dataclasses.replace(reads, annotations=self._finder.annotations)
         remarks = () if self._finder.listed else self.decided
-        return SourceTruth(images, reads, remarks)
+        return SourceTruth(images, reads, remarks, json_classes=self._finder.json_classes)
 
     def _source(self, record: Mapping[str, Any]) -> ImageSource:
         """Where the maps of an image are."""

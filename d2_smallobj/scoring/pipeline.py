@@ -101,7 +101,7 @@ def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = F
     truth.ignore_label = ignore_label
     class_names = truth.class_names
     check_classes(len(class_names), ignore_label)
-    plan = make_plan(truth, inputs.open_predictions(), shard=settings.shard)
+    plan = make_plan(truth, inputs.open_predictions(truth), shard=settings.shard)
     if not defer:
         plan.problems.raise_if_any()
     remarks = [*truth.remarks, *([plan.remark] if plan.remark else [])]

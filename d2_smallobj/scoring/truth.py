@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Protocol
 
@@ -72,6 +72,8 @@ class GroundTruth(Protocol):
         ignore_label: its label of ignored pixels; ``None``: it has none of its own.
         void_instance: instance id of pixels that belong to no instance that could be told;
             ``None``: there is none.
+        json_classes: class by the ``category_id`` that detectron2's evaluator writes for it;
+            ``None``: that is the class.
         remarks: what was decided about it without being asked for, one sentence each.
     """
 
@@ -80,6 +82,7 @@ class GroundTruth(Protocol):
     stuff: tuple[int, ...] | None
     ignore_label: int | None
     void_instance: int | None
+    json_classes: Mapping[int, int] | None
     remarks: Sequence[str]
 
     def choose_stuff(self, stuff: tuple[int, ...] | None) -> None:
@@ -111,6 +114,7 @@ class FileTruth:
     """
 
     void_instance = VOID
+    json_classes: Mapping[int, int] | None = None
     remarks: Sequence[str] = ()
 
     def __init__(
@@ -199,14 +203,21 @@ class SourceTruth:
         images: with their ``source``.
         reader: reads it.
         remarks: see :class:`GroundTruth`.
+        json_classes: see :class:`GroundTruth`.
     """
 
     void_instance = VOID
 
     def __init__(
-        self, images: Iterable[TruthImage], reader: SourceReader, remarks: Sequence[str] = ()
+        self,
+        images: Iterable[TruthImage],
+        reader: SourceReader,
+        remarks: Sequence[str] = (),
+        *,
+        json_classes: Mapping[int, int] | None = None,
     ) -> None:
         self.images = list(images)
+        self.json_classes = json_classes
         self.remarks = tuple(remarks)
         self.class_names = tuple(reader.class_names)
         self.stuff = tuple(reader.stuff)
@@ -246,6 +257,7 @@ class AnnotationTruth:
     """
 
     void_instance = VOID
+    json_classes: Mapping[int, int] | None = None
     remarks: Sequence[str] = ()
     # Pixels without annotation are background.
     stuff: tuple[int, ...] = (0,)

@@ -719,9 +719,7 @@ def things_and_stuff(source, register, tmp_path):
     else:
         record["annotations"] = [
             {"category_id": n, "segmentation": mask_of(*box), "iscrowd": 0}
-            for n, box in enumerate(
-                [(slice(1, 3), slice(1, 3)), (slice(4, 6), slice(4, 7))]
-            )
+            for n, box in enumerate([(slice(1, 3), slice(1, 3)), (slice(4, 6), slice(4, 7))])
         ]
         meta["thing_classes"] = ["cat", "dog"]
         if source == "painted":
@@ -766,3 +764,44 @@ def test_contradictions_are_left_for_the_metric(register, instances, message):
     np.testing.assert_array_equal(found, maps[1])
     with pytest.raises(ValueError, match=message):
         Accumulator(3, stuff=(0, 2)).update("a", semantic, semantic, found)
+
+
+# ---- Predictions as SemSegEvaluator writes them ------------------------------------------------
+
+
+def json_of(path, labels, ids):
+    """detectron2's JSON: its category_id is the data set's own id of a class."""
+    path.parent.mkdir(exist_ok=True)
+    entries = []
+    for label, number in ids.items():
+        runs = coco_mask.encode(np.asfortranarray((labels == label).astype(np.uint8)))
+        runs = {"size": list(runs["size"]), "counts": runs["counts"].decode()}
+        entries.append({"file_name": "x/a.jpg", "category_id": number, "segmentation": runs})
+    path.write_text(json.dumps(entries))
+    return str(path)
+
+
+def test_ids_of_the_data_set_in_predictions(register, tmp_path):
+    semantic = np.array([[0, 0, 1, 1], [2, 2, 2, 1]], np.uint8)
+    record = {"file_name": "a.jpg", "sem_seg_file_name": save(tmp_path / "s.png", semantic)}
+    classes = {"stuff_classes": ["a", "b", "c"]}
+    name = register([record], stuff_dataset_id_to_contiguous_id={1: 0, 2: 1, 9: 2}, **classes)
+    path = json_of(tmp_path / "out/sem_seg_predictions.json", semantic, {0: 1, 1: 2, 2: 9})
+    for predictions in (path, str(tmp_path / "out")):
+        scored = evaluate(Inputs(predictions=predictions, dataset=name), Settings(samples=0))
+        assert scored.figures["mIoU"] == 100
+        (sources,) = scored.sources.values()
+        np.testing.assert_array_equal(sources["prediction"](), semantic)
+    # Label maps hold classes, whatever the metadata number.
+    save(tmp_path / "preds" / "a.png", semantic)
+    inputs = Inputs(predictions=str(tmp_path / "preds"), dataset=name)
+    assert evaluate(inputs, Settings(samples=0)).figures["mIoU"] == 100
+    # Without the map, as in the folder of the same data set, the ids are classes.
+    plain = register([record], "plain", **classes)
+    path = json_of(tmp_path / "plain.json", semantic, {0: 0, 1: 1, 2: 2})
+    inputs = Inputs(predictions=path, dataset=plain)
+    assert evaluate(inputs, Settings(samples=0)).figures["mIoU"] == 100
+    with pytest.raises(
+        ValueError, match=r"category_id is no category of the data set \(stuff_.*\n.*entry 0: 0"
+    ):
+        evaluate(Inputs(predictions=path, dataset=name), Settings(samples=0))

@@ -163,6 +163,8 @@ def test_the_output_is_tried_before_the_work(command, demo, tmp_path):
         (["--bootstrap", "x"], "argument --bootstrap: must be an integer >= 0, got 'x'"),
         (["--size-bins", "S:x"], "size bins: expected 'coco'"),
         (["--mode", "oficial"], "invalid choice: 'oficial'"),
+        (["--worst", "0"], "argument --worst: worst must be a whole number of percent in 1..100"),
+        (["--worst", "2.5"], "argument --worst: worst must be a whole number of percent"),
     ],
 )
 def test_options_are_checked(command, arguments, message):
@@ -171,6 +173,40 @@ def test_options_are_checked(command, arguments, message):
     assert message in done.stderr
     both = ["--predictions", "x", "--semantic", "x", "--output", "x", "--shard", "1/2"]
     assert "give them to merge" in command(*both, "--report", "a.html").stderr
+
+
+def test_the_share_of_the_worst_images(command, demo, tmp_path):
+    _, arguments = demo
+    arguments = [*arguments, "--bootstrap", "20", "--quiet"]
+    done = command(*arguments, "--worst", "40", "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert load_run(tmp_path / "run").worst == metrics["options"]["worst"] == 40
+    assert metrics["mIoU_I@40"] < metrics["mIoU_I"]
+    assert "mIoU_I@40" in metrics["intervals"]
+    assert "mIoU_I@5" not in metrics
+    # Figures of the same name must be the same figures.
+    done = command(*arguments, "--output", tmp_path / "other", "--compare", tmp_path / "run")
+    assert done.returncode == 1
+    assert "worst" in done.stderr
+
+
+def test_every_option_of_the_help_has_a_text(command):
+    for arguments in (["--help"], ["merge", "--help"]):
+        text = command(*arguments).stdout
+        # An option without a text is followed by the next one at once.
+        lines = [line.strip() for line in text.partition("options:")[2].splitlines()]
+        bare = [
+            line
+            for line, following in zip(lines, [*lines[1:], ""])
+            if line.startswith("--")
+            and "  " not in line
+            and following.startswith(("--", ""))
+            and not following.strip("-")[:1].isalpha()
+        ]
+        assert not bare
+        assert "--panoptic panoptic_val2017.json panoptic_val2017" in text
+        assert "--cityscapes gtFine/val" in text
 
 
 SCRIPT = """
