@@ -62,7 +62,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="PATH",
         help="folder of <image>.png (mode L, P or 16-bit grey) or <image>.npy (integer labels), "
         "or the sem_seg_predictions.json of detectron2's SemSegEvaluator (its category_id is the "
-        "label; with --dataset, the data set's own id if the metadata number them)",
+        "label; with --panoptic, and with --dataset if its metadata number categories, their id)",
     )
     truth = parser.add_argument_group("ground truth, one of")
     truth.add_argument("--semantic", metavar="DIR", help="folder of semantic maps, <image>.png")

@@ -141,9 +141,9 @@ class JsonPredictions:
             label = category if self._classes is None else self._classes.get(category)
             if label is None:
                 problems.add(
-                    f"entries of {self.path} whose category_id is no category of the data set "
-                    "(stuff_dataset_id_to_contiguous_id, whose ids detectron2's SemSegEvaluator "
-                    "writes; label maps as PNG hold class ids)",
+                    f"entries of {self.path} whose category_id is no category of the ground truth "
+                    "(detectron2's SemSegEvaluator writes the data set's own ids, those of "
+                    "stuff_dataset_id_to_contiguous_id; only label maps as PNG hold class ids)",
                     f"entry {number}: {category}",
                 )
                 continue

@@ -802,6 +802,7 @@ def test_ids_of_the_data_set_in_predictions(register, tmp_path):
     inputs = Inputs(predictions=path, dataset=plain)
     assert evaluate(inputs, Settings(samples=0)).figures["mIoU"] == 100
     with pytest.raises(
-        ValueError, match=r"category_id is no category of the data set \(stuff_.*\n.*entry 0: 0"
+        ValueError,
+        match=r"category_id is no category of the ground truth \(.*stuff_.*\n.*entry 0: 0",
     ):
         evaluate(Inputs(predictions=path, dataset=name), Settings(samples=0))
