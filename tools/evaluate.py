@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Score predicted label maps: mIoU, IA-mIoU and what happened to every instance, in percent.
+r"""Score predicted label maps: mIoU, IA-mIoU and what happened to every instance, in percent.
 
 Neither torch nor detectron2 is needed (--dataset alone needs them). Writes metrics.json,
 instances.csv and the other files of a scored run to --output; docs and errors say the rest.
@@ -29,6 +29,7 @@ from pathlib import Path
 try:
     from d2_smallobj.metrics import parse_size_bins
     from d2_smallobj.metrics.comparison import compare_runs
+    from d2_smallobj.metrics.image_means import WORST_PERCENT, check_worst
     from d2_smallobj.metrics.image_runs import MODES
     from d2_smallobj.report.comparison import format_comparison
     from d2_smallobj.scoring import (
@@ -60,11 +61,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         required=True,
         metavar="PATH",
         help="folder of <image>.png (mode L, P or 16-bit grey) or <image>.npy (integer labels), "
-        "or the sem_seg_predictions.json of detectron2's SemSegEvaluator",
+        "or the sem_seg_predictions.json of detectron2's SemSegEvaluator (its category_id is the "
+        "label; with --panoptic, and with --dataset if its metadata number categories, their id)",
     )
     truth = parser.add_argument_group("ground truth, one of")
     truth.add_argument("--semantic", metavar="DIR", help="folder of semantic maps, <image>.png")
-    truth.add_argument("--coco-json", metavar="FILE", help="COCO instance annotations")
+    truth.add_argument(
+        "--coco-json", metavar="FILE", help="COCO instance annotations; the rest is background"
+    )
     truth.add_argument(
         "--lvis-json",
         metavar="FILE",
@@ -84,7 +88,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="gtFine, or a split of it; predictions are called <city>_<sequence>_<frame>.png, "
         "with or without the suffix of the picture or the label map",
     )
-    truth.add_argument("--dataset", metavar="NAME", help="data set registered with detectron2")
+    truth.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="data set registered with detectron2, or by this package (python -m d2_smallobj.data "
+        "lists those); docs/evaluator.md tells its classes and instances",
+    )
     more = parser.add_argument_group("more about the ground truth")
     more.add_argument(
         "--instances",
@@ -112,12 +121,15 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     more.add_argument(
         "--missing-instances",
         choices=("error", "components", "void"),
-        help="with --dataset: what an image without instances is, where others have them",
+        help="with --dataset: what to do with an image without instances where others have them: "
+        "refuse it (default), take its connected components, or leave its objects out of all "
+        "instance figures",
     )
     more.add_argument(
         "--unannotated",
         metavar="CLASS|void",
-        help="with --dataset: paint a detection set from its annotations; what other pixels are",
+        help="with --dataset: paint the label maps of a detection set (coco_2017_val) from its "
+        "annotations; pixels without one are this class (background), or void: left out",
     )
     more.add_argument(
         "--prediction-ids",
@@ -130,19 +142,41 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="with --coco-json or --lvis-json and --classes: JSON object from category name or "
         "id to class name or label; other categories are background",
     )
-    more.add_argument("--ignore-label", type=int, metavar="N", help="default: 255")
     more.add_argument(
-        "--list", dest="image_list", metavar="FILE", help="images to score, one a line (all)"
+        "--ignore-label",
+        type=int,
+        metavar="N",
+        help="label of pixels that are left out (default: the ground truth's own, else 255)",
     )
-    more.add_argument("--images", metavar="DIR", help="pictures, shown in the report")
+    more.add_argument(
+        "--list",
+        dest="image_list",
+        metavar="FILE",
+        help="text file of the images to score, one a line (default: all)",
+    )
+    more.add_argument("--images", metavar="DIR", help="folder of the pictures, shown in the report")
     how = parser.add_argument_group("how to score")
-    how.add_argument("--mode", choices=MODES, default="exact", help="default: %(default)s")
+    how.add_argument(
+        "--mode",
+        choices=MODES,
+        default="exact",
+        help="official: as the code of the paper's authors rounds (default: %(default)s)",
+    )
     how.add_argument(
         "--size-bins",
         type=_checked(parse_size_bins),
         default="coco",
         metavar="BINS",
-        help="coco (default), S:1024,M:9216,L:inf, or relative:S:0.01,M:0.1,L:1",
+        help="upper bounds of the sizes: in pixels, S:1024,M:9216,L:inf (coco, the default), or as "
+        "shares of the image, relative:S:0.01,M:0.1,L:1",
+    )
+    how.add_argument(
+        "--worst",
+        type=_checked(_percent),
+        default=WORST_PERCENT,
+        metavar="PERCENT",
+        help="mIoU_I@PERCENT and mIoU_C@PERCENT are means over the worst PERCENT of the images, or "
+        "of each class's images: 1 to 100 (default: %(default)s)",
     )
     how.add_argument(
         "--bootstrap",
@@ -151,8 +185,20 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="resamples for the intervals, 0 = none (default: %(default)s)",
     )
-    how.add_argument("--seed", type=_at_least(0), default=0, help="of them (%(default)s)")
-    how.add_argument("--jobs", type=_at_least(1), default=1, help="processes (%(default)s)")
+    how.add_argument(
+        "--seed",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="of the resamples (default: %(default)s)",
+    )
+    how.add_argument(
+        "--jobs",
+        type=_at_least(1),
+        default=1,
+        metavar="N",
+        help="processes that score at once; the figures are the same (default: %(default)s)",
+    )
     how.add_argument(
         "--shard",
         type=_checked(parse_shard),
@@ -204,6 +250,7 @@ def evaluate(args: argparse.Namespace) -> ScoredRun:
         mode=args.mode,
         ignore_label=args.ignore_label,
         size_bins=args.size_bins,
+        worst=args.worst,
         samples=args.bootstrap,
         seed=args.seed,
         shard=args.shard,
@@ -274,7 +321,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         metavar="RUN_DIR",
         help="also compare with these runs: paired differences, p-values, ranks",
     )
-    output.add_argument("--report", type=Path, metavar="FILE.html", help="also write a report")
+    output.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="also write an HTML report"
+    )
     output.add_argument("--quiet", action="store_true", help="no progress bar, no table")
 
 
@@ -288,6 +337,10 @@ def _checked(parse: Callable[[str], object]) -> Callable[[str], object]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return convert
+
+
+def _percent(text: str) -> int:
+    return check_worst(int(text) if text.strip().isdecimal() else text)
 
 
 def _at_least(lowest: int) -> Callable[[str], int]:

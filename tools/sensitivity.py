@@ -194,7 +194,7 @@ def file_predictor(entry: str, truth: GroundTruth) -> tuple[str, Predictor]:
     name, separator, path = entry.partition("=")
     if not separator:
         raise ValueError(f"--predictions takes NAME=PATH, got {entry!r}")
-    predictions = open_predictions(path)
+    predictions = open_predictions(path, truth.json_classes)
     images = {image.image_id: image for image in truth.images}
 
     def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from d2_smallobj.annotations.coco import Annotation, instance_id
 VOID = 255
 """Instance id of pixels that belong to no instance that could be told."""
 _UNKNOWN = -1
+_LARGEST_LABEL = 65535
 _NEGLIGIBLE = 0.01
 """Share of an image below which even a complete disagreement may be an annotator's slip."""
 
@@ -49,6 +50,47 @@ def thing_pixels(semantic: np.ndarray, stuff: Collection[int], ignore_label: int
     table = np.ones(max([int(semantic.max(initial=0)), ignore_label, *stuff]) + 1, bool)
     table[[*stuff, ignore_label]] = False
     return table[semantic]
+
+
+def without_stuff(
+    semantic: np.ndarray,
+    instances: np.ndarray | None,
+    stuff: Collection[int],
+    ignore_label: int,
+) -> np.ndarray | None:
+    """Remove the instances that lie on stuff alone, ignored pixels aside.
+
+    An instance that lies on other classes, too, contradicts the semantic map and is left, for the
+    metric to refuse.
+
+    Args:
+        semantic: (H, W) labels.
+        instances: (H, W) ids, 0 = none, 255 = void, or ``None``.
+        stuff: classes whose segments are no instances.
+        ignore_label: label of ignored pixels.
+
+    Returns:
+        The instance map; the same array if nothing is to be removed, or if the maps are malformed.
+    """
+    if instances is None or not len(stuff) or not _are_maps(semantic, instances):
+        return instances
+    marked = (instances != 0) & (instances != VOID)
+    on_stuff = ~thing_pixels(semantic, stuff, ignore_label) & (semantic != ignore_label) & marked
+    if not on_stuff.any():
+        return instances
+    elsewhere = marked & ~on_stuff & (semantic != ignore_label)
+    candidates, others = (unique_by_runs(instances[part])[0] for part in (on_stuff, elsewhere))
+    removed = np.setdiff1d(candidates, others)
+    return np.where(np.isin(instances, removed), 0, instances)
+
+
+def _are_maps(semantic: np.ndarray, instances: np.ndarray) -> bool:
+    """Whether two maps of a reader's own are what they should be; the metric says what is wrong."""
+    maps = (semantic, instances)
+    if not all(isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" for labels in maps):
+        return False
+    known = semantic.min(initial=0) >= 0 and semantic.max(initial=0) <= _LARGEST_LABEL
+    return known and semantic.shape == instances.shape
 
 
 def fit_instances(

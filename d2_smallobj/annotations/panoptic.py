@@ -225,6 +225,7 @@ class PanopticFile(NamedTuple):
         entries: one for each image, in the order of the file.
         segments: of each entry.
         pictures: file name of the picture by image id, where the file has a list of images.
+        class_ids: class by category id.
     """
 
     path: Path
@@ -233,6 +234,7 @@ class PanopticFile(NamedTuple):
     entries: tuple[PanopticEntry, ...]
     segments: tuple[tuple[Segment, ...], ...]
     pictures: Mapping[Id, str]
+    class_ids: Mapping[Id, int]
 
 
 def read_panoptic_file(path: str | os.PathLike[str]) -> PanopticFile:
@@ -281,6 +283,7 @@ def read_panoptic_file(path: str | os.PathLike[str]) -> PanopticFile:
             for e in content.annotations
         ),
         {image.id: image.file_name for image in content.images},
+        class_ids,
     )
 
 

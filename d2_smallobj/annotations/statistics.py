@@ -44,6 +44,11 @@ class InstanceSizes:
     def __len__(self) -> int:
         return len(self.areas)
 
+    def select(self, chosen: np.ndarray) -> InstanceSizes:
+        """The instances that a bool (N,) chooses, of as many images."""
+        columns = (self.class_ids, self.areas, self.image_areas)
+        return InstanceSizes(*(column[chosen] for column in columns), self.num_images)
+
     @classmethod
     def concatenate(cls, parts: Iterable[InstanceSizes]) -> InstanceSizes:
         """Join the instances of several images, in the order given."""

@@ -70,6 +70,19 @@ def registered() -> dict[str, DatasetSpec]:
     return dict(_registered)
 
 
+def alias_hint(name: str) -> str:
+    """What an error about files says first where an alias was asked for; else empty."""
+    alias = name.partition(SEPARATOR)[0]
+    if alias not in ALIASES:
+        return ""
+    return (
+        f"{alias!r} stands for the segmentation set {ALIASES[alias]!r} here, since detectron2's "
+        "detection set of that name has no label maps; `python -m d2_smallobj.data "
+        f"{ALIASES[alias]}` lists the files that it needs, and reader= takes label maps from "
+        "elsewhere. "
+    )
+
+
 def canonical_name(name: str) -> str:
     """The name under which the catalogs have a data set, registered here if need be.
 

@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from d2_smallobj.annotations.cityscapes import bare_name
-from d2_smallobj.annotations.instance_maps import VOID
-from d2_smallobj.data.catalog import canonical_name
+from d2_smallobj.annotations.instance_maps import VOID, without_stuff
+from d2_smallobj.data.catalog import alias_hint, canonical_name
 from d2_smallobj.data.things import class_names, dataset_classes, unannotated_label
 from d2_smallobj.data.truth_finder import TruthFinder
-from d2_smallobj.scoring.classes import Stuff
+from d2_smallobj.scoring.classes import Stuff, stuff_beside_background
 from d2_smallobj.scoring.image_sources import ImageSource, SourceReader
 from d2_smallobj.scoring.truth import (
     AnnotationTruth,
@@ -123,6 +123,7 @@ def resolve(
         missing_instances=missing_instances,
         reader=reader,
         decided=[classes.decided] if classes.decided else [],
+        asked=dataset_name,
     )
 
 
@@ -166,8 +167,10 @@ class RegisteredTruth:
         missing_instances: str,
         reader: Reader | None,
         decided: Sequence[str],
+        asked: str = "",
     ) -> None:
         self.name = name
+        self._alias = alias_hint(asked)
         self.class_names = tuple(reads.class_names)
         self.stuff = tuple(reads.stuff)
         self.ignore_label = reads.ignore_label
@@ -192,6 +195,8 @@ class RegisteredTruth:
         """
         if self._own_reader is not None:
             semantic, instances = self._own_reader(record)
+            declared = stuff_beside_background(self.stuff, self.class_names)
+            instances = without_stuff(semantic, instances, declared, self.ignore_label)
             return GroundTruthMaps(semantic, instances, self.source(record))
         source = self._source(record)
         semantic, instances = self._reader_of(source).read(source)
@@ -228,17 +233,22 @@ class RegisteredTruth:
             truth = AnnotationTruth(self._finder.annotations, self._finder.json_file)
             truth.images = images
             truth.class_names, truth.stuff = self.class_names, self.stuff
+            truth.json_classes = self._finder.json_classes
             return truth
         kinds = {source.kind for source in sources}
         reads = self._reads
         if "json" in kinds:
             reads = dataclasses.replace(reads, annotations=self._finder.annotations)
         remarks = () if self._finder.listed else self.decided
-        return SourceTruth(images, reads, remarks)
+        return SourceTruth(images, reads, remarks, json_classes=self._finder.json_classes)
 
     def _source(self, record: Mapping[str, Any]) -> ImageSource:
         """Where the maps of an image are."""
-        source = self._finder.find(self._complete(record))
+        complete = self._complete(record)
+        try:
+            source = self._finder.find(complete)
+        except ValueError as error:
+            raise (ValueError(f"{self._alias}{error}") if self._alias else error) from error
         if source.kind == "components" and self._instances_expected():
             if self._missing == "error":
                 raise ValueError(
@@ -309,7 +319,12 @@ class RegisteredTruth:
         # Metadata alone will do where inputs bring all keys along.
         if self.name not in DatasetCatalog.list():
             return []
-        return DatasetCatalog.get(self.name)
+        try:
+            return DatasetCatalog.get(self.name)
+        except FileNotFoundError as error:
+            if not self._alias:
+                raise
+            raise FileNotFoundError(f"{self._alias}{error}") from error
 
     @functools.cached_property
     def _by_file(self) -> dict[str, dict[str, Any]]:

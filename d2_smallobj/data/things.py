@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d2_smallobj.scoring.classes import Stuff, background_ids, is_background, stuff_ids
+from d2_smallobj.scoring.classes import (
+    Stuff,
+    background_ids,
+    is_background,
+    short_name,
+    stuff_ids,
+)
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 BACKGROUND = "background"
@@ -20,6 +26,9 @@ _THING_IDS = "thing_dataset_id_to_contiguous_id"
 _STUFF_IDS = "stuff_dataset_id_to_contiguous_id"
 _HOW = "give stuff=[...] (on the command line --stuff NAME for each, or --no-stuff)"
 _VOID = "void"
+_SHOWN = 10
+_DETECTION = ("cityscapes_instance",)
+"""Types of evaluators of detection sets whose metadata name the classes of label maps as well."""
 # Words of a data set's name that tell its task, not its images.
 _TASK_WORDS = re.compile(
     r"_(instance|instances|seg|sem|panoptic|with|stuffonly|separated|detection|\d{1,2})(?=_|$)"
@@ -193,9 +202,9 @@ def _sentence(name: str, names: Sequence[str], stuff: Sequence[int], why: str) -
 
 
 def _some(names: Sequence[str]) -> str:
-    # Without the synonyms that some sets list after commas.
-    shown = ", ".join(name.split(",")[0].strip() for name in names[:5])
-    return f"{shown}, ..." if len(names) > 5 else shown or "none"
+    """At most ten names, each quoted and cut: some sets list synonyms after commas."""
+    shown = ", ".join(repr(short_name(name)) for name in names[:_SHOWN])
+    return f"{shown}, ..." if len(names) > _SHOWN else shown or "none"
 
 
 # ---- Names -------------------------------------------------------------------------------------
@@ -223,6 +232,13 @@ def class_names(
             detection.
     """
     names = getattr(metadata, "stuff_classes", None)
+    kind = getattr(metadata, "evaluator_type", None)
+    if names is not None and kind in _DETECTION and not read:
+        if unannotated is None:
+            raise ValueError(no_semantics(name, f"its evaluator_type is {kind!r}"))
+        if unannotated == BACKGROUND and not any(map(is_background, names)):
+            # Painted maps have the annotated classes and what is between them.
+            names = None
     if names is not None:
         if num_classes is not None and num_classes != len(names):
             raise ValueError(

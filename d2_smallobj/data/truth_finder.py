@@ -149,6 +149,12 @@ class TruthFinder:
         return getattr(self._metadata, "instances_listed", False)
 
     @property
+    def json_classes(self) -> dict[int, int] | None:
+        """Class by the id that detectron2's SemSegEvaluator writes; ``None``: the class itself."""
+        mapping = getattr(self._metadata, "stuff_dataset_id_to_contiguous_id", None)
+        return None if mapping is None else dict(mapping)
+
+    @property
     def json_file(self) -> str | None:
         """The annotation file of the metadata, if there is one."""
         own = getattr(self._metadata, "instances_json", None)

@@ -69,7 +69,8 @@ def panoptic_truth(
     else:
         problems.raise_if_any()
     ignore_label = 255 if len(content.class_names) <= 255 else 65535
-    return SourceTruth(images, SourceReader(content.class_names, content.stuff, ignore_label))
+    reader = SourceReader(content.class_names, content.stuff, ignore_label)
+    return SourceTruth(images, reader, json_classes=content.class_ids)
 
 
 def cityscapes_truth(

@@ -19,6 +19,7 @@ BUILT_IN = {"voc": VOC_CLASS_NAMES, "coco": COCO_CLASS_NAMES}
 
 # 0 is background, 255 means ignored.
 _MOST_CLASSES = 254
+_LONGEST_NAME = 30
 
 
 def read_class_names(text: str) -> tuple[str, ...]:
@@ -97,6 +98,21 @@ def is_background(name: str) -> bool:
 def background_ids(names: Sequence[str]) -> tuple[int, ...]:
     """Ids of the classes that are called background."""
     return tuple(number for number, name in enumerate(names) if is_background(name))
+
+
+def short_name(name: str) -> str:
+    """A class name as logs and messages show it: of some sets they have hundreds of letters."""
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
+
+
+def stuff_beside_background(stuff: Sequence[int] | None, names: Sequence[str]) -> tuple[int, ...]:
+    """The stuff classes that an annotator may have told apart: those not called background.
+
+    Args:
+        stuff: ids of stuff classes; ``None``: none.
+        names: of the classes.
+    """
+    return tuple(number for number in stuff or () if not is_background(names[number]))
 
 
 def default_stuff(classes: str | None, names: Sequence[str]) -> tuple[int, ...]:

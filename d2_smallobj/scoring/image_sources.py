@@ -24,9 +24,11 @@ from d2_smallobj.annotations.instance_maps import (
     annotation_classes,
     fit_instances,
     thing_pixels,
+    without_stuff,
 )
 from d2_smallobj.annotations.label_rules import LabelRule
 from d2_smallobj.annotations.panoptic import Segment, panoptic_maps, panoptic_size
+from d2_smallobj.scoring.classes import stuff_beside_background
 from d2_smallobj.scoring.label_files import label_size, read_labels
 
 Maps = tuple[np.ndarray, "np.ndarray | None"]
@@ -135,7 +137,14 @@ class SourceReader:
             semantic = self.rule.semantic(semantic, source.files)
             if instances is not None:
                 instances = self.rule.instances(instances, semantic)
-        return semantic, instances
+        return semantic, self._without_stuff(semantic, instances)
+
+    def _without_stuff(
+        self, semantic: np.ndarray, instances: np.ndarray | None
+    ) -> np.ndarray | None:
+        """Remove what is annotated of classes that are stuff here: no segment of it is one."""
+        declared = stuff_beside_background(self.stuff, self.class_names)
+        return without_stuff(semantic, instances, declared, self.ignore_label)
 
     def _paint(self, source: ImageSource) -> Maps:
         """Both maps from where the instances are."""
@@ -202,7 +211,10 @@ class SourceReader:
         )
 
     def _from_objects(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
-        return self._fit(source, semantic, read_labels(source.instances), None)
+        stored = read_labels(source.instances)
+        if self.rule is None:
+            stored = self._without_stuff(semantic, stored)
+        return self._fit(source, semantic, stored, None)
 
     def _from_annotations(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
         annotations, size, where = self._annotations(source)

@@ -133,9 +133,9 @@ class Inputs:
         except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"inputs: {error}") from error
 
-    def open_predictions(self) -> FolderPredictions | JsonPredictions:
+    def open_predictions(self, truth: GroundTruth) -> FolderPredictions | JsonPredictions:
         """Open the predictions; errors as :func:`d2_smallobj.scoring.predictions`."""
-        return open_predictions(self.predictions)
+        return open_predictions(self.predictions, truth.json_classes)
 
     def open_truth(self) -> GroundTruth:
         """Open the ground truth, with its class names and stuff classes.

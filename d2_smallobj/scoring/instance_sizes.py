@@ -6,10 +6,12 @@ import copy
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from tqdm import tqdm
 
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.statistics import InstanceSizes, annotation_sizes, map_sizes
+from d2_smallobj.scoring.classes import stuff_beside_background
 from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
 from d2_smallobj.scoring.plan import read_list
 from d2_smallobj.scoring.problems import Problems
@@ -133,10 +135,12 @@ def _measure_annotations(
 ) -> Iterator[InstanceSizes | str]:
     """The instances of every image of an annotation file, or what is wrong with it."""
     annotations = truth.annotations
+    declared = stuff_beside_background(truth.stuff, truth.class_names)
     for image in tqdm(truth.images, desc=source, unit="image", disable=not progress):
         number = image.annotation_id
         try:
             found, size = annotations.annotations(number), annotations.image_size(number)
-            yield annotation_sizes(found, *size, str(annotations.path))
+            sizes = annotation_sizes(found, *size, str(annotations.path))
+            yield sizes.select(~np.isin(sizes.class_ids, declared))
         except ValueError as error:
             yield str(error)

@@ -7,6 +7,7 @@ import hashlib
 
 import d2_smallobj
 from d2_smallobj.metrics import COCO_SIZE_BINS, SizeBins
+from d2_smallobj.metrics.image_means import WORST_PERCENT, check_worst
 from d2_smallobj.metrics.image_runs import MODES
 from d2_smallobj.metrics.statistics import bootstrap
 from d2_smallobj.metrics.validation import check_classes
@@ -29,6 +30,8 @@ class Settings:
         mode: ``"exact"`` or ``"official"``; see :func:`d2_smallobj.metrics.match_image`.
         ignore_label: semantic label that is left out; default: the ground truth's, or 255.
         size_bins: the sizes.
+        worst: share of the images, or of a class's images, that the figures with ``@`` rest on, in
+            percent.
         samples: of the bootstrap that gives the intervals; 0 = no intervals.
         seed: of the bootstrap.
         shard: (i, n): score every n-th image from the i-th on; merged later.
@@ -37,6 +40,7 @@ class Settings:
     mode: str = "exact"
     ignore_label: int | None = None
     size_bins: SizeBins = COCO_SIZE_BINS
+    worst: int = WORST_PERCENT
     samples: int = 1000
     seed: int = 0
     shard: tuple[int, int] = (1, 1)
@@ -48,6 +52,7 @@ class Settings:
             ValueError: one is out of range.
         """
         look_up_option("mode", self.mode, MODES)
+        check_worst(self.worst)
         if self.samples < 0 or self.seed < 0:
             raise ValueError(
                 f"bootstrap samples and seed must be >= 0, got {self.samples} and {self.seed}"
@@ -92,9 +97,11 @@ def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = F
     settings = settings or Settings()
     truth = inputs.open_truth()
     ignore_label = choose_ignore_label(settings.ignore_label, truth)
+    # Folders do not know theirs, and an instance may have ignored pixels.
+    truth.ignore_label = ignore_label
     class_names = truth.class_names
     check_classes(len(class_names), ignore_label)
-    plan = make_plan(truth, inputs.open_predictions(), shard=settings.shard)
+    plan = make_plan(truth, inputs.open_predictions(truth), shard=settings.shard)
     if not defer:
         plan.problems.raise_if_any()
     remarks = [*truth.remarks, *([plan.remark] if plan.remark else [])]
@@ -104,6 +111,7 @@ def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = F
         "stuff": list(truth.stuff),
         "void_instance": truth.void_instance,
         "size_bins": str(settings.size_bins),
+        "worst": settings.worst,
         "bootstrap": settings.samples,
         "seed": settings.seed,
         "level": _LEVEL,

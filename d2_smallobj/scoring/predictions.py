@@ -74,21 +74,28 @@ class JsonPredictions:
     """detectron2's ``sem_seg_predictions.json``: run lengths by ``file_name`` and class.
 
     An image is known by the last part of its ``file_name`` without suffix; nothing is ever
-    opened by that name, so it cannot lead out of any folder. ``category_id`` is the label.
+    opened by that name, so it cannot lead out of any folder. ``category_id`` is the label, or
+    what the data set numbers its categories with: the evaluator writes those where the metadata
+    have ``stuff_dataset_id_to_contiguous_id``.
     Every pixel must have exactly one label, as detectron2 writes it: pixels that no class or
     two classes claim are an error, for either would be a guess.
 
     Args:
         path: the file.
+        classes: class by ``category_id``; ``None``: they are the same.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated or no such list.
-        InputError: entries are malformed, or different images share a name; lists them.
+        InputError: entries are malformed, are of no category of the data set, or different images
+            share a name; lists them.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], classes: Mapping[int, int] | None = None
+    ) -> None:
         self.path = Path(path)
+        self._classes = classes
         self._entries: dict[str, list[tuple[int, Any]]] = {}
         try:
             content = json.loads(self.path.read_bytes())
@@ -130,25 +137,40 @@ class JsonPredictions:
             if full_names.setdefault(stem, name) != name:
                 both = f"{full_names[stem]} and {name}"
                 problems.add(f"image(s) of {self.path} that share their name with another", both)
-            pair = (entry["category_id"], entry["segmentation"])
-            self._entries.setdefault(stem, []).append(pair)
+            category = entry["category_id"]
+            label = category if self._classes is None else self._classes.get(category)
+            if label is None:
+                problems.add(
+                    f"entries of {self.path} whose category_id is no category of the ground truth "
+                    "(detectron2's SemSegEvaluator writes the data set's own ids, those of "
+                    "stuff_dataset_id_to_contiguous_id; only label maps as PNG hold class ids)",
+                    f"entry {number}: {category}",
+                )
+                continue
+            self._entries.setdefault(stem, []).append((label, entry["segmentation"]))
         problems.raise_if_any()
 
 
-def open_predictions(path: str | os.PathLike[str]) -> FolderPredictions | JsonPredictions:
+def open_predictions(
+    path: str | os.PathLike[str], json_classes: Mapping[int, int] | None = None
+) -> FolderPredictions | JsonPredictions:
     """Open predictions: a folder of label maps, the JSON file, or a folder that holds it.
+
+    Args:
+        path: the folder or the file.
+        json_classes: class by ``category_id`` of the JSON file; ``None``: they are the same.
 
     Raises:
         As :class:`FolderPredictions` and :class:`JsonPredictions`.
     """
     path = Path(path)
     if not path.is_dir():
-        return JsonPredictions(path)
+        return JsonPredictions(path, json_classes)
     if (path / JSON_NAME).is_file():
         try:
             LabelFolder(path, "--predictions")
         except ValueError:
-            return JsonPredictions(path / JSON_NAME)
+            return JsonPredictions(path / JSON_NAME, json_classes)
     return FolderPredictions(path)
 
 

@@ -78,7 +78,7 @@ class _Opened:
 
     @functools.cached_property
     def _predictions(self) -> FolderPredictions | JsonPredictions:
-        return self._inputs.open_predictions()
+        return self._inputs.open_predictions(self._truth[0])
 
 
 def _known(images: Mapping[str, TruthImage], image_id: str) -> TruthImage:

@@ -10,6 +10,7 @@ from tabulate import tabulate
 from d2_smallobj.metrics import OUTCOMES, blob_summary, outcome_summary
 from d2_smallobj.metrics.statistics import Interval
 from d2_smallobj.metrics.summary import split_headline
+from d2_smallobj.scoring.classes import short_name
 from d2_smallobj.scoring.run import ScoredRun
 
 
@@ -21,7 +22,7 @@ def format_figures(figures: Mapping[str, float], class_names: Sequence[str]) -> 
         class_names: names by category.
 
     Returns:
-        The text; ``-`` stands for an undefined figure.
+        The text; ``-`` stands for an undefined figure, and long names are cut.
     """
     names = list(figures)
     first = names.index("images")
@@ -36,8 +37,13 @@ def format_figures(figures: Mapping[str, float], class_names: Sequence[str]) -> 
     groups = ["", *(size for size in sizes if f"instances{size}" in figures)]
     header = ["class", "IoU", *(f"IA-IoU{group}" for group in groups)]
     header += [f"instances{group}" for group in groups]
+
+    def row(name: str) -> list[str]:
+        values = (figures.get(f"{column}-{name}", math.nan) for column in header[1:])
+        return [short_name(name), *map(_cell, header[1:], values)]
+
     rows = [
-        [name, *(_cell(column, figures.get(f"{column}-{name}", math.nan)) for column in header[1:])]
+        row(name)
         for name in class_names
         if figures[f"instances-{name}"] > 0 or not math.isnan(figures[f"IoU-{name}"])
     ]

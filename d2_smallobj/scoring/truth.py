@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Protocol
 
 import numpy as np
 
 from d2_smallobj.annotations.coco import IGNORE_LABEL, InstanceAnnotations
-from d2_smallobj.annotations.instance_maps import VOID
+from d2_smallobj.annotations.instance_maps import VOID, without_stuff
+from d2_smallobj.scoring.classes import stuff_beside_background
 from d2_smallobj.scoring.folders import LabelFolder
 from d2_smallobj.scoring.image_sources import ImageSource, SourceReader
 from d2_smallobj.scoring.label_files import label_size, read_labels
@@ -71,6 +72,8 @@ class GroundTruth(Protocol):
         ignore_label: its label of ignored pixels; ``None``: it has none of its own.
         void_instance: instance id of pixels that belong to no instance that could be told;
             ``None``: there is none.
+        json_classes: class by the ``category_id`` that detectron2's evaluator writes for it;
+            ``None``: that is the class.
         remarks: what was decided about it without being asked for, one sentence each.
     """
 
@@ -79,6 +82,7 @@ class GroundTruth(Protocol):
     stuff: tuple[int, ...] | None
     ignore_label: int | None
     void_instance: int | None
+    json_classes: Mapping[int, int] | None
     remarks: Sequence[str]
 
     def choose_stuff(self, stuff: tuple[int, ...] | None) -> None:
@@ -110,6 +114,7 @@ class FileTruth:
     """
 
     void_instance = VOID
+    json_classes: Mapping[int, int] | None = None
     remarks: Sequence[str] = ()
 
     def __init__(
@@ -144,7 +149,8 @@ class FileTruth:
     def read(self, image: TruthImage) -> tuple[np.ndarray, np.ndarray | None]:
         """See :meth:`GroundTruth.read`."""
         semantic = read_labels(image.semantic)
-        return semantic, None if image.instances is None else read_labels(image.instances)
+        instances = None if image.instances is None else read_labels(image.instances)
+        return semantic, _things_only(self, semantic, instances)
 
 
 def folder_truth(
@@ -197,14 +203,21 @@ class SourceTruth:
         images: with their ``source``.
         reader: reads it.
         remarks: see :class:`GroundTruth`.
+        json_classes: see :class:`GroundTruth`.
     """
 
     void_instance = VOID
 
     def __init__(
-        self, images: Iterable[TruthImage], reader: SourceReader, remarks: Sequence[str] = ()
+        self,
+        images: Iterable[TruthImage],
+        reader: SourceReader,
+        remarks: Sequence[str] = (),
+        *,
+        json_classes: Mapping[int, int] | None = None,
     ) -> None:
         self.images = list(images)
+        self.json_classes = json_classes
         self.remarks = tuple(remarks)
         self.class_names = tuple(reader.class_names)
         self.stuff = tuple(reader.stuff)
@@ -244,6 +257,7 @@ class AnnotationTruth:
     """
 
     void_instance = VOID
+    json_classes: Mapping[int, int] | None = None
     remarks: Sequence[str] = ()
     # Pixels without annotation are background.
     stuff: tuple[int, ...] = (0,)
@@ -271,7 +285,8 @@ class AnnotationTruth:
 
     def read(self, image: TruthImage) -> tuple[np.ndarray, np.ndarray | None]:
         """See :meth:`GroundTruth.read`."""
-        return self.annotations.maps(image.annotation_id)
+        semantic, instances = self.annotations.maps(image.annotation_id)
+        return semantic, _things_only(self, semantic, instances)
 
     def _image(self, number: int) -> TruthImage:
         names = [str(number).zfill(12), str(number)]
@@ -284,6 +299,17 @@ class AnnotationTruth:
         return TruthImage(
             str(number), tuple(dict.fromkeys(filter(None, names))), annotation_id=number
         )
+
+
+def _things_only(
+    truth: GroundTruth, semantic: np.ndarray, instances: np.ndarray | None
+) -> np.ndarray | None:
+    """Remove what is annotated of classes that are stuff here: no segment of it is an instance."""
+    if truth.class_names is None:
+        return instances
+    declared = stuff_beside_background(truth.stuff, truth.class_names)
+    label = IGNORE_LABEL if truth.ignore_label is None else truth.ignore_label
+    return without_stuff(semantic, instances, declared, label)
 
 
 def choose(images: Sequence[TruthImage], listed: Sequence[str], source: str) -> list[TruthImage]:

@@ -15,6 +15,7 @@ from d2_smallobj.annotations.cityscapes import BENCHMARK_LABELS
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.annotations.label_rules import LabelRule
 from d2_smallobj.data.ground_truth import resolve
+from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring import Inputs, Settings, evaluate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -558,11 +559,53 @@ def test_detection_sets_name_their_siblings(register):
     lone = register([entry], "lvis", thing_classes=["cat"])
     with pytest.raises(ValueError, match=r"no stuff_classes\): let it be painted from"):
         resolve(lone)
-    # As Cityscapes' instance sets: names of classes, but no label maps.
+    # Names of classes, but no label maps.
     city = register([entry], "city_instance_val", **CITY_META)
     register([], "city_sem_seg_val", **CITY_META)
     with pytest.raises(ValueError, match=r"no 'sem_seg_file_name'.*'test_truth_city_sem_seg_val'"):
         resolve(city).read_record(entry)
+
+
+def test_cityscapes_instance_set(register):
+    """detectron2's detection set names the 19 classes; its dicts have annotations alone."""
+    entries = [{**entry, "category_id": 2} for entry in ENTRIES[:1]]
+    record = {"file_name": "a.png", "annotations": entries, "height": 8, "width": 10}
+    name = "city_fine_instance_seg_val"
+    name = register([record], name, evaluator_type="cityscapes_instance", **CITY_META)
+    register([], "city_fine_sem_seg_val", evaluator_type="cityscapes_sem_seg", **CITY_META)
+    message = (
+        r"no semantic ground truth \(its evaluator_type is 'cityscapes_instance'\): evaluate on "
+        r"'test_truth_city_fine_sem_seg_val', or let it be painted .* unannotated='background'"
+    )
+    with pytest.raises(ValueError, match=message):
+        resolve(name)
+    truth = resolve(name, unannotated="void")
+    assert len(truth.class_names) == 19
+    assert set(np.unique(truth.read_record(record).semantic)) == {13, 255}
+    truth = resolve(name, unannotated="background")
+    assert truth.class_names == ("background", *CITY_THINGS)
+    assert (truth.stuff, set(np.unique(truth.read_record(record).semantic))) == ((0,), {0, 3})
+    assert resolve(name, reader=lambda record: None).stuff == tuple(range(11))
+
+
+def test_names_are_quoted_and_cut_in_what_was_decided(register):
+    names = ["background,crops," + 60 * "bush,", "car,cars", *(f"class {n}" for n in range(20))]
+    (text,) = resolve(register([], stuff_classes=names)).decided
+    assert "21 of 22 classes are things ('car,cars', 'class 0', 'class 1'" in text
+    assert "'class 8', ...), 1 stuff ('background,crops,bush,bush,...')" in text
+    assert "class 9" not in text
+
+
+def test_what_stands_for_the_segmentation_set_says_so(tmp_path, registration):
+    registration(tmp_path)
+    message = (
+        r"^'voc_2012_val' stands for the segmentation set 'voc_2012_seg_val' here, .* "
+        r"`python -m d2_smallobj\.data voc_2012_seg_val` lists .*missing"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        resolve("voc_2012_val").read_record({"file_name": "JPEGImages/2007_000033.jpg"})
+    with pytest.raises(FileNotFoundError, match=r"^data set 'voc_2012_seg_val': \d+ path"):
+        resolve("voc_2012_seg_val").read_record({"file_name": "JPEGImages/2007_000033.jpg"})
 
 
 @pytest.mark.parametrize(
@@ -649,3 +692,117 @@ def test_components_of_translated_labels_are_shown(register, tmp_path):
     # What was decided is said with the run.
     assert any("the class called background is stuff" in text for text in scored.remarks)
     assert any("connected components are the instances" in text for text in scored.remarks)
+
+
+# ---- What is annotated of stuff ----------------------------------------------------------------
+
+
+def things_and_stuff(source, register, tmp_path):
+    """A cat, a dog and a part of the dog that is ignored: (dict, name), by where they are told."""
+    semantic = np.zeros((8, 10), np.uint8)
+    semantic[1:3, 1:3], semantic[4:6, 4:7] = 1, 2
+    ids = np.where(semantic == 0, 0, semantic + 4)
+    semantic[5, 6] = 255
+    record = {"file_name": "a.jpg", "image_id": 1, "height": 8, "width": 10}
+    meta = {"stuff_classes": ["background", "cat", "dog"]}
+    if source == "objects":
+        record = voc_like(tmp_path, semantic, ids)
+        return record, register([record], **meta)
+    record["sem_seg_file_name"] = save(tmp_path / "s.png", semantic)
+    if source == "map":
+        record["ins_seg_file_name"] = save(tmp_path / "i.png", ids)
+    elif source == "panoptic":
+        record["pan_seg_file_name"] = save_ids(tmp_path / "p.png", np.where(ids, ids, 9))
+        record["segments_info"] = [
+            {"id": n, "category_id": c, "iscrowd": 0} for n, c in ((5, 1), (6, 2), (9, 0))
+        ]
+    else:
+        record["annotations"] = [
+            {"category_id": n, "segmentation": mask_of(*box), "iscrowd": 0}
+            for n, box in enumerate([(slice(1, 3), slice(1, 3)), (slice(4, 6), slice(4, 7))])
+        ]
+        meta["thing_classes"] = ["cat", "dog"]
+        if source == "painted":
+            del record["sem_seg_file_name"], meta["stuff_classes"]
+    return record, register([record], **meta)
+
+
+@pytest.mark.parametrize("source", ["map", "objects", "panoptic", "annotations", "painted"])
+def test_segments_of_stuff_are_no_instances(register, tmp_path, source):
+    record, name = things_and_stuff(source, register, tmp_path)
+    options = {"unannotated": "background"} if source == "painted" else {}
+    both = resolve(name, stuff=["background"], **options)
+    assert len(ids_of(both.read_record(record).instances)) == 2
+    truth = resolve(name, stuff=["background", "dog"], **options)
+    scored = truth.scoring_truth()
+    for semantic, instances in (truth.read_record(record)[:2], scored.read(scored.images[0])):
+        assert not instances[semantic == 2].any()
+        assert len(ids_of(instances)) == 1
+        Accumulator(3, stuff=(0, 2)).update("a", np.minimum(semantic, 2), semantic, instances)
+
+
+def test_a_readers_segments_of_stuff_are_no_instances(register):
+    semantic = np.array([[0, 1, 2, 2]])
+    name = register([], stuff_classes=["background", "cat", "dog"])
+    truth = resolve(name, stuff=[0, "dog"], reader=lambda record: (semantic, semantic * 7))
+    assert truth.read_record({"file_name": "a.jpg"}).instances.tolist() == [[0, 7, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("instances", "message"),
+    [
+        # Nobody annotates instances of the background: the maps do not belong together.
+        ([[3, 5, 0, 0]], r"not stuff \(0, 2\): instance 3 lies on class 0"),
+        ([[0, 5, 5, 0]], r"instance 5 lies on class 1 \(1 px\), class 2"),
+    ],
+)
+def test_contradictions_are_left_for_the_metric(register, instances, message):
+    maps = np.array([[0, 1, 2, 2]]), np.array(instances)
+    name = register([], stuff_classes=["background", "cat", "dog"])
+    truth = resolve(name, stuff=[0, "dog"], reader=lambda record: maps)
+    semantic, found, _ = truth.read_record({"file_name": "a.jpg"})
+    np.testing.assert_array_equal(found, maps[1])
+    with pytest.raises(ValueError, match=message):
+        Accumulator(3, stuff=(0, 2)).update("a", semantic, semantic, found)
+
+
+# ---- Predictions as SemSegEvaluator writes them ------------------------------------------------
+
+
+def json_of(path, labels, ids):
+    """detectron2's JSON: its category_id is the data set's own id of a class."""
+    path.parent.mkdir(exist_ok=True)
+    entries = []
+    for label, number in ids.items():
+        runs = coco_mask.encode(np.asfortranarray((labels == label).astype(np.uint8)))
+        runs = {"size": list(runs["size"]), "counts": runs["counts"].decode()}
+        entries.append({"file_name": "x/a.jpg", "category_id": number, "segmentation": runs})
+    path.write_text(json.dumps(entries))
+    return str(path)
+
+
+def test_ids_of_the_data_set_in_predictions(register, tmp_path):
+    semantic = np.array([[0, 0, 1, 1], [2, 2, 2, 1]], np.uint8)
+    record = {"file_name": "a.jpg", "sem_seg_file_name": save(tmp_path / "s.png", semantic)}
+    classes = {"stuff_classes": ["a", "b", "c"]}
+    name = register([record], stuff_dataset_id_to_contiguous_id={1: 0, 2: 1, 9: 2}, **classes)
+    path = json_of(tmp_path / "out/sem_seg_predictions.json", semantic, {0: 1, 1: 2, 2: 9})
+    for predictions in (path, str(tmp_path / "out")):
+        scored = evaluate(Inputs(predictions=predictions, dataset=name), Settings(samples=0))
+        assert scored.figures["mIoU"] == 100
+        (sources,) = scored.sources.values()
+        np.testing.assert_array_equal(sources["prediction"](), semantic)
+    # Label maps hold classes, whatever the metadata number.
+    save(tmp_path / "preds" / "a.png", semantic)
+    inputs = Inputs(predictions=str(tmp_path / "preds"), dataset=name)
+    assert evaluate(inputs, Settings(samples=0)).figures["mIoU"] == 100
+    # Without the map, as in the folder of the same data set, the ids are classes.
+    plain = register([record], "plain", **classes)
+    path = json_of(tmp_path / "plain.json", semantic, {0: 0, 1: 1, 2: 2})
+    inputs = Inputs(predictions=path, dataset=plain)
+    assert evaluate(inputs, Settings(samples=0)).figures["mIoU"] == 100
+    with pytest.raises(
+        ValueError,
+        match=r"category_id is no category of the ground truth \(.*stuff_.*\n.*entry 0: 0",
+    ):
+        evaluate(Inputs(predictions=path, dataset=name), Settings(samples=0))

@@ -380,6 +380,7 @@ def test_the_share_of_the_worst_images(dataset, tmp_path):
     assert {"mIoU_I@40", "mIoU_C@40"} <= set(figures)
     assert "mIoU_I@5" not in figures
     assert figures["mIoU_I@40"] < figures["mIoU_I"]
+    assert load_run(tmp_path / "run").options["worst"] == 40
     assert load_run(tmp_path / "run").figures["mIoU_I@40"] == figures["mIoU_I@40"]
     for worst in (0, 101, -5, 2.5, True, None):
         with pytest.raises(ValueError, match=r"worst must be .* in 1\.\.100, got "):

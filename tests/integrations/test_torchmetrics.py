@@ -104,6 +104,44 @@ def test_forward_gives_the_batch_and_keeps_the_data_set():
     assert metric.accumulator().images == []
 
 
+OPTIONS = {
+    "no stuff": {"stuff": ()},
+    "stuff that is not the first": {"stuff": (2,)},
+    "no void": {"void_instance": None},
+    "another void": {"stuff": (0, 2), "void_instance": 3},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_stuff_and_void_as_the_accumulator(options):
+    stuff = options.get("stuff", (0,))
+    # 255 in an instance map is an instance like any other where nothing is void.
+    numbers = np.array([7, 255, 2, 3])
+
+    def maps(number):
+        scores, semantic, instances = scene(number)
+        instances = torch.tensor(numbers)[instances]
+        instances[torch.isin(semantic, torch.tensor(stuff))] = 0
+        return scores, semantic, instances
+
+    if stuff == (0,):
+        numbers[0] = 0
+    metric = InstanceAwareIoU(3, NAMES, **options)
+    expected = Accumulator(3, **options)
+    for chosen in ([3, 1], [2]):
+        metric.update(*map(torch.stack, zip(*map(maps, chosen))), image_ids=ids(chosen))
+        for number in chosen:
+            scores, semantic, instances = (m.numpy() for m in maps(number))
+            expected.update(f"image ä{number}", scores.argmax(0), semantic, instances)
+    found = metric.compute()
+    assert bits(found) == bits(expected.summarize(NAMES))
+    assert metric.accumulator().stuff == expected.stuff == stuff
+    assert metric.accumulator().void_instance == expected.void_instance
+    identities = set(metric.accumulator().table.instance_id.tolist())
+    assert (255 in identities) == (options.get("void_instance", 255) != 255)
+    assert (0 in identities) == bool(stuff)
+
+
 def test_own_size_bins_and_pickling():
     metric = fill(InstanceAwareIoU(3, NAMES, size_bins={"tiny": 100, "rest": 1e9}), [4])
     found = pickle.loads(pickle.dumps(metric)).compute()

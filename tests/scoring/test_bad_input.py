@@ -262,6 +262,8 @@ def test_settings_are_checked(dataset):
         Settings(mode="oficial")
     with pytest.raises(ValueError, match=r"must be >= 0, got -1 and 0"):
         Settings(samples=-1)
+    with pytest.raises(ValueError, match=r"worst must be a whole number .* got 101"):
+        Settings(worst=101)
     with pytest.raises(ValueError, match=r"ignore_label must lie above the classes 0\.\.3, got 2"):
         prepare(Inputs(**dataset.options), Settings(ignore_label=2))
     for text in ("0/3", "4/3", "1/0", "1", "a/b", "-1/3"):

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from d2_smallobj.annotations.cityscapes import BENCHMARK_LABELS
 from d2_smallobj.annotations.label_maps import write_label_map
@@ -21,6 +22,16 @@ LABELS = np.array([*BENCHMARK_LABELS.values()])
 
 def headline(figures):
     return {k: v for k, v in figures.items() if k in ("mIoU", "IA-mIoU", "IA-mIoU_S", "instances")}
+
+
+def encode(labels, name):
+    """Entries of detectron2's JSON for one image, their category_id being the label."""
+    entries = []
+    for label in np.unique(labels).tolist():
+        runs = coco_mask.encode(np.asfortranarray((labels == label).astype(np.uint8)))
+        runs = {"size": list(runs["size"]), "counts": runs["counts"].decode()}
+        entries.append({"file_name": name, "category_id": label, "segmentation": runs})
+    return entries
 
 
 def all_right(figures):
@@ -94,6 +105,23 @@ def test_a_panoptic_file(panoptic, jobs):
     sources = scored.sources["1"]
     np.testing.assert_array_equal(sources["semantic"](), semantic)
     assert np.unique(sources["instances"]()).tolist() == [0, 255, 66000, 66001]
+
+
+def test_detectron2s_json_has_the_ids_of_the_categories(panoptic, tmp_path):
+    _, inputs, _, _, guess = panoptic
+    expected = evaluate(Inputs(**inputs), QUICK)
+    entries = [
+        {**entry, "category_id": [3, 20, 90][entry["category_id"]]}
+        for number in (1, 2)
+        for entry in encode(guess, f"{number:012d}.jpg")
+    ]
+    path = tmp_path / "sem_seg_predictions.json"
+    path.write_text(json.dumps(entries))
+    found = evaluate(Inputs(**{**inputs, "predictions": str(path)}), QUICK)
+    assert headline(found.figures) == headline(expected.figures)
+    path.write_text(json.dumps(encode(guess, "000000000001.jpg")))
+    with pytest.raises(InputError, match=r"no category of the ground truth .*\n.*entry 0: 0"):
+        evaluate(Inputs(**{**inputs, "predictions": str(path)}), QUICK)
 
 
 def test_stuff_of_the_users_choice(panoptic):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import json
 import os
 import re
@@ -163,6 +165,8 @@ def test_the_output_is_tried_before_the_work(command, demo, tmp_path):
         (["--bootstrap", "x"], "argument --bootstrap: must be an integer >= 0, got 'x'"),
         (["--size-bins", "S:x"], "size bins: expected 'coco'"),
         (["--mode", "oficial"], "invalid choice: 'oficial'"),
+        (["--worst", "0"], "argument --worst: worst must be a whole number of percent in 1..100"),
+        (["--worst", "2.5"], "argument --worst: worst must be a whole number of percent"),
     ],
 )
 def test_options_are_checked(command, arguments, message):
@@ -171,6 +175,42 @@ def test_options_are_checked(command, arguments, message):
     assert message in done.stderr
     both = ["--predictions", "x", "--semantic", "x", "--output", "x", "--shard", "1/2"]
     assert "give them to merge" in command(*both, "--report", "a.html").stderr
+
+
+def test_the_share_of_the_worst_images(command, demo, tmp_path):
+    _, arguments = demo
+    arguments = [*arguments, "--bootstrap", "20", "--quiet"]
+    done = command(*arguments, "--worst", "40", "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert load_run(tmp_path / "run").worst == metrics["options"]["worst"] == 40
+    assert metrics["mIoU_I@40"] < metrics["mIoU_I"]
+    assert "mIoU_I@40" in metrics["intervals"]
+    assert "mIoU_I@5" not in metrics
+    # Figures of the same name must be the same figures.
+    done = command(*arguments, "--output", tmp_path / "other", "--compare", tmp_path / "run")
+    assert done.returncode == 1
+    assert "worst" in done.stderr
+
+
+def test_every_option_has_a_text(repository, monkeypatch):
+    spec = importlib.util.spec_from_file_location("tool", repository / "tools" / "evaluate.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    parsers = []
+    namespace = argparse.Namespace(shard=(1, 1), compare=[], report=None)
+    monkeypatch.setattr(
+        argparse.ArgumentParser, "parse_args", lambda self, _: parsers.append(self) or namespace
+    )
+    tool.parse_arguments([])
+    tool.parse_merge_arguments([])
+    for parser in parsers:
+        assert [a.dest for a in parser._actions if not (a.help and len(a.help) > 10)] == []
+        text = parser.format_help()
+        assert "--panoptic panoptic_val2017.json panoptic_val2017" in text
+        assert "--cityscapes gtFine/val" in text
+        # Examples are to be copied: their lines break as they are written.
+        assert "VOC2012/SegmentationClass \\\n" in text
 
 
 SCRIPT = """
