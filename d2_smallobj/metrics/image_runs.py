@@ -1,6 +1,7 @@
 """Three label maps of an image, checked and cut into runs: what matching works on.
 
-Shapes: H, W image height and width; C number of classes; R number of runs.
+Shapes: H, W image height and width; C number of classes; R number of runs; G number of regions,
+i.e. of pairs of a label and an instance that occur.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ MODES = ("exact", "official")
 # Pixels of a run, on average, below which an image is looked at pixel by pixel.
 _SHORT_RUN = 4
 _SMALLEST_AREA = 1 << 12
-# Largest instance id that is looked up in a table.
-_LARGEST_TABLE = 1 << 16
+# Largest table of labels and instances; a larger one costs more than numbering the instances first.
+_LARGEST_TABLE = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +94,9 @@ class ImageRuns:
         area: H·W.
         runs: where the R runs are.
         guess: int64 (R,), predicted class; -1 for what is no class, below ignored pixels.
-        label: int64 (R,), value of the semantic map.
-        instance: int64 (R,), value of the instance map.
+        region: int64 (R,), number 0..G-1 of the pair of label and instance that each run lies on.
+        label: int64 (G,), value of the semantic map there.
+        instance: int64 (G,), value of the instance map there.
         number: int64 (R,), component of each run of things, from 1, 0 elsewhere; ``None``: to be
             found from the runs.
         class_of: int64 (K,), class of component k at index k - 1, with ``number``.
@@ -104,6 +106,7 @@ class ImageRuns:
     area: int
     runs: Runs
     guess: np.ndarray
+    region: np.ndarray
     label: np.ndarray
     instance: np.ndarray
     number: np.ndarray | None = None
@@ -134,23 +137,21 @@ def read_image(
 
     Raises:
         TypeError: if a map is not an integer array.
-        ValueError: if shapes differ or a value is out of range.
+        ValueError: if shapes differ, a value is out of range, or an instance lies on stuff or on
+            two classes.
     """
     validation.check_maps(prediction=prediction, semantic=semantic, instances=instances)
     maps = (prediction, semantic) if instances is None else (prediction, semantic, instances)
     runs = find_runs(*maps)
     guess, label = runs.sample(prediction), runs.sample(semantic)
-    counted = label != settings.ignore_label
-    limit = settings.num_classes
-    outside = None
+    limit, outside = settings.num_classes, None
     if guess.max(initial=0) >= limit or _has_negative(prediction, guess):
         outside = _out_of_range(guess, limit)
         guess[outside] = -1
-    wrong = _out_of_range(label, limit)
-    if outside is not None:
-        wrong |= outside
-    wrong &= counted
-    if wrong.any():
+    no_class = _out_of_range(label, limit)
+    ignored = label == settings.ignore_label
+    wrong = np.count_nonzero(no_class) != np.count_nonzero(ignored)
+    if wrong or (outside is not None and (outside & ~ignored).any()):
         kept = semantic != settings.ignore_label
         validation.raise_for_values("semantic", semantic[kept], limit)
         validation.raise_for_values("prediction", prediction[kept], limit)
@@ -162,7 +163,11 @@ def read_image(
         instance = runs.sample(instances)
         if _has_negative(instances, instance):
             validation.raise_for_values("instances", instances, np.iinfo(np.int64).max)
-    image = ImageRuns(image_id, semantic.size, runs, guess, label, instance)
+    label[ignored] = limit
+    region, label, instance = _regions(label, instance, limit + 1)
+    label[label == limit] = settings.ignore_label
+    image = ImageRuns(image_id, semantic.size, runs, guess, region, label, instance)
+    _check_instances(image, settings)
     if settings.mode == "official":
         image.number, image.class_of = predicted_components(image, prediction, settings)
     return image
@@ -224,48 +229,61 @@ def _component_ids(
     return ids if void_instance is None else ids + (ids >= void_instance)
 
 
-def check_instances(image: ImageRuns, settings: MatchSettings) -> None:
+def _regions(
+    label: np.ndarray, instance: np.ndarray, labels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number the pairs of label and instance.
+
+    Args:
+        label: int64 (R,), in 0..labels-1.
+        instance: int64 (R,).
+        labels: number of labels.
+
+    Returns:
+        int64 (R,), number of each run's pair; label and instance of each pair, int64 (G,).
+    """
+    below, ids = int(instance.max(initial=0)) + 1, None
+    if below * labels > _LARGEST_TABLE:
+        ids, instance = _numbered(instance, below)
+        below = len(ids)
+    pair = instance * labels
+    pair += label
+    pairs, region = _numbered(pair, below * labels)
+    instance, label = np.divmod(pairs, labels)
+    return region, label, instance if ids is None else ids.take(instance)
+
+
+def _numbered(values: np.ndarray, below: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the distinct values, ascending, and the position of each value (R,) among them.
+
+    Args:
+        values: int64 (R,), 0..below-1.
+        below: above the largest value.
+    """
+    if below > 8 * _LARGEST_TABLE:
+        distinct, place = np.unique(values, return_inverse=True)
+        return distinct, place.ravel()
+    number = np.zeros(below, np.int64)
+    number[values] = 1
+    distinct = number.nonzero()[0]
+    number[distinct] = np.arange(len(distinct))
+    return distinct, number.take(values)
+
+
+def _check_instances(image: ImageRuns, settings: MatchSettings) -> None:
     """Check that every instance lies on one class of things, ignored pixels aside.
 
     Raises:
         ValueError: if one does not; names up to ten.
     """
-    check_classes_of(image.instance, image.label, image.runs.length, settings)
-
-
-def check_classes_of(
-    instance: np.ndarray, label: np.ndarray, count: np.ndarray, settings: MatchSettings
-) -> None:
-    """Check the classes of instances; see :func:`check_instances`.
-
-    Args:
-        instance: int64 (R,), value of the instance map.
-        label: int64 (R,), value of the semantic map.
-        count: int64 (R,), number of pixels.
-        settings: how to match.
-    """
-    held = instance != 0
-    held &= label != settings.ignore_label
+    held = image.instance != 0
+    held &= image.label != settings.ignore_label
     if settings.void_instance is not None:
-        held &= instance != settings.void_instance
-    held = held.nonzero()[0]
-    ids, classes = instance.take(held), label.take(held)
-    if len(ids) == 0:
-        return
-    place, largest = ids, int(ids.max())
-    if largest > _LARGEST_TABLE:
-        names, place = np.unique(ids, return_inverse=True)
-        place, largest = place.ravel(), len(names)
-    # Of the classes that an instance lies on, the last one written stays.
-    table = np.empty(largest + 1, np.int64)
-    table[place] = classes
-    wrong = table.take(place) != classes
-    if len(settings.stuff) == 1:
-        wrong |= classes == settings.stuff[0]
-    elif settings.stuff:
-        wrong |= ~settings.is_thing.take(classes)
-    if wrong.any():
-        validation.raise_for_classes(ids, classes, count.take(held), settings.stuff)
+        held &= image.instance != settings.void_instance
+    classes, ids = image.label[held], image.instance[held]
+    if len(np.unique(ids)) < len(ids) or not settings.is_thing.take(classes).all():
+        count = np.bincount(image.region, image.runs.length, len(held)).astype(np.int64)
+        validation.raise_for_classes(ids, classes, count[held], settings.stuff)
 
 
 def predicted_components(

@@ -21,7 +21,6 @@ from d2_smallobj.metrics.charging import charge_pairs
 from d2_smallobj.metrics.image_runs import (
     ImageRuns,
     MatchSettings,
-    check_instances,
     match_settings,
     predicted_components,
     read_image,
@@ -29,17 +28,17 @@ from d2_smallobj.metrics.image_runs import (
 from d2_smallobj.metrics.overlaps import (
     Components,
     Overlaps,
-    check_overlaps,
     count_overlaps,
     number_components,
+    overlaps_of,
     sum_by,
 )
 from d2_smallobj.metrics.records import BlobTable, InstanceTable, PixelTable
 from d2_smallobj.metrics.runs import changes
 from d2_smallobj.metrics.validation import VOID_INSTANCE
 
-# Largest table of instance ids.
-_LARGEST_TABLE = 1 << 20
+# Largest table of instance ids, or of regions and classes.
+_LARGEST_TABLE = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +140,8 @@ def read_or_match(
         TypeError, ValueError: as :func:`match_image`.
     """
     image = read_image(prediction, semantic, instances, settings, image_id)
-    if not image.is_short:
-        check_instances(image, settings)
-        return image
-    return _match_short(image, prediction, settings)
+    few = len(image.label) * (settings.num_classes + 1) <= _LARGEST_TABLE
+    return _match_short(image, prediction, settings) if image.is_short and few else image
 
 
 def match_images(images: Sequence[ImageRuns], settings: MatchSettings) -> ImageMatch:
@@ -174,17 +171,31 @@ def _match_short(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
     Overlaps are counted by class, not by component; the few pixels that are right tell the rest.
     """
     number, class_of = predicted_components(image, prediction, settings)
+    regions, length = len(image.label), image.runs.length
     classes = Components(
         image.guess + 1,
         np.append(0, np.arange(settings.num_classes)),
         np.zeros(settings.num_classes + 1, np.int64),
         0,
     )
-    overlaps = count_overlaps(classes, [image])
-    check_overlaps(overlaps, settings)
+    key = classes.of_run * regions
+    key += image.region
+    sums = sum_by(key, length, regions * len(classes.category))
+    present = sums.nonzero()[0]
+    guess, region = np.divmod(present, regions)
+    overlaps = overlaps_of(guess, region, sums.take(present), [image])
     valid = overlaps.label != settings.ignore_label
     cells, pixels = _confusion(overlaps, valid, classes, 1, settings.num_classes)
-    records, _ = _find_records(overlaps, valid, 1, settings)
+    records, index = _find_records(overlaps, valid, 1, settings)
+    # What is true of a region, and of a predicted class in it, looked up by the runs.
+    counted = image.label != settings.ignore_label
+    if settings.void_instance is not None:
+        counted &= image.instance != settings.void_instance
+    total = len(records["pixels"])
+    record_of = np.full(regions, total)
+    record_of[overlaps.region] = index
+    is_hit = np.zeros(len(sums), bool)
+    is_hit[present] = (guess - 1 == overlaps.label) & (counted & (record_of < total)).take(region)
     stuff = len(settings.stuff)
     of_run = settings.stuff_number.take(image.guess)
     of_run += number
@@ -197,42 +208,17 @@ def _match_short(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
         np.zeros(1 + stuff + len(class_of), np.int64),
         1 + stuff,
     )
-    counted = image.label != settings.ignore_label
-    if settings.void_instance is not None:
-        counted &= image.instance != settings.void_instance
-    size = sum_by(of_run, image.runs.length * counted, len(components.category))
-    hit = (counted & (image.guess == image.label)).nonzero()[0]
-    index = _record_of(image.instance.take(hit), image.label.take(hit), records)
-    hit, index = hit[index >= 0], index[index >= 0]
-    total = len(records["pixels"])
-    key = of_run.take(hit) * total + index
-    order = key.argsort(kind="stable")
-    key = key.take(order)
-    heads = changes(key)
-    count = image.runs.length.take(hit.take(order))
-    count = np.add.reduceat(count, heads) if len(heads) else heads
-    component, index = np.divmod(key.take(heads), max(total, 1))
+    size = sum_by(of_run, length * counted.take(image.region), len(components.category))
+    hit = is_hit.take(key).nonzero()[0]
+    pair = of_run.take(hit) * total + record_of.take(image.region.take(hit))
+    order = pair.argsort(kind="stable")
+    pair = pair.take(order)
+    heads = changes(pair)
+    count = np.add.reduceat(length.take(hit.take(order)), heads) if len(heads) else heads
+    component, index = np.divmod(pair.take(heads), max(total, 1))
     cut = settings.mode == "official"
     table, blobs = charge_pairs(size, (component, index, count), components, records, cut=cut)
     return _finish([image], settings, cells, pixels, table, blobs)
-
-
-def _record_of(
-    instance: np.ndarray, label: np.ndarray, records: dict[str, np.ndarray]
-) -> np.ndarray:
-    """Position of the record that runs belong to, -1 for none: stuff by class, things by id."""
-    ids, place = np.unique(instance, return_inverse=True)
-    stuff = int(np.count_nonzero(records["instance_id"] == 0))
-    of_id = np.full(len(ids), -1)
-    known = records["instance_id"][stuff:]
-    where = ids.searchsorted(known)
-    held = where < len(ids)
-    held[held] = ids[where[held]] == known[held]
-    of_id[where[held]] = stuff + held.nonzero()[0]
-    index = of_id.take(place.ravel())
-    for position, category in enumerate(records["category_id"][:stuff].tolist()):
-        index[(instance == 0) & (label == category)] = position
-    return index
 
 
 def _finish(

@@ -1,8 +1,7 @@
-"""What predicted components lie on: counts of pixels by component, instance and label.
+"""What predicted components lie on: counts of pixels by component and region of the ground truth.
 
 Shapes: C number of classes; R number of runs; K number of predicted components, number 0 for "no
-class" included; E number of overlaps, i.e. of combinations of component, instance and label that
-occur.
+class" included; E number of overlaps, i.e. of pairs of a component and a region that occur.
 """
 
 from __future__ import annotations
@@ -12,11 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from d2_smallobj.metrics.image_runs import ImageRuns, MatchSettings, check_classes_of
+from d2_smallobj.metrics.image_runs import ImageRuns, MatchSettings
 from d2_smallobj.metrics.runs import RunStarts, changes, run_components
-
-# Bits of an int64 that is not negative.
-_KEY_BITS = 63
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +21,7 @@ class Overlaps:
 
     Attributes:
         component: number of the predicted component.
+        region: number of the region among those of all images.
         image: position of the image.
         instance: value of the instance map.
         label: value of the semantic map.
@@ -32,6 +29,7 @@ class Overlaps:
     """
 
     component: np.ndarray
+    region: np.ndarray
     image: np.ndarray
     instance: np.ndarray
     label: np.ndarray
@@ -109,56 +107,37 @@ def _stacked(images: Sequence[ImageRuns]) -> RunStarts:
 
 
 def count_overlaps(components: Components, images: Sequence[ImageRuns]) -> Overlaps:
-    """Count the pixels of runs (R,) by component, image, instance and label."""
-    label, instance = (join([getattr(x, name) for x in images]) for name in ("label", "instance"))
-    length = join([image.runs.length for image in images])
-    width = max(image.runs.width for image in images)
-    counts = [len(components.category), len(images)]
-    counts += [int(instance.max(initial=0)) + 1, int(label.max(initial=0)) + 1, width + 1]
-    names = None
-    if sum(map(_bits, counts)) > _KEY_BITS:
-        names, instance = np.unique(instance, return_inverse=True)
-        counts[2] = len(names)
+    """Count the pixels of runs (R,) by component and region."""
+    sizes = [len(image.label) for image in images]
+    first = np.cumsum([0, *sizes]).tolist()
+    of_region, of_length = (
+        int(top).bit_length() for top in (first[-1], max(image.runs.width for image in images))
+    )
     # Everything in one number, as sorting numbers is faster than finding their order.
-    of_image, of_instance, of_label, of_length = map(_bits, counts[1:])
-    numbers = components.of_run << of_image
-    if len(images) > 1:
-        numbers |= np.arange(len(images)).repeat([len(image.runs) for image in images])
-    numbers <<= of_instance
-    numbers |= instance
-    numbers <<= of_label
-    numbers |= label
+    numbers = components.of_run << of_region
+    end = 0
+    for image, offset in zip(images, first):
+        start, end = end, end + len(image.runs)
+        numbers[start:end] += image.region
+        if offset:
+            numbers[start:end] += offset
     numbers <<= of_length
-    numbers |= length
+    numbers |= join([image.runs.length for image in images])
     numbers.sort()
     key = numbers >> of_length
     heads = changes(key)
     numbers &= (1 << of_length) - 1
     count = np.add.reduceat(numbers, heads) if len(heads) else heads
     key = key.take(heads)
-    label = key & ((1 << of_label) - 1)
-    key >>= of_label
-    instance = key & ((1 << of_instance) - 1)
-    key >>= of_instance
-    image = key & ((1 << of_image) - 1)
-    key >>= of_image
-    return Overlaps(key, image, instance if names is None else names[instance], label, count)
+    return overlaps_of(key >> of_region, key & ((1 << of_region) - 1), count, images)
 
 
-def _bits(count: int) -> int:
-    """Number of bits that hold the numbers below ``count``."""
-    return (count - 1).bit_length()
-
-
-def check_overlaps(overlaps: Overlaps, settings: MatchSettings) -> None:
-    """Check that every instance of an image lies on one class of things, ignored pixels aside.
-
-    Raises:
-        ValueError: if one does not.
-    """
-    check_classes_of(
-        overlaps.instance,
-        overlaps.label,
-        overlaps.count,
-        settings,
+def overlaps_of(
+    component: np.ndarray, region: np.ndarray, count: np.ndarray, images: Sequence[ImageRuns]
+) -> Overlaps:
+    """Look up what the regions are; all int64 (E,)."""
+    label, instance = (join([getattr(x, name) for x in images]) for name in ("label", "instance"))
+    image = np.arange(len(images)).repeat([len(image.label) for image in images])
+    return Overlaps(
+        component, region, image.take(region), instance.take(region), label.take(region), count
     )
