@@ -7,9 +7,11 @@ The yardstick is what mIoU alone costs: with uint8 maps in memory,
     np.bincount(key, minlength=C * C)
 
 so masking void, computing the int64 key and counting are in it, and the checks of values are not.
-Ours is Accumulator.update: checks, confusion matrix, components, one record per instance (all
-sizes, outcomes) and false-positive blobs. Every round times all functions on an image in turn, with
-one thread and in processor time, so that a busy machine does not count against the longer of two.
+Ours is an Accumulator that is given all images and then asked for its confusion matrix, so that
+none is left unmatched: checks, confusion matrix, components, one record per instance (all sizes,
+outcomes) and false-positive blobs. Times are per image. Every round times all functions on all
+images, with one thread and in processor time, so that a busy machine does not count against the
+longer of two.
 
 Maps: drawn scenes ("VOC-like", "crowded"); predictions as ragged as a network's, in cells of 8 x 8
 pixels ("ragged blocks") and from score maps at an eighth of the size ("ragged borders"), on the
@@ -23,9 +25,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,6 @@ from d2_smallobj.benchmarks.scenes import (
 from d2_smallobj.benchmarks.timing import machine, race, race_table, slope
 from d2_smallobj.metrics import Accumulator, match_image
 from d2_smallobj.utils.opencv import cv2
-
-# With one thread each, processor time is what functions take on a machine of their own.
-_race = functools.partial(race, clock=time.process_time)
 
 CROWDED_SIZE, CROWDED_INSTANCES = (1500, 1125), 36
 RAGGED_IMAGES = 24
@@ -127,75 +125,115 @@ def measure(
     return {
         "machine": machine(),
         "settings": settings,
-        "VOC-like": _race(drawn, OURS, rounds),
-        "crowded": _race(crowds, OURS, rounds),
-        "ragged blocks": _race(blocks, RAGGED, rounds),
-        "ragged borders": _race(borders, RAGGED, rounds),
+        "VOC-like": race_images(drawn, OURS, rounds),
+        "crowded": race_images(crowds, OURS, rounds),
+        "ragged blocks": race_images(blocks, RAGGED, rounds),
+        "ragged borders": race_images(borders, RAGGED, rounds),
         # Longer than all the others together, and nothing like them in caches.
-        NOISE: _race([(guess, truth, truth)], OURS, min(rounds, 5)),
+        NOISE: race_images([(guess, truth, truth)], OURS, min(rounds, 5)),
         "classes": race_classes(borders, seed, rounds),
         # By themselves: what they leave behind in caches and allocator would be charged to us.
-        "peers": _race(drawn[:8], {"bincount": bincount, "ours": ours, **peers(drawn[:8])}, rounds),
+        "peers": race_images(drawn[:8], {**RAGGED, **others(drawn[:8])}, rounds),
         "pixels": scaling_in_pixels(seed, rounds),
         "images": scaling_in_images(drawn[:8], rounds),
     }
 
 
-def bincount(maps: Maps) -> np.ndarray:
-    """The yardstick: see the top of the file."""
+def race_images(
+    images: Sequence[Any], functions: Mapping[str, Callable[[Any], object]], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Time functions of all images, the first one the yardstick; times per image.
+
+    With one thread each, processor time is what functions take on a machine of their own.
+    """
+    rows = race([images], functions, rounds, clock=time.process_time)
+    for row in rows.values():
+        for kind in ("median", "quiet"):
+            row[kind] /= len(images)
+    return rows
+
+
+def bincount(images: Iterable[Maps]) -> None:
+    """The yardstick, image by image."""
+    for maps in images:
+        count_labels(maps)
+
+
+def count_labels(maps: Maps) -> np.ndarray:
+    """The confusion matrix of an image; see the top of the file."""
     prediction, semantic, _ = maps
     valid = semantic != VOID
     key = semantic[valid].astype(np.int64) * CLASSES + prediction[valid]
     return np.bincount(key, minlength=CLASSES * CLASSES).reshape(CLASSES, CLASSES)
 
 
-def ours(maps: Maps, *, mode: str = "exact", annotated: bool = True) -> Accumulator:
-    """mIoU and IA-mIoU of all sizes, of one image."""
-    prediction, semantic, instances = maps
-    accumulator = Accumulator(CLASSES, mode=mode)
-    accumulator.update("image", prediction, semantic, instances if annotated else None)
+def ours(
+    images: Iterable[Maps],
+    *,
+    classes: int = CLASSES,
+    mode: str = "exact",
+    annotated: bool = True,
+) -> Accumulator:
+    """mIoU and IA-mIoU of all sizes: everything but the figures is there."""
+    accumulator = Accumulator(classes, ignore_label=void_of(classes), mode=mode)
+    for number, (prediction, semantic, instances) in enumerate(images):
+        accumulator.update(number, prediction, semantic, instances if annotated else None)
+    # Images wait to be matched together until something is asked for.
+    _ = accumulator.confusion
     return accumulator
 
 
-OURS: dict[str, Callable[[Maps], object]] = {
+def ours_alone(images: Iterable[Maps]) -> None:
+    """Match each image by itself, as those do who keep no accumulator."""
+    for maps in images:
+        match_image(*maps, num_classes=CLASSES)
+
+
+OURS: dict[str, Callable[[Sequence[Maps]], object]] = {
     "bincount": bincount,
     "ours": ours,
-    "ours, components as instances": lambda maps: ours(maps, annotated=False),
-    "ours, official": lambda maps: ours(maps, mode="official"),
+    ALONE: ours_alone,
+    "ours, components as instances": functools.partial(ours, annotated=False),
+    "ours, official": functools.partial(ours, mode="official"),
+}
+RAGGED: dict[str, Callable[[Sequence[Maps]], object]] = {
+    "bincount": bincount,
+    "ours": ours,
+    ALONE: ours_alone,
 }
 
 
-RAGGED: dict[str, Callable[[Maps], object]] = {
-    "bincount": bincount,
-    "ours": ours,
-    ALONE: lambda maps: match_image(*maps, num_classes=CLASSES),
-}
+def others(images: Sequence[Maps]) -> dict[str, Callable[[Sequence[Maps]], object]]:
+    """Find other packages' functions, as functions of all images."""
+
+    def all_of(function: Callable[[Maps], object]) -> Callable[[Sequence[Maps]], object]:
+        return lambda given: [function(maps) for maps in given]
+
+    return {name: all_of(function) for name, function in peers(images).items()}
 
 
 def race_classes(images: Sequence[Maps], seed: int, rounds: int) -> dict[str, Any]:
     """The same regions as images of data sets with more and more classes.
 
-    One accumulator takes all images, as in an evaluation, so what it costs once is not in it.
+    What an accumulator costs once, its confusion matrix, is shared by ten times the images.
     """
     rng = np.random.default_rng(seed)
     kinds = {f"{CLASSES}": (CLASSES, False)}
     for count in MANY_CLASSES:
         kinds |= {f"{count}, few": (count, False), f"{count}, spread": (count, True)}
-    cases = [
-        {
-            name: spread_classes(maps, rng, count, spread=wide)
-            for name, (count, wide) in kinds.items()
-        }
-        for maps in images
-    ]
-    functions = {name: _updates(name, count) for name, (count, _) in kinds.items()}
-    return _race(cases, functions, rounds)
+    held = {
+        name: [spread_classes(maps, rng, count, spread=wide) for maps in images]
+        for name, (count, wide) in kinds.items()
+    }
+    functions = {
+        name: functools.partial(_evaluate, held[name], count) for name, (count, _) in kinds.items()
+    }
+    return race_images(10 * list(range(len(images))), functions, rounds)
 
 
-def _updates(name: str, classes: int) -> Callable[[Mapping[str, Maps]], object]:
-    """Give one accumulator of so many classes the maps of that name, again and again."""
-    accumulator, numbers = Accumulator(classes, ignore_label=void_of(classes)), itertools.count()
-    return lambda maps: accumulator.update(next(numbers), *maps[name])
+def _evaluate(held: Sequence[Maps], classes: int, order: Iterable[int]) -> None:
+    """Give an accumulator of so many classes the images, some of them again."""
+    ours((held[number] for number in order), classes=classes)
 
 
 def scaling_in_pixels(seed: int, rounds: int) -> dict[str, Any]:
@@ -204,7 +242,7 @@ def scaling_in_pixels(seed: int, rounds: int) -> dict[str, Any]:
     for factor in (1, 2, 4):
         width, height = (factor * side for side in VOC_SIZE)
         maps = draw_maps(np.random.default_rng(seed), width, height, 5)
-        times.append(_race([maps], {"ours": ours}, rounds)["ours"]["quiet"])
+        times.append(race_images([maps], {"ours": ours}, rounds)["ours"]["quiet"])
         sizes.append(width * height)
     return {"sizes": sizes, "ms": times, "exponent": slope(sizes, times)}
 

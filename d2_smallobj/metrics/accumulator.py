@@ -148,7 +148,8 @@ class Accumulator:
                 added then.
         """
         image_id = str(image_id)
-        self._refuse_duplicates([image_id])
+        if image_id in self._images:
+            self._refuse_duplicates([image_id])
         image = read_or_match(prediction, semantic, instances, self._settings, image_id)
         self._images.add(image_id)
         if isinstance(image, ImageMatch):

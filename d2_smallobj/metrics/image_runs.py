@@ -16,7 +16,7 @@ from d2_smallobj.metrics.components import class_components
 from d2_smallobj.metrics.runs import (
     Runs,
     find_runs,
-    grid_components,
+    pixel_components,
     run_components,
 )
 from d2_smallobj.metrics.validation import VOID_INSTANCE
@@ -143,13 +143,14 @@ def read_image(
     counted = label != settings.ignore_label
     limit = settings.num_classes
     outside = None
-    if guess.max(initial=0) >= limit or guess.min(initial=0) < 0:
+    if guess.max(initial=0) >= limit or _has_negative(prediction, guess):
         outside = _out_of_range(guess, limit)
         guess[outside] = -1
-    wrong = (
-        _out_of_range(label, limit) if outside is None else outside | _out_of_range(label, limit)
-    )
-    if (wrong & counted).any():
+    wrong = _out_of_range(label, limit)
+    if outside is not None:
+        wrong |= outside
+    wrong &= counted
+    if wrong.any():
         kept = semantic != settings.ignore_label
         validation.raise_for_values("semantic", semantic[kept], limit)
         validation.raise_for_values("prediction", prediction[kept], limit)
@@ -159,11 +160,11 @@ def read_image(
         )
     else:
         instance = runs.sample(instances)
-        if instances.dtype.kind == "i" and instance.min(initial=0) < 0:
+        if _has_negative(instances, instance):
             validation.raise_for_values("instances", instances, np.iinfo(np.int64).max)
     image = ImageRuns(image_id, semantic.size, runs, guess, label, instance)
     if settings.mode == "official":
-        image.number, image.class_of = pixel_components(image, prediction, settings)
+        image.number, image.class_of = predicted_components(image, prediction, settings)
     return image
 
 
@@ -195,6 +196,11 @@ def component_instances(
     runs = find_runs(semantic)
     ids = _component_ids(runs, runs.sample(semantic), (*stuff, ignore_label), void_instance)
     return np.repeat(ids, runs.length).reshape(semantic.shape)
+
+
+def _has_negative(labels: np.ndarray, sample: np.ndarray) -> bool:
+    """Whether a map has a value below 0, by its values at the runs."""
+    return labels.dtype.kind == "i" and bool(sample.min(initial=0) < 0)
 
 
 def _out_of_range(values: np.ndarray, limit: int) -> np.ndarray:
@@ -253,11 +259,16 @@ def check_classes_of(
     # Of the classes that an instance lies on, the last one written stays.
     table = np.empty(largest + 1, np.int64)
     table[place] = classes
-    if (table.take(place) != classes).any() or not settings.is_thing.take(classes).all():
+    wrong = table.take(place) != classes
+    if len(settings.stuff) == 1:
+        wrong |= classes == settings.stuff[0]
+    elif settings.stuff:
+        wrong |= ~settings.is_thing.take(classes)
+    if wrong.any():
         validation.raise_for_classes(ids, classes, count.take(held), settings.stuff)
 
 
-def pixel_components(
+def predicted_components(
     image: ImageRuns, prediction: np.ndarray, settings: MatchSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the predicted components of things in the pixels, not in the runs.
@@ -274,5 +285,5 @@ def pixel_components(
     # Values beyond the classes, which lie below ignored pixels, are not wanted.
     wanted = (prediction >= 0) & (prediction < settings.num_classes)
     wanted &= settings.is_thing.take(prediction, mode="clip")
-    number, class_of = grid_components(prediction, wanted)
+    number, class_of = pixel_components(prediction, wanted)
     return number.ravel().take(image.runs.start), class_of

@@ -23,7 +23,7 @@ from d2_smallobj.metrics.image_runs import (
     MatchSettings,
     check_instances,
     match_settings,
-    pixel_components,
+    predicted_components,
     read_image,
 )
 from d2_smallobj.metrics.overlaps import (
@@ -173,7 +173,7 @@ def _match_short(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
 
     Overlaps are counted by class, not by component; the few pixels that are right tell the rest.
     """
-    number, class_of = pixel_components(image, prediction, settings)
+    number, class_of = predicted_components(image, prediction, settings)
     classes = Components(
         image.guess + 1,
         np.append(0, np.arange(settings.num_classes)),

@@ -98,13 +98,14 @@ def join(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def _stacked(images: Sequence[ImageRuns]) -> RunStarts:
     """Put the runs of the images below one another, with an empty row between them."""
-    width, row, parts = 1 + max(image.runs.width for image in images), 0, []
+    width, row = 1 + max(image.runs.width for image in images), 0
+    start = np.empty(sum(len(image.runs) for image in images), np.int64)
+    end = 0
     for image in images:
-        parts.append(image.runs.starts(width, row))
+        first, end = end, end + len(image.runs)
+        image.runs.place(width, row, start[first:end])
         row += image.area // max(image.runs.width, 1) + 1
-    return RunStarts(
-        width, join([part.start for part in parts]), join([part.end for part in parts])
-    )
+    return RunStarts(width, start, start + join([image.runs.length for image in images]))
 
 
 def count_overlaps(components: Components, images: Sequence[ImageRuns]) -> Overlaps:
@@ -120,11 +121,11 @@ def count_overlaps(components: Components, images: Sequence[ImageRuns]) -> Overl
         counts[2] = len(names)
     # Everything in one number, as sorting numbers is faster than finding their order.
     of_image, of_instance, of_label, of_length = map(_bits, counts[1:])
-    numbers = components.of_run
+    numbers = components.of_run << of_image
     if len(images) > 1:
-        position = np.arange(len(images)).repeat([len(image.runs) for image in images])
-        numbers = numbers << of_image | position
-    numbers = numbers << of_instance | instance
+        numbers |= np.arange(len(images)).repeat([len(image.runs) for image in images])
+    numbers <<= of_instance
+    numbers |= instance
     numbers <<= of_label
     numbers |= label
     numbers <<= of_length

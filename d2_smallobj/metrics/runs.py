@@ -12,8 +12,6 @@ import dataclasses
 
 import numpy as np
 
-from d2_smallobj.utils.opencv import cv2
-
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
@@ -32,17 +30,24 @@ class Runs:
     def __len__(self) -> int:
         return len(self.start)
 
-    def starts(self, width: int | None = None, first_row: int = 0) -> RunStarts:
-        """Place the runs in a map of another width, so that ends of rows do not touch.
+    def starts(self) -> RunStarts:
+        """Place the runs in a map that is one column wider, so that ends of rows do not touch."""
+        start = np.empty(len(self), np.int64)
+        self.place(self.width + 1, 0, start)
+        return RunStarts(self.width + 1, start, start + self.length)
+
+    def place(self, width: int, first_row: int, start: np.ndarray) -> None:
+        """Write the flat index of each run's first pixel in a wider map.
 
         Args:
-            width: columns of that map, more than :attr:`width`; default: one more.
+            width: columns of that map, more than :attr:`width`.
             first_row: row of that map in which the image begins.
+            start: int64 (R,), written.
         """
-        width = self.width + 1 if width is None else width
-        row = self.start // max(self.width, 1)
-        start = self.start + row * (width - self.width) + first_row * width
-        return RunStarts(width, start, start + self.length)
+        np.floor_divide(self.start, max(self.width, 1), out=start)
+        start *= width - self.width
+        start += self.start
+        start += first_row * width
 
     def sample(self, labels: np.ndarray) -> np.ndarray:
         """Read a (H, W) integer map that is constant on each run: int64 (R,)."""
@@ -92,12 +97,11 @@ def find_runs(*maps: np.ndarray) -> Runs:
     return Runs(width, start, length)
 
 
-def grid_components(labels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pixel_components(labels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number the 8-connected components of all wanted labels at once, pixel by pixel.
 
-    Finds what :func:`run_components` finds; faster where most runs are short.
-    OpenCV connects the pixels of a map of twice the size, in which two neighbours of one label
-    have a pixel between them; those that touch by a corner alone are joined afterwards.
+    Finds what :func:`run_components` finds; faster where most runs are short, as then few of
+    them touch another one of their label.
 
     Args:
         labels: (H, W) integers.
@@ -107,34 +111,34 @@ def grid_components(labels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray,
         int64 (H, W), number 1..K of each pixel's component, 0 where not wanted; and int64 (K,), the
         label of each component. Numbers are in no particular order, and not every one is used.
     """
-    height, width = labels.shape
-    doubled = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
-    doubled[::2, ::2] = wanted
-    doubled[::2, 1::2] = (labels[:, 1:] == labels[:, :-1]) & wanted[:, 1:]
-    doubled[1::2, ::2] = (labels[1:] == labels[:-1]) & wanted[1:]
-    count, numbered = cv2.connectedComponents(doubled, connectivity=4, ltype=cv2.CV_32S)
-    number, flat, inside = numbered[::2, ::2].ravel(), labels.ravel(), wanted.ravel()
-    one, two = [number[:0]], [number[:0]]
-    # To the lower right and to the lower left; the last and the first column have none.
-    for step, edge in ((width + 1, width - 1), (width - 1, 0)) if min(height, width) > 1 else ():
-        corner = flat[: len(flat) - step] == flat[step:]
-        corner &= inside[step:]
-        corner[edge::width] = False
-        upper = corner.nonzero()[0]
-        one.append(number.take(upper))
-        two.append(number.take(upper + step))
-    one, two = np.concatenate(one), np.concatenate(two)
-    apart = (one != two).nonzero()[0]
-    # Only the components at such corners take part.
-    held, place = np.unique(np.concatenate([one[apart], two[apart]]), return_inverse=True)
-    joined = _join_trees(len(held), *np.split(place.ravel(), 2))
+    runs, width = find_runs(labels), labels.shape[1]
+    flat, inside = labels.ravel(), wanted.ravel()
+    run_of = np.arange(len(runs)).repeat(runs.length)
+    upper, lower = [], []
+    # Below, to the lower right and to the lower left; at the edges there is no such pixel.
+    for step, edge in ((width, None), (width + 1, width - 1), (width - 1, 0)):
+        if edge is not None and width == 1:
+            continue
+        same = flat[: max(flat.size - step, 0)] == flat[step:]
+        same &= inside[step:]
+        if edge is not None:
+            same[edge::width] = False
+        above = same.nonzero()[0]
+        upper.append(run_of.take(above))
+        lower.append(run_of.take(above + step))
+    one, two = np.concatenate(upper), np.concatenate(lower)
+    # Only the runs that touch another one take part.
+    number = np.zeros(len(runs), np.int64)
+    number[one] = number[two] = 1
+    touched = number.nonzero()[0]
+    number[touched] = np.arange(len(touched))
+    joined = _join_trees(len(touched), number.take(one), number.take(two))
+    number = np.arange(1, len(runs) + 1)
     if joined is not None:
-        new = np.arange(count)
-        new[held] = held.take(joined)
-        number = new.take(number)
-    label_of = np.zeros(count, np.int64)
-    label_of[number] = flat
-    return number.astype(np.int64, copy=False).reshape(labels.shape), label_of[1:]
+        number[touched] = touched.take(joined) + 1
+    number = number.take(run_of)
+    number *= inside
+    return number.reshape(labels.shape), runs.sample(labels)
 
 
 def run_components(
@@ -242,8 +246,8 @@ def _touching(
     above = end.searchsorted(start - width)
     count = start.searchsorted(end - width, side="right") - above
     lower = np.arange(len(start)).repeat(count)
-    shift = above - count.cumsum() + count
-    upper = np.arange(len(lower)) + shift.take(lower)
+    upper = np.arange(len(lower))
+    upper += (above - count.cumsum() + count).take(lower)
     same = (label.take(upper) == label.take(lower)).nonzero()[0]
     return upper.take(same), lower.take(same)
 
