@@ -28,7 +28,7 @@ from d2_smallobj.annotations.cityscapes import bare_name
 from d2_smallobj.annotations.instance_maps import VOID, without_stuff
 from d2_smallobj.data.catalog import alias_hint, canonical_name
 from d2_smallobj.data.things import class_names, dataset_classes, unannotated_label
-from d2_smallobj.data.truth_finder import TruthFinder
+from d2_smallobj.data.truth_finder import TOLD, TruthFinder
 from d2_smallobj.scoring.classes import Stuff, stuff_beside_background
 from d2_smallobj.scoring.image_sources import ImageSource, SourceReader
 from d2_smallobj.scoring.truth import (
@@ -123,6 +123,7 @@ def resolve(
         missing_instances=missing_instances,
         reader=reader,
         decided=[classes.decided] if classes.decided else [],
+        warned=[classes.decided] if classes.warns else [],
         asked=dataset_name,
     )
 
@@ -154,6 +155,7 @@ class RegisteredTruth:
         void_instance: instance id of void pixels, 255.
         decided: what was decided without being asked for, a sentence each that says how to
             change it; one about the instances joins when an image has been looked at.
+        warned: those of them that say that figures mean less than they seem to.
     """
 
     void_instance = VOID
@@ -167,6 +169,7 @@ class RegisteredTruth:
         missing_instances: str,
         reader: Reader | None,
         decided: Sequence[str],
+        warned: Sequence[str] = (),
         asked: str = "",
     ) -> None:
         self.name = name
@@ -175,6 +178,7 @@ class RegisteredTruth:
         self.stuff = tuple(reads.stuff)
         self.ignore_label = reads.ignore_label
         self.decided = list(decided)
+        self.warned = tuple(warned)
         self._finder = finder
         self._reads = reads
         self._missing = missing_instances
@@ -273,7 +277,7 @@ class RegisteredTruth:
         self._kinds.add(source.kind)
         if len(self.stuff) < len(self.class_names):
             self.decided.append(
-                f"{self.name}: {_KINDS[source.kind]}, e.g. of {self._name_files(source)}; "
+                f"{self.name}: {TOLD[source.kind]}, e.g. of {self._name_files(source)}; "
                 "ins_seg_file_name in the dicts, or reader=, names another source."
             )
 
@@ -341,15 +345,3 @@ class RegisteredTruth:
     def _has_instances(self) -> bool:
         """Whether any image of the data set has instances, so that all must have them."""
         return any(self._finder.find(record).kind != "components" for record in self._records)
-
-
-_KINDS = {
-    "map": "instances are those of ins_seg_file_name",
-    "panoptic": "instances are the segments of the panoptic PNG",
-    "cityscapes": "instances are those of the instanceIds beside the semantic map",
-    "objects": "instances are those of SegmentationObject beside JPEGImages",
-    "annotations": "instances are the annotations of the dicts",
-    "json": "instances are those of the metadata's annotation file",
-    "components": "nothing annotates instances, so that connected components are the instances",
-    "void": "thing pixels of images without instances are left out of all instance figures",
-}

@@ -43,12 +43,14 @@ class DatasetClasses(NamedTuple):
         stuff: ids of the classes without instances, ascending.
         ignore_label: label of ignored pixels, >= C.
         decided: what was decided about things and stuff, a sentence; empty if it was asked for.
+        warns: whether it says that nothing is known about objects.
     """
 
     names: tuple[str, ...]
     stuff: tuple[int, ...]
     ignore_label: int
     decided: str
+    warns: bool = False
 
 
 def dataset_classes(
@@ -75,7 +77,8 @@ def dataset_classes(
     if stuff is not None:
         return DatasetClasses(names, stuff_ids(stuff, names), ignore_label, "")
     found, why = _decide(name, metadata, names)
-    return DatasetClasses(names, found, ignore_label, _sentence(name, names, found, why))
+    sentence = _sentence(name, names, found, why)
+    return DatasetClasses(names, found, ignore_label, sentence, why == _ALL_THINGS)
 
 
 def _ignore_label(name: str, metadata: Any, names: Sequence[str]) -> int:

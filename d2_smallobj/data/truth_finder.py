@@ -18,6 +18,18 @@ from d2_smallobj.annotations.panoptic import segments_of
 from d2_smallobj.data.things import no_semantics
 from d2_smallobj.scoring.image_sources import ImageSource
 
+TOLD = {
+    "map": "instances are those of ins_seg_file_name",
+    "panoptic": "instances are the segments of the panoptic PNG",
+    "cityscapes": "instances are those of the instanceIds beside the semantic map",
+    "objects": "instances are those of SegmentationObject beside JPEGImages",
+    "annotations": "instances are the annotations of the dicts",
+    "json": "instances are those of the metadata's annotation file",
+    "components": "nothing annotates instances, so that connected components are the instances",
+    "void": "thing pixels of images without instances are left out of all instance figures",
+}
+"""What is said of a kind of instances, by :attr:`.ImageSource.kind`."""
+
 # VOC tells the objects of its 20 classes apart, and no others.
 _MOST_VOC_THINGS = 20
 

@@ -267,7 +267,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
 
     def _log_decisions(self) -> None:
         if comm.is_main_process():
-            log_once(self._truth.decided)
+            log_once(self._truth.decided, self._truth.warned)
 
     def _collect(self, leave: int = 0) -> None:
         """Take over what workers have done, in order, waiting until ``leave`` are pending."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 _OWN = "d2_smallobj"
 _HOST = "detectron2"
@@ -22,15 +22,20 @@ def evaluation_logger() -> logging.Logger:
     return logging.getLogger(f"{_OWN}.evaluation")
 
 
-def log_once(sentences: Iterable[str]) -> None:
+def log_once(sentences: Iterable[str], warnings: Collection[str] = ()) -> None:
     """Log what was decided about a data set, each sentence once in this process.
 
     A training evaluates many times, each time with a new evaluator.
+
+    Args:
+        sentences: what to log.
+        warnings: those of them that are warnings.
     """
     for sentence in sentences:
         if sentence not in _told:
             _told.add(sentence)
-            evaluation_logger().info("%s", sentence)
+            level = logging.WARNING if sentence in warnings else logging.INFO
+            evaluation_logger().log(level, "%s", sentence)
 
 
 def log_copypaste(task: str, figures: Mapping[str, float], names: Iterable[str]) -> None:

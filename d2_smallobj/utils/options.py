@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
+_SHOWN = 40
+_LONGEST = 60
+
 
 def look_up_option(argument: str, value: object, choices: Collection[str]) -> str:
     """Return ``value`` if it is one of ``choices``.
@@ -19,11 +22,14 @@ def look_up_option(argument: str, value: object, choices: Collection[str]) -> st
 
     Raises:
         ValueError: if ``value`` is not among ``choices``; the message names the argument, the
-            received value, the legal values and the closest one.
+            received value, the first legal values and the closest one.
     """
     if isinstance(value, str) and value in choices:
         return value
-    legal = ", ".join(repr(choice) for choice in choices)
+    # A data set may have a thousand classes, with names of hundreds of letters.
+    legal = ", ".join(f"{choice!r:.{_LONGEST}}" for choice in [*choices][:_SHOWN])
+    if len(choices) > _SHOWN:
+        legal += f", ... ({len(choices)} in all)"
     message = f"{argument}: unknown value {value!r}; expected one of {legal}"
     close = difflib.get_close_matches(str(value), list(choices), n=1)
     if close:

@@ -594,6 +594,12 @@ def test_names_are_quoted_and_cut_in_what_was_decided(register):
     assert "21 of 22 classes are things ('car,cars', 'class 0', 'class 1'" in text
     assert "'class 8', ...), 1 stuff ('background,crops,bush,bush,...')" in text
     assert "class 9" not in text
+    many = register([], "many", stuff_classes=[*(f"class {n}" for n in range(300)), "wall"])
+    with pytest.raises(
+        ValueError, match=r", \.\.\. \(301 in all\); did you mean 'wall'\?"
+    ) as error:
+        resolve(many, stuff=["wal"])
+    assert len(str(error.value)) < 1000
 
 
 def test_what_stands_for_the_segmentation_set_says_so(tmp_path, registration):

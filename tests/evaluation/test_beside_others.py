@@ -16,6 +16,7 @@ import detectron2.evaluation
 from d2_smallobj import SmallObjectEvaluator, add_small_objects
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring import load_run
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
@@ -227,6 +228,19 @@ def test_decisions_are_logged_once(dataset, caplog):
     assert evaluator._truth.decided
     for sentence in evaluator._truth.decided:
         assert logged.count(sentence) == 1
+
+
+def test_all_objects_in_one_class_is_a_warning(dataset, caplog):
+    name = f"{dataset.name}_stuffonly"
+    DatasetCatalog.register(name, lambda: dataset.records)
+    MetadataCatalog.get(name).set(stuff_classes=["things", "sky", "road", "tree"])
+    try:
+        SmallObjectEvaluator(name)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    (told,) = [r for r in caplog.records if "holds all objects in one" in r.getMessage()]
+    assert told.levelname == "WARNING"
 
 
 def test_a_folder_of_its_own(dataset, tmp_path):

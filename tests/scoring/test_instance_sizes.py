@@ -131,3 +131,26 @@ def test_no_images(tmp_path):
     path = annotation_file(tmp_path / "none.json", images=[], annotations=[])
     with pytest.raises(ValueError, match="mine: the data set has no images"):
         measure_instances(open_ground_truth("coco_json", str(path)), source="mine")
+
+
+@pytest.mark.parametrize("kind", ["semantic", "coco_json"])
+def test_what_the_user_calls_stuff_is_not_measured(dataset, folders, tmp_path, kind):
+    if kind == "semantic":
+        options, stuff, category = folders, ("background", "dog"), 2
+    else:
+        entries = [
+            {
+                "id": number,
+                "image_id": 1,
+                "category_id": number,
+                "segmentation": [[left, 2, left + 6, 2, left + 6, 8, left, 8]],
+            }
+            for number, left in ((1, 2), (2, 12))
+        ]
+        path = annotation_file(tmp_path / "a.json", 2, annotations=entries)
+        options, stuff, category = {"path": str(path)}, ("background", "c2"), 2
+    both = measure_instances(open_ground_truth(kind, **options, stuff=("background",)), source="x")
+    sizes = measure_instances(open_ground_truth(kind, **options, stuff=stuff), source="x")
+    assert category in both.class_ids
+    assert sizes.class_ids.tolist() == [n for n in both.class_ids.tolist() if n != category]
+    assert sizes.num_images == both.num_images

@@ -220,3 +220,21 @@ def test_nothing_is_read_before_the_headers_fit(dataset, monkeypatch):
 
     monkeypatch.setattr(png, "decode_png", lambda *_: pytest.fail("a map was decoded"))
     assert len(prepare(Inputs(**dataset.options)).plan.tasks) == 7
+
+
+def test_what_the_user_calls_stuff_has_no_instances(dataset):
+    """Folders and their instance maps, which hold the dogs; some of a dog is ignored."""
+    expected = Accumulator(4, stuff=(0, 2), ignore_label=200)
+    for name, labels, (semantic, instances) in zip(dataset.names, dataset.guesses, dataset.scenes):
+        semantic, instances = semantic.copy(), instances.copy()
+        semantic[22:24, 20:30] = 200
+        semantic[semantic == 255] = 200
+        instances[instances == 255] = 0
+        write_label_map(dataset.semantic / f"{name}.png", semantic)
+        write_label_map(dataset.instances / f"{name}.png", instances)
+        expected.update(name, labels, semantic, np.where(instances == 300, 0, instances))
+    settings = Settings(samples=0, ignore_label=200)
+    scored = run(dataset, settings, stuff=("background", "dog"))
+    assert bits(scored.figures) == bits(expected.summarize(["background", "cat", "dog", "bird"]))
+    assert scored.figures["instances-dog"] == 7
+    assert run(dataset, settings).figures["instances"] == scored.figures["instances"] + 7
