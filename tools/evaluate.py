@@ -43,7 +43,7 @@ try:
         save_run,
         score,
     )
-    from d2_smallobj.scoring.inputs import PREDICTION_IDS
+    from d2_smallobj.scoring.inputs import PREDICTION_IDS, import_registrations
     from d2_smallobj.scoring.metrics_file import warnings
     from d2_smallobj.scoring.plan import parse_shard
     from d2_smallobj.scoring.tables import format_run
@@ -93,6 +93,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="data set registered with detectron2, or by this package (python -m d2_smallobj.data "
         "lists those); docs/evaluator.md tells its classes and instances",
+    )
+    truth.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="with --dataset: Python module of a project that registers the data set (repeated)",
     )
     more = parser.add_argument_group("more about the ground truth")
     more.add_argument(
@@ -208,6 +216,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     _add_output(parser)
     args = parser.parse_args(arguments)
+    if args.modules and args.dataset is None:
+        parser.error("--import goes with --dataset")
     if args.shard[1] > 1 and (args.compare or args.report):
         parser.error("--compare and --report need the whole run: give them to merge")
     return args
@@ -226,6 +236,7 @@ def evaluate(args: argparse.Namespace) -> ScoredRun:
     """Check, then score."""
     # The processes share the processors; inside one, threads would not be faster.
     cv2.setNumThreads(1)
+    import_registrations(args.modules)
     panoptic, panoptic_maps = args.panoptic or (None, None)
     inputs = Inputs(
         predictions=args.predictions,

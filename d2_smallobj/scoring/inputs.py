@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -211,3 +212,25 @@ def choose_ignore_label(given: int | None, truth: GroundTruth) -> int:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def import_registrations(modules: Sequence[str]) -> None:
+    """Import the modules with which a project registers its data sets.
+
+    They are named by the user on the command line and never written down with a run: no file of a
+    run leads to code.
+
+    Args:
+        modules: names such as ``mask_former.data``, found as Python finds modules.
+
+    Raises:
+        ImportError: one cannot be imported, for whatever reason; names it.
+    """
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise ImportError(
+                f"--import {name}: {type(error).__name__}: {error} (run this in the project's"
+                " folder with PYTHONPATH=. and its packages installed)"
+            ) from error

@@ -15,7 +15,7 @@ import pytest
 
 from d2_smallobj.annotations.demo import DEMO_CLASS_NAMES, make_demo
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
-from d2_smallobj.scoring import load_run
+from d2_smallobj.scoring import Inputs, Settings, evaluate, load_run
 from d2_smallobj.scoring.run_files import RUN_FILES
 
 
@@ -198,7 +198,7 @@ def test_every_option_has_a_text(repository, monkeypatch):
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     parsers = []
-    namespace = argparse.Namespace(shard=(1, 1), compare=[], report=None)
+    namespace = argparse.Namespace(shard=(1, 1), compare=[], report=None, modules=[])
     monkeypatch.setattr(
         argparse.ArgumentParser, "parse_args", lambda self, _: parsers.append(self) or namespace
     )
@@ -285,3 +285,52 @@ def test_an_interrupt_is_no_traceback(demo, repository, tmp_path):
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_projects_own_data_set(dataset, repository, tmp_path):
+    """--import: the module registers; with processes, which do not import it again."""
+    (tmp_path / "their_data.py").write_text(
+        "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
+        f"root, names = {str(tmp_path)!r}, {dataset.names!r}\n"
+        "def load():\n"
+        "    return [{'file_name': f'{root}/{n}.jpg', 'image_id': n,\n"
+        "             'sem_seg_file_name': f'{root}/semantic/{n}.png',\n"
+        "             'ins_seg_file_name': f'{root}/instances/{n}.png'} for n in names]\n"
+        "DatasetCatalog.register('their_val', load)\n"
+        "MetadataCatalog.get('their_val').set(\n"
+        "    stuff_classes=['background', 'cat', 'dog', 'bird'], ignore_label=255)\n"
+    )
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(repository), str(tmp_path)])}
+
+    def run(*arguments):
+        common = ["--bootstrap", "0", "--predictions", str(dataset.preds), "--quiet"]
+        tool = str(repository / "tools" / "evaluate.py")
+        return subprocess.run(
+            [sys.executable, tool, *map(str, arguments), *common],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    output = ("--output", tmp_path / "run", "--jobs", 2)
+    done = run("--dataset", "their_val", "--import", "their_data", *output)
+    assert done.returncode == 0, done.stderr
+    expected = evaluate(Inputs(**dataset.options), Settings(samples=0))
+    assert load_run(tmp_path / "run").figures == pytest.approx(expected.figures, nan_ok=True)
+    # No file of a run leads to code.
+    assert "their_data" not in (tmp_path / "run" / "metrics.json").read_text()
+    for arguments, message in (
+        (("--dataset", "their_val", *output), r"error: --dataset: unknown value 'their_val'"),
+        (
+            ("--dataset", "x", "--import", "broken", *output),
+            r"--import broken: ZeroDivisionError: ",
+        ),
+        (("--dataset", "x", "--import", "no_such", *output), r"--import no_such: ModuleNotFound"),
+        (("--semantic", "x", "--import", "their_data", *output), r"--import goes with --dataset"),
+    ):
+        done = run(*arguments)
+        assert done.returncode != 0
+        assert re.search(message, done.stderr), done.stderr
+        assert "Traceback" not in done.stderr
