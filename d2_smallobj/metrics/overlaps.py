@@ -72,7 +72,7 @@ def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> C
         part = slice(starts[place], starts[place + 1])
         table = settings.stuff_number + (settings.stuff_number > 0) * (place * stuff)
         # -1, what is no class, takes the value of the last class and is corrected below.
-        table.take(image.guess, out=number[part])
+        table.take(image.guess, out=number[part], mode="wrap")
         if image.number is not None:
             # Found in the pixels; the others are found from the runs, all at once.
             number[part] += np.where(image.number > 0, image.number + (total - 1), 0)
@@ -103,7 +103,7 @@ def _stacked(images: Sequence[ImageRuns]) -> RunStarts:
         first, end = end, end + len(image.runs)
         image.runs.place(width, row, start[first:end])
         row += image.area // max(image.runs.width, 1) + 1
-    return RunStarts(width, start, start + join([image.runs.length for image in images]))
+    return RunStarts(width, start, join([image.runs.length for image in images]))
 
 
 def count_overlaps(components: Components, images: Sequence[ImageRuns]) -> Overlaps:

@@ -34,7 +34,7 @@ class Runs:
         """Place the runs in a map that is one column wider, so that ends of rows do not touch."""
         start = np.empty(len(self), np.int64)
         self.place(self.width + 1, 0, start)
-        return RunStarts(self.width + 1, start, start + self.length)
+        return RunStarts(self.width + 1, start, self.length)
 
     def place(self, width: int, first_row: int, start: np.ndarray) -> None:
         """Write the flat index of each run's first pixel in a wider map.
@@ -61,12 +61,12 @@ class RunStarts:
     Attributes:
         width: number of columns.
         start: int64 (R,), ascending, flat index of the first pixel.
-        end: int64 (R,), flat index after the last pixel.
+        length: int64 (R,), number of pixels.
     """
 
     width: int
     start: np.ndarray
-    end: np.ndarray
+    length: np.ndarray
 
 
 def find_runs(*maps: np.ndarray) -> Runs:
@@ -160,7 +160,8 @@ def run_components(
     chosen = wanted.nonzero()[0]
     if len(chosen) == 0:
         return number, np.zeros(0, np.int64)
-    label, start, end = labels.take(chosen), runs.start.take(chosen), runs.end.take(chosen)
+    label, start = labels.take(chosen), runs.start.take(chosen)
+    end = start + runs.length.take(chosen)
     # Put together what other maps have cut.
     apart = np.empty(len(chosen), bool)
     apart[0] = True

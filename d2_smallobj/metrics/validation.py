@@ -81,10 +81,6 @@ def check_maps(**maps: np.ndarray | None) -> None:
         ValueError: if one is not two-dimensional, or the shapes differ.
     """
     given = {name: value for name, value in maps.items() if value is not None}
-    if all(type(x) is np.ndarray and x.ndim == 2 and x.dtype.kind in "iu" for x in given.values()):
-        first, *others = given.values()
-        if all(one.shape == first.shape for one in others):
-            return
     for name, value in given.items():
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
             got = getattr(value, "dtype", type(value).__name__)
