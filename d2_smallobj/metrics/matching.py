@@ -5,9 +5,9 @@ lie on; the rest is arithmetic on these few counts. The steps: number the compon
 overlaps, find the instances, charge components to them, make the records.
 docs/method.md#instance-aware-iou tells the definition.
 
-Shapes: H, W image height and width; C number of classes; I number of images; R number of runs;
-K number of predicted components, number 0 for "no class" included; E number of overlaps, i.e. of
-combinations of component, instance and label that occur; T number of records.
+Shapes: H, W image height and width; C number of classes; R number of runs; K number of predicted
+components, number 0 for "no class" included; E number of overlaps, i.e. of pairs of a component
+and a region (label and instance) that occur; T number of records.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ import numpy as np
 from d2_smallobj.metrics.image_runs import ImageRuns, MatchSettings
 from d2_smallobj.metrics.runs import RunStarts, changes, run_components
 
+# Bits of an int64 that is not negative.
+_KEY_BITS = 63
+
 
 @dataclasses.dataclass(frozen=True)
 class Overlaps:
@@ -113,7 +116,6 @@ def count_overlaps(components: Components, images: Sequence[ImageRuns]) -> Overl
     of_region, of_length = (
         int(top).bit_length() for top in (first[-1], max(image.runs.width for image in images))
     )
-    # Everything in one number, as sorting numbers is faster than finding their order.
     numbers = components.of_run << of_region
     end = 0
     for image, offset in zip(images, first):
@@ -121,12 +123,18 @@ def count_overlaps(components: Components, images: Sequence[ImageRuns]) -> Overl
         numbers[start:end] += image.region
         if offset:
             numbers[start:end] += offset
-    numbers <<= of_length
-    numbers |= join([image.runs.length for image in images])
-    numbers.sort()
-    key = numbers >> of_length
+    length = join([image.runs.length for image in images])
+    if len(components.category).bit_length() + of_region + of_length <= _KEY_BITS:
+        # Everything in one number, as sorting numbers is faster than finding their order.
+        numbers <<= of_length
+        numbers |= length
+        numbers.sort()
+        key = numbers >> of_length
+        numbers &= (1 << of_length) - 1
+    else:
+        order = numbers.argsort(kind="stable")
+        key, numbers = numbers.take(order), length.take(order)
     heads = changes(key)
-    numbers &= (1 << of_length) - 1
     count = np.add.reduceat(numbers, heads) if len(heads) else heads
     key = key.take(heads)
     return overlaps_of(key >> of_region, key & ((1 << of_region) - 1), count, images)

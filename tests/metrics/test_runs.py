@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2_smallobj.metrics import component_instances, image_runs, match_image, matching
+from d2_smallobj.metrics import component_instances, image_runs, match_image, matching, overlaps
 from d2_smallobj.metrics.components import class_components
 from d2_smallobj.metrics.runs import find_runs, run_components
 
@@ -174,6 +174,7 @@ def test_huge_ids_are_numbered_anew(monkeypatch):
     # The same road taken with small ids.
     monkeypatch.setattr(matching, "_LARGEST_TABLE", 0)
     monkeypatch.setattr(image_runs, "_LARGEST_TABLE", 0)
+    monkeypatch.setattr(overlaps, "_KEY_BITS", 0)
     again = match_image(guess, semantic, instances, num_classes=3)
     assert again.table.charged.tolist() == expected.table.charged.tolist()
     assert again.table.instance_id.tolist() == expected.table.instance_id.tolist()
