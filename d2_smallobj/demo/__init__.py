@@ -1,0 +1,1 @@
+"""The demo data set: seeded synthetic scenes with flawed pseudo labels."""

@@ -1,0 +1,1 @@
+"""Ablations, sweeps, mixed supervision, and the paper's tables of their results."""

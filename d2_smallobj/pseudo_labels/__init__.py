@@ -1,0 +1,1 @@
+"""Pseudo labels: what methods write, as label maps; and what those miss."""
