@@ -30,9 +30,8 @@ setup(
     package_data={
         "d2_smallobj": [
             "_embedded/README.md",
-            "report/*.csv",
             "report/html_assets/*",
-            "benchmarks/*.csv",
+            "experiments/*.csv",
         ],
     },
     install_requires=[

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from d2_smallobj.annotations.demo import DemoOptions, make_demo
+from d2_smallobj.demo.dataset import DemoOptions, make_demo
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 try:
-    from d2_smallobj.annotations.pascal_b import (
+    from d2_smallobj.pascal_b import (
         IMAGES,
         BuildOptions,
         BuildResult,
@@ -27,8 +27,8 @@ try:
         build_pascal_b,
         rebuild_pascal_b,
     )
-    from d2_smallobj.annotations.pascal_b.categories import COCO_CLASS_OPTIONS
-    from d2_smallobj.annotations.pascal_b.near_duplicates import MAX_DISTANCE
+    from d2_smallobj.pascal_b.categories import COCO_CLASS_OPTIONS
+    from d2_smallobj.pascal_b.near_duplicates import MAX_DISTANCE
     from d2_smallobj.utils.opencv import cv2
 except ImportError as error:
     # A package is missing.

@@ -30,15 +30,15 @@ from pathlib import Path
 
 try:
     from d2_smallobj.annotations.layouts import datasets_root
-    from d2_smallobj.annotations.pseudo_labels import FORMATS, METHODS
+    from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS
+    from d2_smallobj.pseudo_labels.misses import summarize_labels
+    from d2_smallobj.pseudo_labels.preparation import check_labels, find_sources, prepare_labels
+    from d2_smallobj.pseudo_labels.targets import DATA_SETS, LabelTarget, open_target
     from d2_smallobj.report.label_summary import (
         draw_label_summary,
         format_label_summary,
         write_label_summary,
     )
-    from d2_smallobj.scoring.label_targets import DATA_SETS, LabelTarget, open_target
-    from d2_smallobj.scoring.pseudo_label_summary import summarize_labels
-    from d2_smallobj.scoring.pseudo_labels import check_labels, find_sources, prepare_labels
     from d2_smallobj.utils.files import atomic_write_text
     from d2_smallobj.utils.opencv import cv2
 except ImportError as error:

@@ -5,7 +5,7 @@ Needs neither torch nor detectron2. Between `<!-- table: NAME -->` and `<!-- end
 holds what the library computes; the tables of real images are renewed only with --voc.
 
 Example:
-    python tools/draw_metric.py --voc ../shared/realdata/voc/VOC2012
+    python docs/draw_metric.py --voc ../shared/realdata/voc/VOC2012
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from metric_drawings import draw_matching, draw_outcomes, draw_pooling
+from metric_examples import example_tables
+
 from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.annotations.truth import folder_truth
 from d2_smallobj.report.conventions import PERTURBATIONS, compare_conventions, convention_table
 from d2_smallobj.report.labelled_images import drawn_pair, drawn_sizes, truth_images
-from d2_smallobj.report.metric_drawings import draw_matching, draw_outcomes, draw_pooling
-from d2_smallobj.report.metric_examples import example_tables
 from d2_smallobj.report.pairs import find_pair
 from d2_smallobj.report.sensitivity import corner_cases, removal_curve
 from d2_smallobj.report.sensitivity_plots import draw_corner_cases, draw_removal
-from d2_smallobj.scoring.truth import folder_truth
 from d2_smallobj.utils.files import atomic_write_text
 
 _BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
@@ -35,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
+    parser.add_argument("--docs", type=Path, default=Path(__file__).parent)
     parser.add_argument("--voc", type=Path, metavar="DIR", help="folder VOC2012 of real images")
     args = parser.parse_args()
     try:

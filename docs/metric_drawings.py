@@ -6,14 +6,14 @@ import os
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from d2_smallobj.metrics import label_components
-from d2_smallobj.report.metric_examples import (
+from metric_examples import (
     Example,
     matching_example,
     outcome_example,
     pooling_examples,
 )
+
+from d2_smallobj.metrics import label_components
 from d2_smallobj.report.sensitivity_plots import new_figure, save_figure
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from d2_smallobj.annotations.demo import make_demo
+from d2_smallobj.demo.dataset import make_demo
 
 ITERATIONS, TASK_A = 8, 4
 

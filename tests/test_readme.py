@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import d2_smallobj
-from d2_smallobj.annotations.demo import make_demo
 from d2_smallobj.data import dataset_dicts
+from d2_smallobj.demo.dataset import make_demo
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 

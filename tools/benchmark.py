@@ -20,7 +20,8 @@ from collections.abc import Sequence
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 try:
-    from d2_smallobj.benchmarks import BENCHMARKS, Measurement, load
+    from benchmarks import BENCHMARKS, Measurement, load
+
     from d2_smallobj.utils.files import atomic_write_text
 except (ValueError, ImportError) as error:
     # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.

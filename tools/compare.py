@@ -21,10 +21,10 @@ from pathlib import Path
 try:
     from tqdm import tqdm
 
-    from d2_smallobj.metrics.comparison import Comparison, compare_runs
+    from d2_smallobj.experiments.published import TITLES, format_published
     from d2_smallobj.report.comparison import comparison_csv, format_comparison
-    from d2_smallobj.report.published import TITLES, format_published
     from d2_smallobj.scoring import ScoredRun, load_runs
+    from d2_smallobj.statistics.comparison import Comparison, compare_runs
     from d2_smallobj.utils.files import atomic_write_text
 except ImportError as error:
     # A package is missing.

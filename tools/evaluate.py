@@ -28,7 +28,6 @@ from pathlib import Path
 
 try:
     from d2_smallobj.metrics import parse_size_bins
-    from d2_smallobj.metrics.comparison import compare_runs
     from d2_smallobj.metrics.image_means import WORST_PERCENT, check_worst
     from d2_smallobj.metrics.image_runs import MODES
     from d2_smallobj.report.comparison import format_comparison
@@ -47,6 +46,7 @@ try:
     from d2_smallobj.scoring.metrics_file import warnings
     from d2_smallobj.scoring.plan import parse_shard
     from d2_smallobj.scoring.tables import format_run
+    from d2_smallobj.statistics.comparison import compare_runs
     from d2_smallobj.utils.opencv import cv2
 except (ValueError, ImportError) as error:
     # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.

@@ -20,9 +20,9 @@ from pathlib import Path
 
 try:
     from d2_smallobj.engine import build_config
-    from d2_smallobj.engine.mixed import KINDS, MixedSupervision, build_variants
-    from d2_smallobj.engine.run_tool import add_run_arguments, run_and_report
     from d2_smallobj.engine.setup import check_datasets
+    from d2_smallobj.experiments.mixed_supervision import KINDS, MixedSupervision, build_variants
+    from d2_smallobj.experiments.run_tool import add_run_arguments, run_and_report
 except (ValueError, ImportError) as error:
     # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
     sys.exit(f"error: {error}")

@@ -28,7 +28,7 @@ try:
     from d2_smallobj.engine import SafeCheckpointer, build_config, prediction
     from d2_smallobj.engine.doubt import SigmaWriter
     from d2_smallobj.modeling.inference import build_inference
-    from d2_smallobj.scoring.problems import listed
+    from d2_smallobj.utils.problems import listed
     from detectron2.config import CfgNode
 except (ValueError, ImportError) as error:
     # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.

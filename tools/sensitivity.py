@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from d2_smallobj.annotations.truth import GroundTruth
 from d2_smallobj.metrics import parse_size_bins
 from d2_smallobj.report.conventions import (
     PERTURBATIONS,
@@ -46,7 +47,6 @@ from d2_smallobj.report.sensitivity import corner_cases, removal_curve
 from d2_smallobj.report.sensitivity_plots import draw_corner_cases, draw_removal, write_curves
 from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
 from d2_smallobj.scoring.predictions import open_predictions, read_prediction
-from d2_smallobj.scoring.truth import GroundTruth
 from d2_smallobj.utils.files import atomic_write_text
 
 EXPERIMENTS = ("corner", "removal", "conventions")

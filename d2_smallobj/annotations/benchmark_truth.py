@@ -13,10 +13,10 @@ from d2_smallobj.annotations.cityscapes import (
     instance_ids_beside,
 )
 from d2_smallobj.annotations.files import FileCheck
+from d2_smallobj.annotations.image_sources import ImageSource, SourceReader
 from d2_smallobj.annotations.panoptic import read_panoptic_file
-from d2_smallobj.scoring.image_sources import ImageSource, SourceReader
-from d2_smallobj.scoring.problems import Problems
-from d2_smallobj.scoring.truth import SourceTruth, TruthImage, choose
+from d2_smallobj.annotations.truth import SourceTruth, TruthImage, choose
+from d2_smallobj.utils.problems import Problems
 
 # Of the maps, of the picture, and of what detectron2's own evaluator writes.
 _CITYSCAPES_SUFFIXES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from d2_smallobj.scoring.label_files import SUFFIXES
+from d2_smallobj.annotations.label_files import SUFFIXES
 
 
 class LabelFolder:

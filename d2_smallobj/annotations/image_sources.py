@@ -18,6 +18,7 @@ from d2_smallobj.annotations.cityscapes import (
     cityscapes_instances,
     label_classes,
 )
+from d2_smallobj.annotations.classes import stuff_beside_background
 from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, paint
 from d2_smallobj.annotations.instance_maps import (
     VOID,
@@ -26,10 +27,9 @@ from d2_smallobj.annotations.instance_maps import (
     thing_pixels,
     without_stuff,
 )
+from d2_smallobj.annotations.label_files import label_size, read_labels
 from d2_smallobj.annotations.label_rules import LabelRule
 from d2_smallobj.annotations.panoptic import Segment, panoptic_maps, panoptic_size
-from d2_smallobj.scoring.classes import stuff_beside_background
-from d2_smallobj.scoring.label_files import label_size, read_labels
 
 Maps = tuple[np.ndarray, "np.ndarray | None"]
 

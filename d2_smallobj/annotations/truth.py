@@ -14,13 +14,13 @@ from typing import Protocol
 
 import numpy as np
 
+from d2_smallobj.annotations.classes import stuff_beside_background
 from d2_smallobj.annotations.coco import IGNORE_LABEL, InstanceAnnotations
+from d2_smallobj.annotations.folders import LabelFolder
+from d2_smallobj.annotations.image_sources import ImageSource, SourceReader
 from d2_smallobj.annotations.instance_maps import VOID, without_stuff
-from d2_smallobj.scoring.classes import stuff_beside_background
-from d2_smallobj.scoring.folders import LabelFolder
-from d2_smallobj.scoring.image_sources import ImageSource, SourceReader
-from d2_smallobj.scoring.label_files import label_size, read_labels
-from d2_smallobj.scoring.problems import Problems
+from d2_smallobj.annotations.label_files import label_size, read_labels
+from d2_smallobj.utils.problems import Problems
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 

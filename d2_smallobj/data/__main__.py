@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from d2_smallobj.annotations.accounting import account
+from d2_smallobj.annotations.classes import choose_categories, read_class_names
 from d2_smallobj.annotations.coco import PAINTINGS, InstanceAnnotations
 from d2_smallobj.annotations.coco_file import KINDS
 from d2_smallobj.annotations.files import first_ten
@@ -27,9 +28,8 @@ from d2_smallobj.data.catalog import ALIASES, canonical_name, register_all, regi
 from d2_smallobj.data.presence import Presence, check_files, find_files
 from d2_smallobj.data.specs import DatasetSpec
 from d2_smallobj.report.accounting import format_accounting, write_accounting
-from d2_smallobj.report.text_tables import markdown_table
-from d2_smallobj.scoring.classes import choose_categories, read_class_names
 from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.tables import markdown_table
 
 _SHOWN = 4
 

@@ -25,19 +25,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from d2_smallobj.annotations.cityscapes import bare_name
+from d2_smallobj.annotations.classes import Stuff, stuff_beside_background
+from d2_smallobj.annotations.image_sources import ImageSource, SourceReader
 from d2_smallobj.annotations.instance_maps import VOID, without_stuff
-from d2_smallobj.data.catalog import alias_hint, canonical_name
-from d2_smallobj.data.things import class_names, dataset_classes, unannotated_label
-from d2_smallobj.data.truth_finder import TOLD, TruthFinder
-from d2_smallobj.scoring.classes import Stuff, stuff_beside_background
-from d2_smallobj.scoring.image_sources import ImageSource, SourceReader
-from d2_smallobj.scoring.truth import (
+from d2_smallobj.annotations.truth import (
     AnnotationTruth,
     GroundTruth,
     SourceTruth,
     TruthImage,
     choose,
 )
+from d2_smallobj.data.catalog import alias_hint, canonical_name
+from d2_smallobj.data.things import class_names, dataset_classes, unannotated_label
+from d2_smallobj.data.truth_finder import TOLD, TruthFinder
 from d2_smallobj.utils.options import look_up_option
 from detectron2.data import DatasetCatalog, MetadataCatalog
 

@@ -12,7 +12,7 @@ from d2_smallobj.annotations.accounting import image_fates
 from d2_smallobj.annotations.coco import IGNORE_LABEL, Annotation
 from d2_smallobj.annotations.label_maps import check_label_values, read_label_map
 from d2_smallobj.metrics.matching import match_image
-from d2_smallobj.scoring.label_targets import TargetImage
+from d2_smallobj.pseudo_labels.targets import TargetImage
 
 
 def check_image(

@@ -7,8 +7,8 @@ import functools
 
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.files import FileCheck
+from d2_smallobj.data.image_check import check_image
 from d2_smallobj.data.specs import DatasetSpec
-from d2_smallobj.scoring.image_check import check_image
 from d2_smallobj.utils.parallel import parallel_map
 
 

@@ -11,12 +11,6 @@ from typing import Any
 
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco_lists import coco_dicts
-from d2_smallobj.annotations.demo import (
-    DEMO_CLASS_NAMES,
-    PREPARE_COMMAND,
-    PSEUDO_LABELS,
-    ensure_demo,
-)
 from d2_smallobj.annotations.files import FileCheck
 from d2_smallobj.annotations.label_maps import voc_palette
 from d2_smallobj.annotations.layouts import (
@@ -30,8 +24,14 @@ from d2_smallobj.annotations.layouts import (
     coco_labels,
     voc_labels,
 )
-from d2_smallobj.annotations.pseudo_labels import METHODS as METHOD_FOLDERS
 from d2_smallobj.annotations.voc import voc_dicts
+from d2_smallobj.demo.dataset import (
+    DEMO_CLASS_NAMES,
+    PREPARE_COMMAND,
+    PSEUDO_LABELS,
+    ensure_demo,
+)
+from d2_smallobj.pseudo_labels.formats import METHODS as METHOD_FOLDERS
 
 IGNORE_LABEL = 255
 EVALUATOR_TYPE = "smallobj_sem_seg"

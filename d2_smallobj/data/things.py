@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d2_smallobj.scoring.classes import (
+from d2_smallobj.annotations.classes import (
     Stuff,
     background_ids,
     is_background,

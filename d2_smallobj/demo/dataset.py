@@ -29,7 +29,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from d2_smallobj.annotations.demo_files import (
+from d2_smallobj.demo.files import (
     DEMO_CLASS_NAMES,
     PSEUDO_LABELS,
     DemoOptions,

@@ -15,10 +15,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from d2_smallobj.annotations.demo_pseudo import draw_pseudo_label
-from d2_smallobj.annotations.demo_scenes import Scene, draw_scene
-from d2_smallobj.annotations.demo_shapes import OBJECT_CLASSES
 from d2_smallobj.annotations.label_maps import encode_label_map
+from d2_smallobj.demo.flawed_labels import draw_pseudo_label
+from d2_smallobj.demo.scenes import Scene, draw_scene
+from d2_smallobj.demo.shapes import OBJECT_CLASSES
 
 DEMO_CLASS_NAMES = ("background", *(kind.name for kind in OBJECT_CLASSES))
 """Class names of the demo, background first."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from d2_smallobj.annotations.demo_scenes import Scene, smooth_noise
-from d2_smallobj.annotations.demo_shapes import Array
+from d2_smallobj.demo.scenes import Scene, smooth_noise
+from d2_smallobj.demo.shapes import Array
 from d2_smallobj.utils.opencv import cv2
 
 MISSED_AT_SMALLEST, MISSED_SIDES = 0.5, (6.0, 40.0)

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from d2_smallobj.annotations.demo_shapes import (
+from d2_smallobj.demo.shapes import (
     OBJECT_CLASSES,
     Array,
     Stamp,

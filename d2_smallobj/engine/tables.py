@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
-from d2_smallobj.report.paper_tables import mean_and_deviation
+from d2_smallobj.experiments.paper_tables import mean_and_deviation
 
 HEADLINE = ("mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_S", "IA-mIoU_M", "IA-mIoU_L")
 

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from d2_smallobj.engine.checkpoint import load_torch_file, save_torch_file
 from d2_smallobj.engine.fingerprint import flatten
-from d2_smallobj.engine.scheduling import Job, Slot, build_slots, run_jobs
 from d2_smallobj.engine.setup import build_config
 from d2_smallobj.engine.tables import HEADLINE, markdown_table
 from d2_smallobj.engine.tasks import TASK_A_CHECKPOINT
-from d2_smallobj.engine.variants import KINDS, Variant, build_variants
+from d2_smallobj.experiments.scheduling import Job, Slot, build_slots, run_jobs
+from d2_smallobj.experiments.variants import KINDS, Variant, build_variants
 from d2_smallobj.utils.files import atomic_write_text
 
 __all__ = ["KINDS", "Ablation", "Variant", "build_variants", "final_results", "run_all"]

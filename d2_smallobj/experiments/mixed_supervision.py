@@ -7,9 +7,9 @@ import math
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from d2_smallobj.engine.ablation import Ablation, final_results, write_tables
 from d2_smallobj.engine.tables import HEADLINE
-from d2_smallobj.engine.variants import Variant
+from d2_smallobj.experiments.ablation import Ablation, final_results, write_tables
+from d2_smallobj.experiments.variants import Variant
 
 KINDS = ("full", "masks", "boxes", "doubt", "bootstrap", "bootstrap_sw", "bootstrap_sb")
 """What can be compared; the first is what all are measured by."""

@@ -10,10 +10,10 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from d2_smallobj.metrics.ranking import spearman
-from d2_smallobj.report.published import PUBLISHED_FIGURES, load_published
-from d2_smallobj.report.text_tables import markdown_table
+from d2_smallobj.experiments.published import PUBLISHED_FIGURES, load_published
+from d2_smallobj.statistics.ranking import spearman
 from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.tables import markdown_table
 
 TABLES: Mapping[str, tuple[str, str]] = {
     "voc_2012_seg_val": ("table1", "Table 1: PASCAL VOC 2012 val"),

@@ -7,9 +7,9 @@ import dataclasses
 import importlib.resources
 from collections.abc import Mapping
 
-from d2_smallobj.metrics.ranking import RankTable, rank_table
-from d2_smallobj.report.text_tables import format_rank_table
+from d2_smallobj.statistics.ranking import RankTable, rank_table
 from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.tables import format_rank_table
 
 PUBLISHED_FIGURES = ("mIoU", "IA-mIoU", "IA-mIoU_S")
 TITLES: Mapping[str, str] = {
@@ -57,7 +57,7 @@ def load_published(table: str | None = None) -> list[PublishedResult]:
     """
     if table is not None:
         look_up_option("table", table, TITLES)
-    source = importlib.resources.files("d2_smallobj.report") / "published_tables.csv"
+    source = importlib.resources.files("d2_smallobj.experiments") / "published_tables.csv"
     rows = csv.DictReader(source.read_text(encoding="utf-8").splitlines())
     return [
         PublishedResult(

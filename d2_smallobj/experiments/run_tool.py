@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from d2_smallobj.engine.ablation import Ablation, run_all
-from d2_smallobj.engine.scheduling import visible_devices
 from d2_smallobj.engine.setup import build_config
+from d2_smallobj.experiments.ablation import Ablation, run_all
+from d2_smallobj.experiments.scheduling import visible_devices
 
 
 def add_run_arguments(

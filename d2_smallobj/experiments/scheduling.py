@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from tqdm import tqdm
 
-from d2_smallobj.scoring.problems import listed
+from d2_smallobj.utils.problems import listed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2_smallobj.data import register_all
-from d2_smallobj.engine.ablation import Ablation, write_tables
 from d2_smallobj.engine.setup import build_config
 from d2_smallobj.engine.tables import HEADLINE
-from d2_smallobj.engine.variants import BASELINE
-from d2_smallobj.report.gain_plot import draw_gains
-from d2_smallobj.report.paper_tables import RunResult, measure_gains, write_paper_tables
+from d2_smallobj.experiments.ablation import Ablation, write_tables
+from d2_smallobj.experiments.gain_plot import draw_gains
+from d2_smallobj.experiments.paper_tables import RunResult, measure_gains, write_paper_tables
+from d2_smallobj.experiments.variants import BASELINE
 from d2_smallobj.utils.options import look_up_option
 from detectron2.data import DatasetCatalog
 

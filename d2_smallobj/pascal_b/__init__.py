@@ -10,13 +10,13 @@ that are fit (:mod:`.sampling`, :mod:`.selection`) and written (:mod:`.painting`
 
 from __future__ import annotations
 
-from d2_smallobj.annotations.pascal_b.build import (
+from d2_smallobj.pascal_b.build import (
     BuildResult,
     build_pascal_b,
     rebuild_pascal_b,
 )
-from d2_smallobj.annotations.pascal_b.options import IMAGES, BuildOptions, Place
-from d2_smallobj.annotations.pascal_b.screening import ScreeningOptions
+from d2_smallobj.pascal_b.options import IMAGES, BuildOptions, Place
+from d2_smallobj.pascal_b.screening import ScreeningOptions
 
 __all__ = [
     "IMAGES",

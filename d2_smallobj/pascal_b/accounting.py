@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
-from d2_smallobj.annotations.pascal_b.candidates import Candidate, Sources
-from d2_smallobj.annotations.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.candidates import Candidate, Sources
+from d2_smallobj.pascal_b.outcomes import Outcome
 
 STATUSES = ("used", "void", "crowd", "background", "dropped")
 _OUTCOMES = tuple(Outcome)

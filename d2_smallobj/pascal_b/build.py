@@ -14,10 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 from d2_smallobj.annotations.files import first_ten
-from d2_smallobj.annotations.pascal_b.accounting import account
-from d2_smallobj.annotations.pascal_b.candidates import Candidate, Sources
-from d2_smallobj.annotations.pascal_b.card import format_short_cells
-from d2_smallobj.annotations.pascal_b.files import (
+from d2_smallobj.annotations.voc import IMAGE_FOLDER
+from d2_smallobj.pascal_b.accounting import account
+from d2_smallobj.pascal_b.candidates import Candidate, Sources
+from d2_smallobj.pascal_b.card import format_short_cells
+from d2_smallobj.pascal_b.files import (
     check_place,
     describe_outputs,
     format_annotations,
@@ -25,8 +26,8 @@ from d2_smallobj.annotations.pascal_b.files import (
     put_in_place,
     write_texts,
 )
-from d2_smallobj.annotations.pascal_b.index import read_index
-from d2_smallobj.annotations.pascal_b.manifest import (
+from d2_smallobj.pascal_b.index import read_index
+from d2_smallobj.pascal_b.manifest import (
     FORMAT,
     VERSION,
     Manifest,
@@ -37,20 +38,19 @@ from d2_smallobj.annotations.pascal_b.manifest import (
     read_manifest,
     versions,
 )
-from d2_smallobj.annotations.pascal_b.options import BuildOptions, Place
-from d2_smallobj.annotations.pascal_b.outcomes import Outcome
-from d2_smallobj.annotations.pascal_b.painting import RenderedImage, image_name, render
-from d2_smallobj.annotations.pascal_b.pictures import PictureCheck, copy_pictures, find_pictures
-from d2_smallobj.annotations.pascal_b.rejects import read_reject_list
-from d2_smallobj.annotations.pascal_b.sampling import import_scipy
-from d2_smallobj.annotations.pascal_b.screening import ScreeningOptions, Verdict
-from d2_smallobj.annotations.pascal_b.selection import (
+from d2_smallobj.pascal_b.options import BuildOptions, Place
+from d2_smallobj.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.painting import RenderedImage, image_name, render
+from d2_smallobj.pascal_b.pictures import PictureCheck, copy_pictures, find_pictures
+from d2_smallobj.pascal_b.rejects import read_reject_list
+from d2_smallobj.pascal_b.sampling import import_scipy
+from d2_smallobj.pascal_b.screening import ScreeningOptions, Verdict
+from d2_smallobj.pascal_b.selection import (
     find_candidates,
     screen_candidates,
     select,
     write_candidate_list,
 )
-from d2_smallobj.annotations.voc import IMAGE_FOLDER
 from d2_smallobj.utils.parallel import parallel_map
 
 CHOSEN = "in the set"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from d2_smallobj.annotations.files import first_ten
-from d2_smallobj.annotations.pascal_b.categories import (
+from d2_smallobj.pascal_b.categories import (
     COCO_RULES,
     CORE,
     DOUBTFUL,
@@ -16,8 +16,8 @@ from d2_smallobj.annotations.pascal_b.categories import (
     missing_coco_names,
     missing_lvis_names,
 )
-from d2_smallobj.annotations.pascal_b.index import AnnotationIndex, Image
-from d2_smallobj.annotations.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.index import AnnotationIndex, Image
+from d2_smallobj.pascal_b.outcomes import Outcome
 
 
 class Piece(NamedTuple):

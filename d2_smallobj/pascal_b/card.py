@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
-from d2_smallobj.annotations.pascal_b.accounting import STATUSES, by_status, total_outcomes
-from d2_smallobj.annotations.pascal_b.manifest import short_cells
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
+from d2_smallobj.pascal_b.accounting import STATUSES, by_status, total_outcomes
+from d2_smallobj.pascal_b.manifest import short_cells
 
 _INTRODUCTION = """\
 # PASCAL-B, re-created

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d2_smallobj.annotations.pascal_b.candidates import Candidate, Piece
-from d2_smallobj.annotations.pascal_b.categories import AMBIGUOUS, CORE, DOUBTFUL, PART
-from d2_smallobj.annotations.pascal_b.masks import (
+from d2_smallobj.pascal_b.candidates import Candidate, Piece
+from d2_smallobj.pascal_b.categories import AMBIGUOUS, CORE, DOUBTFUL, PART
+from d2_smallobj.pascal_b.masks import (
     Mask,
     area_of,
     boxes_meet,
@@ -27,7 +27,7 @@ from d2_smallobj.annotations.pascal_b.masks import (
     overlaps,
     union,
 )
-from d2_smallobj.annotations.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.outcomes import Outcome
 
 DUPLICATE_OVERLAP = 0.8
 """Two annotations of a class with this intersection over union are one object."""

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
-from d2_smallobj.annotations.pascal_b.accounting import format_csv
-from d2_smallobj.annotations.pascal_b.candidates import Candidate
-from d2_smallobj.annotations.pascal_b.card import format_card
-from d2_smallobj.annotations.pascal_b.manifest import (
+from d2_smallobj.annotations.voc import IMAGE_FOLDER
+from d2_smallobj.pascal_b.accounting import format_csv
+from d2_smallobj.pascal_b.candidates import Candidate
+from d2_smallobj.pascal_b.card import format_card
+from d2_smallobj.pascal_b.manifest import (
     MANIFEST_NAME,
     Manifest,
     format_manifest,
     read_manifest,
 )
-from d2_smallobj.annotations.pascal_b.painting import (
+from d2_smallobj.pascal_b.painting import (
     INSTANCE_FOLDER,
     SEMANTIC_FOLDER,
     RenderedImage,
     image_name,
 )
-from d2_smallobj.annotations.voc import IMAGE_FOLDER
 from d2_smallobj.utils.files import atomic_write_text
 
 ANNOTATION_FILE = "annotations/instances_val.json"

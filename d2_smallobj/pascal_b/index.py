@@ -15,7 +15,7 @@ import numpy as np
 
 from d2_smallobj.annotations.coco_file import AnnotationFile, ImageEntry, read_annotation_file
 from d2_smallobj.annotations.files import first_ten, resolve_inside
-from d2_smallobj.annotations.pascal_b.categories import COCO_RULES, LVIS_RULES
+from d2_smallobj.pascal_b.categories import COCO_RULES, LVIS_RULES
 from d2_smallobj.utils.options import look_up_option
 
 KINDS = ("lvis", "coco")

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.annotations.balance import coefficient_of_variation, normalized_entropy
 from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
-from d2_smallobj.annotations.pascal_b.index import AnnotationIndex
-from d2_smallobj.annotations.pascal_b.sampling import Sample
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
+from d2_smallobj.pascal_b.index import AnnotationIndex
+from d2_smallobj.pascal_b.sampling import Sample
+from d2_smallobj.statistics.balance import coefficient_of_variation, normalized_entropy
 
 FORMAT, VERSION = "d2_smallobj PASCAL-B manifest", 1
 MANIFEST_NAME = "manifest.json"

@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from d2_smallobj.annotations.masks import encode_mask
-from d2_smallobj.annotations.pascal_b.candidates import Candidate
+from d2_smallobj.pascal_b.candidates import Candidate
 
 Mask = dict[str, Any]
 """Compressed run lengths: ``size`` (height, width) and ``counts`` (bytes)."""

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Union
 
-from d2_smallobj.annotations.pascal_b.near_duplicates import MAX_DISTANCE
-from d2_smallobj.annotations.pascal_b.screening import ScreeningOptions
+from d2_smallobj.pascal_b.near_duplicates import MAX_DISTANCE
+from d2_smallobj.pascal_b.screening import ScreeningOptions
 
 IMAGES = 1137
 """Number of images of the paper's set."""

@@ -15,10 +15,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from d2_smallobj.annotations.label_maps import write_label_map
-from d2_smallobj.annotations.pascal_b.candidates import Candidate
-from d2_smallobj.annotations.pascal_b.compose import Composition
-from d2_smallobj.annotations.pascal_b.outcomes import Outcome
-from d2_smallobj.annotations.pascal_b.screening import ScreeningOptions, compose_candidate
+from d2_smallobj.pascal_b.candidates import Candidate
+from d2_smallobj.pascal_b.compose import Composition
+from d2_smallobj.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.screening import ScreeningOptions, compose_candidate
 
 VOID = 255
 SEMANTIC_FOLDER, INSTANCE_FOLDER = "SegmentationClass", "SegmentationObject"

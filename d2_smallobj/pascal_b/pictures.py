@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from d2_smallobj.annotations.files import first_ten, resolve_inside
-from d2_smallobj.annotations.pascal_b.candidates import Candidate
-from d2_smallobj.annotations.pascal_b.near_duplicates import hash_or_problem, nearest
 from d2_smallobj.annotations.voc import IMAGE_FOLDER
+from d2_smallobj.pascal_b.candidates import Candidate
+from d2_smallobj.pascal_b.near_duplicates import hash_or_problem, nearest
 from d2_smallobj.utils.parallel import parallel_map
 
 _SPLITS = ("train2017", "val2017")

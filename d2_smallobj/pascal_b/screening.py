@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from d2_smallobj.annotations.pascal_b.candidates import Candidate
-from d2_smallobj.annotations.pascal_b.categories import COCO_CLASS_OPTIONS, class_id
-from d2_smallobj.annotations.pascal_b.compose import Composition, compose
-from d2_smallobj.annotations.pascal_b.masks import DegeneratePolygonError, MaskError, read_masks
-from d2_smallobj.annotations.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.candidates import Candidate
+from d2_smallobj.pascal_b.categories import COCO_CLASS_OPTIONS, class_id
+from d2_smallobj.pascal_b.compose import Composition, compose
+from d2_smallobj.pascal_b.masks import DegeneratePolygonError, MaskError, read_masks
+from d2_smallobj.pascal_b.outcomes import Outcome
 from d2_smallobj.utils.options import look_up_option
 
 

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from d2_smallobj.annotations.balance import class_size_counts
 from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
-from d2_smallobj.annotations.pascal_b.candidates import Candidate, Sources
-from d2_smallobj.annotations.pascal_b.options import BuildOptions
-from d2_smallobj.annotations.pascal_b.outcomes import Outcome
-from d2_smallobj.annotations.pascal_b.pictures import NearDuplicate, PictureCheck
-from d2_smallobj.annotations.pascal_b.sampling import Sample, sample_balanced
-from d2_smallobj.annotations.pascal_b.screening import ScreeningOptions, Verdict, screen
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
+from d2_smallobj.pascal_b.candidates import Candidate, Sources
+from d2_smallobj.pascal_b.options import BuildOptions
+from d2_smallobj.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.pictures import NearDuplicate, PictureCheck
+from d2_smallobj.pascal_b.sampling import Sample, sample_balanced
+from d2_smallobj.pascal_b.screening import ScreeningOptions, Verdict, screen
+from d2_smallobj.statistics.balance import class_size_counts
 from d2_smallobj.utils.files import atomic_write_text
 from d2_smallobj.utils.parallel import parallel_map
 

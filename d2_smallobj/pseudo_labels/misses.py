@@ -14,7 +14,7 @@ import numpy as np
 
 from d2_smallobj.annotations.coco import Annotation, paint
 from d2_smallobj.annotations.label_maps import read_label_map
-from d2_smallobj.annotations.pseudo_labels import IGNORE_LABEL
+from d2_smallobj.annotations.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage
 from d2_smallobj.metrics import (
     COCO_SIZE_BINS,
     OUTCOMES,
@@ -24,9 +24,9 @@ from d2_smallobj.metrics import (
     classify,
     summarize,
 )
-from d2_smallobj.scoring.problems import Problems
-from d2_smallobj.scoring.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage
+from d2_smallobj.pseudo_labels.formats import IGNORE_LABEL
 from d2_smallobj.utils.parallel import parallel_map
+from d2_smallobj.utils.problems import Problems
 
 ALL = "all"
 """The row of all sizes, or of all classes."""

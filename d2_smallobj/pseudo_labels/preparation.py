@@ -12,12 +12,12 @@ from typing import Any
 
 from d2_smallobj.annotations.files import FileCheck
 from d2_smallobj.annotations.label_maps import write_label_map
-from d2_smallobj.annotations.pseudo_labels import FORMATS, METHODS, read_pseudo_label
-from d2_smallobj.scoring.label_targets import LabelTarget, TargetImage
-from d2_smallobj.scoring.problems import Problems
+from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS, read_pseudo_label
+from d2_smallobj.pseudo_labels.targets import LabelTarget, TargetImage
 from d2_smallobj.utils.files import atomic_write_text
 from d2_smallobj.utils.options import look_up_option
 from d2_smallobj.utils.parallel import parallel_map
+from d2_smallobj.utils.problems import Problems
 
 _UNUSABLE = "pseudo label(s) that cannot be used"
 
@@ -28,7 +28,7 @@ class Sources:
 
     Attributes:
         folders: one folder, or two whose maps are merged.
-        file_format: one of :data:`d2_smallobj.annotations.pseudo_labels.FORMATS`.
+        file_format: one of :data:`d2_smallobj.pseudo_labels.formats.FORMATS`.
         files: for every image of the target, its file in each of the folders.
         others: number of other files in the folders (pictures of labels, other images).
     """
@@ -63,7 +63,7 @@ def find_sources(
 
     Args:
         target: the images.
-        method: a key of :data:`d2_smallobj.annotations.pseudo_labels.METHODS`.
+        method: a key of :data:`d2_smallobj.pseudo_labels.formats.METHODS`.
         folders: as many as the method writes; for ``other`` one, or two to be merged.
         file_format: ``"auto"``: by what is there, PNG files or activation maps.
 

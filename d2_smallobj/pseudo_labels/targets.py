@@ -12,7 +12,6 @@ from PIL import Image
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.coco_lists import image_index
-from d2_smallobj.annotations.demo import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.files import FileCheck
 from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
 from d2_smallobj.annotations.layouts import (
@@ -25,8 +24,9 @@ from d2_smallobj.annotations.layouts import (
     coco_labels,
     voc_labels,
 )
+from d2_smallobj.annotations.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage
 from d2_smallobj.annotations.voc import find_list, image_path, read_image_list
-from d2_smallobj.scoring.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage
+from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES
 from d2_smallobj.utils.options import look_up_option
 
 DATA_SETS = ("voc", *(f"coco_{year}" for year in COCO_YEARS), "demo")

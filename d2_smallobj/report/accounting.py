@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from d2_smallobj.annotations.accounting import FATES, Accounting
 from d2_smallobj.annotations.files import first_ten
-from d2_smallobj.report.text_tables import markdown_table
 from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.tables import markdown_table
 
 
 def format_accounting(result: Accounting) -> str:

@@ -7,11 +7,11 @@ import io
 import math
 from collections.abc import Sequence
 
-from d2_smallobj.metrics.comparison import Comparison
-from d2_smallobj.metrics.statistics import MINIMUM_INSTANCES, Cell, Interval
 from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.metrics.validation import first_ten
-from d2_smallobj.report.text_tables import format_rank_table, markdown_table, number
+from d2_smallobj.statistics.comparison import Comparison
+from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, Cell, Interval
+from d2_smallobj.utils.tables import format_rank_table, markdown_table, number
 
 _CSV_COLUMNS = (
     *("kind", "method", "other", "figure", "other_figure"),
@@ -23,7 +23,7 @@ def format_comparison(comparison: Comparison) -> str:
     """Lay out a comparison as Markdown: figures, paired differences, ranks, warnings.
 
     Args:
-        comparison: what :func:`d2_smallobj.metrics.comparison.compare_runs` returns.
+        comparison: what :func:`d2_smallobj.statistics.comparison.compare_runs` returns.
     """
     level = f"{100 * comparison.level:g} %"
     sections = [_figures(comparison, level)]
@@ -47,7 +47,7 @@ def format_cells(cells: Sequence[Cell]) -> list[str]:
     """Say, a sentence for every size, which classes have too few instances.
 
     Args:
-        cells: what :func:`d2_smallobj.metrics.statistics.cell_warnings` returns.
+        cells: what :func:`d2_smallobj.statistics.intervals.cell_warnings` returns.
     """
     lines = []
     for size in dict.fromkeys(cell.size for cell in cells):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from d2_smallobj.annotations.statistics import SizeStatistics
 from d2_smallobj.report.sensitivity_plots import new_figure, save_figure
+from d2_smallobj.statistics.counts import SizeStatistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

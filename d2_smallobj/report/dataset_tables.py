@@ -8,9 +8,9 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 
-from d2_smallobj.annotations.statistics import SizeStatistics
-from d2_smallobj.report.text_tables import markdown_table, number
+from d2_smallobj.statistics.counts import SizeStatistics
 from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.tables import markdown_table, number
 
 
 def write_counts(path: str | os.PathLike[str], sets: Sequence[SizeStatistics]) -> None:

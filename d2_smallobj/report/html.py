@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.metrics.comparison import Comparison
-from d2_smallobj.metrics.size_curve import size_curve
 from d2_smallobj.report import html_comparison, html_notes, html_objects, html_sections
 from d2_smallobj.report.html_curve import Line
 from d2_smallobj.report.html_markup import Markup, tag
@@ -21,6 +19,8 @@ from d2_smallobj.report.html_model import Method, make_methods
 from d2_smallobj.report.html_page import content_policy, read_asset
 from d2_smallobj.report.html_thumbnails import make_thumbnails
 from d2_smallobj.report.html_worst import worst_small
+from d2_smallobj.statistics.comparison import Comparison
+from d2_smallobj.statistics.size_curve import size_curve
 from d2_smallobj.utils.files import atomic_write_text
 
 _SECTIONS = (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from d2_smallobj.metrics.comparison import Comparison, PairedDifference
 from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.report.html_markup import Child, Markup, count, tag
 from d2_smallobj.report.html_sections import section
 from d2_smallobj.report.html_tables import Cell, Column, sortable_table, text_cell
+from d2_smallobj.statistics.comparison import Comparison, PairedDifference
 
 _SIGNIFICANT = 0.05
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.metrics.comparison import run_size_bins, run_stuff, run_worst
 from d2_smallobj.metrics.outcomes import OUTCOMES, blob_summary, outcome_summary
 from d2_smallobj.metrics.sizes import SizeBins
-from d2_smallobj.metrics.statistics import MINIMUM_INSTANCES
 from d2_smallobj.metrics.summary import headline_names, split_headline
+from d2_smallobj.statistics.comparison import run_size_bins, run_stuff, run_worst
+from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES
 
 _SIZE_WORDS = {"S": "small", "M": "medium", "L": "large"}
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from d2_smallobj.metrics.comparison import Comparison
-from d2_smallobj.metrics.statistics import MINIMUM_INSTANCES, cell_warnings
 from d2_smallobj.report.html_markup import Child, Markup, count, percent, tag
 from d2_smallobj.report.html_model import Method, outcome_shares, size_word
 from d2_smallobj.report.html_sections import named, section
+from d2_smallobj.statistics.comparison import Comparison
+from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, cell_warnings
 
 _MAX_CELLS = 24
 _LONG = 300

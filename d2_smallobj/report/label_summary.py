@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from d2_smallobj.metrics import OUTCOMES
+from d2_smallobj.pseudo_labels.misses import ALL, LabelSummary
 from d2_smallobj.report.sensitivity_plots import new_figure, save_figure
-from d2_smallobj.report.text_tables import markdown_table, number
-from d2_smallobj.scoring.pseudo_label_summary import ALL, LabelSummary
 from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.tables import markdown_table, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

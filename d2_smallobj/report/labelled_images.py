@@ -15,7 +15,7 @@ from d2_smallobj import metrics
 from d2_smallobj.annotations.label_maps import check_label_values
 
 if TYPE_CHECKING:
-    from d2_smallobj.scoring.truth import GroundTruth, TruthImage
+    from d2_smallobj.annotations.truth import GroundTruth, TruthImage
 
 IGNORE = 255
 
@@ -37,7 +37,7 @@ def truth_images(truth: GroundTruth, num_classes: int) -> list[LabelledImage]:
     """Take the images of any ground truth that can be scored (folders, COCO, LVIS).
 
     Args:
-        truth: see :mod:`d2_smallobj.scoring.truth`. Where it has no instances, the 8-connected
+        truth: see :mod:`d2_smallobj.annotations.truth`. Where it has no instances, the 8-connected
             components of the semantic map are the instances.
         num_classes: number of classes, background included, to check the maps against.
     """

@@ -28,9 +28,9 @@ from d2_smallobj.annotations.files import resolve_inside
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
 from d2_smallobj.report.review_images import ReviewImage, ReviewTask, draw_review_image
 from d2_smallobj.report.review_page import data_script, page_end, page_start
-from d2_smallobj.scoring.problems import Problems
 from d2_smallobj.utils.files import atomic_write
 from d2_smallobj.utils.parallel import parallel_map
+from d2_smallobj.utils.problems import Problems
 
 
 class _ImageNotes(msgspec.Struct):

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from d2_smallobj.scoring.problems import listed
+from d2_smallobj.utils.problems import listed
 
 FIGURES = ("mIoU", "IA-mIoU", "IA-mIoU_S")
 """The figures of evaluations that are read."""

@@ -8,18 +8,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from d2_smallobj.annotations.benchmark_truth import cityscapes_truth, panoptic_truth
 from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
-from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.scoring.benchmark_truth import cityscapes_truth, panoptic_truth
-from d2_smallobj.scoring.classes import (
+from d2_smallobj.annotations.classes import (
     choose_categories,
     default_stuff,
     read_class_names,
     stuff_ids,
 )
+from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.truth import AnnotationTruth, GroundTruth, folder_truth, with_pictures
 from d2_smallobj.scoring.plan import read_list
 from d2_smallobj.scoring.predictions import FolderPredictions, JsonPredictions, open_predictions
-from d2_smallobj.scoring.truth import AnnotationTruth, GroundTruth, folder_truth, with_pictures
 from d2_smallobj.utils.options import look_up_option
 
 PREDICTION_IDS = ("train", "label")
@@ -52,9 +52,9 @@ class Inputs:
             can be painted: a class, or ``"void"``.
         prediction_ids: what predictions hold, with ``cityscapes``: ``"train"`` or ``"label"``
             ids; default: ``"train"``.
-        classes: see :func:`d2_smallobj.scoring.classes.read_class_names`; default: those of the
+        classes: see :func:`d2_smallobj.annotations.classes.read_class_names`; default: those of the
             annotation file or the data set, and VOC's for folders.
-        category_map: see :func:`d2_smallobj.scoring.classes.choose_categories`.
+        category_map: see :func:`d2_smallobj.annotations.classes.choose_categories`.
         image_list: file that lists the images to score; default: all of the ground truth.
         pictures: folder of the pictures themselves, for a report.
     """

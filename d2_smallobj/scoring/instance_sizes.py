@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from d2_smallobj.annotations.classes import stuff_beside_background
 from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.statistics import InstanceSizes, annotation_sizes, map_sizes
-from d2_smallobj.scoring.classes import stuff_beside_background
+from d2_smallobj.annotations.truth import AnnotationTruth, GroundTruth, TruthImage
 from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
 from d2_smallobj.scoring.plan import read_list
-from d2_smallobj.scoring.problems import Problems
-from d2_smallobj.scoring.truth import AnnotationTruth, GroundTruth, TruthImage
+from d2_smallobj.statistics.counts import InstanceSizes, annotation_sizes, map_sizes
 from d2_smallobj.utils.parallel import parallel_map
+from d2_smallobj.utils.problems import Problems
 
 _JSON_KINDS = {"coco_json": "coco", "lvis_json": "lvis"}
 
@@ -42,8 +42,8 @@ def open_ground_truth(
             or ``"dataset"``.
         path: the folder or file, or the registered data set's name.
         instances: folder of instance maps, with ``"semantic"``.
-        classes: see :func:`d2_smallobj.scoring.classes.read_class_names`.
-        category_map: see :func:`d2_smallobj.scoring.classes.choose_categories`.
+        classes: see :func:`d2_smallobj.annotations.classes.read_class_names`.
+        category_map: see :func:`d2_smallobj.annotations.classes.choose_categories`.
         image_list: file that lists the images to use; default: all.
         stuff: names of the classes without instances; default: as :class:`Inputs` decides.
         panoptic_maps: folder of the PNGs, with ``"panoptic"``.

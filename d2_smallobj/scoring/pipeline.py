@@ -6,17 +6,17 @@ import dataclasses
 import hashlib
 
 import d2_smallobj
+from d2_smallobj.annotations.truth import GroundTruth
 from d2_smallobj.metrics import COCO_SIZE_BINS, SizeBins
 from d2_smallobj.metrics.image_means import WORST_PERCENT, check_worst
 from d2_smallobj.metrics.image_runs import MODES
-from d2_smallobj.metrics.statistics import bootstrap
 from d2_smallobj.metrics.validation import check_classes
 from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
 from d2_smallobj.scoring.plan import Plan, Task, make_plan
 from d2_smallobj.scoring.reopen import reopener
 from d2_smallobj.scoring.run import ScoredRun, Sources
 from d2_smallobj.scoring.runner import Scorer, score_tasks
-from d2_smallobj.scoring.truth import GroundTruth
+from d2_smallobj.statistics.intervals import bootstrap
 from d2_smallobj.utils.options import look_up_option
 
 _LEVEL = 0.95

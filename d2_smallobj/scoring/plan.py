@@ -7,10 +7,10 @@ import os
 import re
 from collections.abc import Sequence
 
+from d2_smallobj.annotations.truth import GroundTruth, TruthImage
 from d2_smallobj.annotations.voc import read_image_list
 from d2_smallobj.scoring.predictions import Entry, Predictions, check_prediction
-from d2_smallobj.scoring.problems import SHOWN, Problems
-from d2_smallobj.scoring.truth import GroundTruth, TruthImage
+from d2_smallobj.utils.problems import SHOWN, Problems
 
 _SHARD = re.compile(r"(\d+)/(\d+)")
 

@@ -14,11 +14,11 @@ from typing import Any, Protocol, Union
 import numpy as np
 
 from d2_smallobj.annotations.cityscapes import predicted_train_ids
+from d2_smallobj.annotations.folders import LabelFolder
+from d2_smallobj.annotations.label_files import label_size, read_labels
 from d2_smallobj.annotations.masks import decode_mask
-from d2_smallobj.scoring.folders import LabelFolder
-from d2_smallobj.scoring.label_files import label_size, read_labels
-from d2_smallobj.scoring.problems import Problems
-from d2_smallobj.scoring.truth import TruthImage
+from d2_smallobj.annotations.truth import TruthImage
+from d2_smallobj.utils.problems import Problems
 
 JSON_NAME = "sem_seg_predictions.json"
 """What detectron2's SemSegEvaluator calls its file."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from d2_smallobj.annotations.truth import GroundTruth, TruthImage
 from d2_smallobj.metrics import component_instances
 from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
 from d2_smallobj.scoring.predictions import FolderPredictions, JsonPredictions, read_prediction
-from d2_smallobj.scoring.truth import GroundTruth, TruthImage
 
 
 def reopener(

@@ -22,9 +22,9 @@ from d2_smallobj.metrics import (
     parse_size_bins,
     summarize,
 )
-from d2_smallobj.metrics.comparison import run_stuff, run_worst
-from d2_smallobj.metrics.statistics import Interval
 from d2_smallobj.metrics.summary import headline_names
+from d2_smallobj.statistics.comparison import run_stuff, run_worst
+from d2_smallobj.statistics.intervals import Interval
 
 SOURCE_KINDS = ("prediction", "semantic", "instances", "image")
 """What is known of an image's files, in this order."""

@@ -15,12 +15,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from d2_smallobj.annotations.truth import GroundTruth
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring.plan import Task
 from d2_smallobj.scoring.predictions import read_prediction
-from d2_smallobj.scoring.problems import Problems
-from d2_smallobj.scoring.truth import GroundTruth
 from d2_smallobj.utils.opencv import cv2
+from d2_smallobj.utils.problems import Problems
 
 _LARGEST_CHUNK = 16
 _CHUNKS_PER_JOB = 8

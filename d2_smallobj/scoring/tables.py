@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
+from d2_smallobj.annotations.classes import short_name
 from d2_smallobj.metrics import OUTCOMES, blob_summary, outcome_summary
-from d2_smallobj.metrics.statistics import Interval
 from d2_smallobj.metrics.summary import split_headline
-from d2_smallobj.scoring.classes import short_name
 from d2_smallobj.scoring.run import ScoredRun
+from d2_smallobj.statistics.intervals import Interval
 
 
 def format_figures(figures: Mapping[str, float], class_names: Sequence[str]) -> str:

@@ -9,17 +9,9 @@ from typing import Any, Protocol
 
 from d2_smallobj.metrics.image_means import WORST_PERCENT
 from d2_smallobj.metrics.image_sums import Run
-from d2_smallobj.metrics.pairing import (
-    Difference,
-    check_same_truth,
-    differences,
-    holm,
-    swap_test,
-)
-from d2_smallobj.metrics.ranking import RankTable, rank_table
-from d2_smallobj.metrics.resampling import check_settings, number_of_swaps
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, SizeBins, as_size_bins, parse_size_bins
-from d2_smallobj.metrics.statistics import (
+from d2_smallobj.metrics.summary import split_headline
+from d2_smallobj.statistics.intervals import (
     Cell,
     Interval,
     bootstrap_figures,
@@ -27,7 +19,15 @@ from d2_smallobj.metrics.statistics import (
     intervals,
     score,
 )
-from d2_smallobj.metrics.summary import split_headline
+from d2_smallobj.statistics.pairing import (
+    Difference,
+    check_same_truth,
+    differences,
+    holm,
+    swap_test,
+)
+from d2_smallobj.statistics.ranking import RankTable, rank_table
+from d2_smallobj.statistics.resampling import check_settings, number_of_swaps
 
 # Options under which two runs may be compared, but not without saying so.
 _TOLD = ("mode", "ignore_label", "version")

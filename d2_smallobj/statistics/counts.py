@@ -14,15 +14,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from d2_smallobj.annotations.balance import (
-    class_size_counts,
-    coefficient_of_variation,
-    normalized_entropy,
-)
 from d2_smallobj.annotations.coco import Annotation
 from d2_smallobj.annotations.masks import encode_mask
 from d2_smallobj.metrics.matching import match_image
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, SizeBins
+from d2_smallobj.statistics.balance import (
+    class_size_counts,
+    coefficient_of_variation,
+    normalized_entropy,
+)
 
 
 @dataclasses.dataclass(frozen=True)

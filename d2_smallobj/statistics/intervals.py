@@ -30,9 +30,9 @@ from d2_smallobj.metrics.image_sums import (
     sorted_images,
 )
 from d2_smallobj.metrics.records import InstanceTable
-from d2_smallobj.metrics.resampling import bootstrap_weights, check_settings
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
 from d2_smallobj.metrics.summary import headline_names, summarize
+from d2_smallobj.statistics.resampling import bootstrap_weights, check_settings
 
 MINIMUM_INSTANCES = 10
 

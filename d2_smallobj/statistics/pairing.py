@@ -15,15 +15,15 @@ import numpy as np
 from d2_smallobj.metrics.image_means import WORST_PERCENT, joined, resampled_figures
 from d2_smallobj.metrics.image_sums import Run, joint_sums
 from d2_smallobj.metrics.records import InstanceTable, PixelTable
-from d2_smallobj.metrics.resampling import (
+from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
+from d2_smallobj.metrics.validation import first_ten
+from d2_smallobj.statistics.intervals import Scores, bootstrap_figures, intervals, resampled, score
+from d2_smallobj.statistics.resampling import (
     check_settings,
     is_complete,
     number_of_swaps,
     swap_weights,
 )
-from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
-from d2_smallobj.metrics.statistics import Scores, bootstrap_figures, intervals, resampled, score
-from d2_smallobj.metrics.validation import first_ten
 
 Table = Union[InstanceTable, PixelTable]
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from d2_smallobj.metrics.image_sums import fixed_point
 from d2_smallobj.metrics.records import InstanceTable
-from d2_smallobj.metrics.resampling import bootstrap_weights, check_settings
 from d2_smallobj.metrics.validation import first_ten
+from d2_smallobj.statistics.resampling import bootstrap_weights, check_settings
 
 # The narrowest bandwidth that is chosen unasked: a quarter of a doubling of the area.
 _NARROWEST = 0.25

@@ -22,7 +22,7 @@ class Problems:
         >>> problems.raise_if_any()
         Traceback (most recent call last):
         ...
-        d2_smallobj.scoring.problems.InputError: 2 prediction(s) missing:
+        d2_smallobj.utils.problems.InputError: 2 prediction(s) missing:
           a.png
           b.png
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from d2_smallobj.metrics.ranking import RankTable
+from d2_smallobj.statistics.ranking import RankTable
 
 
 def markdown_table(

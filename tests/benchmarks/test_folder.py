@@ -6,11 +6,11 @@ import argparse
 
 import numpy as np
 import pytest
+from benchmarks import folder
+from benchmarks.scenes import FOLDERS, draw_folders
 from PIL import Image
 
 from d2_smallobj.annotations.label_maps import read_label_map
-from d2_smallobj.benchmarks import folder
-from d2_smallobj.benchmarks.scenes import FOLDERS, draw_folders
 
 
 def test_folders_are_drawn_like_voc(tmp_path):

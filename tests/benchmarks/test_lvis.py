@@ -6,10 +6,10 @@ import argparse
 
 import numpy as np
 import pytest
+from benchmarks import lvis, lvis_files
 
-from d2_smallobj.annotations.pascal_b import BuildOptions, Place, build_pascal_b
-from d2_smallobj.annotations.pascal_b.index import read_index
-from d2_smallobj.benchmarks import lvis, lvis_files
+from d2_smallobj.pascal_b import BuildOptions, Place, build_pascal_b
+from d2_smallobj.pascal_b.index import read_index
 
 
 def test_published_counts():

@@ -8,10 +8,10 @@ import time
 
 import numpy as np
 import pytest
+from benchmarks import Measurement, metric, ragged, summary_costs
+from benchmarks.scenes import VOC_SIZE, draw_maps
+from benchmarks.timing import race, slope
 
-from d2_smallobj.benchmarks import Measurement, metric, ragged, summary_costs
-from d2_smallobj.benchmarks.scenes import VOC_SIZE, draw_maps
-from d2_smallobj.benchmarks.timing import race, slope
 from d2_smallobj.metrics import match_image
 
 

@@ -7,9 +7,8 @@ import copy
 
 import pytest
 import torch
-
-from d2_smallobj.benchmarks import train, train_costs, train_steps
-from d2_smallobj.benchmarks.train_steps import (
+from benchmarks import train, train_costs, train_steps
+from benchmarks.train_steps import (
     FISHER,
     LOSSES,
     PLAIN,

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from d2_smallobj import SmallObjectEvaluator, host
-from d2_smallobj.annotations import demo as demo_module
 from d2_smallobj.annotations.cityscapes import CITYSCAPES_CLASS_NAMES
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
-from d2_smallobj.annotations.demo import make_demo
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.data import build_test_loader, catalog, dataset_dicts
 from d2_smallobj.data.catalog import canonical_name, register_all, registered
+from d2_smallobj.demo import dataset as demo_module
+from d2_smallobj.demo.dataset import make_demo
 from d2_smallobj.engine import build_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
 

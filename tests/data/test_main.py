@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.annotations.demo import make_demo
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
 from d2_smallobj.data import __main__ as command
 from d2_smallobj.data import catalog
+from d2_smallobj.demo.dataset import make_demo
 
 
 @pytest.fixture

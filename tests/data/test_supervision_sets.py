@@ -15,12 +15,12 @@ from d2_smallobj.annotations.cityscapes import CITYSCAPES_CLASS_NAMES
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.coco_boxes import coco_boxes
-from d2_smallobj.annotations.demo import make_demo
 from d2_smallobj.data import dataset_dicts
 from d2_smallobj.data.catalog import canonical_name, register_all
 from d2_smallobj.data.ground_truth import open_dataset, resolve
 from d2_smallobj.data.mapper import SemSegMapper
 from d2_smallobj.data.supervision import boxes_of
+from d2_smallobj.demo.dataset import make_demo
 from d2_smallobj.evaluation import SmallObjectEvaluator
 from detectron2.data import MetadataCatalog
 

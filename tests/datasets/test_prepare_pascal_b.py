@@ -7,7 +7,7 @@ import json
 import pytest
 
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES
-from d2_smallobj.annotations.pascal_b.categories import LVIS_RULES
+from d2_smallobj.pascal_b.categories import LVIS_RULES
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.annotations.demo import make_demo
 from d2_smallobj.annotations.label_maps import read_label_map
+from d2_smallobj.demo.dataset import make_demo
 
 SCRIPT = "prepare_pseudo_labels.py"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from d2_smallobj.annotations.demo import make_demo
+from d2_smallobj.demo.dataset import make_demo
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.demo import DEMO_CLASS_NAMES
-from d2_smallobj.annotations.demo_shapes import OBJECT_CLASSES
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.annotations.voc import voc_dicts
+from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES
+from d2_smallobj.demo.shapes import OBJECT_CLASSES
 from d2_smallobj.metrics import Accumulator
 
 SMALL, LARGE = 32**2, 96**2

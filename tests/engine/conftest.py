@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
-from d2_smallobj.annotations.demo import make_demo
+from d2_smallobj.demo.dataset import make_demo
 from d2_smallobj.engine import TwoTaskTrainer, build_config
 from detectron2.utils.env import seed_all_rng
 

@@ -11,7 +11,7 @@ import torch
 
 from d2_smallobj.data.mapper import SemSegMapper
 from d2_smallobj.engine.faults import check_loss_scale, dead_worker, named_faults
-from d2_smallobj.engine.messages import user_message
+from d2_smallobj.utils.cli import user_message
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from d2_smallobj.engine import build_config
-from d2_smallobj.engine.mixed import (
+from d2_smallobj.engine.tables import markdown_table
+from d2_smallobj.experiments.mixed_supervision import (
     COLUMNS,
     KINDS,
     MixedSupervision,
     build_variants,
     foreground_iou,
 )
-from d2_smallobj.engine.tables import markdown_table
 
 CONFIG = str(Path(__file__).resolve().parents[2] / "configs" / "demo_mixed.yaml")
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2_smallobj.engine import scheduling
-from d2_smallobj.engine.scheduling import Job, Slot, build_slots, run_jobs, visible_devices
+from d2_smallobj.experiments import scheduling
+from d2_smallobj.experiments.scheduling import Job, Slot, build_slots, run_jobs, visible_devices
 
 
 class Recorder:

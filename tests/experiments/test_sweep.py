@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from d2_smallobj.engine import build_config
-from d2_smallobj.engine import sweep as module
-from d2_smallobj.engine.ablation import Ablation, build_variants, run_all
-from d2_smallobj.engine.sweep import split_by_method, write_all_tables
+from d2_smallobj.experiments import sweep as module
+from d2_smallobj.experiments.ablation import Ablation, build_variants, run_all
+from d2_smallobj.experiments.sweep import split_by_method, write_all_tables
 
 # Task A takes a moment, so that runs which should be side by side are; figures follow from the
 # options, so that every cell of the tables can be foretold.

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.annotations.pascal_b import BuildOptions, Place, ScreeningOptions, build_pascal_b
-from d2_smallobj.annotations.pascal_b.candidates import Sources
-from d2_smallobj.annotations.pascal_b.categories import COCO_RULES, LVIS_RULES
-from d2_smallobj.annotations.pascal_b.index import read_index
-from d2_smallobj.annotations.pascal_b.screening import screen
+from d2_smallobj.pascal_b import BuildOptions, Place, ScreeningOptions, build_pascal_b
+from d2_smallobj.pascal_b.candidates import Sources
+from d2_smallobj.pascal_b.categories import COCO_RULES, LVIS_RULES
+from d2_smallobj.pascal_b.index import read_index
+from d2_smallobj.pascal_b.screening import screen
 
 LVIS_IDS = {
     name: n for n, name in enumerate([*(n for n in sorted(LVIS_RULES) if n != "baby"), "zebra"], 10)

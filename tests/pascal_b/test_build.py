@@ -15,16 +15,16 @@ from PIL import Image
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
-from d2_smallobj.annotations.pascal_b import (
+from d2_smallobj.annotations.voc import voc_dicts
+from d2_smallobj.pascal_b import (
     BuildOptions,
     Place,
     ScreeningOptions,
     build_pascal_b,
     rebuild_pascal_b,
 )
-from d2_smallobj.annotations.pascal_b.categories import COCO_RULES, LVIS_RULES
-from d2_smallobj.annotations.pascal_b.manifest import read_manifest
-from d2_smallobj.annotations.voc import voc_dicts
+from d2_smallobj.pascal_b.categories import COCO_RULES, LVIS_RULES
+from d2_smallobj.pascal_b.manifest import read_manifest
 from d2_smallobj.scoring import Inputs, Settings, evaluate
 
 CELLS = 60
@@ -367,7 +367,7 @@ class TestPlace:
 
     def test_an_interrupted_build_goes_on(self, many, build, files_of, monkeypatch):
         """Maps that were painted before are not painted again; the result is the same."""
-        from d2_smallobj.annotations.pascal_b import painting
+        from d2_smallobj.pascal_b import painting
 
         expected = files_of(build(many, "whole").folder)
         real, written = painting.write_label_map, []

@@ -6,11 +6,11 @@ import csv
 import subprocess
 import sys
 
+import benchmarks
 import pytest
 
-from d2_smallobj import benchmarks
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
-from d2_smallobj.annotations.pascal_b.categories import (
+from d2_smallobj.pascal_b.categories import (
     AMBIGUOUS,
     COCO_RULES,
     CORE,
@@ -105,10 +105,10 @@ def test_class_names_are_checked():
 def test_no_torch_and_scipy_only_when_needed(repository):
     """A set can be built again without SciPy."""
     modules = sorted(
-        f"d2_smallobj.annotations.pascal_b.{path.stem}"
-        for path in (repository / "d2_smallobj/annotations/pascal_b").glob("[!_]*.py")
+        f"d2_smallobj.pascal_b.{path.stem}"
+        for path in (repository / "d2_smallobj/pascal_b").glob("[!_]*.py")
     )
-    assert "d2_smallobj.annotations.pascal_b.build" in modules
+    assert "d2_smallobj.pascal_b.build" in modules
     program = (
         "import importlib, sys\n"
         f"for name in {modules}: importlib.import_module(name)\n"

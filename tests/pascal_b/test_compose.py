@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from d2_smallobj.annotations.pascal_b.candidates import Candidate, Piece
-from d2_smallobj.annotations.pascal_b.compose import compose
-from d2_smallobj.annotations.pascal_b.masks import read_masks
-from d2_smallobj.annotations.pascal_b.outcomes import Outcome
-from d2_smallobj.annotations.pascal_b.painting import paint
+from d2_smallobj.pascal_b.candidates import Candidate, Piece
+from d2_smallobj.pascal_b.compose import compose
+from d2_smallobj.pascal_b.masks import read_masks
+from d2_smallobj.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.painting import paint
 
 H, W = 100, 120
 

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from d2_smallobj.annotations.pascal_b.candidates import Sources
-from d2_smallobj.annotations.pascal_b.index import read_index
-from d2_smallobj.annotations.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.candidates import Sources
+from d2_smallobj.pascal_b.index import read_index
+from d2_smallobj.pascal_b.outcomes import Outcome
 
 SQUARE = [[2, 2, 30, 2, 30, 30, 2, 30]]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.annotations.pascal_b.candidates import Candidate
-from d2_smallobj.annotations.pascal_b.near_duplicates import MAX_DISTANCE, hash_picture, nearest
-from d2_smallobj.annotations.pascal_b.pictures import (
+from d2_smallobj.pascal_b.candidates import Candidate
+from d2_smallobj.pascal_b.near_duplicates import MAX_DISTANCE, hash_picture, nearest
+from d2_smallobj.pascal_b.pictures import (
     NearDuplicate,
     PictureCheck,
     copy_pictures,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from d2_smallobj.annotations.pascal_b.rejects import read_reject_list
+from d2_smallobj.pascal_b.rejects import read_reject_list
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2_smallobj.annotations.pascal_b.sampling import sample_balanced, water_level
+from d2_smallobj.pascal_b.sampling import sample_balanced, water_level
 
 
 def distance(counts, chosen, target):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from d2_smallobj.annotations.label_maps import voc_palette, write_label_map
 from d2_smallobj.annotations.layouts import METHODS as REGISTERED
-from d2_smallobj.annotations.pseudo_labels import METHODS, merge_labels, read_pseudo_label
+from d2_smallobj.pseudo_labels.formats import METHODS, merge_labels, read_pseudo_label
 
 SIZE = (6, 8)
 CLASSES = 21

@@ -12,16 +12,16 @@ from PIL import Image
 
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
+from d2_smallobj.annotations.truth import AnnotationTruth, FileTruth, TruthImage
 from d2_smallobj.metrics import OUTCOMES
+from d2_smallobj.pseudo_labels.misses import summarize_labels
 from d2_smallobj.report.label_summary import (
     draw_label_summary,
     format_label_summary,
     write_label_summary,
 )
 from d2_smallobj.scoring import Inputs, Settings, evaluate
-from d2_smallobj.scoring.problems import InputError
-from d2_smallobj.scoring.pseudo_label_summary import summarize_labels
-from d2_smallobj.scoring.truth import AnnotationTruth, FileTruth, TruthImage
+from d2_smallobj.utils.problems import InputError
 
 NAMES = ("background", "cat", "dog")
 

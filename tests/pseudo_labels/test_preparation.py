@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES
-from d2_smallobj.annotations.demo import make_demo
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
-from d2_smallobj.scoring.label_targets import open_target
-from d2_smallobj.scoring.problems import InputError
-from d2_smallobj.scoring.pseudo_labels import (
+from d2_smallobj.demo.dataset import make_demo
+from d2_smallobj.pseudo_labels.preparation import (
     check_labels,
     find_sources,
     marker_path,
     prepare_labels,
 )
+from d2_smallobj.pseudo_labels.targets import open_target
+from d2_smallobj.utils.problems import InputError
 
 IDS = [f"2007_{i:06d}" for i in range(12)]
 

@@ -8,17 +8,17 @@ import math
 
 import pytest
 
-from d2_smallobj.metrics.comparison import Comparison, PairedDifference
-from d2_smallobj.metrics.pairing import Difference
-from d2_smallobj.metrics.ranking import rank_table
-from d2_smallobj.metrics.statistics import Cell, Interval
 from d2_smallobj.report.comparison import (
     comparison_csv,
     format_cells,
     format_comparison,
     format_interval,
 )
-from d2_smallobj.report.text_tables import markdown_table
+from d2_smallobj.statistics.comparison import Comparison, PairedDifference
+from d2_smallobj.statistics.intervals import Cell, Interval
+from d2_smallobj.statistics.pairing import Difference
+from d2_smallobj.statistics.ranking import rank_table
+from d2_smallobj.utils.tables import markdown_table
 
 NAN = math.nan
 VALUES = {

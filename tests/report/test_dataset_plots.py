@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.annotations.statistics import SizeStatistics
 from d2_smallobj.report import dataset_plots
 from d2_smallobj.report.dataset_tables import (
     format_balance,
@@ -17,6 +16,7 @@ from d2_smallobj.report.dataset_tables import (
     write_balance,
     write_counts,
 )
+from d2_smallobj.statistics.counts import SizeStatistics
 
 
 def make(name, counts, **more):

@@ -9,20 +9,20 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
-
-from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
-from d2_smallobj.metrics import OUTCOMES, classify
-from d2_smallobj.report.conventions import PERTURBATIONS, compare_conventions, convention_table
-from d2_smallobj.report.labelled_images import truth_images
-from d2_smallobj.report.metric_drawings import draw_matching, draw_outcomes, draw_pooling
-from d2_smallobj.report.metric_examples import (
+from metric_drawings import draw_matching, draw_outcomes, draw_pooling
+from metric_examples import (
     example_tables,
     matching_example,
     outcome_example,
     pooling_examples,
 )
-from d2_smallobj.scoring.truth import folder_truth
+from PIL import Image
+
+from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.annotations.truth import folder_truth
+from d2_smallobj.metrics import OUTCOMES, classify
+from d2_smallobj.report.conventions import PERTURBATIONS, compare_conventions, convention_table
+from d2_smallobj.report.labelled_images import truth_images
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +90,17 @@ def test_files_and_options_that_the_page_names_exist(page, repository):
     named = re.findall(r"(?:\((?=[\w.]+/?[\w./]*\.\w+\))|python )([\w./]+\.(?:py|png|md))", page)
     assert named
     for name in named:
-        base = repository if name.startswith("tools/") else repository / "docs"
+        base = repository if "/" in name else repository / "docs"
         assert (base / name).exists(), name
-    sources = [*sorted((repository / "tools").glob("*.py")), repository / "tests" / "conftest.py"]
+    sources = [
+        *sorted((repository / "tools").glob("*.py")),
+        repository / "docs" / "draw_metric.py",
+        repository / "tests" / "conftest.py",
+    ]
     known = {file.name: file.read_text(encoding="utf-8") for file in sources}
     everywhere = "".join(known.values())
     for line in page.splitlines():
-        tool = re.search(r"python tools/(\w+\.py)", line)
+        tool = re.search(r"python (?:tools|docs)/(\w+\.py)", line)
         for option in set(re.findall(r"(?<![-\w])--[a-z][\w-]+", line)) - {"--help"}:
             assert f'"{option}"' in (known[tool[1]] if tool else everywhere), option
 
@@ -105,7 +109,7 @@ def test_pictures_and_page_can_be_renewed(repository, tmp_path):
     docs = tmp_path / "docs"
     docs.mkdir()
     shutil.copy(repository / "docs" / "metric.md", docs)
-    tool = repository / "tools" / "draw_metric.py"
+    tool = repository / "docs" / "draw_metric.py"
     subprocess.run([sys.executable, str(tool), "--docs", str(docs)], check=True)
     pictures = sorted(file.name for file in docs.glob("*.png"))
     assert pictures == sorted(file.name for file in (repository / "docs").glob("metric_*.png"))
@@ -129,7 +133,7 @@ def test_drawing_is_deterministic(tmp_path):
 
 def test_a_page_without_a_block_is_an_error(repository, tmp_path):
     (tmp_path / "metric.md").write_text("<!-- table: pooling -->\nx\n<!-- end -->\n")
-    tool = repository / "tools" / "draw_metric.py"
+    tool = repository / "docs" / "draw_metric.py"
     command = [sys.executable, str(tool), "--docs", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1

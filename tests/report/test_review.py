@@ -18,13 +18,13 @@ import pytest
 from PIL import Image, ImageDraw
 
 from d2_smallobj.annotations.coco import Annotation
-from d2_smallobj.annotations.pascal_b.screening import Verdict
-from d2_smallobj.annotations.pascal_b.selection import format_candidate_list
+from d2_smallobj.pascal_b.screening import Verdict
+from d2_smallobj.pascal_b.selection import format_candidate_list
 from d2_smallobj.report.review import open_review_set, write_review
 from d2_smallobj.report.review_images import ReviewTask, draw_review_image, outline
 from d2_smallobj.report.review_page import data_script
 from d2_smallobj.report.review_suspicions import read_suspicions
-from d2_smallobj.scoring.problems import InputError
+from d2_smallobj.utils.problems import InputError
 
 
 def rectangle(x0, y0, x1, y1):

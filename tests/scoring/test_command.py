@@ -13,8 +13,8 @@ import sys
 import numpy as np
 import pytest
 
-from d2_smallobj.annotations.demo import DEMO_CLASS_NAMES, make_demo
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
+from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES, make_demo
 from d2_smallobj.scoring import Inputs, Settings, evaluate, load_run
 from d2_smallobj.scoring.run_files import RUN_FILES
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from d2_smallobj.annotations.label_maps import write_label_map
-from d2_smallobj.annotations.statistics import map_sizes
 from d2_smallobj.scoring.instance_sizes import measure_instances, open_ground_truth
-from d2_smallobj.scoring.problems import InputError
+from d2_smallobj.statistics.counts import map_sizes
+from d2_smallobj.utils.problems import InputError
 
 
 def entries(sizes):

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from d2_smallobj.annotations.truth import FileTruth
 from d2_smallobj.scoring import Inputs, Settings, prepare, score
-from d2_smallobj.scoring.truth import FileTruth
 
 
 class DyingTruth(FileTruth):

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from d2_smallobj.annotations.balance import (
+from d2_smallobj.metrics.sizes import SizeBins
+from d2_smallobj.statistics.balance import (
     class_size_counts,
     coefficient_of_variation,
     normalized_entropy,
 )
-from d2_smallobj.metrics.sizes import SizeBins
 
 tables = st.lists(st.integers(0, 10_000), min_size=2, max_size=60)
 

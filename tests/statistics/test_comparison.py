@@ -8,11 +8,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from d2_smallobj.metrics import SizeBins, resampling
-from d2_smallobj.metrics.comparison import compare_runs, run_size_bins
-from d2_smallobj.metrics.pairing import holm, paired
-from d2_smallobj.metrics.statistics import bootstrap, cell_warnings
+from d2_smallobj.metrics import SizeBins
 from d2_smallobj.metrics.summary import headline_names
+from d2_smallobj.statistics import resampling
+from d2_smallobj.statistics.comparison import compare_runs, run_size_bins
+from d2_smallobj.statistics.intervals import bootstrap, cell_warnings
+from d2_smallobj.statistics.pairing import holm, paired
 
 
 @pytest.fixture

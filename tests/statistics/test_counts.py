@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from d2_smallobj.annotations.balance import coefficient_of_variation, normalized_entropy
 from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, paint
 from d2_smallobj.annotations.label_maps import read_label_map
-from d2_smallobj.annotations.statistics import (
+from d2_smallobj.metrics.sizes import parse_size_bins
+from d2_smallobj.statistics.balance import coefficient_of_variation, normalized_entropy
+from d2_smallobj.statistics.counts import (
     InstanceSizes,
     annotation_sizes,
     map_sizes,
     size_statistics,
 )
-from d2_smallobj.metrics.sizes import parse_size_bins
 
 HEIGHT, WIDTH = 24, 32
 NAMES = ("background", "cat", "dog")

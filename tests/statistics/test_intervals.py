@@ -16,13 +16,13 @@ from d2_smallobj.metrics import (
     InstanceTable,
     PixelTable,
     SizeBins,
-    resampling,
     summarize,
 )
 from d2_smallobj.metrics.image_means import resampled_figures
 from d2_smallobj.metrics.image_sums import fixed_point, image_sums, joint_sums
-from d2_smallobj.metrics.resampling import bootstrap_weights
-from d2_smallobj.metrics.statistics import (
+from d2_smallobj.metrics.summary import headline_names
+from d2_smallobj.statistics import resampling
+from d2_smallobj.statistics.intervals import (
     Cell,
     Interval,
     bootstrap,
@@ -32,7 +32,7 @@ from d2_smallobj.metrics.statistics import (
     resampled,
     score,
 )
-from d2_smallobj.metrics.summary import headline_names
+from d2_smallobj.statistics.resampling import bootstrap_weights
 
 HEADLINE = ["mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_S", "IA-mIoU_M", "IA-mIoU_L"]
 BY_IMAGE = ["mIoU_I", "mIoU_C", "mIoU_I@5", "mIoU_C@5"]

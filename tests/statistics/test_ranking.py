@@ -12,8 +12,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2_smallobj.metrics import ranking
-from d2_smallobj.metrics.ranking import average_ranks, kendall, rank_table, spearman
+from d2_smallobj.statistics import ranking
+from d2_smallobj.statistics.ranking import average_ranks, kendall, rank_table, spearman
 
 # Few values, so that ties abound.
 NUMBERS = st.lists(

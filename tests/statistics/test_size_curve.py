@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from d2_smallobj.metrics import InstanceTable, resampling
-from d2_smallobj.metrics.resampling import bootstrap_weights
-from d2_smallobj.metrics.size_curve import size_curve
+from d2_smallobj.metrics import InstanceTable
+from d2_smallobj.statistics import resampling
+from d2_smallobj.statistics.resampling import bootstrap_weights
+from d2_smallobj.statistics.size_curve import size_curve
 
 
 def table_of(image, area, iou):

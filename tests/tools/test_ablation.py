@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from d2_smallobj.engine import ablation as module
-from d2_smallobj.engine.ablation import KINDS, Ablation, build_variants, final_results
 from d2_smallobj.engine.tables import HEADLINE, markdown_table
+from d2_smallobj.experiments import ablation as module
+from d2_smallobj.experiments.ablation import KINDS, Ablation, build_variants, final_results
 
 SEEDS = (0, 1)
 ORDER = ("ce", "sw", "ce_sw", "ce_sb_online_1", "ce_sb_empirical_2")

@@ -6,9 +6,8 @@ import importlib.util
 import json
 import sys
 
+import benchmarks
 import pytest
-
-from d2_smallobj import benchmarks
 
 
 @pytest.fixture(scope="module")

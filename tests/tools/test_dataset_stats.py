@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.demo import DEMO_CLASS_NAMES, make_demo
+from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES, make_demo
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from d2_smallobj.engine import ablation as module
-from d2_smallobj.engine.mixed import KINDS, MixedSupervision, build_variants
+from d2_smallobj.experiments import ablation as module
+from d2_smallobj.experiments.mixed_supervision import KINDS, MixedSupervision, build_variants
 
 MIXED = {
     "SMALLOBJ.SUPERVISION.NUM_IMAGES": 0,

@@ -25,7 +25,7 @@ BENCHMARKS = {
     "train": "training steps of every loss against a plainly written one",
     "lvis": "building PASCAL-B from annotation files as large as LVIS v1's",
 }
-"""Summary by name; the module is ``d2_smallobj.benchmarks.<name>``."""
+"""Summary by name; the module is ``benchmarks.<name>``."""
 
 
 @dataclasses.dataclass(frozen=True)

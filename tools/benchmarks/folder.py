@@ -26,14 +26,15 @@ import numpy as np
 from PIL import Image
 
 from d2_smallobj.annotations import png
-from d2_smallobj.benchmarks import Measurement
-from d2_smallobj.benchmarks.scenes import FOLDERS, draw_folders
-from d2_smallobj.benchmarks.timing import machine
+from d2_smallobj.annotations.label_files import read_labels
 from d2_smallobj.scoring.inputs import Inputs
-from d2_smallobj.scoring.label_files import read_labels
 from d2_smallobj.scoring.pipeline import Settings, prepare, score
 from d2_smallobj.scoring.run_files import save_run
 from d2_smallobj.utils.opencv import cv2
+
+from benchmarks import Measurement
+from benchmarks.scenes import FOLDERS, draw_folders
+from benchmarks.timing import machine
 
 TARGET = 1.3
 """Highest ratio of scoring to decoding with Pillow."""

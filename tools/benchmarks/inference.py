@@ -24,15 +24,16 @@ from torch import nn
 import d2_smallobj
 from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import read_label_map
-from d2_smallobj.benchmarks import Measurement
-from d2_smallobj.benchmarks.scenes import CLASSES, FOLDERS, VOC_SIZE, VOID, draw_folders
-from d2_smallobj.benchmarks.timing import machine, race, race_table
 from d2_smallobj.engine import build_config
 from d2_smallobj.engine.trainer import EVALUATOR_WORKERS
 from d2_smallobj.evaluation import SmallObjectEvaluator
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from detectron2.modeling import build_model
+
+from benchmarks import Measurement
+from benchmarks.scenes import CLASSES, FOLDERS, VOC_SIZE, VOID, draw_folders
+from benchmarks.timing import machine, race, race_table
 
 TARGET = 1.05
 """Highest ratio to the yardstick with worker threads on a GPU."""

@@ -1,7 +1,7 @@
 """Time the building of PASCAL-B from annotation files as large as LVIS v1's training set.
 
 100,000 images, 1.27 million annotations and the real 1,203 categories with their published counts
-(d2_smallobj/benchmarks/lvis_files.py says what is real and what is made up), with COCO annotations
+(tools/benchmarks/lvis_files.py says what is real and what is made up), with COCO annotations
 of the same images. Everything from opening the files to the finished folder of 1,137 images is
 timed, pictures left out; drawing the files is not. Memory is the sum of all processes' peaks, at
 whatever time each has its own. It may take 5 minutes and 6 GiB.
@@ -24,10 +24,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.annotations.pascal_b import IMAGES, BuildOptions, Place, build_pascal_b
-from d2_smallobj.benchmarks import Measurement
-from d2_smallobj.benchmarks.lvis_files import COCO_NAME, LVIS_NAME, draw_annotation_files
-from d2_smallobj.benchmarks.timing import machine
+from d2_smallobj.pascal_b import IMAGES, BuildOptions, Place, build_pascal_b
+
+from benchmarks import Measurement
+from benchmarks.lvis_files import COCO_NAME, LVIS_NAME, draw_annotation_files
+from benchmarks.timing import machine
 
 SECONDS, GIBIBYTES = 300.0, 6.0
 """Most that a build may take."""

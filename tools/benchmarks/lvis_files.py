@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
-from d2_smallobj.annotations.pascal_b.categories import COCO_RULES, CORE, DOUBTFUL, LVIS_RULES
-from d2_smallobj.benchmarks.lvis_objects import OUTLINES, Objects, draw_outlines, write_objects
+from d2_smallobj.pascal_b.categories import COCO_RULES, CORE, DOUBTFUL, LVIS_RULES
+
+from benchmarks.lvis_objects import OUTLINES, Objects, draw_outlines, write_objects
 
 LVIS_NAME, COCO_NAME = "lvis_v1_like.json", "coco_2017_like.json"
 _SIZES = ((480, 640), (640, 480), (427, 640), (375, 500), (640, 640))

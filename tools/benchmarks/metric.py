@@ -31,16 +31,19 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.benchmarks import Measurement, summary_costs
-from d2_smallobj.benchmarks.peers import peers
-from d2_smallobj.benchmarks.ragged import (
+from d2_smallobj.metrics import Accumulator, match_image
+from d2_smallobj.utils.opencv import cv2
+
+from benchmarks import Measurement, summary_costs
+from benchmarks.peers import peers
+from benchmarks.ragged import (
     predict_blocks,
     predict_borders,
     read_voc,
     spread_classes,
     void_of,
 )
-from d2_smallobj.benchmarks.scenes import (
+from benchmarks.scenes import (
     CLASSES,
     MOST_INSTANCES,
     VOC_SIZE,
@@ -48,9 +51,7 @@ from d2_smallobj.benchmarks.scenes import (
     Maps,
     draw_maps,
 )
-from d2_smallobj.benchmarks.timing import machine, race, race_table, slope
-from d2_smallobj.metrics import Accumulator, match_image
-from d2_smallobj.utils.opencv import cv2
+from benchmarks.timing import machine, race, race_table, slope
 
 CROWDED_SIZE, CROWDED_INSTANCES = (1500, 1125), 36
 RAGGED_IMAGES = 24

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.benchmarks.scenes import CLASSES, VOID, Maps
+from benchmarks.scenes import CLASSES, VOID, Maps
 
 
 def peers(images: Sequence[Maps]) -> dict[str, Callable[[Maps], object]]:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from d2_smallobj.annotations.label_maps import read_label_map
-from d2_smallobj.benchmarks.scenes import CLASSES, VOID, Maps
 from d2_smallobj.utils.opencv import cv2
+
+from benchmarks.scenes import CLASSES, VOID, Maps
 
 STRIDE = 8
 WIDE_VOID = 65535

@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d2_smallobj.benchmarks import Measurement
 from d2_smallobj.metrics import InstanceTable
 from d2_smallobj.metrics.records import PixelTable
-from d2_smallobj.metrics.statistics import bootstrap
 from d2_smallobj.metrics.summary import summarize
+from d2_smallobj.statistics.intervals import bootstrap
+
+from benchmarks import Measurement
 
 IMAGES, INSTANCES, SAMPLES = 40_000, 300_000, 1000
 IMAGE_AREA = 640 * 480

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 
 import d2_smallobj
-from d2_smallobj.benchmarks import Measurement
-from d2_smallobj.benchmarks.timing import machine, race
-from d2_smallobj.benchmarks.train_costs import (
+
+from benchmarks import Measurement
+from benchmarks.timing import machine, race
+from benchmarks.train_costs import (
     clock,
     measure_options,
     measure_penalty,
@@ -34,7 +35,7 @@ from d2_smallobj.benchmarks.train_costs import (
     option_names,
     wait,
 )
-from d2_smallobj.benchmarks.train_steps import (
+from benchmarks.train_steps import (
     LOSSES,
     OurSteps,
     PlainSteps,

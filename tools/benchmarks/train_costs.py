@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_smallobj.benchmarks.timing import race
-from d2_smallobj.benchmarks.train_steps import FISHER, PLAIN, OurSteps, Problem, num_bytes
 from d2_smallobj.losses.ewc import ElasticWeightConsolidation
 from d2_smallobj.losses.size_balanced import resize_labels
 from d2_smallobj.losses.size_weights import SizeWeights
+
+from benchmarks.timing import race
+from benchmarks.train_steps import FISHER, PLAIN, OurSteps, Problem, num_bytes
 
 OPTIONS = {
     "folded frozen norms": ("SMALLOBJ.SPEED.FOLD_FROZEN_BN", "True"),

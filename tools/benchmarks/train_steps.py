@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from d2_smallobj.benchmarks.scenes import MOST_INSTANCES, VOID, draw_maps
 from d2_smallobj.data.loaders import on_device
 from d2_smallobj.engine import build_config
 from d2_smallobj.engine.loss_log import LossLog
@@ -31,6 +30,8 @@ from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+
+from benchmarks.scenes import MOST_INSTANCES, VOID, draw_maps
 
 FISHER = "CE with online Fisher"
 LOSSES = ("CE", FISHER, "L_SW", "L_SB")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.metrics.comparison import compare_runs
 from d2_smallobj.report.html import write_report
+from d2_smallobj.statistics.comparison import compare_runs
 
 PHONE, DESKTOP = 390, 1280
 

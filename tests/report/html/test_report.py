@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from d2_smallobj.metrics import parse_size_bins
-from d2_smallobj.metrics.comparison import compare_runs
 from d2_smallobj.report.html import render_report, write_report
+from d2_smallobj.statistics.comparison import compare_runs
 
 _VOID = {"meta", "img", "br", "input"}
 _LOADING = {"src", "href", "srcset", "action", "data", "poster", "background", "formaction"}
