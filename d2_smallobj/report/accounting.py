@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from d2_smallobj.annotations.accounting import FATES, Accounting
-from d2_smallobj.annotations.files import first_ten
 from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.tables import markdown_table
 
 
@@ -34,7 +34,7 @@ def format_accounting(result: Accounting) -> str:
         f"{len(result.names):,} categories have none."
     )
     if result.malformed:
-        text += f"\n\n{first_ten('malformed mask(s)', result.malformed)}"
+        text += f"\n\n{itemized('malformed mask(s)', result.malformed)}"
     return text
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from d2_smallobj.utils.problems import listed
+from d2_smallobj.utils.messages import itemized
 
 FIGURES = ("mIoU", "IA-mIoU", "IA-mIoU_S")
 """The figures of evaluations that are read."""
@@ -93,7 +93,7 @@ def read_runs(arguments: Sequence[str]) -> list[TrainingRun]:
     named = [_named(argument) for argument in arguments]
     missing = [str(f) for _, f in named if not (f / "metrics.json").is_file()]
     if missing:
-        raise FileNotFoundError(listed("folder(s) without a metrics.json", missing))
+        raise FileNotFoundError(itemized("folder(s) without a metrics.json", missing))
     names = [name for name, _ in named]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
