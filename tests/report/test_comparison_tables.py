@@ -135,5 +135,5 @@ def test_names_cannot_break_a_table():
     assert markdown_table(["a|b", "n"], [["x\ny\\", "1"]]).splitlines() == [
         r"| a\|b   |   n |",
         r"|:-------|----:|",
-        r"| x y\\ |   1 |",
+        r"| x y\\  |   1 |",
     ]
