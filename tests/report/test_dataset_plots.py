@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from d2_smallobj.report import dataset_summary
-from d2_smallobj.report.dataset_tables import (
+from d2_smallobj.report.dataset_summary import (
     format_balance,
     format_counts,
     write_balance,
@@ -36,7 +36,7 @@ def figure_of(monkeypatch):
 
     def draw(function, sets, **options):
         kept = []
-        monkeypatch.setattr(dataset_plots, "save_figure", lambda figure, _: kept.append(figure))
+        monkeypatch.setattr(dataset_summary, "save_figure", lambda figure, _: kept.append(figure))
         function("unused.png", sets, **options)
         return kept[0]
 
@@ -117,7 +117,7 @@ def test_files_are_pngs_and_the_same_every_time(tmp_path, draw, log):
     hostile = make("a $x_1$ <b>", SKEWED.counts, names=("$\\frac{", "^_^", "ä", "\\", "$"))
     empty = make("empty", np.zeros((2, 3), int))
     for path in (tmp_path / "a.png", tmp_path / "b.png"):
-        getattr(dataset_plots, draw)(path, [hostile, empty], log=log)
+        getattr(dataset_summary, draw)(path, [hostile, empty], log=log)
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG"
         assert np.asarray(image.convert("L")).std() > 5
