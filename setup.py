@@ -38,6 +38,7 @@ setup(
         "torch>=2.1",
         "fvcore>=0.1.5",
         "iopath>=0.1.9",
+        "jinja2>=3.0",
         "pycocotools>=2.0.5",
         "numpy>=1.22",
         # Not the headless build: lvis installs this one in any case, and the two overwrite

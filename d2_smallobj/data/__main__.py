@@ -26,7 +26,7 @@ from d2_smallobj.annotations.coco_file import KINDS
 from d2_smallobj.data.catalog import ALIASES, canonical_name, register_all, registered
 from d2_smallobj.data.presence import Presence, check_files, find_files
 from d2_smallobj.data.specs import DatasetSpec
-from d2_smallobj.report.accounting import format_accounting, write_accounting
+from d2_smallobj.report.dataset_summary import format_accounting, write_accounting
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option
 from d2_smallobj.utils.tables import markdown_table

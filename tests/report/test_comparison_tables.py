@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from d2_smallobj.report.comparison import (
+from d2_smallobj.report.comparison_tables import (
     comparison_csv,
     format_cells,
     format_comparison,
