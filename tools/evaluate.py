@@ -43,8 +43,8 @@ try:
         score,
     )
     from d2_smallobj.scoring.inputs import PREDICTION_IDS, import_registrations
-    from d2_smallobj.scoring.metrics_file import warnings
     from d2_smallobj.scoring.plan import parse_shard
+    from d2_smallobj.scoring.run_figures import warnings
     from d2_smallobj.scoring.tables import format_run
     from d2_smallobj.statistics.comparison import compare_runs
     from d2_smallobj.utils.opencv import cv2

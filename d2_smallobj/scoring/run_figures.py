@@ -21,7 +21,7 @@ import numpy as np
 import d2_smallobj
 from d2_smallobj.metrics import blob_summary, outcome_summary
 from d2_smallobj.metrics.validation import first_ten
-from d2_smallobj.scoring.run import ScoredRun
+from d2_smallobj.scoring.scored_run import ScoredRun
 from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, Interval, cell_warnings
 from d2_smallobj.utils.opencv import cv2
 
