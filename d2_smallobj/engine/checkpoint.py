@@ -36,8 +36,8 @@ class SafeCheckpointer(DetectionCheckpointer):
       disk leaves the previous checkpoint in force.
     - Loading runs no code: ``weights_only=True``, and ``.pkl`` files may hold numpy arrays and
       plain containers only. A damaged file is one error that names it.
-    - Weights load from every layout of :mod:`d2_smallobj.modeling.weight_layouts`, and the log tells
-      which tensors did and which did not.
+    - Weights load from every layout of :mod:`d2_smallobj.modeling.weight_layouts`; the log names
+      the tensors that did not load.
     - A run resumes only what its own config wrote. If its last checkpoint is damaged, it resumes
       the one before and says so.
 
