@@ -31,8 +31,9 @@ from pathlib import Path
 
 try:
     from d2_smallobj.metrics import SizeBins, parse_size_bins
-    from d2_smallobj.report.dataset_plots import draw_class_bars, draw_size_boxes
-    from d2_smallobj.report.dataset_tables import (
+    from d2_smallobj.report.dataset_summary import (
+        draw_class_bars,
+        draw_size_boxes,
         format_balance,
         format_counts,
         write_balance,

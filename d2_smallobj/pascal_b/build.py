@@ -13,7 +13,6 @@ from typing import Any, Union
 
 from tqdm import tqdm
 
-from d2_smallobj.annotations.files import first_ten
 from d2_smallobj.annotations.voc import IMAGE_FOLDER
 from d2_smallobj.pascal_b.candidates import (
     AnnotationSources,
@@ -60,6 +59,7 @@ from d2_smallobj.pascal_b.screening import (
     screen_candidates,
     write_candidate_list,
 )
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.parallel import parallel_map
 
 IMAGES = 1137
@@ -338,10 +338,10 @@ def _notes(
     number, wanted = len(manifest["image_ids"]), sampling["requested_images"]
     notes = [f"LVIS lacks a category of {line}" for line in manifest["missing_categories"]]
     if unknown:
-        notes.append(first_ten("rejected image(s) not in the inputs", list(map(str, unknown))))
+        notes.append(itemized("rejected image(s) not in the inputs", list(map(str, unknown))))
     bad = [verdict.message for verdict in verdicts if verdict.message]
     if bad:
-        notes.append(first_ten("image(s) dropped for a mask", bad))
+        notes.append(itemized("image(s) dropped for a mask", bad))
     if number < wanted:
         notes.append(f"only {number} images are fit; {wanted} were asked for")
     short = describe_shortfalls(sampling)

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from d2_smallobj.annotations.files import first_ten
 from d2_smallobj.pascal_b.categories import (
     COCO_RULES,
     CORE,
@@ -22,6 +21,7 @@ from d2_smallobj.pascal_b.categories import (
     missing_lvis_names,
 )
 from d2_smallobj.pascal_b.index import AnnotationIndex, Image
+from d2_smallobj.utils.messages import itemized
 
 
 class Outcome(enum.Enum):
@@ -244,7 +244,7 @@ def _file_of_images(files: Sequence[AnnotationIndex], first: int) -> dict[int, i
         if twice:
             raise ValueError(
                 f"{files[home[twice[0]] - first].path} and {file.path}: give the train and val "
-                f"files of one version; {first_ten('image(s) in both', list(map(str, twice)))}"
+                f"files of one version; {itemized('image(s) in both', list(map(str, twice)))}"
             )
         home.update(dict.fromkeys(file.images, number))
     return home

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from d2_smallobj.annotations.coco_file import AnnotationFile, ImageEntry, read_annotation_file
-from d2_smallobj.annotations.files import first_ten, resolve_inside
+from d2_smallobj.annotations.files import resolve_inside
 from d2_smallobj.pascal_b.categories import COCO_RULES, LVIS_RULES
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option
 
 KINDS = ("lvis", "coco")
@@ -101,7 +102,7 @@ def read_index(path: str | os.PathLike[str], kind: str) -> AnnotationIndex:
     ):
         wrong = _not_integers(ids)
         if wrong:
-            raise ValueError(f"{path}: {first_ten(f'id(s) in {section!r} no integers', wrong)}")
+            raise ValueError(f"{path}: {itemized(f'id(s) in {section!r} no integers', wrong)}")
     rules = LVIS_RULES if kind == "lvis" else COCO_RULES
     wanted = [c for c, category in file.categories.items() if category.name in rules]
     count = len(file.annotations)
@@ -150,7 +151,7 @@ def _images(file: AnnotationFile) -> dict[int, Image]:
             continue
         images[image_id] = Image(entry.height, entry.width, name, *map(tuple, lists))
     if problems:
-        raise ValueError(f"{file.path}: {first_ten('file name(s) refused', problems)}")
+        raise ValueError(f"{file.path}: {itemized('file name(s) refused', problems)}")
     return images
 
 
