@@ -30,7 +30,7 @@ try:
     from d2_smallobj.metrics import parse_size_bins
     from d2_smallobj.metrics.image_means import WORST_PERCENT, check_worst
     from d2_smallobj.metrics.image_runs import MODES
-    from d2_smallobj.report.comparison import format_comparison
+    from d2_smallobj.report.comparison_tables import format_comparison
     from d2_smallobj.scoring import (
         Inputs,
         ScoredRun,
