@@ -20,7 +20,7 @@ from d2_smallobj.scoring import (
     save_run,
 )
 from d2_smallobj.scoring.run_folder import RUN_FILES
-from d2_smallobj.scoring.tables import format_run
+from d2_smallobj.scoring.run_figures import format_run
 
 
 @pytest.fixture
