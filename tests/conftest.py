@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import pytest
+
+# Processes of pytest-xdist share the cores: threads inside them would only wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 

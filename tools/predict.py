@@ -28,7 +28,7 @@ try:
     from d2_smallobj.engine import SafeCheckpointer, build_config, prediction
     from d2_smallobj.engine.doubt import SigmaWriter
     from d2_smallobj.modeling.inference import build_inference
-    from d2_smallobj.utils.problems import listed
+    from d2_smallobj.utils.messages import itemized
     from detectron2.config import CfgNode
 except (ValueError, ImportError) as error:
     # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
@@ -103,7 +103,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     print(f"wrote {len(dicts) - len(problems)} label maps to {args.output}")
     if problems:
-        sys.exit(f"error: {listed(f'of {len(dicts)} images could not be read', problems)}")
+        sys.exit(f"error: {itemized(f'of {len(dicts)} images could not be read', problems)}")
 
 
 if __name__ == "__main__":

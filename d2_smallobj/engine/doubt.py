@@ -19,7 +19,7 @@ from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.engine.prediction import output_path, rgb_image
 from d2_smallobj.engine.tasks import unwrap
 from d2_smallobj.modeling.uncertainty import Observation, UncertainSegmentor
-from d2_smallobj.report.overlays import colour_labels
+from d2_smallobj.report.drawing import colour_labels
 from d2_smallobj.utils.files import atomic_write
 from d2_smallobj.utils.opencv import cv2
 from detectron2.config import CfgNode

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from d2_smallobj.experiments.paper_tables import Gain, set_title
 from d2_smallobj.experiments.published import PUBLISHED_FIGURES
-from d2_smallobj.report.sensitivity_plots import new_figure, save_figure
+from d2_smallobj.report.drawing import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,8 @@ import dataclasses
 import importlib.resources
 from collections.abc import Mapping
 
-from d2_smallobj.statistics.ranking import RankTable, rank_table
+from d2_smallobj.statistics.ranking import RankTable, format_rank_table, rank_table
 from d2_smallobj.utils.options import look_up_option
-from d2_smallobj.utils.tables import format_rank_table
 
 PUBLISHED_FIGURES = ("mIoU", "IA-mIoU", "IA-mIoU_S")
 TITLES: Mapping[str, str] = {

@@ -13,7 +13,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from d2_smallobj.annotations.files import first_ten
 from d2_smallobj.annotations.voc import IMAGE_FOLDER
 from d2_smallobj.pascal_b.accounting import account
 from d2_smallobj.pascal_b.candidates import Candidate, Sources
@@ -51,6 +50,7 @@ from d2_smallobj.pascal_b.selection import (
     select,
     write_candidate_list,
 )
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.parallel import parallel_map
 
 CHOSEN = "in the set"
@@ -263,10 +263,10 @@ def _notes(
     sampling = manifest["sampling"]
     notes = [f"LVIS lacks a category of {line}" for line in manifest["missing_categories"]]
     if lost:
-        notes.append(first_ten("rejected image(s) not in the inputs", list(map(str, lost))))
+        notes.append(itemized("rejected image(s) not in the inputs", list(map(str, lost))))
     bad = [verdict.message for verdict in verdicts if verdict.message]
     if bad:
-        notes.append(first_ten("image(s) dropped for a mask", bad))
+        notes.append(itemized("image(s) dropped for a mask", bad))
     if len(manifest["image_ids"]) < sampling["requested_images"]:
         notes.append(
             f"only {len(manifest['image_ids'])} images are fit; "

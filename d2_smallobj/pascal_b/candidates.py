@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from d2_smallobj.annotations.files import first_ten
 from d2_smallobj.pascal_b.categories import (
     COCO_RULES,
     CORE,
@@ -18,6 +17,7 @@ from d2_smallobj.pascal_b.categories import (
 )
 from d2_smallobj.pascal_b.index import AnnotationIndex, Image
 from d2_smallobj.pascal_b.outcomes import Outcome
+from d2_smallobj.utils.messages import itemized
 
 
 class Piece(NamedTuple):
@@ -197,7 +197,7 @@ def _home_of_images(files: Sequence[AnnotationIndex], first: int) -> dict[int, i
         if twice:
             raise ValueError(
                 f"{files[home[twice[0]] - first].path} and {file.path}: give the train and val "
-                f"files of one version; {first_ten('image(s) in both', list(map(str, twice)))}"
+                f"files of one version; {itemized('image(s) in both', list(map(str, twice)))}"
             )
         home.update(dict.fromkeys(file.images, number))
     return home

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from d2_smallobj.annotations.coco_file import AnnotationFile, ImageEntry, read_annotation_file
-from d2_smallobj.annotations.files import first_ten, resolve_inside
+from d2_smallobj.annotations.files import resolve_inside
 from d2_smallobj.pascal_b.categories import COCO_RULES, LVIS_RULES
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option
 
 KINDS = ("lvis", "coco")
@@ -134,9 +135,7 @@ def _check_ids(file: AnnotationFile) -> None:
     ):
         wrong = _not_integers(ids)
         if wrong:
-            raise ValueError(
-                f"{file.path}: {first_ten(f'id(s) in {section!r} no integers', wrong)}"
-            )
+            raise ValueError(f"{file.path}: {itemized(f'id(s) in {section!r} no integers', wrong)}")
 
 
 def _not_integers(values: Iterable[object]) -> list[str]:
@@ -162,7 +161,7 @@ def _images(file: AnnotationFile) -> dict[int, Image]:
             continue
         images[image_id] = Image(entry.height, entry.width, name, *map(tuple, lists))
     if problems:
-        raise ValueError(f"{file.path}: {first_ten('file name(s) refused', problems)}")
+        raise ValueError(f"{file.path}: {itemized('file name(s) refused', problems)}")
     return images
 
 

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d2_smallobj.annotations.files import first_ten, resolve_inside
+from d2_smallobj.annotations.files import resolve_inside
 from d2_smallobj.annotations.voc import IMAGE_FOLDER
 from d2_smallobj.pascal_b.candidates import Candidate
 from d2_smallobj.pascal_b.near_duplicates import hash_or_problem, nearest
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.parallel import parallel_map
 
 _SPLITS = ("train2017", "val2017")
@@ -91,7 +92,7 @@ class PictureCheck:
             if size != (candidate.height, candidate.width)
         ]
         if wrong:
-            raise ValueError(first_ten("image(s) of another size than annotated", wrong))
+            raise ValueError(itemized("image(s) of another size than annotated", wrong))
         self._known.update(dict.fromkeys(candidate.image_id for candidate in new))
         if self._voc_ids:
             for candidate, index, distance in zip(new, *nearest(hashes, self._voc_hashes)):
@@ -115,7 +116,7 @@ class PictureCheck:
         )
         problems = [problem for _, _, problem in results if problem]
         if problems:
-            raise ValueError(first_ten("image(s) unreadable", problems))
+            raise ValueError(itemized("image(s) unreadable", problems))
         hashes = [found for found, _, _ in results if found is not None]
         stacked = np.stack(hashes) if hashes else np.zeros((0, 8), np.uint8)
         return stacked, [size for _, size, _ in results]
@@ -142,7 +143,7 @@ def find_pictures(candidates: Iterable[Candidate], folder: Path) -> list[Path]:
         missing += choices[:1] if not there else []
     if missing:
         total = len(found) + len(missing)
-        paths = first_ten(f"of {total} images of the set missing", [str(path) for path in missing])
+        paths = itemized(f"of {total} images of the set missing", [str(path) for path in missing])
         raise FileNotFoundError(
             f"{paths}\nPut COCO's train2017 and val2017 below --images, or give --annotations-only"
         )

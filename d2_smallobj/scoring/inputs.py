@@ -33,7 +33,7 @@ PREDICTION_IDS = ("train", "label")
 DatasetOpener = Callable[..., GroundTruth]
 _DEFAULT_IGNORE = 255
 _KINDS = ("semantic", "coco_json", "lvis_json", "panoptic", "cityscapes", "dataset")
-_PARTNERS = {
+PARTNERS = {
     "instances": ("semantic",),
     "category_map": ("coco_json", "lvis_json"),
     "panoptic_maps": ("panoptic",),
@@ -53,7 +53,7 @@ class Inputs:
     ``dataset`` is the ground truth.
 
     Attributes:
-        predictions: folder of label maps, or detectron2's JSON file.
+        predictions: folder of label maps, or detectron2's JSON file (:mod:`.predictions`).
         semantic: folder of semantic maps.
         instances: folder of instance maps, with ``semantic``.
         coco_json: COCO annotation file.
@@ -62,17 +62,15 @@ class Inputs:
         panoptic_maps: folder of its PNGs.
         cityscapes: folder ``gtFine``, or a split of it.
         dataset: name of a data set registered with detectron2; needs ``open_dataset``.
-        stuff: names of the classes without instances; ``()``: none; default: as the ground truth
-            says, else background.
+        stuff: names of the classes without instances; default: the ground truth's, or background.
         missing_instances: with ``dataset``, how to treat images without instances: ``"error"``
             (default), ``"components"`` or ``"void"``.
-        unannotated: with ``dataset``, the class of pixels without annotation, or ``"void"``: a
-            detection set is painted.
+        unannotated: with ``dataset``, the class of pixels without annotation, or ``"void"``.
         prediction_ids: with ``cityscapes``, ids in the predictions: ``"train"`` (default) or
             ``"label"``.
-        classes: see :func:`d2_smallobj.annotations.classes.read_class_names`; default: those of
-            the annotation file, and VOC's for folders.
-        category_map: see :func:`d2_smallobj.annotations.classes.choose_categories`.
+        classes: see :func:`.classes.read_class_names`; default: those of the annotation file, and
+            VOC's for folders.
+        category_map: see :func:`.classes.choose_categories`.
         image_list: text file of the images to score; default: all images.
         pictures: folder of the pictures, for a report.
         open_dataset: :func:`d2_smallobj.data.ground_truth.open_dataset`, or a function like it.
@@ -109,14 +107,14 @@ class Inputs:
                 f"ground truth: give one of {', '.join(map(_flag, _KINDS))}; got "
                 f"{' and '.join(map(_flag, given)) or 'none'}"
             )
-        for name, partners in _PARTNERS.items():
+        for name, partners in PARTNERS.items():
             if getattr(self, name) is not None and given[0] not in partners:
                 raise ValueError(
                     f"{_flag(name)} goes with {' or '.join(map(_flag, partners))}, not with "
                     f"{_flag(given[0])}"
                 )
         if self.panoptic is not None and self.panoptic_maps is None:
-            raise ValueError(f"--panoptic: name the folder of the PNGs, too: {self.panoptic} DIR")
+            raise ValueError(f"--panoptic: give the folder of the PNGs, too: {self.panoptic} DIR")
         if self.prediction_ids is not None:
             look_up_option("--prediction-ids", self.prediction_ids, PREDICTION_IDS)
 
@@ -133,11 +131,7 @@ class Inputs:
     def from_description(
         cls, description: Mapping[str, Any], open_dataset: DatasetOpener | None = None
     ) -> Inputs:
-        """Rebuild the inputs from what :meth:`describe` returned.
-
-        Raises:
-            ValueError: the description is incomplete or has other keys.
-        """
+        """Rebuild the inputs from :meth:`describe`; ValueError if keys are missing or unknown."""
         given: dict[str, Any] = {str(key): str(value) for key, value in description.items()}
         try:
             if "stuff" in given:

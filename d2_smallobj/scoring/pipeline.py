@@ -23,7 +23,7 @@ from d2_smallobj.scoring.inputs import (
     make_plan,
 )
 from d2_smallobj.scoring.predictions import open_predictions, read_prediction
-from d2_smallobj.scoring.scored_run import LEVEL, ScoredRun, Sources
+from d2_smallobj.scoring.scored_run import LEVEL, PixelSources, ScoredRun
 from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.options import look_up_option
 from d2_smallobj.utils.parallel import parallel_batches
@@ -127,7 +127,7 @@ class Scorer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class ScoringJob:
     """Inputs that were opened and checked, ready to be scored.
 
     Attributes:
@@ -147,7 +147,7 @@ class Prepared:
     open_dataset: DatasetOpener | None = None
 
 
-def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = False) -> Prepared:
+def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = False) -> ScoringJob:
     """Open the inputs and check everything that can be checked without decoding a map.
 
     Args:
@@ -196,11 +196,11 @@ def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = F
     lean = copy.copy(truth)
     lean.images = []
     scorer = Scorer(lean, settings.mode, inputs.prediction_ids == "label")
-    return Prepared(scorer, plan, truth.class_names, options, tuple(remarks), inputs.open_dataset)
+    return ScoringJob(scorer, plan, truth.class_names, options, tuple(remarks), inputs.open_dataset)
 
 
 def score(
-    prepared: Prepared, *, name: str = "", jobs: int = 1, progress: bool = False
+    prepared: ScoringJob, *, name: str = "", jobs: int = 1, progress: bool = False
 ) -> ScoredRun:
     """Score the images; the result does not depend on ``jobs``.
 
@@ -241,7 +241,7 @@ def score(
         prepared.class_names,
         name=name,
         options=prepared.options,
-        sources=Sources(files, prepared.options["inputs"], prepared.open_dataset),
+        sources=PixelSources(files, prepared.options["inputs"], prepared.open_dataset),
         remarks=prepared.remarks,
     )
     return scored if "shard" in prepared.options else scored.with_intervals()

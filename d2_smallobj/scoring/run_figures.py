@@ -17,16 +17,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 import d2_smallobj
 from d2_smallobj.annotations.classes import short_name
 from d2_smallobj.metrics import OUTCOMES, blob_summary, outcome_summary
 from d2_smallobj.metrics.summary import split_headline
-from d2_smallobj.metrics.validation import first_ten
 from d2_smallobj.scoring.scored_run import ScoredRun
 from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, Interval, cell_warnings
+from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.opencv import cv2
+from d2_smallobj.utils.tables import markdown_table
 
 FORMAT = 3
 """Raised when the files of a run change in a way that older readers would misread."""
@@ -79,7 +79,7 @@ def warnings(run: ScoredRun) -> list[str]:
     absent = [name for name in things if not run.figures[f"instances-{name}"]]
     if absent and run.images:
         found.append(
-            f"IA-mIoU leaves out {len(absent)} class(es) without an instance: {first_ten(absent)}."
+            f"IA-mIoU leaves out {len(absent)} class(es) without an instance: {listed(absent)}."
         )
     cells = cell_warnings(run.table, run.class_names, run.size_bins, stuff=run.stuff)
     for size in run.size_bins:
@@ -89,7 +89,7 @@ def warnings(run: ScoredRun) -> list[str]:
             names = [f"{cell.category} ({cell.instances})" for cell in few]
             found.append(
                 f"IA-mIoU_{size} rests on fewer than {MINIMUM_INSTANCES} instances of each of"
-                f" {len(few)} class(es): {first_ten(names)}."
+                f" {len(few)} class(es): {listed(names)}."
             )
         if none:
             found.append(f"IA-mIoU_{size} leaves out {none} class(es) without such an instance.")
@@ -235,7 +235,7 @@ def format_run(run: ScoredRun) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return tabulate(rows, headers=header, tablefmt="pipe", disable_numparse=True)
+    return markdown_table(header, rows, text_columns=len(header))
 
 
 def _ends(interval: Interval) -> str:

@@ -31,7 +31,7 @@ import numpy as np
 from d2_smallobj.metrics import OUTCOMES, BlobTable, InstanceTable, PixelTable, classify
 from d2_smallobj.scoring import run_figures
 from d2_smallobj.scoring.inputs import DatasetOpener
-from d2_smallobj.scoring.scored_run import SOURCE_KINDS, ScoredRun, Sources
+from d2_smallobj.scoring.scored_run import SOURCE_KINDS, PixelSources, ScoredRun
 from d2_smallobj.utils.files import atomic_write_text
 
 INSTANCES_FILE = "instances.csv"
@@ -148,7 +148,7 @@ def load_run(
         images=images,
         pixels=_read_pixels(folder / PIXELS_FILE, images, len(class_names)),
         confusion=_read_confusion(folder / CONFUSION_FILE, class_names),
-        sources=Sources(files, document["options"].get("inputs"), open_dataset),
+        sources=PixelSources(files, document["options"].get("inputs"), open_dataset),
         intervals=run_figures.intervals_of(document),
         remarks=tuple(document["remarks"]),
     )

@@ -38,7 +38,7 @@ LEVEL = 0.95
 Source = Union[str, Callable[[], np.ndarray]]
 
 
-class Sources(Mapping[str, Mapping[str, Source]]):
+class PixelSources(Mapping[str, Mapping[str, Source]]):
     """The pixels behind a run, by image id and kind.
 
     Values are files, or functions that return the array where there is no file (annotations, run

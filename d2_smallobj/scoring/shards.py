@@ -13,7 +13,7 @@ import numpy as np
 from d2_smallobj.metrics import BlobTable, InstanceTable, PixelTable
 from d2_smallobj.scoring.inputs import DatasetOpener
 from d2_smallobj.scoring.run_folder import load_run
-from d2_smallobj.scoring.scored_run import ScoredRun, Sources
+from d2_smallobj.scoring.scored_run import PixelSources, ScoredRun
 from d2_smallobj.utils.messages import listed
 
 _SHARD = re.compile(r"(\d+)/(\d+)")
@@ -57,7 +57,7 @@ def merge(
     files = {image: paths for run in runs for image, paths in run.sources.files.items()}
     ids = sorted(image for run in runs for image in run.images)
     options = {key: value for key, value in runs[0].options.items() if key != "shard"}
-    sources = Sources({image: files[image] for image in ids}, options["inputs"], open_dataset)
+    sources = PixelSources({image: files[image] for image in ids}, options["inputs"], open_dataset)
     merged = dataclasses.replace(
         runs[0],
         name=name,

@@ -223,7 +223,10 @@ def test_lists(dataset, tmp_path):
         ({"coco_json": "a.json"}, r"got --semantic and --coco-json$"),
         ({"category_map": "a.json"}, r"--category-map goes with --coco-json or --lvis-json"),
         ({"semantic": None, "dataset": "x"}, r"--instances goes with --semantic"),
-        ({"semantic": None, "instances": None, "dataset": "x"}, r"--classes: a registered"),
+        (
+            {"semantic": None, "instances": None, "dataset": "x"},
+            r"not with --dataset",
+        ),
     ],
 )
 def test_options_that_do_not_go_together(dataset, changes, message):
