@@ -30,6 +30,7 @@ setup(
     package_data={
         "d2_smallobj": [
             "_embedded/README.md",
+            "pascal_b/*.j2",
             "report/html_assets/*",
             "experiments/*.csv",
         ],

@@ -43,7 +43,7 @@ with readable_errors():
     from d2_smallobj.scoring import Inputs, check_writable
     from d2_smallobj.scoring.inputs import PARTNERS
     from d2_smallobj.scoring.instance_sizes import measure_instances
-    from d2_smallobj.statistics.counts import SizeStatistics, size_statistics
+    from d2_smallobj.statistics.balance import SizeStatistics, size_statistics
     from d2_smallobj.utils.opencv import cv2
 
 
