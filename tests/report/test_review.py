@@ -379,7 +379,7 @@ def test_the_command(repository, candidates, tmp_path):
     [
         ([], "give either --pascal-b or --json"),
         (["--json", "a", "--pascal-b", "b"], "give either --pascal-b or --json"),
-        (["--json", "a"], "--json: where are its images"),
+        (["--json", "a"], "--json needs the folder of its images"),
     ],
 )
 def test_what_to_review_must_be_said(repository, capsys, arguments, message):
