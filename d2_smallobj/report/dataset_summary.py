@@ -17,7 +17,7 @@ import numpy as np
 
 from d2_smallobj.annotations.accounting import FATES, Accounting
 from d2_smallobj.report.drawing import hide_frame, new_figure, save_figure
-from d2_smallobj.statistics.counts import SizeStatistics
+from d2_smallobj.statistics.balance import SizeStatistics
 from d2_smallobj.utils.files import atomic_write_text
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.tables import markdown_table, number

@@ -16,7 +16,7 @@ from d2_smallobj.report.dataset_summary import (
     write_balance,
     write_counts,
 )
-from d2_smallobj.statistics.counts import SizeStatistics
+from d2_smallobj.statistics.balance import SizeStatistics
 
 
 def make(name, counts, **more):
