@@ -20,7 +20,6 @@ SCHEDULES = ("joint", "separate")
 METRIC_MODES = ("exact", "official")
 AMP_DTYPES = ("float16", "bfloat16")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
-OPTIMIZER_KINDS = ("fused", "foreach", "loop")
 SUPERVISION_RESTS = ("boxes", "none")
 SIGMA_FORMS = ("per_class", "shared", "object")
 SIGMA_MEASURES = ("label", "own", "largest", "mean")
@@ -177,12 +176,6 @@ def add_smallobj_config(cfg: CN) -> None:
     # Convolutions apply a FrozenBN that follows them by scaled weights and a bias: its own passes
     # over the activations are saved.
     node.SPEED.FOLD_FROZEN_BN = True
-    # Compile the backbone with torch.compile when training begins (a minute or more; needs Triton
-    # on a GPU, a C++ compiler on a CPU).
-    node.SPEED.COMPILE = False
-    # SGD as one "fused" kernel, as some "foreach" kernels, or in a "loop" over the parameters.
-    # Loss scaling (float16) makes the host wait for the GPU in every step unless it is fused.
-    node.SPEED.OPTIMIZER = "fused"
     # GPU only: batches come from page-locked memory and are copied while the GPU computes.
     node.SPEED.PREFETCH = True
     # Iterations after which losses are fetched from the device, logged and checked for NaN, >= 1;
@@ -255,7 +248,6 @@ def validate_config(cfg: CN) -> None:
         ("METRIC_MODE", METRIC_MODES),
         ("AMP_DTYPE", AMP_DTYPES),
         ("SPEED.MEMORY_FORMAT", MEMORY_FORMATS),
-        ("SPEED.OPTIMIZER", OPTIMIZER_KINDS),
         ("TEST.AVERAGE", AVERAGES),
         ("SUPERVISION.REST", SUPERVISION_RESTS),
         ("UNCERTAINTY.FORM", SIGMA_FORMS),

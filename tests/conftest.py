@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 
 import pytest
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parent))
+from tiny_runs import assert_same, demo_root, tiny, train_server  # noqa: F401
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 

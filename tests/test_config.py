@@ -150,7 +150,6 @@ OPTIONS = {
     "METRIC_MODE": ("exact", "official"),
     "AMP_DTYPE": ("float16", "bfloat16"),
     "SPEED__MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
-    "SPEED__OPTIMIZER": ("fused", "foreach", "loop"),
     "TEST__AVERAGE": ("softmax", "logits"),
     "SUPERVISION__REST": ("boxes", "none"),
     "UNCERTAINTY__FORM": ("per_class", "shared", "object"),
@@ -231,7 +230,7 @@ FREE = {
     "MSC__ENABLED",
     "STEM_POOL_CEIL",
     "GLOBAL_DIVISOR",
-    *("SPEED__FOLD_FROZEN_BN", "SPEED__COMPILE", "SPEED__PREFETCH"),
+    *("SPEED__FOLD_FROZEN_BN", "SPEED__PREFETCH"),
     *("TEST__FLIP", "TEST__PER_CLASS", "TEST__CRF__ENABLED"),
 }  # booleans; yacs refuses other types
 

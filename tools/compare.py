@@ -21,7 +21,7 @@ from pathlib import Path
 try:
     from tqdm import tqdm
 
-    from d2_smallobj.experiments.published import TITLES, format_published
+    from d2_smallobj.experiments.paper_tables import TITLES, format_published
     from d2_smallobj.report.comparison import comparison_csv, format_comparison
     from d2_smallobj.scoring import ScoredRun, load_runs
     from d2_smallobj.statistics.comparison import Comparison, compare_runs
