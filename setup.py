@@ -10,7 +10,7 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "d2_smallobj" / "__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
-TEST = ["pytest>=7", "pytest-cov", "hypothesis>=6", "torchmetrics>=1.0"]
+TEST = ["pytest>=7", "pytest-cov", "pytest-xdist>=3", "hypothesis>=6", "torchmetrics>=1.0"]
 REPORT = ["matplotlib>=3.5"]
 # The solver that samples PASCAL-B.
 DATA = ["scipy>=1.9"]
@@ -30,6 +30,7 @@ setup(
     package_data={
         "d2_smallobj": [
             "_embedded/README.md",
+            "pascal_b/*.j2",
             "report/html_assets/*",
             "experiments/*.csv",
         ],
@@ -38,6 +39,7 @@ setup(
         "torch>=2.1",
         "fvcore>=0.1.5",
         "iopath>=0.1.9",
+        "jinja2>=3.0",
         "pycocotools>=2.0.5",
         "numpy>=1.22",
         # Not the headless build: lvis installs this one in any case, and the two overwrite

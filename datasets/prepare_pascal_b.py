@@ -21,8 +21,8 @@ try:
     from d2_smallobj.pascal_b import (
         IMAGES,
         BuildOptions,
+        BuildPaths,
         BuildResult,
-        Place,
         ScreeningOptions,
         build_pascal_b,
         rebuild_pascal_b,
@@ -161,7 +161,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> BuildResult:
     """Build what the command line asks for."""
-    place = Place(
+    place = BuildPaths(
         lvis=args.lvis,
         coco=args.coco,
         output=args.output,

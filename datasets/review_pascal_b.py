@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 from d2_smallobj.annotations.voc import IMAGE_FOLDER
-from d2_smallobj.pascal_b.files import ANNOTATION_FILE
+from d2_smallobj.pascal_b.painting import ANNOTATION_FILE
 from d2_smallobj.report.review import open_review_set, write_review
 from d2_smallobj.report.review_suspicions import read_suspicions
 from d2_smallobj.utils.opencv import cv2

@@ -22,10 +22,13 @@ from metric_examples import example_tables
 from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
 from d2_smallobj.annotations.truth import folder_truth
 from d2_smallobj.report.conventions import PERTURBATIONS, compare_conventions, convention_table
-from d2_smallobj.report.labelled_images import drawn_pair, drawn_sizes, truth_images
-from d2_smallobj.report.pairs import find_pair
-from d2_smallobj.report.sensitivity import corner_cases, removal_curve
-from d2_smallobj.report.sensitivity_plots import draw_corner_cases, draw_removal
+from d2_smallobj.report.labelled_images import drawn_pair, drawn_sizes, find_pair, truth_images
+from d2_smallobj.report.sensitivity import (
+    corner_cases,
+    draw_corner_cases,
+    draw_removal,
+    removal_curve,
+)
 from d2_smallobj.utils.files import atomic_write_text
 
 _BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)

@@ -14,7 +14,7 @@ from metric_examples import (
 )
 
 from d2_smallobj.metrics import label_components
-from d2_smallobj.report.sensitivity_plots import new_figure, save_figure
+from d2_smallobj.report.drawing import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from d2_smallobj.metrics import OUTCOMES, ImageMatch, classify, match_image, summarize
-from d2_smallobj.report.labelled_images import drawn_discs
-from d2_smallobj.report.pairs import growth_order
+from d2_smallobj.report.labelled_images import drawn_discs, growth_order
 
 CLASS_NAMES = ("background", "object")
 

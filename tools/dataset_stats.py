@@ -31,8 +31,9 @@ from pathlib import Path
 
 try:
     from d2_smallobj.metrics import SizeBins, parse_size_bins
-    from d2_smallobj.report.dataset_plots import draw_class_bars, draw_size_boxes
-    from d2_smallobj.report.dataset_tables import (
+    from d2_smallobj.report.dataset_summary import (
+        draw_class_bars,
+        draw_size_boxes,
         format_balance,
         format_counts,
         write_balance,
@@ -40,7 +41,7 @@ try:
     )
     from d2_smallobj.scoring import check_writable
     from d2_smallobj.scoring.instance_sizes import measure_instances, open_ground_truth
-    from d2_smallobj.statistics.counts import SizeStatistics, size_statistics
+    from d2_smallobj.statistics.balance import SizeStatistics, size_statistics
     from d2_smallobj.utils.opencv import cv2
 except (ValueError, ImportError) as error:
     # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.

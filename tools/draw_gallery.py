@@ -24,7 +24,7 @@ from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.data import build_test_loader, dataset_dicts
 from d2_smallobj.engine import SafeCheckpointer, build_config
 from d2_smallobj.metrics import COCO_SIZE_BINS, match_image
-from d2_smallobj.report.gallery import GalleryRow, draw_gallery
+from d2_smallobj.report.drawing import GalleryRow, draw_gallery
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
@@ -104,7 +104,7 @@ def make_row(cfg: CfgNode, x: dict[str, Any], models: dict[str, torch.nn.Module]
     image = x["image"].numpy().transpose(1, 2, 0).astype(np.uint8)
     if cfg.INPUT.FORMAT == "BGR":
         image = image[:, :, ::-1]
-    return GalleryRow(str(x["image_id"]), image, semantic, instances, predictions, ious)
+    return GalleryRow(image, semantic, instances, predictions, ious)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ try:
     from d2_smallobj.metrics import parse_size_bins
     from d2_smallobj.metrics.image_means import WORST_PERCENT, check_worst
     from d2_smallobj.metrics.image_runs import MODES
-    from d2_smallobj.report.comparison import format_comparison
+    from d2_smallobj.report.comparison_tables import format_comparison
     from d2_smallobj.scoring import (
         Inputs,
         ScoredRun,
@@ -43,8 +43,8 @@ try:
         score,
     )
     from d2_smallobj.scoring.inputs import PREDICTION_IDS, import_registrations
-    from d2_smallobj.scoring.metrics_file import warnings
     from d2_smallobj.scoring.plan import parse_shard
+    from d2_smallobj.scoring.run_figures import warnings
     from d2_smallobj.scoring.tables import format_run
     from d2_smallobj.statistics.comparison import compare_runs
     from d2_smallobj.utils.opencv import cv2

@@ -27,7 +27,7 @@ try:
     from d2_smallobj.data import dataset_dicts
     from d2_smallobj.engine import SafeCheckpointer, build_config, prediction
     from d2_smallobj.modeling.inference import build_inference
-    from d2_smallobj.utils.problems import listed
+    from d2_smallobj.utils.messages import itemized
     from detectron2.config import CfgNode
 except (ValueError, ImportError) as error:
     # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
@@ -86,7 +86,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     print(f"wrote {len(dicts) - len(problems)} label maps to {args.output}")
     if problems:
-        sys.exit(f"error: {listed(f'of {len(dicts)} images could not be read', problems)}")
+        sys.exit(f"error: {itemized(f'of {len(dicts)} images could not be read', problems)}")
 
 
 if __name__ == "__main__":

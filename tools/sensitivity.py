@@ -40,11 +40,16 @@ from d2_smallobj.report.labelled_images import (
     LabelledImage,
     drawn_pair,
     drawn_sizes,
+    find_pair,
     truth_images,
 )
-from d2_smallobj.report.pairs import find_pair
-from d2_smallobj.report.sensitivity import corner_cases, removal_curve
-from d2_smallobj.report.sensitivity_plots import draw_corner_cases, draw_removal, write_curves
+from d2_smallobj.report.sensitivity import (
+    corner_cases,
+    draw_corner_cases,
+    draw_removal,
+    removal_curve,
+    write_curves,
+)
 from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
 from d2_smallobj.scoring.predictions import open_predictions, read_prediction
 from d2_smallobj.utils.files import atomic_write_text

@@ -11,7 +11,7 @@ import numpy as np
 
 from d2_smallobj.annotations.boxes import checked_boxes
 from d2_smallobj.annotations.coco_file import CategoryEntry, Id, ImageEntry, id_order
-from d2_smallobj.annotations.files import first_ten
+from d2_smallobj.utils.messages import itemized
 
 # The fields' types are evaluated, in Python 3.9, too.
 _Flag = Union[int, bool, None]
@@ -69,7 +69,7 @@ def coco_boxes(json_path: str | os.PathLike[str]) -> dict[Id, np.ndarray]:
         rows[entry.image_id].append((class_id, left, top, left + width, top + height))
     if strays:
         what = "annotation(s) whose image or category is not in the file"
-        raise ValueError(f"{path}: {first_ten(what, strays)}")
+        raise ValueError(f"{path}: {itemized(what, strays)}")
     return _checked(path, content.images, rows)
 
 
@@ -85,5 +85,5 @@ def _checked(
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError(f"{path}: {first_ten('image(s) with bad boxes', problems)}")
+        raise ValueError(f"{path}: {itemized('image(s) with bad boxes', problems)}")
     return boxes

@@ -16,7 +16,7 @@ from typing import Optional, Union
 
 import msgspec
 
-from d2_smallobj.annotations.files import first_ten
+from d2_smallobj.utils.messages import itemized
 
 KINDS = ("coco", "lvis")
 # The fields' types are evaluated, in Python 3.9, too, hence no `int | str` there.
@@ -139,7 +139,7 @@ def read_annotation_file(path: str | os.PathLike[str], kind: str) -> AnnotationF
     categories = {category.id: category for category in content.categories}
     problems += _strays(content.annotations, images.keys(), categories.keys())
     if problems:
-        raise ValueError(f"{path}: {first_ten('error(s)', problems)}")
+        raise ValueError(f"{path}: {itemized('error(s)', problems)}")
     return AnnotationFile(path, kind, images, categories, content.annotations)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from d2_smallobj.annotations.coco_file import KINDS, Id, id_order, read_annotation_file
-from d2_smallobj.annotations.files import FileCheck, first_ten, resolve_inside
+from d2_smallobj.annotations.files import FileCheck, resolve_inside
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option
 
 
@@ -75,7 +76,7 @@ def _image_index(path: str, kind: str, modified: int, size: int) -> ImageIndex:
             ListedImage(image.id, inside, image.height, image.width, image.id in annotated)
         )
     if problems:
-        raise ValueError(f"{path}: {first_ten('unusable file name(s)', problems)}")
+        raise ValueError(f"{path}: {itemized('unusable file name(s)', problems)}")
     names = (
         content.categories[category].name for category in sorted(content.categories, key=id_order)
     )

@@ -24,9 +24,9 @@ from typing import Any
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES
 from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, paint
 from d2_smallobj.annotations.coco_lists import image_index
-from d2_smallobj.annotations.files import first_ten
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.parallel import parallel_map
 
 _MOST_8_BIT = 254
@@ -130,7 +130,7 @@ def write_coco_maps(
     problems = [problem for problem in results if problem is not None]
     if problems:
         what = "image(s) that cannot be painted (all others are)"
-        raise ValueError(f"{path}: {first_ten(what, problems)}")
+        raise ValueError(f"{path}: {itemized(what, problems)}")
     found = [annotations.annotations(image_id) for image_id in annotations.image_ids]
     return WrittenMaps(
         folders,
@@ -169,7 +169,7 @@ def _stems(path: Path) -> dict[Any, str]:
         if owner.setdefault(stem, image_id) != image_id
     ]
     if twice:
-        raise ValueError(f"{path}: {first_ten('label map(s) that two images share', twice)}")
+        raise ValueError(f"{path}: {itemized('label map(s) that two images share', twice)}")
     return stems
 
 

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-_SHOWN = 10
-
-
-def first_ten(what: str, entries: Sequence[str]) -> str:
-    """``"<number> <what>:"`` and the first ten entries, one a line."""
-    shown = "".join(f"\n  {entry}" for entry in entries[:_SHOWN])
-    more = f"\n  and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
-    return f"{len(entries)} {what}:{shown}{more}"
+from d2_smallobj.utils.messages import itemized
 
 
 class FileCheck:
@@ -81,7 +73,7 @@ class FileCheck:
         """
         if not self._missing:
             return
-        missing = first_ten("path(s) missing", self.missing)
+        missing = itemized("path(s) missing", self.missing)
         raise FileNotFoundError(f"data set {self._data_set!r}: {missing}\n{self._prepare}")
 
     def _listing(self, folder: str) -> frozenset[str] | None:

@@ -17,8 +17,8 @@ import numpy as np
 
 from d2_smallobj.annotations import png
 from d2_smallobj.annotations.coco_file import Id, id_order
-from d2_smallobj.annotations.files import first_ten
 from d2_smallobj.annotations.instance_maps import VOID, label_type, unique_by_runs
+from d2_smallobj.utils.messages import itemized
 
 _SHOWN = 10
 _Flag = Union[int, bool]
@@ -272,7 +272,7 @@ def read_panoptic_file(path: str | os.PathLike[str]) -> PanopticFile:
         if segment.category_id not in class_ids
     ]
     if problems:
-        raise ValueError(f"{path}: {first_ten('error(s)', problems)}")
+        raise ValueError(f"{path}: {itemized('error(s)', problems)}")
     return PanopticFile(
         path,
         tuple(category.name for category in categories),

@@ -23,11 +23,11 @@ from d2_smallobj.annotations.accounting import account
 from d2_smallobj.annotations.classes import choose_categories, read_class_names
 from d2_smallobj.annotations.coco import PAINTINGS, InstanceAnnotations
 from d2_smallobj.annotations.coco_file import KINDS
-from d2_smallobj.annotations.files import first_ten
 from d2_smallobj.data.catalog import ALIASES, canonical_name, register_all, registered
 from d2_smallobj.data.presence import Presence, check_files, find_files
 from d2_smallobj.data.specs import DatasetSpec
-from d2_smallobj.report.accounting import format_accounting, write_accounting
+from d2_smallobj.report.dataset_summary import format_accounting, write_accounting
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option
 from d2_smallobj.utils.tables import markdown_table
 
@@ -89,7 +89,7 @@ def show_data_sets(args: argparse.Namespace) -> bool:
         if args.check and presence.state == "ready":
             faults = check_files(chosen[name], jobs=args.jobs, progress=True)
             well = well and not faults
-            shown = first_ten("image(s) with faults", faults) if faults else "all files are sound"
+            shown = itemized("image(s) with faults", faults) if faults else "all files are sound"
             _say(f"{name}: {shown}")
     return well
 

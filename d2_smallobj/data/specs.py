@@ -25,12 +25,7 @@ from d2_smallobj.annotations.layouts import (
     voc_labels,
 )
 from d2_smallobj.annotations.voc import voc_dicts
-from d2_smallobj.demo.dataset import (
-    DEMO_CLASS_NAMES,
-    PREPARE_COMMAND,
-    PSEUDO_LABELS,
-    ensure_demo,
-)
+from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES, PREPARE_COMMAND, PSEUDO_LABELS, ensure_demo
 from d2_smallobj.pseudo_labels.formats import METHODS as METHOD_FOLDERS
 
 IGNORE_LABEL = 255

@@ -19,10 +19,11 @@ from d2_smallobj.annotations.cityscapes import (
 )
 from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco_boxes import coco_boxes
-from d2_smallobj.annotations.files import FileCheck, first_ten
+from d2_smallobj.annotations.files import FileCheck
 from d2_smallobj.annotations.label_rules import LabelRule, identity_rule
 from d2_smallobj.annotations.layouts import COCO_YEARS, VOC_FOLDER, coco_annotations
 from d2_smallobj.data.specs import DatasetSpec
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option
 
 SEPARATOR = ":"
@@ -131,7 +132,7 @@ def _with_voc_boxes(
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError(f"{arguments['name']}: {first_ten('bad annotation(s)', problems)}")
+        raise ValueError(f"{arguments['name']}: {itemized('bad annotation(s)', problems)}")
     return boxed
 
 

@@ -12,11 +12,10 @@
         PseudoLabels/demo/<id>.png                 P mode, wrong as weakly supervised masks are
         ImageSets/Segmentation/{train,val}.txt
 
-PNG maps and COCO annotations hold the same instances: annotation k of an image (in file order)
-is instance k of its SegmentationObject, of the same class. The COCO masks are the visible parts
-without border, disjoint; the PNGs mark one pixel around every instance, on what lies behind it,
-with 255. So an instance has the same pixels in both except where a neighbour in front of it
-takes its border from it.
+Annotation k of an image (in file order) is instance k of its SegmentationObject, of the same class.
+The COCO masks are the visible parts without border, disjoint; the PNGs mark one pixel around every
+instance, on what lies behind it, with 255. Every encoder option is given and no time is written, so
+that the bytes depend on the options only.
 """
 
 from __future__ import annotations
@@ -28,30 +27,60 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from d2_smallobj.demo.files import (
-    DEMO_CLASS_NAMES,
-    PSEUDO_LABELS,
-    DemoOptions,
-    write_demo,
-)
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
 
-__all__ = [
-    "DEMO_CLASS_NAMES",
-    "PREPARE_COMMAND",
-    "PSEUDO_LABELS",
-    "DemoOptions",
-    "ensure_demo",
-    "make_demo",
-]
+from d2_smallobj.annotations.label_maps import encode_label_map
+from d2_smallobj.demo.scenes import Scene, draw_pseudo_label, draw_scene
+from d2_smallobj.demo.shapes import OBJECT_CLASSES
 
+DEMO_CLASS_NAMES = ("background", *(kind.name for kind in OBJECT_CLASSES))
+"""Class names of the demo, background first."""
+PSEUDO_LABELS = "PseudoLabels/demo"
+"""Folder of the pseudo labels within VOC2012."""
 PREPARE_COMMAND = "python datasets/prepare_demo.py"
 """The command that makes the demo, for messages."""
 
 _VERSION = 1
 """Raised whenever the same options give other files: an older folder is then made anew."""
 _MARKER = "demo.json"
+_IGNORE = 255
 _logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoOptions:
+    """Options on which the files of a demo depend.
+
+    Attributes:
+        seed: seed of all scenes, >= 0.
+        num_train: number of training scenes, 1..99999.
+        num_val: number of validation scenes, 1..99999.
+        size: side of the scenes in pixels, 64..1024. Objects reach at most 140 pixels (root
+            of the area) and 0.73 of the side, so below 132 there are none of size L.
+    """
+
+    seed: int = 0
+    num_train: int = 300
+    num_val: int = 100
+    size: int = 192
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("seed", 0, 2**32 - 1),
+            ("num_train", 1, 99999),
+            ("num_val", 1, 99999),
+            ("size", 64, 1024),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name}: expected an integer, got {value!r}")
+            if not low <= value <= high:
+                raise ValueError(f"{name}: must be in {low}..{high}, got {value}")
 
 
 def make_demo(
@@ -66,8 +95,8 @@ def make_demo(
     """Make the demo data set at ``root``, or keep it if it is there already with these options.
 
     Files are byte-identical for a seed (with the same Pillow and OpenCV), and scene i does not
-    depend on how many are made. They are built in a folder beside ``root`` that takes its place
-    when complete; a process that loses a race uses what the other one made.
+    depend on how many are made. They are built in a folder beside ``root`` that is renamed when
+    complete; a process that loses a race uses what the other one made.
 
     Args:
         root: the folder to make.
@@ -84,28 +113,28 @@ def make_demo(
     """
     root = Path(root)
     options = DemoOptions(seed, num_train, num_val, size)
-    state = _inspect(root)
-    if state.complete and not force:
-        if state.options == options:
+    found = _inspect(root)
+    if found.complete and not force:
+        if found.options == options:
             return
         raise FileExistsError(
-            f"{root} holds a demo made with {state.options}, not {options}: remove it, or run "
+            f"{root} holds a demo made with {found.options}, not {options}: remove it, or run "
             f"`{PREPARE_COMMAND} --force` with the options you want"
         )
-    if state.foreign:
+    if found.foreign:
         raise FileExistsError(
-            f"{root} holds files that are not a demo's ({state.foreign}), so nothing in it is "
+            f"{root} holds files that are not a demo's ({found.foreign}), so nothing in it is "
             "replaced: move it away or choose another folder"
         )
     root.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, hence on the same file system: the rename at the end is atomic.
-    workshop = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
-        built = workshop / "new"
-        _build(built, options)
-        _put_in_place(built, root, workshop / "old", options, force=force)
+        built = temporary / "new"
+        write_demo(built, options)
+        _put_in_place(built, root, temporary / "old", options, force=force)
     finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def ensure_demo(root: str | os.PathLike[str]) -> None:
@@ -117,22 +146,20 @@ def ensure_demo(root: str | os.PathLike[str]) -> None:
     Raises:
         FileExistsError: ``root`` holds files that are not a demo.
     """
-    state = _inspect(Path(root))
-    if state.complete:
-        return
-    _logger.info("making the demo scenes at %s (first use; takes some seconds)", root)
-    make_demo(root)
+    if not _inspect(Path(root)).complete:
+        _logger.info("making the demo scenes at %s (first use; takes some seconds)", root)
+        make_demo(root)
 
 
 @dataclasses.dataclass(frozen=True)
-class _State:
-    """What is found at a root.
+class _Found:
+    """The demo that is found at a root.
 
     Attributes:
         exists: whether there is anything at all.
         complete: whether it is a demo of this version with all its files.
-        options: those of the demo, if it tells legal ones.
-        foreign: what about it was not made here; empty if it may be replaced.
+        options: those of the demo; None if its marker has none or illegal ones.
+        foreign: files that were not made here; empty if the folder may be replaced.
     """
 
     exists: bool = True
@@ -141,27 +168,27 @@ class _State:
     foreign: str = ""
 
 
-def _inspect(root: Path) -> _State:
-    """Look at ``root`` without reading more than its marker and its folders' listings."""
+def _inspect(root: Path) -> _Found:
+    """Look at ``root``; reads its marker and lists its folders."""
     if not os.path.lexists(root) or (root.is_dir() and not any(root.iterdir())):
-        return _State(exists=False)
+        return _Found(exists=False)
     try:
         marker = json.loads((root / _MARKER).read_text(encoding="utf-8"))
         version, options, files = marker["version"], marker["options"], dict(marker["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        return _State(foreign=f"no readable {_MARKER}; half a copy looks like this too")
-    found = _count_files(root)
-    more = [folder for folder, number in found.items() if number > files.get(folder, 0)]
-    complete = version == _VERSION and all(found.get(f, 0) >= n for f, n in files.items())
+        return _Found(foreign=f"no readable {_MARKER}; an incomplete copy looks like this too")
+    counts = _count_files(root)
+    more = [folder for folder, number in counts.items() if number > files.get(folder, 0)]
+    complete = version == _VERSION and all(counts.get(f, 0) >= n for f, n in files.items())
     foreign = f"more files than were made in {more[0]}" if more else ""
     try:
-        return _State(complete=complete, options=DemoOptions(**options), foreign=foreign)
+        return _Found(complete=complete, options=DemoOptions(**options), foreign=foreign)
     except (TypeError, ValueError):
-        return _State(foreign=foreign)
+        return _Found(foreign=foreign)
 
 
 def _count_files(root: Path) -> dict[str, int]:
-    """Number of files in every folder below ``root`` that holds any; the marker not counted."""
+    """Number of files by folder below ``root``, without the marker and hidden files."""
     counts = {}
     for folder, _, names in os.walk(root):
         number = sum(name != _MARKER and not name.startswith(".") for name in names)
@@ -172,26 +199,100 @@ def _count_files(root: Path) -> dict[str, int]:
 
 def _put_in_place(built: Path, root: Path, old: Path, options: DemoOptions, *, force: bool) -> None:
     """Rename the finished folder to ``root``; if another process was first, use its result."""
-    state = _inspect(root)
-    if state.complete and state.options == options and not force:
+    found = _inspect(root)
+    if found.complete and found.options == options and not force:
         return
     try:
-        if state.exists and not state.foreign:
+        if found.exists and not found.foreign:
             os.rename(root, old)
         os.rename(built, root)
     except OSError:
-        state = _inspect(root)
-        if state.complete and state.options == options:
+        found = _inspect(root)
+        if found.complete and found.options == options:
             return
         raise
 
 
-def _build(root: Path, options: DemoOptions) -> None:
-    """Write all files of a demo below ``root``; the marker is the last one."""
-    write_demo(root, options)
+def write_demo(root: Path, options: DemoOptions) -> None:
+    """Draw the scenes and write them below ``root``, which must not exist yet; the marker last."""
+    voc = root / "VOCdevkit" / "VOC2012"
+    folders = ("JPEGImages", "SegmentationClass", "SegmentationObject", PSEUDO_LABELS)
+    for folder in (*folders, "ImageSets/Segmentation"):
+        (voc / folder).mkdir(parents=True)
+    (root / "annotations").mkdir()
+    splits = {"train": options.num_train, "val": options.num_val}
+    # disable=None: no bar unless stderr is a terminal.
+    with tqdm(total=sum(splits.values()), desc="demo scenes", unit="scene", disable=None) as bar:
+        for number, (split, count) in enumerate(splits.items()):
+            content = _empty_annotations()
+            for index in range(count):
+                stream = np.random.PCG64(np.random.SeedSequence([options.seed, number, index]))
+                rng = np.random.Generator(stream)
+                scene = draw_scene(rng, options.size)
+                name = f"{split}_{index:05d}"
+                _write_scene(voc, name, scene, draw_pseudo_label(rng, scene))
+                _add_scene(content, (number + 1) * 100000 + index, f"{name}.jpg", scene)
+                bar.update()
+            names = [Path(image["file_name"]).stem for image in content["images"]]
+            lists = voc / "ImageSets" / "Segmentation" / f"{split}.txt"
+            lists.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            path = root / "annotations" / f"instances_{split}.json"
+            path.write_text(json.dumps(content), encoding="utf-8")
     marker = {
         "version": _VERSION,
         "options": dataclasses.asdict(options),
         "files": _count_files(root),
     }
     (root / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_scene(voc: Path, name: str, scene: Scene, pseudo: np.ndarray) -> None:
+    """Write the picture and the three label maps of a scene."""
+    picture = Image.fromarray(scene.image)
+    picture.save(
+        voc / "JPEGImages" / f"{name}.jpg", quality=90, subsampling="4:2:0", optimize=False
+    )
+    for folder, labels in (
+        ("SegmentationClass", np.where(scene.border, _IGNORE, scene.semantic)),
+        ("SegmentationObject", np.where(scene.border, _IGNORE, scene.instances)),
+        (PSEUDO_LABELS, pseudo),
+    ):
+        (voc / folder / f"{name}.png").write_bytes(encode_label_map(labels.astype(np.uint8)))
+
+
+def _empty_annotations() -> dict[str, Any]:
+    """COCO annotations of a split without images."""
+    return {
+        "info": {"description": "d2_smallobj demo scenes"},
+        "licenses": [],
+        "images": [],
+        "annotations": [],
+        "categories": [
+            {"id": class_id, "name": name, "supercategory": "demo"}
+            for class_id, name in enumerate(DEMO_CLASS_NAMES[1:], start=1)
+        ],
+    }
+
+
+def _add_scene(content: dict[str, Any], image_id: int, file_name: str, scene: Scene) -> None:
+    """Add the visible instances of a scene, without border, in the order of their ids."""
+    height, width = scene.instances.shape
+    image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
+    content["images"].append(image)
+    for instance_id in range(1, len(scene.classes)):
+        mask = np.asfortranarray(scene.instances == instance_id, dtype=np.uint8)
+        runs = coco_mask.encode(mask)
+        content["annotations"].append(
+            {
+                "id": len(content["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": int(scene.classes[instance_id]),
+                "segmentation": {
+                    "size": [int(side) for side in runs["size"]],
+                    "counts": runs["counts"].decode("ascii"),
+                },
+                "area": int(np.count_nonzero(mask)),
+                "bbox": [float(value) for value in coco_mask.toBbox(runs)],
+                "iscrowd": 0,
+            }
+        )

@@ -21,7 +21,7 @@ from d2_smallobj.engine.prediction import grey_sigma, most_probable, rgb_image
 from d2_smallobj.losses.size_weights import SizeWeights
 from d2_smallobj.modeling.loss import build_size_weights
 from d2_smallobj.modeling.uncertainty import Observation, UncertainSegmentor
-from d2_smallobj.report.overlays import colour_labels, colour_weights
+from d2_smallobj.report.drawing import colour_labels, colour_weights
 from d2_smallobj.utils.opencv import cv2
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase

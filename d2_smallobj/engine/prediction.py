@@ -20,9 +20,9 @@ from tqdm import tqdm
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.data import SemSegMapper
 from d2_smallobj.modeling.uncertainty import UncertainSegmentor
-from d2_smallobj.report.overlays import blend_labels
+from d2_smallobj.report.drawing import blend_labels
 from d2_smallobj.utils.files import atomic_write
-from d2_smallobj.utils.problems import listed
+from d2_smallobj.utils.messages import itemized
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 
@@ -55,7 +55,7 @@ def find_images(
     """
     missing = [os.fspath(path) for path in paths if not os.path.exists(path)]
     if missing:
-        raise FileNotFoundError(listed("input path(s) do not exist", missing))
+        raise FileNotFoundError(itemized("input path(s) do not exist", missing))
     for folder in filter(os.path.isdir, paths):
         if Path(output).resolve().is_relative_to(Path(folder).resolve()):
             raise ValueError(
@@ -72,7 +72,7 @@ def find_images(
                 clashes.append(f"{other} and {file}")
     if clashes:
         raise ValueError(
-            listed("pair(s) of images would be written under one name", clashes)
+            itemized("pair(s) of images would be written under one name", clashes)
             + "\npredict them into different folders"
         )
     return [{"file_name": file, "image_id": name} for name, file in found.items()]

@@ -29,8 +29,8 @@ from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator
 from d2_smallobj.metrics.image_means import check_worst
 from d2_smallobj.metrics.sizes import as_size_bins
 from d2_smallobj.metrics.summary import headline_names
-from d2_smallobj.scoring.run import ScoredRun
-from d2_smallobj.scoring.run_files import METRICS_FILE, save_run
+from d2_smallobj.scoring.run_folder import METRICS_FILE, save_run
+from d2_smallobj.scoring.scored_run import ScoredRun
 from d2_smallobj.scoring.tables import format_figures
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -55,7 +55,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
         distributed: gather the records of all processes on rank 0; with ``False`` every
             process evaluates what it saw.
         output_dir: folder for the files of a scored run, the same that ``tools/evaluate.py``
-            writes (:mod:`d2_smallobj.scoring.run_files`), per-class figures included; ``None``
+            writes (:mod:`d2_smallobj.scoring.run_folder`), per-class figures included; ``None``
             writes nothing. A folder of its own: that of a training has a ``metrics.json`` of
             another kind.
         mode: ``"exact"`` or ``"official"``, the authors' conventions

@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from d2_smallobj.statistics.ranking import RankTable, rank_table, spearman
+from d2_smallobj.statistics.ranking import RankTable, format_rank_table, rank_table, spearman
 from d2_smallobj.utils.files import atomic_write_text
 from d2_smallobj.utils.options import look_up_option
-from d2_smallobj.utils.tables import format_rank_table, markdown_table
+from d2_smallobj.utils.tables import markdown_table
 
 PUBLISHED_FIGURES = ("mIoU", "IA-mIoU", "IA-mIoU_S")
 TITLES: Mapping[str, str] = {

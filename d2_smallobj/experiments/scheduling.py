@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from tqdm import tqdm
 
-from d2_smallobj.utils.problems import listed
+from d2_smallobj.utils.messages import itemized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], *, progress: tqdm | Non
                     progress.update()
     if failures:
         skipped = len(jobs) - succeeded - len(failures)
-        told = listed("run(s) failed", failures)
+        told = itemized("run(s) failed", failures)
         raise RuntimeError(told + (f"\n{skipped} more depend on them" if skipped else ""))
 
 

@@ -27,7 +27,7 @@ from d2_smallobj.experiments.paper_tables import (
     write_paper_tables,
 )
 from d2_smallobj.experiments.scheduling import visible_devices
-from d2_smallobj.report.sensitivity_plots import new_figure, save_figure
+from d2_smallobj.report.drawing import new_figure, save_figure
 from d2_smallobj.utils.options import look_up_option
 from detectron2.data import DatasetCatalog
 

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from d2_smallobj.metrics.records import FOUND_IOU, InstanceTable, PixelTable
-from d2_smallobj.metrics.validation import first_ten
+from d2_smallobj.utils.messages import listed
 
 # Integers up to 2**53 are exact in float64; two bits are left for sums of sums.
 _EXACT_BITS = 51
@@ -210,11 +210,11 @@ def sorted_images(run: Run, num_classes: int) -> np.ndarray:
     names = np.asarray([str(image) for image in run.images], np.str_)
     unique, number = np.unique(names, return_counts=True)
     if np.any(number > 1):
-        raise ValueError(f"images must be distinct, got again {first_ten(unique[number > 1])}")
+        raise ValueError(f"images must be distinct, got again {listed(unique[number > 1])}")
     for what, table in (("table", run.table), ("pixels", run.pixels)):
         strange = np.setdiff1d(table.image_id, unique)
         if len(strange):
-            raise ValueError(f"images lacks images of the {what}: {first_ten(strange)}")
+            raise ValueError(f"images lacks images of the {what}: {listed(strange)}")
         highest = table.category_id.max(initial=0)
         if highest >= num_classes:
             raise ValueError(f"{what}: category_id must be in 0..{num_classes - 1}, got {highest}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -153,9 +153,3 @@ def raise_for_classes(
         f"every instance must lie on {rule}: {listed}"
         " (do the instance map and the semantic map belong to the same image?)"
     )
-
-
-def first_ten(names: Sequence[str] | np.ndarray) -> str:
-    """List names in a message: the first ten and the number of the others."""
-    listed = ", ".join(str(name) for name in names[:_SHOWN])
-    return listed + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,28 +1,29 @@
 """PASCAL-B, re-created from LVIS and COCO (paper, section 3; docs/method.md#data-sets).
 
-Files are indexed (:mod:`.index`), LVIS and COCO joined by image and category name
-(:mod:`.categories`, :mod:`.candidates`), images composed of run lengths
-(:mod:`.masks`, :mod:`.compose`) and judged (:mod:`.screening`), a balanced set chosen of those
-that are fit (:mod:`.sampling`, :mod:`.selection`) and written (:mod:`.painting`,
-:mod:`.pictures`, :mod:`.files`) with its manifest, account and data card (:mod:`.manifest`,
-:mod:`.accounting`, :mod:`.card`); :mod:`.build` does all that in turn.
+The steps: read the annotation files (:mod:`.index`), join LVIS and COCO by image and by category
+name (:mod:`.categories`, :mod:`.candidates`), compose images of run lengths (:mod:`.compose`) and
+judge them (:mod:`.screening`), choose a balanced set (:mod:`.sampling`) without images of VOC
+(:mod:`.near_duplicates`), write it (:mod:`.painting`) with its manifest, account and data card
+(:mod:`.manifest`). :mod:`.build` runs them in turn.
 """
 
 from __future__ import annotations
 
 from d2_smallobj.pascal_b.build import (
+    IMAGES,
+    BuildOptions,
+    BuildPaths,
     BuildResult,
     build_pascal_b,
     rebuild_pascal_b,
 )
-from d2_smallobj.pascal_b.options import IMAGES, BuildOptions, Place
 from d2_smallobj.pascal_b.screening import ScreeningOptions
 
 __all__ = [
     "IMAGES",
     "BuildOptions",
+    "BuildPaths",
     "BuildResult",
-    "Place",
     "ScreeningOptions",
     "build_pascal_b",
     "rebuild_pascal_b",

@@ -1,4 +1,4 @@
-"""Building PASCAL-B from annotation files, and building it again from a manifest."""
+"""Build PASCAL-B from annotation files, or build it again from a manifest."""
 
 from __future__ import annotations
 
@@ -9,62 +9,137 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from tqdm import tqdm
 
-from d2_smallobj.annotations.files import first_ten
 from d2_smallobj.annotations.voc import IMAGE_FOLDER
-from d2_smallobj.pascal_b.accounting import account
-from d2_smallobj.pascal_b.candidates import Candidate, Sources
-from d2_smallobj.pascal_b.card import format_short_cells
-from d2_smallobj.pascal_b.files import (
-    check_place,
-    describe_outputs,
-    format_annotations,
-    open_workshop,
-    put_in_place,
-    write_texts,
+from d2_smallobj.pascal_b.candidates import (
+    AnnotationSources,
+    Candidate,
+    Outcome,
+    find_candidates,
+    read_reject_list,
 )
 from d2_smallobj.pascal_b.index import read_index
 from d2_smallobj.pascal_b.manifest import (
     FORMAT,
-    VERSION,
+    MANIFEST_VERSION,
     Manifest,
     check_inputs,
+    count_outcomes,
     describe_balance,
     describe_inputs,
     describe_sampling,
+    describe_shortfalls,
     read_manifest,
     versions,
 )
-from d2_smallobj.pascal_b.options import BuildOptions, Place
-from d2_smallobj.pascal_b.outcomes import Outcome
-from d2_smallobj.pascal_b.painting import RenderedImage, image_name, render
-from d2_smallobj.pascal_b.pictures import PictureCheck, copy_pictures, find_pictures
-from d2_smallobj.pascal_b.rejects import read_reject_list
-from d2_smallobj.pascal_b.sampling import import_scipy
-from d2_smallobj.pascal_b.screening import ScreeningOptions, Verdict
-from d2_smallobj.pascal_b.selection import (
-    find_candidates,
+from d2_smallobj.pascal_b.near_duplicates import (
+    MAX_DISTANCE,
+    PictureCheck,
+    copy_pictures,
+    find_pictures,
+)
+from d2_smallobj.pascal_b.painting import (
+    RenderedImage,
+    check_place,
+    describe_outputs,
+    format_annotations,
+    image_name,
+    open_partial_folder,
+    put_in_place,
+    render,
+    write_texts,
+)
+from d2_smallobj.pascal_b.sampling import import_scipy, select
+from d2_smallobj.pascal_b.screening import (
+    ScreeningOptions,
+    Verdict,
     screen_candidates,
-    select,
     write_candidate_list,
 )
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.parallel import parallel_map
 
-CHOSEN = "in the set"
-"""What became of an image that was chosen, in the manifest."""
+IMAGES = 1137
+"""Number of images of the paper's set."""
+PathLike = Union[str, "os.PathLike[str]"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildPaths:
+    """Where to read and write; of this, only the inputs' content changes the set.
+
+    Attributes:
+        lvis: LVIS files of one version, at least one.
+        coco: COCO 2017 files, at least one.
+        output: the folder to make.
+        pictures: folder of ``train2017`` and ``val2017``; None: annotations only.
+        jobs: number of processes, >= 1.
+        force: replace a set that is at ``output``.
+        progress: show progress bars on stderr.
+    """
+
+    lvis: Sequence[PathLike]
+    coco: Sequence[PathLike]
+    output: PathLike
+    pictures: PathLike | None = None
+    jobs: int = 1
+    force: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("lvis", "coco"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected at least one file, got none")
+        _check_integer("jobs", self.jobs, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildOptions:
+    """Options that change the set.
+
+    Attributes:
+        number: images wanted, >= 1.
+        per_cell: instances wanted of every class and size, >= 1; None: see :mod:`.sampling`.
+        seed: of the choice between equally balanced sets, >= 0.
+        screening: requirements on an image.
+        rejected: reject lists, see :func:`.candidates.read_reject_list`.
+        voc: a VOC folder (``VOCdevkit/VOC2012``) whose images must not be in the set; None:
+            not checked.
+        max_distance: bits, of 64, in which near-duplicates of VOC's images may differ.
+        candidate_list: a CSV file to write with the verdict on every candidate.
+    """
+
+    number: int = IMAGES
+    per_cell: int | None = None
+    seed: int = 0
+    screening: ScreeningOptions = dataclasses.field(default_factory=ScreeningOptions)
+    rejected: Sequence[PathLike] = ()
+    voc: PathLike | None = None
+    max_distance: int = MAX_DISTANCE
+    candidate_list: PathLike | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("number", 1), ("seed", 0), ("max_distance", 0), ("per_cell", 1)):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), low)
+
+
+def _check_integer(name: str, value: object, low: int) -> None:
+    if type(value) is not int or value < low:
+        raise ValueError(f"{name}: expected an integer >= {low}, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildResult:
-    """What was built.
+    """A set that was built.
 
     Attributes:
         folder: where it is.
         manifest: its manifest.
-        notes: what somebody should know, sentences: cells that fall short, masks that cannot be
+        notes: sentences for the user: classes and sizes that fall short, masks that cannot be
             read, categories that are missing.
     """
 
@@ -73,78 +148,89 @@ class BuildResult:
     notes: tuple[str, ...]
 
 
-def build_pascal_b(place: Place, options: BuildOptions) -> BuildResult:
+def build_pascal_b(paths: BuildPaths, options: BuildOptions) -> BuildResult:
     """Build PASCAL-B.
 
-    The set follows from the contents of the annotation files and the options, whatever the order
-    of files and entries and the number of processes. Pictures have no say in it, except that
+    The set depends on the contents of the annotation files and the options only, not on the order
+    of files and entries or the number of processes. Pictures do not change it, except that
     near-duplicates of VOC's are left out.
 
     Args:
-        place: inputs and output.
-        options: what the set is to be.
+        paths: inputs and output.
+        options: number of images, balance, screening.
 
     Raises:
-        FileExistsError: something is at the output's place.
+        FileExistsError: something else is at the output's place.
         FileNotFoundError: an input file, or pictures of the set, are missing.
         ImportError: SciPy is missing.
         ValueError: an input is malformed, or no image is fit.
     """
-    check_place(Path(place.output), force=place.force)
+    check_place(Path(paths.output), force=paths.force)
     import_scipy()
-    rejected = _read_rejected(options)
-    pictures = _check_pictures(place, options)
-    sources = _read_sources(place)
-    candidates, dropped = find_candidates(sources, options.screening, rejected)
+    rejected: dict[int, str] = {}
+    for path in options.rejected:
+        rejected.update(read_reject_list(path))
+    pictures = _check_pictures(paths, options)
+    sources = _read_sources(paths)
+    candidates, dropped = find_candidates(sources, options.screening.coco_class_ids, rejected)
     verdicts = screen_candidates(
-        sources, candidates, options.screening, jobs=place.jobs, progress=place.progress
+        sources, candidates, options.screening, jobs=paths.jobs, progress=paths.progress
     )
     if options.candidate_list is not None:
         write_candidate_list(options.candidate_list, candidates, verdicts)
-    selection = select(candidates, dropped, verdicts, options, pictures)
-    rendered, workshop = _render(sources, selection.chosen, options.screening, place)
+    selection = select(
+        candidates,
+        dropped,
+        verdicts,
+        pictures,
+        number=options.number,
+        seed=options.seed,
+        per_cell=options.per_cell,
+    )
+    rendered, partial = _render(sources, selection.chosen, options.screening, paths)
     annotations = format_annotations(selection.chosen, rendered)
     outcomes = [(c, image.outcomes) for c, image in zip(selection.chosen, rendered)]
     images = Counter(outcome.value for outcome in selection.dropped.values())
+    duplicates = [duplicate._asdict() for duplicate in selection.near_duplicates]
     manifest = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": MANIFEST_VERSION,
         "description": "A re-creation of PASCAL-B; not its authors' list of images",
         "inputs": describe_inputs(sources.files),
         "screening": dataclasses.asdict(options.screening),
         "sampling": describe_sampling(selection.sample, options.number, options.seed),
         "balance": describe_balance(selection.counts, selection.sample, options.seed),
         "images": {
-            CHOSEN: len(selection.chosen),
+            "in the set": len(selection.chosen),
             **{o.value: images[o.value] for o in Outcome if images[o.value]},
         },
         "rejected": {str(n): rejected[n] for n in sorted(set(rejected) & set(selection.dropped))},
-        "near_duplicates": _describe_duplicates(selection.near_duplicates),
+        "near_duplicates": None if options.voc is None else duplicates,
         "missing_categories": sources.missing,
         "outputs": describe_outputs(annotations, rendered),
         "versions": versions(),
         "image_ids": [candidate.image_id for candidate in selection.chosen],
-        "accounting": account(sources, selection.dropped, outcomes),
+        "accounting": count_outcomes(sources, selection.dropped, outcomes),
     }
-    _finish(workshop, place, selection.chosen, annotations, manifest)
-    lost = sorted(set(rejected) - set(selection.dropped))
-    return BuildResult(Path(place.output), manifest, tuple(_notes(manifest, verdicts, lost)))
+    _finish(partial, paths, selection.chosen, annotations, manifest)
+    unknown = sorted(set(rejected) - set(selection.dropped))
+    return BuildResult(Path(paths.output), manifest, tuple(_notes(manifest, verdicts, unknown)))
 
 
-def rebuild_pascal_b(place: Place, manifest_path: str | os.PathLike[str]) -> BuildResult:
+def rebuild_pascal_b(paths: BuildPaths, manifest_path: str | os.PathLike[str]) -> BuildResult:
     """Build the set of a manifest again.
 
     Args:
-        place: the same annotation files, by content, in any place; and the output.
+        paths: the same annotation files, by content, in any place; and the output.
         manifest_path: the manifest.
 
     Raises:
-        FileExistsError: something is at the output's place.
+        FileExistsError: something else is at the output's place.
         FileNotFoundError: an input file, or pictures of the set, are missing.
-        ValueError: the manifest or an input is malformed, the inputs are other files than the
-            manifest's, or the result is not the same; nothing is put in place then.
+        ValueError: the manifest or an input is malformed, the inputs are not the manifest's, or
+            the result is not the same; then the output's place is left as it was.
     """
-    check_place(Path(place.output), force=place.force)
+    check_place(Path(paths.output), force=paths.force)
     manifest = read_manifest(manifest_path)
     try:
         screening = ScreeningOptions(
@@ -152,7 +238,7 @@ def rebuild_pascal_b(place: Place, manifest_path: str | os.PathLike[str]) -> Bui
         )
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{manifest_path}: 'screening': {error}") from error
-    sources = _read_sources(place)
+    sources = _read_sources(paths)
     check_inputs(manifest, sources.files, manifest_path)
     found = [
         sources.candidate(n, from_coco=screening.coco_class_ids) for n in manifest["image_ids"]
@@ -163,58 +249,53 @@ def rebuild_pascal_b(place: Place, manifest_path: str | os.PathLike[str]) -> Bui
             f"{manifest_path}: {len(found) - len(chosen)} of its images are no candidates in "
             "the inputs"
         )
-    pictures = _check_pictures(place, BuildOptions())
+    pictures = _check_pictures(paths, BuildOptions())
     if pictures is not None:
         pictures.near_duplicates(chosen)
-    rendered, workshop = _render(sources, chosen, screening, place)
+    rendered, partial = _render(sources, chosen, screening, paths)
     annotations = format_annotations(chosen, rendered)
     outputs = describe_outputs(annotations, rendered)
     if outputs != manifest["outputs"]:
-        shutil.rmtree(workshop)
+        shutil.rmtree(partial)
         raise ValueError(
             f"{manifest_path}: the same inputs gave another set ({outputs}, not "
             f"{manifest['outputs']}); the manifest was made with {manifest['versions']}, this is "
             f"{versions()}"
         )
-    _finish(workshop, place, chosen, annotations, manifest)
-    return BuildResult(Path(place.output), manifest, tuple(_notes(manifest, (), ())))
+    _finish(partial, paths, chosen, annotations, manifest)
+    return BuildResult(Path(paths.output), manifest, tuple(_notes(manifest, (), ())))
 
 
-def _read_rejected(options: BuildOptions) -> dict[int, str]:
-    """All reject lists together."""
-    rejected: dict[int, str] = {}
-    for path in options.rejected:
-        rejected.update(read_reject_list(path))
-    return rejected
-
-
-def _check_pictures(place: Place, options: BuildOptions) -> PictureCheck | None:
-    """What checks the pictures, where there are any."""
-    if place.pictures is None:
+def _check_pictures(paths: BuildPaths, options: BuildOptions) -> PictureCheck | None:
+    """Make the check of pictures; None without pictures."""
+    if paths.pictures is None:
         if options.voc is not None:
             raise ValueError("voc: near-duplicates can only be found with pictures, got none")
         return None
     return PictureCheck(
-        place.pictures,
+        paths.pictures,
         options.voc,
         max_distance=options.max_distance,
-        jobs=place.jobs,
-        progress=place.progress,
+        jobs=paths.jobs,
+        progress=paths.progress,
     )
 
 
-def _read_sources(place: Place) -> Sources:
+def _read_sources(paths: BuildPaths) -> AnnotationSources:
     """Read all annotation files."""
-    named = [("lvis", path) for path in place.lvis] + [("coco", path) for path in place.coco]
+    named = [("lvis", path) for path in paths.lvis] + [("coco", path) for path in paths.coco]
     files = [
         read_index(path, kind)
-        for kind, path in tqdm(named, "reading", unit="file", disable=not place.progress)
+        for kind, path in tqdm(named, "reading", unit="file", disable=not paths.progress)
     ]
-    return Sources(files[: len(place.lvis)], files[len(place.lvis) :])
+    return AnnotationSources(files[: len(paths.lvis)], files[len(paths.lvis) :])
 
 
 def _render(
-    sources: Sources, chosen: Sequence[Candidate], screening: ScreeningOptions, place: Place
+    sources: AnnotationSources,
+    chosen: Sequence[Candidate],
+    screening: ScreeningOptions,
+    paths: BuildPaths,
 ) -> tuple[list[RenderedImage], Path]:
     """Paint the images in the folder where the set is built."""
     key = {
@@ -223,57 +304,48 @@ def _render(
         "image_ids": [candidate.image_id for candidate in chosen],
         "versions": versions(),
     }
-    workshop = open_workshop(Path(place.output), key)
-    paths = [os.fspath(file.path) for file in sources.files]
+    partial = open_partial_folder(Path(paths.output), key)
     painted = parallel_map(
-        functools.partial(render, paths=paths, options=screening, folder=workshop),
+        functools.partial(render, paths=sources.paths, options=screening, folder=partial),
         chosen,
-        jobs=place.jobs,
+        jobs=paths.jobs,
         description="painting",
-        progress=place.progress,
+        progress=paths.progress,
     )
-    return list(painted), workshop
+    return list(painted), partial
 
 
 def _finish(
-    workshop: Path,
-    place: Place,
+    partial: Path,
+    paths: BuildPaths,
     chosen: Sequence[Candidate],
     annotations: str,
     manifest: Manifest,
 ) -> None:
     """Add pictures and texts, and put the set in its place."""
-    if place.pictures is not None:
-        found = find_pictures(chosen, Path(place.pictures))
+    if paths.pictures is not None:
         names = [image_name(candidate.image_id) for candidate in chosen]
-        copy_pictures(found, names, workshop / IMAGE_FOLDER)
-    write_texts(workshop, annotations, manifest)
-    put_in_place(workshop, Path(place.output))
-
-
-def _describe_duplicates(found: Sequence[Any] | None) -> list[dict[str, Any]] | None:
-    """Near-duplicates for the manifest."""
-    return None if found is None else [duplicate._asdict() for duplicate in found]
+        copy_pictures(find_pictures(chosen, Path(paths.pictures)), names, partial / IMAGE_FOLDER)
+    write_texts(partial, annotations, manifest)
+    put_in_place(partial, Path(paths.output))
 
 
 def _notes(
-    manifest: Mapping[str, Any], verdicts: Sequence[Verdict], lost: Sequence[int]
+    manifest: Mapping[str, Any], verdicts: Sequence[Verdict], unknown: Sequence[int]
 ) -> list[str]:
-    """What somebody should know about a set."""
+    """Sentences for the user."""
     sampling = manifest["sampling"]
+    number, wanted = len(manifest["image_ids"]), sampling["requested_images"]
     notes = [f"LVIS lacks a category of {line}" for line in manifest["missing_categories"]]
-    if lost:
-        notes.append(first_ten("rejected image(s) not in the inputs", list(map(str, lost))))
+    if unknown:
+        notes.append(itemized("rejected image(s) not in the inputs", list(map(str, unknown))))
     bad = [verdict.message for verdict in verdicts if verdict.message]
     if bad:
-        notes.append(first_ten("image(s) dropped for a mask", bad))
-    if len(manifest["image_ids"]) < sampling["requested_images"]:
-        notes.append(
-            f"only {len(manifest['image_ids'])} images are fit; "
-            f"{sampling['requested_images']} were asked for"
-        )
-    short = format_short_cells(sampling)
+        notes.append(itemized("image(s) dropped for a mask", bad))
+    if number < wanted:
+        notes.append(f"only {number} images are fit; {wanted} were asked for")
+    short = describe_shortfalls(sampling)
     if short:
-        lines = "".join(f"\n  {line[2:]}" for line in short)
+        lines = "".join(f"\n  {line}" for line in short)
         notes.append(f"{len(short)} of 60 cells fall short of {sampling['per_cell']}:{lines}")
     return notes

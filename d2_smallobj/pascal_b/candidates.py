@@ -1,30 +1,72 @@
-"""Joining LVIS and COCO: the images that could be in PASCAL-B, and why the others cannot."""
+"""Join LVIS and COCO: the images that could be in PASCAL-B, and why the others cannot."""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-from d2_smallobj.annotations.files import first_ten
+import msgspec
+
 from d2_smallobj.pascal_b.categories import (
     COCO_RULES,
     CORE,
-    DOUBTFUL,
     LVIS_RULES,
+    UNCERTAIN,
     CategoryRule,
     missing_coco_names,
     missing_lvis_names,
 )
 from d2_smallobj.pascal_b.index import AnnotationIndex, Image
-from d2_smallobj.pascal_b.outcomes import Outcome
+from d2_smallobj.utils.messages import itemized
+
+
+class Outcome(enum.Enum):
+    """What became of an annotation: ``"status"`` or ``"status: reason"``.
+
+    An outcome of a whole image is that of all its annotations of the 20 classes.
+    """
+
+    USED = "used"
+    BACKGROUND = "background"
+    CROWD = "crowd"
+
+    VOID_AMBIGUOUS = "void: ambiguous category"
+    VOID_COCO_ONLY = "void: labelled by COCO only"
+    VOID_CONFLICT = "void: LVIS and COCO name different classes"
+    VOID_TINY = "void: too few visible pixels"
+
+    IN_TRAIN = "dropped: part of a train, painted into it"
+    SAME_IN_LVIS = "dropped: same object in LVIS, whose mask is used"
+    SAME_IN_COCO = "dropped: same object in COCO, whose mask is used"
+    DUPLICATE = "dropped: second annotation of an object"
+    EMPTY = "dropped: mask without a pixel"
+    HIDDEN = "dropped: hidden by smaller objects"
+
+    NO_OBJECT = "dropped: image without an object of the 20 classes in LVIS"
+    NOT_IN_LVIS = "dropped: image not in LVIS"
+    NOT_IN_COCO = "dropped: image not in COCO, no cross-check"
+    OTHER_SIZE = "dropped: image of another size in LVIS than in COCO"
+    REJECTED = "dropped: image rejected by hand"
+    MALFORMED = "dropped: image with a malformed mask"
+    DEGENERATE = "dropped: image with a polygon that crosses itself or leaves the image"
+    OVERLAP = "dropped: image with heavily overlapping instances"
+    NOT_EXHAUSTIVE = "dropped: image not exhaustively labelled"
+    DISAGREEMENT = "dropped: image on which LVIS and COCO disagree"
+    MOSTLY_VOID = "dropped: image mostly void"
+    NOTHING_LEFT = "dropped: image without an instance left"
+    NEAR_DUPLICATE = "dropped: near-duplicate of a VOC image"
+    NOT_SAMPLED = "dropped: image not sampled"
 
 
 class Piece(NamedTuple):
     """An annotation of one of the 20 classes.
 
     Attributes:
-        source: position of its file in :attr:`Sources.files`.
+        source: position of its file in :attr:`AnnotationSources.files`.
         row: its position in that file's index.
         annotation_id: its id there.
         class_id: 1..20.
@@ -67,9 +109,14 @@ class Candidate:
     verified: frozenset[int]
     not_exhaustive: frozenset[int]
 
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """All annotations of the 20 classes, LVIS's before COCO's."""
+        return (*self.lvis, *self.coco)
 
-class Sources:
-    """The annotation files together.
+
+class AnnotationSources:
+    """The LVIS and COCO files together.
 
     Args:
         lvis: LVIS files of one version, e.g. train and val.
@@ -85,12 +132,13 @@ class Sources:
     """
 
     def __init__(self, lvis: Sequence[AnnotationIndex], coco: Sequence[AnnotationIndex]) -> None:
-        # By content, so that the order of the command line leaves no trace.
+        # Sorted by content: the order of the command line must not change the set.
         lvis, coco = (sorted(files, key=lambda file: file.sha256) for files in (lvis, coco))
         self.files = (*lvis, *coco)
+        self.paths = [os.fspath(file.path) for file in self.files]
         self._rules = [_rules_by_id(file) for file in self.files]
-        self._lvis_home = _home_of_images(lvis, 0)
-        self._coco_home = _home_of_images(coco, len(lvis))
+        self._lvis_home = _file_of_images(lvis, 0)
+        self._coco_home = _file_of_images(coco, len(lvis))
         self._own = [_own_categories(rules) for rules in self._rules]
         self.missing = sorted(
             {line for file in lvis for line in missing_lvis_names(file.categories.values())}
@@ -98,10 +146,10 @@ class Sources:
         for file in coco:
             lacking = missing_coco_names(file.categories.values())
             if lacking:
-                raise ValueError(f"{file.path}: a COCO file has categories {lacking}; not this one")
+                raise ValueError(f"{file.path}: COCO's categories {lacking} are missing")
         if not any(self._rules[: len(lvis)]):
             raise ValueError(
-                f"{', '.join(str(file.path) for file in lvis)}: no category has the name of one of "
+                f"{', '.join(self.paths[: len(lvis)])}: no category has the name of one of "
                 "the 20 classes; is this an LVIS file?"
             )
 
@@ -128,26 +176,25 @@ class Sources:
             return Outcome.NOT_IN_LVIS
         lvis = tuple(self._pieces(homes[0], image_id))
         coco = () if homes[1] is None else tuple(self._pieces(homes[1], image_id))
-        if not any(piece.role not in DOUBTFUL for piece in lvis) and not any(
+        if not any(piece.role not in UNCERTAIN for piece in lvis) and not any(
             piece.class_id in from_coco and not piece.crowd for piece in coco
         ):
             return Outcome.NO_OBJECT
         if homes[1] is None:
             return Outcome.NOT_IN_COCO
         entry, other = (self.files[home].images[image_id] for home in homes)
-        if (entry.height, entry.width) != (other.height, other.width):
+        size = (entry.height, entry.width)
+        if size != (other.height, other.width):
             return Outcome.OTHER_SIZE
         name = entry.file_name if "/" in entry.file_name else other.file_name
-        size = (entry.height, entry.width)
-        return Candidate(
-            image_id, name, *size, lvis, coco, *self._federation(homes[0], entry, lvis)
-        )
+        labelled = self._labelled_classes(homes[0], entry, lvis)
+        return Candidate(image_id, name, *size, lvis, coco, *labelled)
 
     def _pieces(self, source: int, image_id: int) -> Iterator[Piece]:
         """Annotations of the 20 classes of an image in a file."""
         file = self.files[source]
         for row in file.rows_of(image_id):
-            rule = self._rules[source].get(int(file.category_ids[row]))
+            rule = self.rule(source, int(file.category_ids[row]))
             if rule is not None:
                 yield Piece(
                     source,
@@ -159,7 +206,7 @@ class Sources:
                     file.segmentations[row],
                 )
 
-    def _federation(
+    def _labelled_classes(
         self, source: int, image: Image, pieces: Sequence[Piece]
     ) -> tuple[frozenset[int], frozenset[int]]:
         """Classes that LVIS labelled everywhere in an image, and those that it did not."""
@@ -167,7 +214,7 @@ class Sources:
         partial = {
             rules[category].class_id
             for category in image.not_exhaustive
-            if category in rules and rules[category].role not in DOUBTFUL
+            if category in rules and rules[category].role not in UNCERTAIN
         }
         looked_for = {*image.negative, *(int(used[piece.row]) for piece in pieces)}
         verified = {c for c, categories in self._own[source].items() if categories <= looked_for}
@@ -181,7 +228,7 @@ def _rules_by_id(file: AnnotationIndex) -> dict[int, CategoryRule]:
 
 
 def _own_categories(rules: Mapping[int, CategoryRule]) -> dict[int, set[int]]:
-    """Ids of the categories that are a class itself, by class; television sets and monitors."""
+    """Ids of the categories that are a class itself, by class (two for tvmonitor)."""
     own: dict[int, set[int]] = {}
     for category, rule in rules.items():
         if rule.role == CORE:
@@ -189,7 +236,7 @@ def _own_categories(rules: Mapping[int, CategoryRule]) -> dict[int, set[int]]:
     return own
 
 
-def _home_of_images(files: Sequence[AnnotationIndex], first: int) -> dict[int, int]:
+def _file_of_images(files: Sequence[AnnotationIndex], first: int) -> dict[int, int]:
     """Position of the file of every image; ``first`` is the first file's."""
     home: dict[int, int] = {}
     for number, file in enumerate(files, start=first):
@@ -197,7 +244,80 @@ def _home_of_images(files: Sequence[AnnotationIndex], first: int) -> dict[int, i
         if twice:
             raise ValueError(
                 f"{files[home[twice[0]] - first].path} and {file.path}: give the train and val "
-                f"files of one version; {first_ten('image(s) in both', list(map(str, twice)))}"
+                f"files of one version; {itemized('image(s) in both', list(map(str, twice)))}"
             )
         home.update(dict.fromkeys(file.images, number))
     return home
+
+
+class _Rejected(msgspec.Struct):
+    image_id: int
+    reason: str = ""
+
+
+class _RejectList(msgspec.Struct):
+    version: Literal[1]
+    rejected: list[_Rejected]
+
+
+def read_reject_list(path: str | os.PathLike[str]) -> dict[int, str]:
+    """Read a list of images that somebody has rejected by eye.
+
+    Either what the review sheet exports, ``{"version": 1, "rejected": [{"image_id": 123,
+    "reason": "..."}]}`` (a reason is optional), or plain text: one image id a line, the rest of
+    a line after ``#`` being the reason.
+
+    Args:
+        path: the list, UTF-8.
+
+    Returns:
+        Reason by image id, empty where none is given.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has another form, or names an image twice; says where.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text ({error})") from error
+    if text.lstrip().startswith("{"):
+        try:
+            entries = msgspec.json.decode(text, type=_RejectList).rejected
+        except msgspec.DecodeError as error:
+            raise ValueError(f"{path}: not a reject list of the review sheet ({error})") from error
+    else:
+        entries = list(_parse_lines(path, text))
+    rejected: dict[int, str] = {}
+    for entry in entries:
+        if entry.image_id in rejected:
+            raise ValueError(f"{path}: image {entry.image_id} is listed twice")
+        rejected[entry.image_id] = entry.reason
+    return rejected
+
+
+def _parse_lines(path: str | os.PathLike[str], text: str) -> Iterator[_Rejected]:
+    """Entries of a plain list."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        image_id, _, reason = (part.strip() for part in line.partition("#"))
+        if image_id.isascii() and image_id.isdigit():
+            yield _Rejected(int(image_id), reason)
+        elif image_id:
+            raise ValueError(f"{path}, line {number}: expected an image id, got {image_id!r}")
+
+
+def find_candidates(
+    sources: AnnotationSources, from_coco: Collection[int], rejected: Collection[int]
+) -> tuple[dict[int, Candidate], dict[int, Outcome]]:
+    """Candidates by image id, ascending, and why the other images are none."""
+    candidates: dict[int, Candidate] = {}
+    dropped: dict[int, Outcome] = {}
+    for image_id in sources.image_ids():
+        found = sources.candidate(image_id, from_coco=from_coco)
+        if isinstance(found, Outcome):
+            dropped[image_id] = found
+        elif image_id in rejected:
+            dropped[image_id] = Outcome.REJECTED
+        else:
+            candidates[image_id] = found
+    return candidates, dropped

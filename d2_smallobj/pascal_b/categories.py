@@ -1,4 +1,4 @@
-"""Which categories of LVIS and COCO are which of the 20 PASCAL VOC classes, by name.
+"""Map the categories of LVIS and COCO to the 20 PASCAL VOC classes, by name.
 
 Ids differ between LVIS v0.5 and v1, names hardly do. The choice is ours (the authors of PASCAL-B
 have not published theirs); it follows the VOC2012 annotation guidelines. Categories that are not
@@ -18,15 +18,15 @@ CORE, EXTENSION, PART = "core", "extension", "part"
 AMBIGUOUS, GENERAL = "ambiguous", "general"
 """Roles of categories that are 255: a kind that may not count as the class, whatever else LVIS
 calls the object; a wider notion, of which LVIS may also name the kind."""
-DOUBTFUL = (AMBIGUOUS, GENERAL)
+UNCERTAIN = (AMBIGUOUS, GENERAL)
 
 
 @dataclasses.dataclass(frozen=True)
 class CategoryRule:
-    """What a category is to us.
+    """The class and role of a category.
 
     Attributes:
-        class_id: 1..20, the VOC class; for a doubtful category the class that it may be.
+        class_id: 1..20, the VOC class; for an uncertain category the class that it may be.
         role: one of the roles above.
     """
 
@@ -56,73 +56,47 @@ _CORE: dict[str, tuple[tuple[str, ...], ...]] = {
     "train": (("train_(railroad_vehicle)",),),
     "tvmonitor": (("television_set",), ("monitor_(computer_equipment) computer_monitor",)),
 }
-_EXTENSIONS: dict[str, tuple[str, ...]] = {
-    "aeroplane": ("fighter_jet", "jet_plane", "seaplane"),
-    "bicycle": ("tricycle", "unicycle"),
-    "bird": (
-        *("duck", "duckling", "eagle", "falcon", "flamingo", "goose", "gull", "heron"),
-        *("hummingbird", "mallard", "ostrich", "owl", "parakeet", "parrot", "pelican", "penguin"),
-        *("pigeon", "puffin", "seabird", "vulture", "crow", "cock", "chicken_(animal)"),
-        "turkey_(bird)",
-    ),
-    "boat": (
-        *("barge", "canoe", "cargo_ship", "cruise_ship", "dinghy", "ferry", "gondola_(boat)"),
-        *("houseboat", "kayak", "passenger_ship", "river_boat", "yacht", "fishing_boat"),
-        "motorboat",
-    ),
-    "bottle": ("beer_bottle", "water_bottle", "wine_bottle"),
-    "bus": ("school_bus",),
-    "car": (
-        *("cab_(taxi)", "convertible_(automobile)", "jeep", "limousine", "minivan", "race_car"),
-    ),
-    "cat": ("kitten",),
-    "chair": (
-        *("armchair", "deck_chair", "folding_chair", "rocking_chair", "recliner", "highchair"),
-        "wing_chair",
-    ),
-    "cow": ("bull", "calf"),
-    "diningtable": ("kitchen_table",),
-    "dog": (
-        *("bulldog", "dalmatian", "pug-dog", "puppy", "shepherd_dog", "Chihuahua", "dachshund"),
-    ),
-    "horse": ("foal", "pony", "domestic_ass"),
-    "motorbike": ("dirt_bike", "motor_scooter"),
-    "sheep": ("black_sheep", "lamb_(animal)", "ram_(animal)"),
-    "sofa": ("loveseat",),
-    "train": ("bullet_train",),
+# Names separated by spaces.
+_EXTENSIONS = {
+    "aeroplane": "fighter_jet jet_plane seaplane",
+    "bicycle": "tricycle unicycle",
+    "bird": "duck duckling eagle falcon flamingo goose gull heron hummingbird mallard ostrich owl "
+    "parakeet parrot pelican penguin pigeon puffin seabird vulture crow cock chicken_(animal) "
+    "turkey_(bird)",
+    "boat": "barge canoe cargo_ship cruise_ship dinghy ferry gondola_(boat) houseboat kayak "
+    "passenger_ship river_boat yacht fishing_boat motorboat",
+    "bottle": "beer_bottle water_bottle wine_bottle",
+    "bus": "school_bus",
+    "car": "cab_(taxi) convertible_(automobile) jeep limousine minivan race_car",
+    "cat": "kitten",
+    "chair": "armchair deck_chair folding_chair rocking_chair recliner highchair wing_chair",
+    "cow": "bull calf",
+    "diningtable": "kitchen_table",
+    "dog": "bulldog dalmatian pug-dog puppy shepherd_dog Chihuahua dachshund",
+    "horse": "foal pony domestic_ass",
+    "motorbike": "dirt_bike motor_scooter",
+    "sheep": "black_sheep lamb_(animal) ram_(animal)",
+    "sofa": "loveseat",
+    "train": "bullet_train",
 }
-_GENERAL = {"table": "diningtable"}
+_PARTS = {
+    "train": "railcar_(part_of_a_train) passenger_car_(part_of_a_train) freight_car cabin_car"
+}
+_GENERAL = {"diningtable": "table"}
 _AMBIGUOUS = {
-    "thermos_bottle": "bottle",
-    "raft": "boat",
-    "pickup_truck": "car",
-    "police_cruiser": "car",
-    "sofa_bed": "sofa",
+    "bottle": "thermos_bottle",
+    "boat": "raft",
+    "car": "pickup_truck police_cruiser",
+    "sofa": "sofa_bed",
 }
-_TRAIN_PARTS = (
-    *("railcar_(part_of_a_train)", "passenger_car_(part_of_a_train)", "freight_car", "cabin_car"),
-)
+# COCO's names where they are not VOC's.
 _COCO = {
-    "person": "person",
-    "bicycle": "bicycle",
-    "car": "car",
-    "motorcycle": "motorbike",
-    "airplane": "aeroplane",
-    "bus": "bus",
-    "train": "train",
-    "boat": "boat",
-    "bird": "bird",
-    "cat": "cat",
-    "dog": "dog",
-    "horse": "horse",
-    "sheep": "sheep",
-    "cow": "cow",
-    "bottle": "bottle",
-    "chair": "chair",
-    "couch": "sofa",
-    "potted plant": "pottedplant",
-    "dining table": "diningtable",
-    "tv": "tvmonitor",
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
 }
 
 COCO_CLASS_OPTIONS = ("pottedplant", "diningtable")
@@ -140,29 +114,36 @@ def class_id(name: str) -> int:
 
 def _lvis_rules() -> dict[str, CategoryRule]:
     """Rule of every LVIS category that is not background, by name."""
-    rules = {}
-    for name, groups in _CORE.items():
-        for category in (category for group in groups for category in group):
-            rules[category] = CategoryRule(class_id(name), CORE)
-    for name, categories in _EXTENSIONS.items():
-        rules.update({c: CategoryRule(class_id(name), EXTENSION) for c in categories})
-    for role, doubtful in ((AMBIGUOUS, _AMBIGUOUS), (GENERAL, _GENERAL)):
-        rules.update({c: CategoryRule(class_id(name), role) for c, name in doubtful.items()})
-    rules.update({c: CategoryRule(class_id("train"), PART) for c in _TRAIN_PARTS})
-    return rules
+    names = {
+        CORE: {name: [c for group in groups for c in group] for name, groups in _CORE.items()},
+        **{
+            role: {name: text.split() for name, text in table.items()}
+            for role, table in (
+                (EXTENSION, _EXTENSIONS),
+                (AMBIGUOUS, _AMBIGUOUS),
+                (GENERAL, _GENERAL),
+                (PART, _PARTS),
+            )
+        },
+    }
+    return {
+        category: CategoryRule(class_id(name), role)
+        for role, table in names.items()
+        for name, categories in table.items()
+        for category in categories
+    }
 
 
 LVIS_RULES = _lvis_rules()
 """Rule by LVIS category name; the names of v0.5 and v1 together."""
-COCO_RULES = {name: CategoryRule(class_id(voc), CORE) for name, voc in _COCO.items()}
+COCO_RULES = {
+    _COCO.get(name, name): CategoryRule(class_id(name), CORE) for name in VOC_CLASS_NAMES[1:]
+}
 """Rule by COCO category name."""
 
 
 def missing_lvis_names(names: Collection[str]) -> list[str]:
-    """The class names' own categories that an LVIS file lacks.
-
-    Args:
-        names: its category names.
+    """List the classes' own categories that are not among an LVIS file's category names.
 
     Returns:
         Sentences such as ``"person: 'person' or 'baby'"``; potted plants, which LVIS does not
@@ -177,5 +158,5 @@ def missing_lvis_names(names: Collection[str]) -> list[str]:
 
 
 def missing_coco_names(names: Iterable[str]) -> list[str]:
-    """Categories of the 20 classes that a COCO file lacks."""
-    return sorted(set(_COCO) - set(names))
+    """List the categories of the 20 classes that are not among a COCO file's category names."""
+    return sorted(set(COCO_RULES) - set(names))

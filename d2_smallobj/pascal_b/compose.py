@@ -1,10 +1,10 @@
-"""One image of PASCAL-B from its LVIS and COCO annotations.
+"""Compose one image of PASCAL-B from its LVIS and COCO annotations.
 
 From the bottom to the top lie: what COCO labels (255: LVIS labels it otherwise, or not exactly so),
-then objects, larger ones first: LVIS's instances of the 20 classes, and as 255 its
-ambiguous ones and those that only COCO knows. So every pixel that only COCO labels is 255, without
-covering a smaller object. Nothing is painted here: layers are run lengths, and areas are counted on
-them.
+then objects, larger ones first: LVIS's instances of the 20 classes, and as 255 its ambiguous ones
+and those that only COCO knows. So every pixel that only COCO labels is 255, without covering a
+smaller object. Nothing is painted here: layers are run lengths, and areas are counted on them;
+painting a mask costs twenty times as much.
 
 Legend: N annotations of the image, LVIS's before COCO's.
 """
@@ -13,21 +13,46 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
-from d2_smallobj.pascal_b.candidates import Candidate, Piece
-from d2_smallobj.pascal_b.categories import AMBIGUOUS, CORE, DOUBTFUL, PART
-from d2_smallobj.pascal_b.masks import (
-    Mask,
-    area_of,
-    boxes_meet,
-    common_area,
-    overlaps,
-    union,
-)
-from d2_smallobj.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.candidates import Candidate, Outcome
+from d2_smallobj.pascal_b.categories import AMBIGUOUS, CORE, PART, UNCERTAIN
+
+Mask = dict[str, Any]
+"""Compressed run lengths: ``size`` (height, width) and ``counts`` (bytes)."""
+
+
+def area_of(mask: Mask) -> int:
+    """Number of pixels of a mask."""
+    return int(coco_mask.area(mask))
+
+
+def union(masks: Sequence[Mask]) -> Mask:
+    """Union of one mask or more."""
+    return masks[0] if len(masks) == 1 else coco_mask.merge(list(masks))
+
+
+def common_area(one: Mask, other: Mask) -> int:
+    """Number of pixels that two masks share."""
+    return area_of(coco_mask.merge([one, other], intersect=True))
+
+
+def boxes_meet(masks: Sequence[Mask]) -> np.ndarray:
+    """Which pairs of masks have bounding boxes with common pixels: bool (masks, masks)."""
+    x, y, w, h = coco_mask.toBbox(list(masks)).T if masks else np.zeros((4, 0))
+    apart = (x[:, None] + w[:, None] <= x) | (y[:, None] + h[:, None] <= y)
+    return ~(apart | apart.T)
+
+
+def overlaps(rows: Sequence[Mask], columns: Sequence[Mask]) -> np.ndarray:
+    """Intersection over union of masks: float64 (rows, columns)."""
+    if not rows or not columns:
+        return np.zeros((len(rows), len(columns)))
+    return np.asarray(coco_mask.iou(list(rows), list(columns), [0] * len(columns)))
+
 
 DUPLICATE_OVERLAP = 0.8
 """Two annotations of a class with this intersection over union are one object."""
@@ -47,7 +72,7 @@ class Layer(NamedTuple):
     Attributes:
         piece: number of the annotation, 0..N−1.
         mask: its pixels, of which the layers above hide some.
-        class_id: 1..20; of a void layer, what it could be.
+        class_id: 1..20; of a void layer, the class that it could be.
         void: whether its pixels are 255.
         visible: number of pixels that no layer above hides.
     """
@@ -65,7 +90,7 @@ class Composition:
 
     Attributes:
         layers: from the bottom to the top; the instances are those that are not void.
-        outcomes: (N,) what became of each annotation.
+        outcomes: (N,) of the annotations.
         disagreement: share of pixels, in 0..1, of those that LVIS or COCO labels as a class that
             both looked for, on which they differ; counted by class.
         overlap: largest intersection over union of two instances, before one hides another.
@@ -104,7 +129,7 @@ def compose(
     scene.drop_empty()
     scene.paint_parts_into_trains()
     scene.drop_duplicates()
-    scene.settle_doubts()
+    scene.resolve_uncertain()
     scene.match_coco()
     scene.find_conflicts()
     layers = scene.stack(min_area)
@@ -128,40 +153,40 @@ class _Scene:
         self, candidate: Candidate, masks: Sequence[Mask], from_coco: Collection[int]
     ) -> None:
         self._candidate = candidate
-        self._pieces: tuple[Piece, ...] = (*candidate.lvis, *candidate.coco)
+        self._pieces = candidate.pieces
         self._masks = list(masks)
         self._areas = [area_of(mask) for mask in masks]
         self._unions: dict[tuple[int, ...], Mask] = {}
         self._from_coco = frozenset(from_coco)
         self._crowds: list[int] = []
         self._coco: list[int] = []
-        self._doubtful: list[int] = []
+        self._uncertain: list[int] = []
         self._lvis: list[int] = []
         for number, piece in enumerate(self._pieces):
             if piece.crowd:
                 self._crowds.append(number)
             elif number >= len(candidate.lvis):
                 self._coco.append(number)
-            elif piece.role in DOUBTFUL:
-                self._doubtful.append(number)
+            elif piece.role in UNCERTAIN:
+                self._uncertain.append(number)
             else:
                 self._lvis.append(number)
         self.outcomes = [Outcome.USED] * len(masks)
-        for number in self._doubtful:
+        for number in self._uncertain:
             self.outcomes[number] = Outcome.VOID_AMBIGUOUS
         for number in self._crowds:
             self.outcomes[number] = Outcome.CROWD
 
     def drop_empty(self) -> None:
-        """Masks without a pixel take part in nothing."""
+        """Leave out masks without a pixel."""
         for number, area in enumerate(self._areas):
             if not area:
                 self.outcomes[number] = Outcome.EMPTY
-        for group in (self._crowds, self._coco, self._doubtful, self._lvis):
+        for group in (self._crowds, self._coco, self._uncertain, self._lvis):
             group[:] = [n for n in group if self.outcomes[n] is not Outcome.EMPTY]
 
     def paint_parts_into_trains(self) -> None:
-        """Railway cars belong to the train that they overlap most; without one, they are trains."""
+        """Join railway cars to the train that they overlap most; without one, they are trains."""
         parts = [n for n in self._lvis if self._pieces[n].role == PART]
         trains = [
             n for n in self._lvis if n not in parts and self._class(n) in self._classes(parts)
@@ -177,7 +202,7 @@ class _Scene:
             self._areas[train] = area_of(self._masks[train])
 
     def drop_duplicates(self) -> None:
-        """Of several annotations of an object (a chair, an armchair), keep the class's own."""
+        """Keep one of several annotations of an object (a chair, an armchair): the class's own."""
         for class_id in self._classes(self._lvis):
             group = sorted(self._of_class(self._lvis, class_id), key=self._precedence)
             masks = [self._masks[n] for n in group]
@@ -189,22 +214,22 @@ class _Scene:
                 else:
                     kept.append(position)
 
-    def settle_doubts(self) -> None:
-        """Where LVIS calls an object by a class and by a doubtful name, the narrower one holds."""
-        for class_id in self._classes(self._doubtful):
+    def resolve_uncertain(self) -> None:
+        """Keep the narrower name where LVIS gives an object a certain and an uncertain one."""
+        for class_id in self._classes(self._uncertain):
             certain = self._of_class(self._lvis, class_id)
-            doubtful = self._of_class(self._doubtful, class_id)
-            masks = ([self._masks[n] for n in group] for group in (doubtful, certain))
+            uncertain = self._of_class(self._uncertain, class_id)
+            masks = ([self._masks[n] for n in group] for group in (uncertain, certain))
             for first, second in np.argwhere(overlaps(*masks) >= DUPLICATE_OVERLAP):
-                number = doubtful[first]
+                number = uncertain[first]
                 if self._pieces[number].role == AMBIGUOUS:
                     self.outcomes[certain[second]] = Outcome.VOID_AMBIGUOUS
-                elif number in self._doubtful:
+                elif number in self._uncertain:
                     self.outcomes[number] = Outcome.DUPLICATE
-                    self._doubtful.remove(number)
+                    self._uncertain.remove(number)
 
     def match_coco(self) -> None:
-        """Tell what COCO adds: instances of the classes that it provides, else void."""
+        """Decide what COCO adds: instances of the classes that it provides, else void."""
         for number in self._coco:
             class_id = self._class(number)
             known = self._covered(number, self._of_class(self._lvis, class_id))
@@ -213,15 +238,15 @@ class _Scene:
             elif class_id not in self._from_coco:
                 self.outcomes[number] = Outcome.VOID_COCO_ONLY
         added = [self._masks[n] for n in self._coco if self.outcomes[n] is Outcome.USED]
-        doubtful = [self._masks[n] for n in self._doubtful]
-        resolved = overlaps(doubtful, added).max(axis=1, initial=0.0) >= _SAME_OBJECT
-        for number, certain in zip(list(self._doubtful), resolved):
+        uncertain = [self._masks[n] for n in self._uncertain]
+        resolved = overlaps(uncertain, added).max(axis=1, initial=0.0) >= _SAME_OBJECT
+        for number, certain in zip(list(self._uncertain), resolved):
             if certain:
                 self.outcomes[number] = Outcome.SAME_IN_COCO
-                self._doubtful.remove(number)
+                self._uncertain.remove(number)
 
     def find_conflicts(self) -> None:
-        """What LVIS and COCO call by different names, neither by the other's, is void."""
+        """Mark objects void to which LVIS and COCO give different classes."""
         shared = overlaps(
             [self._masks[n] for n in self._lvis], [self._masks[n] for n in self._coco]
         )
@@ -256,17 +281,17 @@ class _Scene:
         return layers[::-1]
 
     def disagreement(self) -> float:
-        """See :class:`Composition`. Crowds and doubtful regions take no side."""
+        """See :class:`Composition`. Crowds and uncertain regions take no side."""
         agreed = disputed = 0
         for class_id in self._classes([*self._lvis, *self._coco]) - self._from_coco:
-            lvis, coco, crowds, doubtful = (
+            lvis, coco, crowds, uncertain = (
                 self._of_class(group, class_id)
-                for group in (self._lvis, self._coco, self._crowds, self._doubtful)
+                for group in (self._lvis, self._coco, self._crowds, self._uncertain)
             )
             agreed += self._common(lvis, coco)
             disputed += self._common(lvis) - self._common(lvis, [*coco, *crowds])
             if class_id in self._candidate.verified:
-                disputed += self._common(coco) - self._common(coco, [*lvis, *doubtful])
+                disputed += self._common(coco) - self._common(coco, [*lvis, *uncertain])
         return disputed / (agreed + disputed) if disputed else 0.0
 
     def is_complete(self) -> bool:
@@ -276,7 +301,7 @@ class _Scene:
         return self._candidate.not_exhaustive <= helped | self._from_coco
 
     def _drop(self, number: int, outcome: Outcome) -> None:
-        """Take an LVIS annotation out."""
+        """Drop an LVIS annotation."""
         self.outcomes[number] = outcome
         self._lvis.remove(number)
 

@@ -1,4 +1,4 @@
-"""What PASCAL-B needs of an LVIS or COCO annotation file, the same in whatever order it is written.
+"""Read LVIS and COCO annotation files; the order of a file's entries leaves no trace.
 
 Legend: A number of annotations of the file.
 """
@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from d2_smallobj.annotations.coco_file import AnnotationFile, ImageEntry, read_annotation_file
-from d2_smallobj.annotations.files import first_ten, resolve_inside
+from d2_smallobj.annotations.files import resolve_inside
 from d2_smallobj.pascal_b.categories import COCO_RULES, LVIS_RULES
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option
 
 KINDS = ("lvis", "coco")
@@ -45,7 +46,7 @@ class Image:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AnnotationIndex:
-    """What a file holds; annotations in the order of image id and annotation id.
+    """Contents of a file; annotations in the order of image id and annotation id.
 
     Attributes:
         path: the file.
@@ -80,14 +81,11 @@ class AnnotationIndex:
 
 
 def read_index(path: str | os.PathLike[str], kind: str) -> AnnotationIndex:
-    """Read an annotation file; masks are kept for the 20 classes only, and not looked at.
+    """Read an annotation file; masks of the 20 classes are kept, but not decoded.
 
     Args:
         path: the file.
         kind: ``"lvis"`` or ``"coco"``.
-
-    Returns:
-        The index; the order of the file's entries leaves no trace in it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -97,36 +95,6 @@ def read_index(path: str | os.PathLike[str], kind: str) -> AnnotationIndex:
     """
     path = Path(path)
     file = read_annotation_file(path, look_up_option("kind", kind, KINDS))
-    _check_ids(file)
-    rules = LVIS_RULES if kind == "lvis" else COCO_RULES
-    wanted = {c for c, category in file.categories.items() if category.name in rules}
-    count = len(file.annotations)
-    columns = [
-        np.fromiter((getattr(entry, name) for entry in file.annotations), np.int64, count)
-        for name in ("id", "image_id", "category_id")
-    ]
-    crowd = np.fromiter((bool(entry.iscrowd) for entry in file.annotations), bool, count)
-    order = np.lexsort(columns[:2])
-    needed = np.isin(columns[2][order], list(wanted))
-    digest, size = _hash(path)
-    return AnnotationIndex(
-        path,
-        kind,
-        digest,
-        size,
-        _images(file),
-        {identity: category.name for identity, category in file.categories.items()},
-        *(column[order] for column in (*columns, crowd)),
-        # Copied: what is decoded would keep the whole file in memory.
-        {
-            row: bytes(file.annotations[order[row]].segmentation)
-            for row in np.flatnonzero(needed).tolist()
-        },
-    )
-
-
-def _check_ids(file: AnnotationFile) -> None:
-    """Raise unless all ids are integers, as those of COCO and LVIS are."""
     for section, ids in (
         ("images", file.images),
         ("categories", file.categories),
@@ -134,13 +102,34 @@ def _check_ids(file: AnnotationFile) -> None:
     ):
         wrong = _not_integers(ids)
         if wrong:
-            raise ValueError(
-                f"{file.path}: {first_ten(f'id(s) in {section!r} no integers', wrong)}"
-            )
+            raise ValueError(f"{path}: {itemized(f'id(s) in {section!r} no integers', wrong)}")
+    rules = LVIS_RULES if kind == "lvis" else COCO_RULES
+    wanted = [c for c, category in file.categories.items() if category.name in rules]
+    count = len(file.annotations)
+    columns = [
+        np.fromiter((getattr(entry, name) for entry in file.annotations), np.int64, count)
+        for name in ("id", "image_id", "category_id")
+    ]
+    crowd = np.fromiter((bool(entry.iscrowd) for entry in file.annotations), bool, count)
+    order = np.lexsort(columns[:2])
+    needed = np.isin(columns[2][order], wanted)
+    return AnnotationIndex(
+        path,
+        kind,
+        *_hash(path),
+        _images(file),
+        {identity: category.name for identity, category in file.categories.items()},
+        *(column[order] for column in (*columns, crowd)),
+        # Copied: a view would keep the whole file in memory.
+        {
+            row: bytes(file.annotations[order[row]].segmentation)
+            for row in np.flatnonzero(needed).tolist()
+        },
+    )
 
 
 def _not_integers(values: Iterable[object]) -> list[str]:
-    """What is no integer among some ids."""
+    """Values that are no integers below 2**62."""
     return [repr(value) for value in values if type(value) is not int or abs(value) >= _LARGEST_ID]
 
 
@@ -152,8 +141,8 @@ def _images(file: AnnotationFile) -> dict[int, Image]:
         lists = [getattr(entry, name) for name in _LISTS] if file.kind == "lvis" else []
         if None in lists or any(_not_integers(values) for values in lists):
             raise ValueError(
-                f"{file.path}: {where}: LVIS gives every image lists {_LISTS} of category ids, "
-                f"got {lists}; is this an LVIS file?"
+                f"{file.path}: {where}: expected lists {_LISTS} of category ids, got {lists}; is "
+                "this an LVIS file?"
             )
         try:
             name = resolve_inside(Path(), _file_name(entry), where).as_posix()
@@ -162,7 +151,7 @@ def _images(file: AnnotationFile) -> dict[int, Image]:
             continue
         images[image_id] = Image(entry.height, entry.width, name, *map(tuple, lists))
     if problems:
-        raise ValueError(f"{file.path}: {first_ten('file name(s) refused', problems)}")
+        raise ValueError(f"{file.path}: {itemized('file name(s) refused', problems)}")
     return images
 
 

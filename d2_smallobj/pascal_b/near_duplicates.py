@@ -1,22 +1,31 @@
-"""Finding pictures that are also in VOC: COCO and VOC were both collected on Flickr.
+"""Find, check and copy the pictures of PASCAL-B, and leave out those that are also in VOC.
 
-The perceptual hash (pHash) of a picture are the signs of its 64 lowest frequencies: rescaling,
-recompression and brightness hardly change it, another picture changes half of its bits.
+COCO and VOC were both collected on Flickr. The perceptual hash (pHash) of a picture are the signs
+of its 64 lowest frequencies: rescaling, recompression and brightness hardly change it, another
+picture changes half of its bits.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from d2_smallobj.annotations.files import resolve_inside
 from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
+from d2_smallobj.annotations.voc import IMAGE_FOLDER
+from d2_smallobj.pascal_b.candidates import Candidate
+from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.opencv import cv2
+from d2_smallobj.utils.parallel import parallel_map
 
 MAX_DISTANCE = 8
 """Bits, of 64, in which near-duplicates may differ; unrelated pictures differ in 32 ± 4."""
-
 _SIDE, _FREQUENCIES = 32, 8
 _BITS = np.array([bin(value).count("1") for value in range(256)], np.uint8)
 
@@ -24,15 +33,12 @@ _BITS = np.array([bin(value).count("1") for value in range(256)], np.uint8)
 def hash_picture(path: str | os.PathLike[str]) -> tuple[np.ndarray, tuple[int, int]]:
     """Hash a picture.
 
-    Args:
-        path: a JPEG, or what else Pillow reads.
-
     Returns:
         The hash, uint8 (8,), and height and width of the picture in pixels.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no picture, or truncated; names it.
+        ValueError: it is no picture, or truncated.
     """
     try:
         with Image.open(path) as image:
@@ -70,10 +76,158 @@ def nearest(hashes: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.
     return index, distance
 
 
-def hash_or_problem(path: str) -> tuple[np.ndarray | None, tuple[int, int], str]:
-    """:func:`hash_picture`, its error as text: for many pictures at once."""
+def _hash_or_problem(path: str) -> tuple[np.ndarray | None, tuple[int, int], str]:
+    """Call :func:`hash_picture`; returns its error as text, so that all errors can be listed."""
     try:
         found, size = hash_picture(path)
     except (OSError, ValueError) as error:
         return None, (0, 0), str(error)
     return found, size, ""
+
+
+_SPLITS = ("train2017", "val2017")
+
+
+class NearDuplicate(NamedTuple):
+    """A picture that is also in VOC.
+
+    Attributes:
+        image_id: COCO's id.
+        voc_id: VOC's.
+        distance: bits in which their hashes differ, 0..64.
+    """
+
+    image_id: int
+    voc_id: str
+    distance: int
+
+
+class PictureCheck:
+    """Checks pictures, each of them once.
+
+    Args:
+        folder: the one above ``train2017`` and ``val2017``.
+        voc: a VOC folder (``VOCdevkit/VOC2012``), or None: near-duplicates are not looked for.
+        max_distance: bits, of 64, in which near-duplicates may differ.
+        jobs: number of processes.
+        progress: show progress bars on stderr.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: VOC's folder has no pictures, or unreadable ones.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        voc: str | os.PathLike[str] | None,
+        *,
+        max_distance: int,
+        jobs: int = 1,
+        progress: bool = False,
+    ) -> None:
+        self._folder = Path(folder)
+        self._max_distance, self._jobs, self._progress = max_distance, jobs, progress
+        if not any((self._folder / split).is_dir() for split in _SPLITS):
+            raise FileNotFoundError(
+                f"{self._folder}: expected COCO's train2017 and val2017 in it, found neither; "
+                "give --images, or --annotations-only"
+            )
+        self._known: dict[int, NearDuplicate | None] = {}
+        self._voc_ids: list[str] = []
+        if voc is not None:
+            paths = sorted((Path(voc) / IMAGE_FOLDER).glob("*.jpg"))
+            if not paths:
+                raise FileNotFoundError(f"{Path(voc) / IMAGE_FOLDER}: no VOC images (*.jpg) there")
+            self._voc_ids = [path.stem for path in paths]
+            self._voc_hashes, _ = self._hash(paths, "VOC images")
+
+    def near_duplicates(self, candidates: Sequence[Candidate]) -> list[NearDuplicate]:
+        """Check pictures that have not been checked, and find those that are also in VOC.
+
+        Raises:
+            FileNotFoundError: pictures are missing.
+            ValueError: some cannot be read or have another size than the annotations say. Both
+                name the first ten and how many there are.
+        """
+        new = [candidate for candidate in candidates if candidate.image_id not in self._known]
+        paths = find_pictures(new, self._folder)
+        hashes, sizes = self._hash(paths, "images of the set")
+        wrong = [
+            f"{path}: {size[0]} x {size[1]} pixels (height x width), annotated as "
+            f"{candidate.height} x {candidate.width}"
+            for path, size, candidate in zip(paths, sizes, new)
+            if size != (candidate.height, candidate.width)
+        ]
+        if wrong:
+            raise ValueError(itemized("image(s) of another size than annotated", wrong))
+        self._known.update(dict.fromkeys(candidate.image_id for candidate in new))
+        if self._voc_ids:
+            for candidate, index, distance in zip(new, *nearest(hashes, self._voc_hashes)):
+                if distance <= self._max_distance:
+                    self._known[candidate.image_id] = NearDuplicate(
+                        candidate.image_id, self._voc_ids[index], int(distance)
+                    )
+        found = (self._known[candidate.image_id] for candidate in candidates)
+        return [duplicate for duplicate in found if duplicate is not None]
+
+    def _hash(self, paths: Sequence[Path], what: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """Hash pictures: uint8 (M, 8), and their sizes."""
+        results = list(
+            parallel_map(
+                _hash_or_problem,
+                [os.fspath(path) for path in paths],
+                jobs=self._jobs,
+                description=what,
+                progress=self._progress,
+            )
+        )
+        problems = [problem for _, _, problem in results if problem]
+        if problems:
+            raise ValueError(itemized("image(s) unreadable", problems))
+        hashes = [found for found, _, _ in results if found is not None]
+        stacked = np.stack(hashes) if hashes else np.zeros((0, 8), np.uint8)
+        return stacked, [size for _, size, _ in results]
+
+
+def find_pictures(candidates: Iterable[Candidate], folder: Path) -> list[Path]:
+    """Find the picture of every image.
+
+    Args:
+        candidates: the images.
+        folder: the one above ``train2017`` and ``val2017``.
+
+    Raises:
+        FileNotFoundError: pictures are missing; names the first ten and how many there are.
+    """
+    found, missing = [], []
+    for candidate in candidates:
+        where = f"image {candidate.image_id}"
+        choices = [resolve_inside(folder, candidate.file_name, where)]
+        if "/" not in candidate.file_name:
+            choices += [folder / split / candidate.file_name for split in _SPLITS]
+        there = [path for path in choices if path.is_file()]
+        found += there[:1]
+        missing += choices[:1] if not there else []
+    if missing:
+        total = len(found) + len(missing)
+        paths = itemized(f"of {total} images of the set missing", [str(path) for path in missing])
+        raise FileNotFoundError(
+            f"{paths}\nPut COCO's train2017 and val2017 below --images, or give --annotations-only"
+        )
+    return found
+
+
+def copy_pictures(pictures: Sequence[Path], names: Sequence[str], folder: Path) -> None:
+    """Put pictures into a folder, as hard links where possible, else as copies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture, name in zip(pictures, names):
+        target, temporary = folder / f"{name}.jpg", folder / f".{name}.part"
+        temporary.unlink(missing_ok=True)
+        try:
+            # realpath: a link to a relative symbolic link would break when the set is moved.
+            os.link(os.path.realpath(picture), temporary)
+        except OSError:
+            shutil.copyfile(picture, temporary)
+        os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)

@@ -1,24 +1,40 @@
-"""The label maps and COCO annotations of an image of PASCAL-B.
+"""Paint the images of PASCAL-B and put its folder in place.
+
+The folder is built beside its place, then renamed, so that it is whole or absent.
 
 Legend: H, W height and width of an image.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import write_label_map
-from d2_smallobj.pascal_b.candidates import Candidate
+from d2_smallobj.annotations.voc import IMAGE_FOLDER
+from d2_smallobj.pascal_b.candidates import Candidate, Outcome
 from d2_smallobj.pascal_b.compose import Composition
-from d2_smallobj.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    format_account,
+    format_card,
+    format_manifest,
+    read_manifest,
+)
 from d2_smallobj.pascal_b.screening import ScreeningOptions, compose_candidate
+from d2_smallobj.utils.files import atomic_write_text
 
 VOID = 255
 SEMANTIC_FOLDER, INSTANCE_FOLDER = "SegmentationClass", "SegmentationObject"
@@ -26,13 +42,13 @@ SEMANTIC_FOLDER, INSTANCE_FOLDER = "SegmentationClass", "SegmentationObject"
 
 @dataclasses.dataclass(frozen=True)
 class RenderedImage:
-    """What was made of a chosen image.
+    """Annotations of an image whose label maps are written.
 
     Attributes:
         image_id: COCO's id.
         annotations: COCO annotations without ids: the visible part of every instance, in the
             order of their ids in the instance map, then the void pixels of every class as crowd.
-        outcomes: what became of its LVIS, then its COCO annotations of the 20 classes.
+        outcomes: of its LVIS, then its COCO annotations of the 20 classes.
         digest: SHA-256 of both label maps' pixels, hexadecimal.
     """
 
@@ -50,16 +66,13 @@ def image_name(image_id: int) -> str:
 def render(
     candidate: Candidate, paths: Sequence[str], options: ScreeningOptions, folder: Path
 ) -> RenderedImage:
-    """Paint an image and write its label maps, unless they are there from an earlier start.
+    """Paint an image and write its label maps, unless they are there from an interrupted run.
 
     Args:
         candidate: the image.
-        paths: the annotation files, in the order of :attr:`Sources.files`, for messages.
-        options: as it was screened with.
-        folder: the data set's; it must hold nothing but what the same arguments wrote.
-
-    Returns:
-        Its annotations.
+        paths: the annotation files, :attr:`AnnotationSources.paths`, for messages.
+        options: the options of its screening.
+        folder: where to write; see :func:`open_partial_folder`.
 
     Raises:
         ValueError: its masks cannot be read.
@@ -95,8 +108,8 @@ def paint(
             annotations, has id k, or k + 1 from the 255th on.
         void_class: uint8 (H, W), the class that a void pixel could be, else 0.
     """
-    ids = {layer.piece: _identity(n) for n, layer in enumerate(composition.instances, start=1)}
-    # Masks come column by column; so does the canvas, on which only their boxes are touched.
+    ids = {layer.piece: _instance_id(n) for n, layer in enumerate(composition.instances, start=1)}
+    # In column order, as decoded masks are; only the boxes of the masks are written.
     canvas = np.zeros((height, width), np.int32, order="F")
     values = [(0, 0, 0)]
     for number, layer in enumerate(composition.layers, start=1):
@@ -114,7 +127,7 @@ def paint(
     )
 
 
-def _identity(number: int) -> int:
+def _instance_id(number: int) -> int:
     """Id of the k-th instance."""
     return number if number < VOID else number + 1
 
@@ -123,12 +136,11 @@ def _annotations(
     candidate: Candidate, composition: Composition, instances: np.ndarray, void_class: np.ndarray
 ) -> list[dict[str, Any]]:
     """The COCO annotations of an image."""
-    pieces = (*candidate.lvis, *candidate.coco)
     found = []
     for number, layer in enumerate(composition.instances, start=1):
-        annotation = _annotation(layer.class_id, instances == _identity(number), crowd=False)
+        annotation = _annotation(layer.class_id, instances == _instance_id(number), crowd=False)
         source = "lvis" if layer.piece < len(candidate.lvis) else "coco"
-        annotation["source"] = f"{source}:{pieces[layer.piece].annotation_id}"
+        annotation["source"] = f"{source}:{candidate.pieces[layer.piece].annotation_id}"
         found.append(annotation)
     for class_id in np.unique(void_class[void_class > 0]).tolist():
         found.append(_annotation(class_id, void_class == class_id, crowd=True))
@@ -148,3 +160,117 @@ def _annotation(class_id: int, mask: np.ndarray, *, crowd: bool) -> dict[str, An
             "counts": runs["counts"].decode("ascii"),
         },
     }
+
+
+ANNOTATION_FILE = "annotations/instances_val.json"
+_WRITTEN = frozenset(
+    {
+        *(IMAGE_FOLDER, SEMANTIC_FOLDER, INSTANCE_FOLDER, "annotations", "val.txt"),
+        *(MANIFEST_NAME, "DATA_CARD.md", "accounting.csv"),
+    }
+)
+
+
+def check_place(root: Path, *, force: bool) -> None:
+    """Check that the set may be put at ``root``, before any work is done.
+
+    Raises:
+        FileExistsError: something is there: a set without ``force``, or files that are none of
+            a set's; these are never removed.
+    """
+    if not os.path.lexists(root) or (root.is_dir() and not any(root.iterdir())):
+        return
+    foreign = sorted(set(os.listdir(root)) - _WRITTEN) if root.is_dir() else [root.name]
+    if not foreign:
+        try:
+            read_manifest(root / MANIFEST_NAME)
+        except (OSError, ValueError) as error:
+            foreign = [str(error)]
+    if foreign:
+        raise FileExistsError(
+            f"{root} holds something else than a PASCAL-B built by this command "
+            f"({', '.join(foreign[:10])}): move it away or choose another --output"
+        )
+    if not force:
+        raise FileExistsError(f"{root} holds a PASCAL-B already; give --force to replace it")
+
+
+def open_partial_folder(root: Path, key: Mapping[str, Any]) -> Path:
+    """Make the folder beside ``root`` in which a set is built, or find that of an interrupted run.
+
+    Args:
+        root: where the set is to be.
+        key: everything on which the label maps depend.
+    """
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    partial = root.parent / f".{root.name}.{name}.partial"
+    for folder in (SEMANTIC_FOLDER, INSTANCE_FOLDER):
+        (partial / folder).mkdir(parents=True, exist_ok=True)
+    return partial
+
+
+def put_in_place(partial: Path, root: Path) -> None:
+    """Rename a finished folder to ``root``; an older set there is removed."""
+    old = root.parent / f".{root.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if os.path.lexists(root):
+        os.rename(root, old)
+    try:
+        os.rename(partial, root)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rename(old, root)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    for leftover in root.parent.glob(f".{root.name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def format_annotations(candidates: Sequence[Candidate], rendered: Sequence[RenderedImage]) -> str:
+    """Format the annotation file in COCO's format."""
+    annotations = [one for image in rendered for one in image.annotations]
+    content = {
+        "info": {"description": "PASCAL-B, re-created by d2_smallobj from LVIS and COCO"},
+        "licenses": [],
+        "images": [
+            {
+                "id": candidate.image_id,
+                "file_name": f"{image_name(candidate.image_id)}.jpg",
+                "height": candidate.height,
+                "width": candidate.width,
+                "coco_file": candidate.file_name,
+            }
+            for candidate in candidates
+        ],
+        "annotations": [
+            {"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)
+        ],
+        "categories": [
+            {"id": number, "name": name, "supercategory": "pascal_voc"}
+            for number, name in enumerate(VOC_CLASS_NAMES[1:], start=1)
+        ],
+    }
+    return json.dumps(content) + "\n"
+
+
+def describe_outputs(annotations: str, rendered: Sequence[RenderedImage]) -> dict[str, Any]:
+    """Hash the annotations and label maps, to compare a rebuilt set."""
+    digests = hashlib.sha256("".join(image.digest for image in rendered).encode())
+    return {
+        "instances": sum(not one["iscrowd"] for image in rendered for one in image.annotations),
+        "annotations_sha256": hashlib.sha256(annotations.encode()).hexdigest(),
+        "label_maps_sha256": digests.hexdigest(),
+    }
+
+
+def write_texts(partial: Path, annotations: str, manifest: Manifest) -> None:
+    """Write all files except pictures and label maps."""
+    names = "".join(f"{image_name(image_id)}\n" for image_id in manifest["image_ids"])
+    for name, text in (
+        (ANNOTATION_FILE, annotations),
+        ("val.txt", names),
+        ("DATA_CARD.md", format_card(manifest)),
+        ("accounting.csv", format_account(manifest["accounting"])),
+        (MANIFEST_NAME, format_manifest(manifest)),
+    ):
+        atomic_write_text(partial / name, text)

@@ -1,6 +1,7 @@
-r"""Choosing images so that instances spread evenly over class × size.
+"""Choose images so that instances spread evenly over class × size.
 
-With n_c instances of cell c in the chosen images and a target t_c, the choice solves
+With n_c instances of cell c (a class and a size) in the chosen images and a target t_c, the choice
+solves
 
     minimise Σ_c |n_c − t_c|   over sets of N images,
 
@@ -17,9 +18,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from d2_smallobj.pascal_b.candidates import Candidate, Outcome
+from d2_smallobj.pascal_b.near_duplicates import NearDuplicate, PictureCheck
+from d2_smallobj.pascal_b.screening import Verdict
 
 _NODES = 200
 """Nodes of the search; not seconds, which would make the result depend on the machine."""
@@ -51,14 +57,14 @@ class Sample:
 def sample_balanced(
     counts: np.ndarray, number: int, *, seed: int = 0, per_cell: int | None = None
 ) -> Sample:
-    """Choose images.
+    """Choose N images whose instances are spread as evenly as possible.
 
     Args:
         counts: integers (M, K), instances of every image by cell, in an order that does not
             depend on the input's (by image id).
-        number: N; with fewer images, all are chosen.
+        number: N; all are chosen if there are fewer.
         seed: of the random choice between equally good sets.
-        per_cell: t >= 1; default: see the module.
+        per_cell: t >= 1; None: see the module's docstring.
 
     Returns:
         The best choice found, with a proven bound.
@@ -69,7 +75,7 @@ def sample_balanced(
     """
     counts = np.asarray(counts, np.int64)
     if counts.ndim != 2 or not counts.size:
-        raise ValueError(f"counts: expected (images, cells), got shape {counts.shape}")
+        raise ValueError(f"counts: expected shape (M, K), neither 0; got {counts.shape}")
     if number < 1 or (per_cell is not None and per_cell < 1):
         raise ValueError(f"number and per_cell: must be >= 1, got {number} and {per_cell}")
     number = min(number, len(counts))
@@ -89,7 +95,7 @@ def sample_balanced(
 
 
 def water_level(available: np.ndarray, total: float) -> int:
-    """The smallest t >= 1 for which Σ min(t, available) reaches a total, or the largest of use."""
+    """The smallest t >= 1 for which Σ min(t, available) reaches a total, else the largest count."""
     low, high = 1, max(1, int(available.max(initial=1)))
     while low < high:
         middle = (low + high) // 2
@@ -103,7 +109,7 @@ def water_level(available: np.ndarray, total: float) -> int:
 def _solve(
     patterns: np.ndarray, copies: np.ndarray, target: np.ndarray, number: int
 ) -> tuple[np.ndarray, int]:
-    """How often to take every pattern, and a lower bound of the distance."""
+    """Solve for the number of images of every pattern, with a lower bound of the distance."""
     sparse, optimize = import_scipy()
     count, cells = patterns.shape
     # Columns: patterns, then what each cell lacks, then what it has too much.
@@ -119,11 +125,11 @@ def _solve(
     limits = np.stack([np.zeros(len(cost)), highest], axis=1)
     relaxed = optimize.linprog(cost, A_eq=matrix, b_eq=goal, bounds=limits, method="highs")
     if relaxed.x is None:
-        raise RuntimeError(f"the balance could not be solved: {relaxed.message}")
+        raise RuntimeError(f"HiGHS found no balanced choice: {relaxed.message}")
     taken = _round_solution(relaxed.x[:count], copies, number)
     bound = _round_up(relaxed.fun)
-    # A gap below 1 is none, as the distance is a whole number, but HiGHS takes it relative to the
-    # distance, which is not known before: tried with the least possible one, then with what came.
+    # The distance is an integer, so that a gap below 1 proves the optimum; HiGHS takes the gap
+    # relative to the distance: tried with the bound first, then with the distance reached.
     for attempt in range(2):
         reached = _distance(patterns, taken, target)
         if reached == bound:
@@ -154,12 +160,12 @@ def _distance(patterns: np.ndarray, taken: np.ndarray, target: np.ndarray) -> in
 
 
 def _round_up(value: float) -> int:
-    """The next integer, a solver's inaccuracy forgiven."""
+    """The next integer, within the solver's tolerance."""
     return max(0, math.ceil(value - 1e-5))
 
 
 def _round_solution(solution: np.ndarray, copies: np.ndarray, number: int) -> np.ndarray:
-    """Whole numbers nearest to a solution that sum to N: int64; of integers, these themselves."""
+    """Round a solution to integers that sum to N: int64."""
     taken = np.minimum(np.floor(solution + 1e-6), copies).astype(np.int64)
     by_remainder = np.argsort(taken - solution, kind="stable")
     while taken.sum() < number:
@@ -179,7 +185,7 @@ def _draw_members(rng: np.random.Generator, members: np.ndarray, taken: np.ndarr
 
 
 def import_scipy() -> tuple[Any, Any]:
-    """``scipy.sparse`` and ``scipy.optimize``."""
+    """Import ``scipy.sparse`` and ``scipy.optimize``."""
     try:
         from scipy import optimize, sparse
     except ImportError as error:
@@ -187,3 +193,72 @@ def import_scipy() -> tuple[Any, Any]:
             f"balancing PASCAL-B needs SciPy ({error}): pip install 'd2_smallobj[data]'"
         ) from error
     return sparse, optimize
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Selection:
+    """The chosen images.
+
+    Attributes:
+        chosen: by image id.
+        dropped: why each other image of the inputs is not chosen.
+        counts: int64 (M, 60), instances by class and size of all fit images, chosen or not, whose
+            choice ``sample`` describes.
+        sample: the choice.
+        near_duplicates: images left out because VOC has them.
+    """
+
+    chosen: tuple[Candidate, ...]
+    dropped: Mapping[int, Outcome]
+    counts: np.ndarray
+    sample: Sample
+    near_duplicates: tuple[NearDuplicate, ...]
+
+
+def select(
+    candidates: Mapping[int, Candidate],
+    dropped: Mapping[int, Outcome],
+    verdicts: Sequence[Verdict],
+    pictures: PictureCheck | None,
+    *,
+    number: int,
+    seed: int,
+    per_cell: int | None,
+) -> Selection:
+    """Choose among the fit candidates.
+
+    Args:
+        candidates: by image id.
+        dropped: why the other images are none.
+        verdicts: on every candidate.
+        pictures: checks the pictures of those that are chosen; near-duplicates of VOC's are left
+            out and the choice made again.
+        number: see :func:`sample_balanced`, as the next two.
+        seed: likewise.
+        per_cell: likewise.
+
+    Raises:
+        ValueError: no candidate is fit, or a picture is unreadable or of another size.
+        FileNotFoundError: pictures are missing.
+    """
+    dropped = {**dropped, **{v.image_id: v.outcome for v in verdicts if v.outcome is not None}}
+    fit = {verdict.image_id: verdict.counts for verdict in verdicts if verdict.outcome is None}
+    duplicates: dict[int, NearDuplicate] = {}
+    while True:
+        image_ids = [image_id for image_id in fit if image_id not in duplicates]
+        if not image_ids:
+            raise ValueError(
+                f"none of {len(dropped) + len(fit)} images is fit for PASCAL-B: loosen the "
+                "options of screening; --candidates FILE tells the reason for each"
+            )
+        counts = np.stack([fit[image_id] for image_id in image_ids])
+        sample = sample_balanced(counts, number, seed=seed, per_cell=per_cell)
+        chosen = tuple(candidates[image_ids[n]] for n in sample.chosen.tolist())
+        found = pictures.near_duplicates(chosen) if pictures is not None else []
+        if not found:
+            break
+        duplicates.update({duplicate.image_id: duplicate for duplicate in found})
+    taken = {candidate.image_id for candidate in chosen}
+    dropped.update(dict.fromkeys(duplicates, Outcome.NEAR_DUPLICATE))
+    dropped.update({n: Outcome.NOT_SAMPLED for n in image_ids if n not in taken})
+    return Selection(chosen, dropped, counts, sample, tuple(sorted(duplicates.values())))

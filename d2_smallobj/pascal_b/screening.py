@@ -1,24 +1,41 @@
-"""Which candidates are fit for PASCAL-B, judged without painting them.
+"""Judge which candidates are fit for PASCAL-B, without painting them.
 
-A stand-in for the weeks that the paper's authors spent on removing wrong annotations by hand.
+This stands in for the weeks that the paper's authors spent on removing wrong annotations by hand.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-from collections.abc import Sequence
+import functools
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from d2_smallobj.pascal_b.candidates import Candidate
+import msgspec
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.annotations.masks import encode_mask
+from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
+from d2_smallobj.pascal_b.candidates import AnnotationSources, Candidate, Outcome
 from d2_smallobj.pascal_b.categories import COCO_CLASS_OPTIONS, class_id
-from d2_smallobj.pascal_b.compose import Composition, compose
-from d2_smallobj.pascal_b.masks import DegeneratePolygonError, MaskError, read_masks
-from d2_smallobj.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.compose import Composition, Mask, compose
+from d2_smallobj.statistics.balance import class_size_counts
+from d2_smallobj.utils.files import atomic_write_text
 from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.parallel import parallel_map
+
+CLASSES_AND_SIZES = tuple((name, size) for name in VOC_CLASS_NAMES[1:] for size in COCO_SIZE_BINS)
+"""Class and size of each of the 60 cells: S, M and L of a class in a row."""
+_LEAST_FILL = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class ScreeningOptions:
-    """What is asked of an image.
+    """Requirements on an image.
 
     Attributes:
         from_coco: classes whose instances COCO provides where LVIS has none; the paper's set
@@ -57,7 +74,7 @@ class ScreeningOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What screening found out about an image.
+    """Result of screening an image.
 
     Attributes:
         image_id: COCO's id.
@@ -75,27 +92,59 @@ class Verdict:
     void_share: float = float("nan")
     message: str = ""
 
+    @property
+    def counts(self) -> np.ndarray:
+        """Instances by class and size: int64 (60,), see :data:`CLASSES_AND_SIZES`."""
+        classes, areas = zip(*self.instances) if self.instances else ((), ())
+        return class_size_counts(classes, areas, num_classes=len(VOC_CLASS_NAMES) - 1).ravel()
+
+
+class MaskError(ValueError):
+    """A mask that cannot be used; ``outcome`` is that of its image."""
+
+    def __init__(self, outcome: Outcome, message: str) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+def screen_candidates(
+    sources: AnnotationSources,
+    candidates: Mapping[int, Candidate],
+    options: ScreeningOptions,
+    *,
+    jobs: int = 1,
+    progress: bool = False,
+) -> list[Verdict]:
+    """Screen every candidate, by image id.
+
+    Raises:
+        RuntimeError: a process was killed.
+    """
+    judged = parallel_map(
+        functools.partial(screen, paths=sources.paths, options=options),
+        list(candidates.values()),
+        jobs=jobs,
+        description="screening",
+        progress=progress,
+    )
+    return list(judged)
+
 
 def screen(candidate: Candidate, paths: Sequence[str], options: ScreeningOptions) -> Verdict:
-    """Judge a candidate.
+    """Judge a candidate; bad masks are a reason to drop the image, not an error.
 
     Args:
         candidate: the image.
-        paths: the annotation files, in the order of :attr:`Sources.files`, for messages.
-        options: what is asked of it.
-
-    Returns:
-        The verdict. Bad masks are a reason to drop the image, not an error.
+        paths: the annotation files, :attr:`AnnotationSources.paths`, for messages.
+        options: requirements on it.
     """
     try:
         composition = compose_candidate(candidate, paths, options)
     except MaskError as error:
-        return Verdict(candidate.image_id, Outcome.MALFORMED, message=str(error))
-    except DegeneratePolygonError as error:
-        return Verdict(candidate.image_id, Outcome.DEGENERATE, message=str(error))
+        return Verdict(candidate.image_id, error.outcome, message=str(error))
     return Verdict(
         candidate.image_id,
-        judge(composition, options),
+        _reason_to_drop(composition, options),
         tuple((layer.class_id, layer.visible) for layer in composition.instances),
         composition.disagreement,
         composition.void_share,
@@ -106,15 +155,59 @@ def compose_candidate(
     candidate: Candidate, paths: Sequence[str], options: ScreeningOptions
 ) -> Composition:
     """Read an image's masks and compose it; errors as of :func:`read_masks`."""
-    return compose(
-        candidate,
-        read_masks(candidate, paths),
-        from_coco=options.coco_class_ids,
-        min_area=options.min_area,
-    )
+    masks = read_masks(candidate, paths)
+    return compose(candidate, masks, from_coco=options.coco_class_ids, min_area=options.min_area)
 
 
-def judge(composition: Composition, options: ScreeningOptions) -> Outcome | None:
+def read_masks(candidate: Candidate, paths: Sequence[str]) -> list[Mask]:
+    """Decode the masks of an image, in the order of its pieces.
+
+    Args:
+        candidate: the image.
+        paths: the annotation files, :attr:`AnnotationSources.paths`, for messages.
+
+    Raises:
+        MaskError: a mask is malformed or of another size than the image, or a polygon crosses
+            itself, or much of it lies outside the image.
+    """
+    masks = []
+    for piece in candidate.pieces:
+        where = f"{paths[piece.source]}: annotation {piece.annotation_id}"
+        segmentation = msgspec.json.decode(piece.segmentation)
+        try:
+            mask = encode_mask(segmentation, candidate.height, candidate.width, where)
+        except ValueError as error:
+            raise MaskError(Outcome.MALFORMED, str(error)) from error
+        area = int(coco_mask.area(mask))
+        if isinstance(segmentation, list) and _is_degenerate(segmentation, area):
+            raise MaskError(
+                Outcome.DEGENERATE,
+                f"{where}: its polygons cross themselves, overlap or leave the image: they cover "
+                f"{area} pixels",
+            )
+        masks.append(mask)
+    return masks
+
+
+def _is_degenerate(polygons: list[Any], area: int) -> bool:
+    """Tell if polygons cover much less or more pixels than their outlines enclose.
+
+    Lobes of a crossed outline are of opposite sign and cancel in the shoelace formula, but not
+    in the mask; an outline walked twice, one within another, or one outside the image leaves no
+    pixels. Pixels on the outline belong to the mask, hence the tolerance of its length.
+    """
+    enclosed = length = 0.0
+    for polygon in polygons:
+        if len(polygon) < 6:
+            continue
+        closed = np.array([*polygon, *polygon[:2]], np.float64)
+        x, y = closed[0::2], closed[1::2]
+        enclosed += 0.5 * abs(float(x[:-1] @ y[1:] - y[:-1] @ x[1:]))
+        length += float(np.abs(np.diff(x)).sum() + np.abs(np.diff(y)).sum())
+    return abs(area - enclosed) > _LEAST_FILL * max(area, enclosed) + length
+
+
+def _reason_to_drop(composition: Composition, options: ScreeningOptions) -> Outcome | None:
     """The first reason to drop an image; None: there is none."""
     if composition.overlap > options.max_overlap:
         return Outcome.OVERLAP
@@ -127,3 +220,28 @@ def judge(composition: Composition, options: ScreeningOptions) -> Outcome | None
     if not composition.instances:
         return Outcome.NOTHING_LEFT
     return None
+
+
+def write_candidate_list(
+    path: str | os.PathLike[str],
+    candidates: Mapping[int, Candidate],
+    verdicts: Sequence[Verdict],
+) -> None:
+    """Write the verdict on every candidate as CSV, with its instances by class and size."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = ("image_id", "file_name", "verdict", "disagreement", "void_share", "message")
+    writer.writerow([*columns, *map(" ".join, CLASSES_AND_SIZES)])
+    for verdict in verdicts:
+        writer.writerow(
+            [
+                verdict.image_id,
+                candidates[verdict.image_id].file_name,
+                verdict.outcome.value if verdict.outcome else "fit",
+                f"{verdict.disagreement:.4f}",
+                f"{verdict.void_share:.4f}",
+                verdict.message,
+                *verdict.counts.tolist(),
+            ]
+        )
+    atomic_write_text(path, text.getvalue())

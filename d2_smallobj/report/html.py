@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from d2_smallobj.report import html_comparison, html_notes, html_objects, html_sections
-from d2_smallobj.report.html_curve import Line
 from d2_smallobj.report.html_markup import Markup, tag
-from d2_smallobj.report.html_model import Method, make_methods
-from d2_smallobj.report.html_page import content_policy, read_asset
-from d2_smallobj.report.html_thumbnails import make_thumbnails
 from d2_smallobj.report.html_worst import worst_small
+from d2_smallobj.report.methods import Method, make_methods
+from d2_smallobj.report.page import content_policy, read_asset
+from d2_smallobj.report.size_curve_chart import Line
+from d2_smallobj.report.thumbnails import make_thumbnails
 from d2_smallobj.statistics.comparison import Comparison
 from d2_smallobj.statistics.size_curve import size_curve
 from d2_smallobj.utils.files import atomic_write_text

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from d2_smallobj.report.html_markup import Child, Markup, count, percent, tag
-from d2_smallobj.report.html_model import Method, outcome_shares, size_word
 from d2_smallobj.report.html_sections import named, section
+from d2_smallobj.report.methods import Method, outcome_shares, size_word
 from d2_smallobj.statistics.comparison import Comparison
 from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, cell_warnings
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from d2_smallobj.metrics.outcomes import OUTCOMES
 from d2_smallobj.report.html_marks import stacked_bar
 from d2_smallobj.report.html_markup import Child, Markup, count, tag
-from d2_smallobj.report.html_model import Method, outcome_shares, size_range, size_word
 from d2_smallobj.report.html_sections import OUTCOME_TEXTS, named, section
 from d2_smallobj.report.html_tables import (
     Cell,
@@ -17,7 +16,8 @@ from d2_smallobj.report.html_tables import (
     sortable_table,
     text_cell,
 )
-from d2_smallobj.report.html_thumbnails import Thumbnail
+from d2_smallobj.report.methods import Method, outcome_shares, size_range, size_word
+from d2_smallobj.report.thumbnails import Thumbnail
 
 _SHOWN = 6
 """So many thumbnails are open at once; the others unfold."""

@@ -5,17 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from d2_smallobj.report.html_curve import Line, line_chart
 from d2_smallobj.report.html_marks import interval_track, swatch
 from d2_smallobj.report.html_markup import Child, Markup, count, percent, tag
-from d2_smallobj.report.html_model import (
-    Method,
-    further_keys,
-    headline_keys,
-    outcome_shares,
-    size_range,
-    size_word,
-)
 from d2_smallobj.report.html_tables import (
     Cell,
     Column,
@@ -25,6 +16,15 @@ from d2_smallobj.report.html_tables import (
     sortable_table,
     text_cell,
 )
+from d2_smallobj.report.methods import (
+    Method,
+    further_keys,
+    headline_keys,
+    outcome_shares,
+    size_range,
+    size_word,
+)
+from d2_smallobj.report.size_curve_chart import Line, line_chart
 
 _HEADLINE_TEXTS = {
     "mIoU": "pixels: every object weighs as much as it is large",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from d2_smallobj.metrics.outcomes import OUTCOMES, classify
-from d2_smallobj.report.html_model import Method
+from d2_smallobj.report.methods import Method
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from d2_smallobj.metrics import OUTCOMES
 from d2_smallobj.pseudo_labels.misses import ALL, LabelSummary
-from d2_smallobj.report.sensitivity_plots import new_figure, save_figure
+from d2_smallobj.report.drawing import new_figure, save_figure
 from d2_smallobj.utils.files import atomic_write_text
 from d2_smallobj.utils.tables import markdown_table, number
 

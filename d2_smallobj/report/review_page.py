@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from d2_smallobj.report.html_markup import escape
-from d2_smallobj.report.html_page import content_policy, read_asset
+from d2_smallobj.report.page import content_policy, read_asset
 
 # Nothing in the data may look like markup to the HTML parser, or end a line of a script.
 _MARKUP = re.compile("[<>&\u2028\u2029]")

@@ -1,27 +1,37 @@
 """Sensitivity of mIoU and IA-mIoU to small and to large objects (paper, Fig. 4 and 5).
 
-The paper gives these experiments as drawings only. Here they are exact, and run on drawn scenes
-or on the ground truth of any data set: nothing is predicted by a model.
+The paper gives these experiments as drawings only. Here they are exact, on drawn scenes or on the
+ground truth of any data set; no model predicts anything.
 
 Legend: H, W height and width of a map; N points of a curve.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
+import math
+import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from d2_smallobj.metrics import (
-    COCO_SIZE_BINS,
-    InstanceTable,
-    PixelTable,
-    match_image,
-    summarize,
+from d2_smallobj.metrics import COCO_SIZE_BINS, InstanceTable, PixelTable, match_image, summarize
+from d2_smallobj.report.drawing import hide_frame, new_figure, save_figure
+from d2_smallobj.report.labelled_images import (
+    IGNORE,
+    LabelledImage,
+    Pair,
+    class_index,
+    growth_order,
+    perfect_match,
 )
-from d2_smallobj.report.labelled_images import IGNORE, LabelledImage
-from d2_smallobj.report.pairs import Pair, class_index, growth_order, perfect_match
+from d2_smallobj.utils.files import atomic_write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CORNER_CASES: Mapping[str, tuple[str, ...]] = {
     "A": ("large",),
@@ -29,7 +39,13 @@ CORNER_CASES: Mapping[str, tuple[str, ...]] = {
     "C": ("small", "large"),
     "D": ("large", "small"),
 }
-"""Which instance the prediction fills, one after the other."""
+"""Instances that the prediction fills, one after the other, by case."""
+_FIGURES = (
+    ("IoU", "#6b7280", "IoU, pixels pooled"),
+    ("IA-IoU", "#d9480f", "IA-IoU, by instance"),
+)
+_SIZE_COLORS = ("#5c7cfa", "#22b8cf", "#51cf66")
+_DASH = "#e03131"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +54,9 @@ class Curve:
 
     Attributes:
         name: of the case or of the class.
-        columns: what was done, by column name, each of N values.
-        figures: percent, by figure name, each of N values; NaN where undefined. ``IoU`` and
-            ``IA-IoU`` (``_S``, ...) are those of the one class the experiment is about.
+        columns: what was done, by column name, N values each.
+        figures: percent, by figure name, N values each; NaN where undefined. ``IoU`` and
+            ``IA-IoU`` (``_S``, ...) are those of the class of the experiment.
     """
 
     name: str
@@ -49,10 +65,9 @@ class Curve:
 
 
 def corner_case(pair: Pair, stages: Sequence[str], *, steps: int = 20, name: str = "") -> Curve:
-    """Let the prediction grow over the instances of a pair, one stage after the other.
+    """Let the prediction grow over the instances of a pair, one after the other.
 
-    Every step of a stage fills the same number of pixels, so the IoU of the instance rises
-    evenly. What one stage has filled stays filled in the next.
+    Every step fills the same number of pixels, so that the IoU of the instance rises evenly.
 
     Args:
         pair: the two instances.
@@ -61,8 +76,8 @@ def corner_case(pair: Pair, stages: Sequence[str], *, steps: int = 20, name: str
         name: of the curve.
 
     Returns:
-        ``steps * len(stages) + 1`` points; columns ``stage``, ``small`` and ``large`` (percent
-        filled), first point the empty prediction.
+        ``steps * len(stages) + 1`` points, the first one of the empty prediction; columns
+        ``stage``, ``small`` and ``large`` (percent filled).
 
     Raises:
         ValueError: if ``steps`` is below 1.
@@ -86,16 +101,13 @@ def corner_case(pair: Pair, stages: Sequence[str], *, steps: int = 20, name: str
         for key, value in (("stage", stage), *filled.items()):
             columns[key].append(value)
         match = match_image(prediction, truth, pair.instances, num_classes=2)
-        names = ["background", pair.class_name]
-        points.append(_figures(match.table, match.confusion, names, 1))
+        points.append(_figures(match.table, match.confusion, ["", pair.class_name], 1))
     return Curve(name, columns, _stack(points))
 
 
 def corner_cases(pair: Pair, *, steps: int = 20) -> list[Curve]:
     """The four cases of Fig. 4, A to D; see :data:`CORNER_CASES` and :func:`corner_case`."""
-    return [
-        corner_case(pair, stages, steps=steps, name=name) for name, stages in CORNER_CASES.items()
-    ]
+    return [corner_case(pair, how, steps=steps, name=name) for name, how in CORNER_CASES.items()]
 
 
 def removal_curve(
@@ -106,10 +118,10 @@ def removal_curve(
     points: int = 200,
     size_bins: Mapping[str, float] = COCO_SIZE_BINS,
 ) -> Curve:
-    """Start from the perfect prediction and delete a class's instances, the smallest first.
+    """Delete a class's instances from the perfect prediction, the smallest first.
 
-    Deleted pixels become background; ignored pixels are background in the prediction from the
-    start. Other classes stay perfect.
+    Deleted pixels become background, as ignored ones are from the start; other classes stay
+    perfect.
 
     Args:
         images: the data set; each is read once, and again whenever it loses an instance.
@@ -119,7 +131,7 @@ def removal_curve(
         size_bins: see :meth:`d2_smallobj.metrics.records.InstanceTable.size_of`.
 
     Returns:
-        The curve, first point before any deletion; columns ``removed`` (number of instances),
+        The curve, its first point before any deletion; columns ``removed`` (number of instances),
         ``area`` (pixels of the one deleted last, 0 at first) and ``size`` (its bin).
 
     Raises:
@@ -132,22 +144,20 @@ def removal_curve(
     queue = _smallest_first(truth.tables, category, size_bins)
     if not queue:
         raise ValueError(f"class {class_name!r} has no instance in these {len(images)} images")
-    stops = np.unique(np.linspace(0, len(queue), min(points, len(queue)) + 1).round().astype(int))
-    columns: dict[str, list[object]] = {"removed": [], "area": [], "size": []}
-    found, done = [], 0
-    for stop in stops.tolist():
-        truth.erase([(where, identity) for _, where, identity, _ in queue[done:stop]])
-        done = stop
-        columns["removed"].append(stop)
-        columns["area"].append(queue[stop - 1][0] if stop else 0)
-        columns["size"].append(queue[stop - 1][3] if stop else "")
+    evenly = np.linspace(0, len(queue), min(points, len(queue)) + 1)
+    stops = np.unique(evenly.round().astype(int)).tolist()
+    found = []
+    for start, stop in zip([0, *stops], stops):
+        truth.erase([(where, identity) for _, where, identity, _ in queue[start:stop]])
         table = InstanceTable.concatenate(truth.tables)
         found.append(_figures(table, truth.confusion, class_names, category, size_bins))
+    last = [queue[stop - 1] if stop else (0, 0, 0, "") for stop in stops]
+    columns = {"removed": stops, "area": [x[0] for x in last], "size": [x[3] for x in last]}
     return Curve(class_name, columns, _stack(found))
 
 
 class _Eraser:
-    """A perfect prediction that loses instances; keeps its records and confusion matrix."""
+    """A perfect prediction that loses instances, with its records and confusion matrix."""
 
     def __init__(self, images: Sequence[LabelledImage], category: int, num_classes: int) -> None:
         self._images, self._category, self._num_classes = images, category, num_classes
@@ -168,25 +178,22 @@ class _Eraser:
             maps = self._images[where].load()
             before = self._gone.get(where, [])
             self._gone[where] = before + ids
-            old, new = (
-                perfect_match(*maps, self._num_classes, self._category, without)
-                for without in (before, self._gone[where])
-            )
-            self.tables[where] = new[0]
-            self.confusion += new[1] - old[1]
+            _, old = perfect_match(*maps, self._num_classes, self._category, before)
+            table, new = perfect_match(*maps, self._num_classes, self._category, before + ids)
+            self.tables[where] = table
+            self.confusion += new - old
 
 
 def _smallest_first(
     tables: Sequence[InstanceTable], category: int, size_bins: Mapping[str, float]
 ) -> list[tuple[int, int, int, str]]:
     """(area, position of the image, instance id, size) of a class's instances, ascending."""
-    names = [*size_bins, ""]
-    queue = []
+    names, queue = [*size_bins, ""], []
     for where, table in enumerate(tables):
         chosen = table.select(table.category_id == category)
-        sizes = [names[position] for position in chosen.size_of(size_bins).tolist()]
-        for area, identity, size in zip(chosen.area.tolist(), chosen.instance_id.tolist(), sizes):
-            queue.append((area, where, identity, size))
+        columns = chosen.area, chosen.instance_id, chosen.size_of(size_bins)
+        for area, identity, size in zip(*(column.tolist() for column in columns)):
+            queue.append((area, where, identity, names[size]))
     return sorted(queue)
 
 
@@ -200,14 +207,144 @@ def _figures(
     """The class's own figures, then those over all classes."""
     pixels = PixelTable.from_confusion(confusion)
     figures = summarize(table, pixels, class_names, size_bins=size_bins)
-    name = class_names[category]
     sizes = ["", *(f"_{size}" for size in size_bins)]
-    own = {"IoU": figures[f"IoU-{name}"]}
-    own |= {f"IA-IoU{size}": figures[f"IA-IoU{size}-{name}"] for size in sizes}
+    own = ["IoU", *(f"IA-IoU{size}" for size in sizes)]
     over_all = ["mIoU", "IA-mIoU", "IA-mIoU_fg", *(f"IA-mIoU{size}" for size in sizes[1:])]
-    return own | {key: figures[key] for key in over_all}
+    found = {key: figures[f"{key}-{class_names[category]}"] for key in own}
+    return found | {key: figures[key] for key in over_all}
 
 
 def _stack(points: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
     """Figures of all points, float64 (N,) by name."""
     return {key: np.array([point[key] for point in points]) for key in points[0]}
+
+
+def write_curves(path: str | os.PathLike[str], curves: Sequence[Curve]) -> None:
+    """Write curves as one CSV: name, what was done, figures in percent (undefined: empty)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["curve", *curves[0].columns, *curves[0].figures])
+    for curve in curves:
+        for row in zip(*curve.columns.values(), *curve.figures.values()):
+            writer.writerow([curve.name, *(_cell(value) for value in row)])
+    atomic_write_text(path, text.getvalue())
+
+
+def _cell(value: object) -> str:
+    """A CSV cell: floats to six places, NaN empty."""
+    if not isinstance(value, float):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.6f}"
+
+
+def draw_corner_cases(path: str | os.PathLike[str], pair: Pair, curves: Sequence[Curve]) -> None:
+    """Draw the :func:`corner_cases` side by side as PNG: growing prediction above, figures below.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure = new_figure(2.5 * len(curves), 4.3)
+    heights = {"height_ratios": [1, 1.25]}
+    axes = figure.subplots(2, len(curves), squeeze=False, sharey="row", gridspec_kw=heights)
+    for curve, scene, plot in zip(curves, axes[0], axes[1]):
+        stages = CORNER_CASES[curve.name]
+        scene.imshow(_growth(pair, stages), interpolation="nearest")
+        scene.set_axis_off()
+        scene.set_title(f"{curve.name}: {', then '.join(stages)}", fontsize=10)
+        x = np.linspace(0, len(stages), len(curve.figures["IoU"]))
+        _plot_figures(plot, x, curve, width=2)
+        for edge in range(1, len(stages)):
+            plot.axvline(edge, color=_DASH, ls="--", lw=1)
+        middles = [0, *(k + 0.5 for k in range(len(stages))), len(stages)]
+        plot.set_xticks(middles, ["none", *stages, "full"], fontsize=8)
+        plot.set_xlim(0, len(stages))
+        _percent_axis(plot)
+    axes[1][0].set_ylabel(f"{pair.class_name}, percent", fontsize=9)
+    axes[1][0].legend(fontsize=7.5, loc="upper left", frameon=False)
+    sizes = "{small} px and of {large} px; the prediction grows from bright to dark"
+    title = f"{pair.image_id}: {pair.class_name} of {sizes.format(**pair.areas)}"
+    figure.suptitle(title, fontsize=9)
+    save_figure(figure, path)
+
+
+def _growth(pair: Pair, stages: Sequence[str]) -> np.ndarray:
+    """The order in which the prediction grows, as colours: float (H, W, 3), cut to the pair."""
+    picture = np.full((*pair.instances.shape, 3), 0.965)
+    picture[pair.instances == 255] = 1.0
+    flat = picture.reshape(-1, 3)
+    start, end = np.array([1.0, 0.87, 0.75]), np.array([0.75, 0.22, 0.03])
+    for number, name in ((1, "small"), (2, "large")):
+        mask = pair.instances == number
+        if name not in stages:
+            picture[mask] = 0.75
+            continue
+        order = growth_order(mask)
+        # Ten bands show the growth better than a smooth ramp.
+        share = np.floor(np.linspace(0, 10, len(order), endpoint=False))[:, None] / 9
+        done = (stages.index(name) + share) / len(stages)
+        flat[order] = start + done * (end - start)
+    rows, columns = np.nonzero((pair.instances == 1) | (pair.instances == 2))
+    top, left = max(rows.min() - 12, 0), max(columns.min() - 12, 0)
+    return picture[top : rows.max() + 13, left : columns.max() + 13]
+
+
+def draw_removal(
+    path: str | os.PathLike[str], curve: Curve, *, sizes: Sequence[str] = ("S", "M", "L")
+) -> None:
+    """Draw a :func:`removal_curve` as PNG, with red dashes between the sizes.
+
+    Args:
+        path: the file to write, atomically.
+        curve: the curve.
+        sizes: names of the size bins, ascending.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure = new_figure(6.4, 3.7)
+    axis = figure.subplots()
+    removed = np.array(curve.columns["removed"])
+    for key, color in zip([f"IA-IoU_{size}" for size in sizes], _SIZE_COLORS):
+        if not np.all(np.isnan(curve.figures[key])):
+            axis.plot(removed, curve.figures[key], color=color, lw=1, label=key)
+    _plot_figures(axis, removed, curve, width=2.2)
+    _mark_sizes(axis, removed, curve.columns["size"])
+    axis.set_xlim(0, removed[-1])
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xlabel("instances deleted, the smallest first", fontsize=9)
+    axis.set_ylabel(f"{curve.name}, percent", fontsize=9)
+    _percent_axis(axis)
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(handles[::-1], labels[::-1], fontsize=8, loc="lower left", frameon=False)
+    save_figure(figure, path)
+
+
+def _plot_figures(axis: Axes, x: np.ndarray, curve: Curve, *, width: float) -> None:
+    """Plot IoU and IA-IoU of the experiment's class."""
+    for key, color, label in _FIGURES:
+        axis.plot(x, curve.figures[key], color=color, lw=width, label=label)
+
+
+def _mark_sizes(axis: Axes, removed: np.ndarray, sizes: Sequence[object]) -> None:
+    """Draw a red dash where one size ends, and the name of each size above its part."""
+    start = 0.0
+    for position in range(1, len(sizes) + 1):
+        last = position == len(sizes)
+        if not last and (sizes[position] == sizes[position - 1] or not sizes[position - 1]):
+            continue
+        # A point may lie beyond the border; the dash is at the last one before it.
+        end = float(removed[position - 1])
+        axis.text((start + end) / 2, 102, str(sizes[position - 1]), ha="center", color=_DASH)
+        if not last:
+            axis.axvline(end, color=_DASH, ls="--", lw=1)
+        start = end
+
+
+def _percent_axis(axis: Axes) -> None:
+    """Show 0 to 100 percent on the y axis."""
+    axis.set_ylim(0, 110)
+    axis.set_yticks(range(0, 101, 25))
+    axis.tick_params(labelsize=8)
+    axis.grid(axis="y", color="0.9", lw=0.6)
+    axis.set_axisbelow(True)
+    hide_frame(axis)

@@ -7,14 +7,16 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from d2_smallobj.annotations.classes import stuff_beside_background
-from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations
+from d2_smallobj.annotations.masks import encode_mask
 from d2_smallobj.annotations.truth import AnnotationTruth, GroundTruth, TruthImage
 from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
 from d2_smallobj.scoring.plan import read_list
-from d2_smallobj.statistics.counts import InstanceSizes, annotation_sizes, map_sizes
+from d2_smallobj.statistics.balance import InstanceSizes, map_sizes
 from d2_smallobj.utils.parallel import parallel_map
 from d2_smallobj.utils.problems import Problems
 
@@ -144,3 +146,55 @@ def _measure_annotations(
             yield sizes.select(~np.isin(sizes.class_ids, declared))
         except ValueError as error:
             yield str(error)
+
+
+def annotation_sizes(
+    annotations: Iterable[Annotation], height: int, width: int, source: str
+) -> InstanceSizes:
+    """Measure the instances of an image without painting it.
+
+    Equals :func:`.balance.map_sizes` of :meth:`.coco.InstanceAnnotations.maps`.
+
+    Args:
+        annotations: of the image, in the order of the file.
+        height: H.
+        width: W.
+        source: the file that they come from, for messages.
+
+    Raises:
+        ValueError: a mask is malformed; names the annotation.
+    """
+    runs, class_ids = [], []
+    for annotation in annotations:
+        where = f"{source}: annotation {annotation.annotation_id}"
+        encoded = encode_mask(annotation.segmentation, height, width, where)
+        # Crowds lie beneath the instances and hide none, but a malformed one is an error.
+        if not annotation.crowd:
+            runs.append(encoded)
+            class_ids.append(annotation.class_id)
+    areas = _visible_areas(runs)
+    seen = areas > 0
+    shown = np.asarray(class_ids, np.int64)[seen]
+    return InstanceSizes(shown, areas[seen], np.full(len(shown), height * width), num_images=1)
+
+
+def _visible_areas(runs: list[dict]) -> np.ndarray:
+    """Visible pixels of masks that are painted from the largest to the smallest: int64 (N,)."""
+    if not runs:
+        return np.zeros(0, np.int64)
+    areas = coco_mask.area(runs).astype(np.int64)
+    left, top, width, height = coco_mask.toBbox(runs).T
+    right, bottom = left + width, top + height
+    visible = areas.copy()
+    # A stable sort: of two equally large ones, the later in the file lies on top.
+    order = np.argsort(-areas, kind="stable")
+    for place, number in enumerate(order):
+        above = order[place + 1 :]
+        touching = (left[above] < right[number]) & (left[number] < right[above])
+        touching &= (top[above] < bottom[number]) & (top[number] < bottom[above])
+        hiding = [runs[other] for other in above[touching]]
+        if hiding and areas[number]:
+            cover = coco_mask.merge(hiding)
+            both = coco_mask.merge([runs[number], cover])
+            visible[number] = int(coco_mask.area(both)) - int(coco_mask.area(cover))
+    return visible

@@ -13,8 +13,8 @@ from d2_smallobj.metrics import BlobTable, InstanceTable, PixelTable
 from d2_smallobj.scoring.pipeline import with_intervals
 from d2_smallobj.scoring.plan import parse_shard
 from d2_smallobj.scoring.reopen import reopener
-from d2_smallobj.scoring.run import ScoredRun, Sources
-from d2_smallobj.scoring.run_files import load_run
+from d2_smallobj.scoring.run_folder import load_run
+from d2_smallobj.scoring.scored_run import ScoredRun, Sources
 
 
 def merge(folders: Sequence[str | os.PathLike[str]], *, name: str = "") -> ScoredRun:

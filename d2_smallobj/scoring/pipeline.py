@@ -14,8 +14,8 @@ from d2_smallobj.metrics.validation import check_classes
 from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
 from d2_smallobj.scoring.plan import Plan, Task, make_plan
 from d2_smallobj.scoring.reopen import reopener
-from d2_smallobj.scoring.run import ScoredRun, Sources
 from d2_smallobj.scoring.runner import Scorer, score_tasks
+from d2_smallobj.scoring.scored_run import ScoredRun, Sources
 from d2_smallobj.statistics.intervals import bootstrap
 from d2_smallobj.utils.options import look_up_option
 
@@ -207,7 +207,7 @@ def _image_set(truth: GroundTruth) -> str:
 
 
 def _files(task: Task, *, label_ids: bool) -> tuple[str, str, str, str]:
-    """Files of an image by :data:`.run.SOURCE_KINDS`, empty where none can be shown as it is."""
+    """Files of an image by :data:`SOURCE_KINDS`, empty where none can be shown as it is."""
     plain = isinstance(task.prediction, str) and not label_ids
     prediction = task.prediction if plain else ""
     truth = task.truth

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from d2_smallobj.annotations.truth import GroundTruth, TruthImage
 from d2_smallobj.annotations.voc import read_image_list
 from d2_smallobj.scoring.predictions import Entry, Predictions, check_prediction
-from d2_smallobj.utils.problems import SHOWN, Problems
+from d2_smallobj.utils.messages import LIMIT, listed
+from d2_smallobj.utils.problems import Problems
 
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
@@ -56,10 +57,9 @@ class Plan:
         """A sentence about unused predictions, if there are any."""
         if not self.unused:
             return None
-        more = f" and {len(self.unused) - SHOWN} more" if len(self.unused) > SHOWN else ""
         return (
             f"{len(self.unused)} prediction(s) are not scored, since their images are not wanted or"
-            f" have no ground truth: {', '.join(self.unused[:SHOWN])}{more}"
+            f" have no ground truth: {listed(self.unused)}"
         )
 
 
@@ -128,7 +128,7 @@ def make_plan(
     if len(problems) == len(truth.images):
         problems.add(
             "prediction name(s) found instead; do they belong to this data set?",
-            ", ".join(sorted(predictions.names())[:SHOWN]),
+            ", ".join(sorted(predictions.names())[:LIMIT]),
         )
     part, parts = shard
     tasks = [_check(image, entry, truth, problems) for image, entry in found[part - 1 :: parts]]

@@ -17,7 +17,7 @@ from d2_smallobj.scoring.predictions import FolderPredictions, JsonPredictions, 
 def reopener(
     description: Mapping[str, Any] | None,
 ) -> Callable[[str], dict[str, Callable[[], np.ndarray]]] | None:
-    """Make what :class:`d2_smallobj.scoring.run.Sources` opens inputs with.
+    """Make what :class:`d2_smallobj.scoring.scored_run.Sources` opens inputs with.
 
     Args:
         description: of the inputs, as the options hold it; ``None``: there were none.

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from d2_smallobj.metrics import OUTCOMES, BlobTable, InstanceTable, PixelTable, classify
-from d2_smallobj.scoring.run import SOURCE_KINDS, ScoredRun
+from d2_smallobj.scoring.scored_run import SOURCE_KINDS, ScoredRun
 
 INSTANCE_COLUMNS = (
     *("image_id", "instance_id", "category_id", "area", "size", "iou", "intersection"),

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from d2_smallobj.annotations.classes import short_name
 from d2_smallobj.metrics import OUTCOMES, blob_summary, outcome_summary
 from d2_smallobj.metrics.summary import split_headline
-from d2_smallobj.scoring.run import ScoredRun
+from d2_smallobj.scoring.scored_run import ScoredRun
 from d2_smallobj.statistics.intervals import Interval
 
 

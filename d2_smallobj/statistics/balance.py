@@ -1,16 +1,172 @@
-"""How evenly instances spread over classes and sizes, as a table of counts and as one number.
+"""Instances of a data set by class and size, and how evenly they spread.
 
-Legend: C object classes, B size bins, N instances.
+An instance's size is what of it is visible: its pixels in the instance map, larger annotations
+being painted first (docs/method.md#sizes).
+
+Legend: H, W height and width of an image; N instances; C object classes; B size bins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, as_size_bins
+from d2_smallobj.metrics.matching import match_image
+from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, SizeBins, as_size_bins
+
+
+@dataclasses.dataclass(frozen=True)
+class InstanceSizes:
+    """The visible instances of any number of images.
+
+    Attributes:
+        class_ids: int64 (N,).
+        areas: int64 (N,), visible pixels, >= 1.
+        image_areas: int64 (N,), H·W of the instance's image.
+        num_images: number of images, those without an instance included.
+    """
+
+    class_ids: np.ndarray
+    areas: np.ndarray
+    image_areas: np.ndarray
+    num_images: int
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+    def select(self, chosen: np.ndarray) -> InstanceSizes:
+        """The instances that a bool (N,) chooses, of as many images."""
+        columns = (self.class_ids, self.areas, self.image_areas)
+        return InstanceSizes(*(column[chosen] for column in columns), self.num_images)
+
+    @classmethod
+    def concatenate(cls, parts: Iterable[InstanceSizes]) -> InstanceSizes:
+        """Join the instances of several images, in the order given."""
+        parts = list(parts)
+        columns = (
+            np.concatenate([np.zeros(0, np.int64), *(getattr(part, name) for part in parts)])
+            for name in ("class_ids", "areas", "image_areas")
+        )
+        return cls(*columns, num_images=sum(part.num_images for part in parts))
+
+
+def map_sizes(
+    semantic: np.ndarray,
+    instances: np.ndarray | None,
+    *,
+    num_classes: int,
+    stuff: Sequence[int] = (0,),
+    ignore_label: int = 255,
+    void_instance: int | None = 255,
+) -> InstanceSizes:
+    """Measure the instances of an image, as the metric counts them.
+
+    Args:
+        semantic: (H, W) integers: classes, ``ignore_label``.
+        instances: (H, W) integers, 0 = none; ``None``: the 8-connected components of ``semantic``
+            are the instances.
+        num_classes: number of classes, stuff included.
+        stuff: ids of the classes without instances.
+        ignore_label: semantic value that is left out.
+        void_instance: instance id that is left out.
+
+    Returns:
+        One entry per instance that has a pixel which is not ignored; its area counts the ignored
+        ones, too (docs/method.md#sizes).
+
+    Raises:
+        TypeError, ValueError: a map is malformed; see
+            :func:`d2_smallobj.metrics.matching.match_image`.
+    """
+    # The ground truth as its own prediction: the metric's records, with its rules for void.
+    table = match_image(
+        semantic,
+        semantic,
+        instances,
+        num_classes=num_classes,
+        stuff=stuff,
+        ignore_label=ignore_label,
+        void_instance=void_instance,
+    ).table
+    table = table.select(table.things)
+    return InstanceSizes(table.category_id, table.area, table.image_area, num_images=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeStatistics:
+    """Instances of a data set by class and size.
+
+    Attributes:
+        name: the data set's.
+        class_names: (C,) names, without stuff.
+        size_names: (B,) names of the size bins.
+        counts: int64 (C, B).
+        num_images: number of images.
+        num_beyond: instances larger than the last bin, which ``counts`` lacks.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    size_names: tuple[str, ...]
+    counts: np.ndarray
+    num_images: int
+    num_beyond: int = 0
+
+    @property
+    def entropy(self) -> float:
+        """Normalised entropy over class × size, 0..1; 1 = every cell holds as many."""
+        return normalized_entropy(self.counts)
+
+    @property
+    def variation(self) -> float:
+        """Coefficient of variation over class × size; 0 = every cell holds as many."""
+        return coefficient_of_variation(self.counts)
+
+    @property
+    def num_empty(self) -> int:
+        """Number of class × size cells without any instance."""
+        return int(np.count_nonzero(self.counts == 0))
+
+
+def size_statistics(
+    name: str,
+    sizes: InstanceSizes,
+    class_names: Iterable[str],
+    *,
+    stuff: Sequence[int] = (0,),
+    bins: SizeBins = COCO_SIZE_BINS,
+) -> SizeStatistics:
+    """Count instances by class and size.
+
+    Args:
+        name: of the data set.
+        sizes: its instances.
+        class_names: names of all classes.
+        stuff: ids of the classes without instances, which are left out.
+        bins: the sizes, in pixels or as shares of the image.
+
+    Raises:
+        ValueError: a class id has no name.
+    """
+    all_names = tuple(class_names)
+    things = np.setdiff1d(np.arange(len(all_names)), np.asarray(stuff, np.int64))
+    names = tuple(all_names[number] for number in things)
+    objects = ~np.isin(sizes.class_ids, np.asarray(stuff, np.int64))
+    class_ids = sizes.class_ids[objects]
+    # 1.. in the order of the classes; ids beyond them stay what they are, to be refused.
+    ranks = np.where(np.isin(class_ids, things), np.searchsorted(things, class_ids) + 1, class_ids)
+    counts = class_size_counts(
+        ranks,
+        sizes.areas[objects],
+        num_classes=len(names),
+        bins=bins,
+        image_areas=sizes.image_areas[objects],
+    )
+    beyond = len(ranks) - int(counts.sum())
+    return SizeStatistics(name, names, tuple(bins), counts, sizes.num_images, beyond)
 
 
 def class_size_counts(

@@ -16,7 +16,6 @@ from d2_smallobj.metrics.image_means import WORST_PERCENT, joined, resampled_fig
 from d2_smallobj.metrics.image_sums import Run, joint_sums
 from d2_smallobj.metrics.records import InstanceTable, PixelTable
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
-from d2_smallobj.metrics.validation import first_ten
 from d2_smallobj.statistics.intervals import Scores, bootstrap_figures, intervals, resampled, score
 from d2_smallobj.statistics.resampling import (
     check_settings,
@@ -24,6 +23,7 @@ from d2_smallobj.statistics.resampling import (
     number_of_swaps,
     swap_weights,
 )
+from d2_smallobj.utils.messages import listed
 
 Table = Union[InstanceTable, PixelTable]
 
@@ -206,7 +206,7 @@ def check_same_truth(
     """
     mine, theirs = ({str(image) for image in run.images} for run in (first, second))
     parts = [
-        f"{len(images)} only in {name}: {first_ten(sorted(images))}"
+        f"{len(images)} only in {name}: {listed(sorted(images))}"
         for name, images in zip(names, (mine - theirs, theirs - mine))
         if images
     ]
@@ -219,7 +219,7 @@ def check_same_truth(
     if changed:
         raise ValueError(
             f"paired comparison needs the same ground truth in {names[0]} and {names[1]}; it"
-            f" differs in {len(changed)} images: {first_ten(changed)}"
+            f" differs in {len(changed)} images: {listed(changed)}"
         )
 
 

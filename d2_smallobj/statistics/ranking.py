@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from d2_smallobj.utils.tables import markdown_table, number
+
 
 @dataclasses.dataclass(frozen=True)
 class RankTable:
@@ -147,3 +149,47 @@ def _pairs(
         raise ValueError(f"x and y must be of one length, got shapes {a.shape} and {b.shape}")
     known = ~(np.isnan(a) | np.isnan(b))
     return a[known], b[known]
+
+
+def format_rank_table(
+    ranks: RankTable,
+    *,
+    extra: tuple[str, Mapping[str, str]] | None = None,
+    form: str = ".2f",
+) -> str:
+    """Lay out values with ranks, and under them the correlations between figures.
+
+    Args:
+        ranks: the table.
+        extra: title and cells, by method, of one more column.
+        form: how values are written.
+
+    Returns:
+        A table ``value (rank)`` and, with three methods or more, one ``rho / tau``.
+    """
+    title, cells = extra or ("", {})
+    header = ["method", *([title] if extra else []), *ranks.figures]
+    rows = [
+        [method, *([cells[method]] if extra else [])]
+        + [
+            f"{number(value, form)} ({number(rank, 'g')})"
+            for value, rank in zip(ranks.values[row], ranks.ranks[row])
+        ]
+        for row, method in enumerate(ranks.methods)
+    ]
+    text = "Value (rank, 1 = best, ties share their mean rank):\n\n"
+    text += markdown_table(header, rows, text_columns=len(header) - len(ranks.figures))
+    if len(ranks.methods) < 3:
+        return text
+    rows = [
+        [name]
+        + [
+            f"{number(rho, '.3f')} / {number(tau, '.3f')}"
+            for rho, tau in zip(ranks.spearman[row], ranks.kendall[row])
+        ]
+        for row, name in enumerate(ranks.figures)
+    ]
+    return (
+        f"{text}\n\nSpearman's rho / Kendall's tau-b between figures, over"
+        f" {len(ranks.methods)} methods:\n\n{markdown_table(['', *ranks.figures], rows)}"
+    )

@@ -13,8 +13,8 @@ import numpy as np
 
 from d2_smallobj.metrics.image_sums import fixed_point
 from d2_smallobj.metrics.records import InstanceTable
-from d2_smallobj.metrics.validation import first_ten
 from d2_smallobj.statistics.resampling import bootstrap_weights, check_settings
+from d2_smallobj.utils.messages import listed
 
 # The narrowest bandwidth that is chosen unasked: a quarter of a doubling of the area.
 _NARROWEST = 0.25
@@ -88,7 +88,7 @@ def size_curve(
     names = np.unique(table.image_id if images is None else np.asarray(images, np.str_))
     strange = np.setdiff1d(table.image_id, names)
     if len(strange):
-        raise ValueError(f"images lacks images of the table: {first_ten(strange)}")
+        raise ValueError(f"images lacks images of the table: {listed(strange)}")
     table = table.select(table.things)
     x = np.log2(table.area.astype(np.float64))
     grid = _grid(x, points)

@@ -1,20 +1,49 @@
-"""What a person is told when a run fails: the message, not the machinery around it."""
+"""Command lines: one clear line for an error, and number types for options."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
-from torch.multiprocessing import ProcessRaisedException
+from d2_smallobj.utils.parallel import WorkerError
 
-USER_ERRORS = (ValueError, OSError, FloatingPointError)
+_Value = TypeVar("_Value")
+
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, WorkerError)
 """Errors that say what to do about them; all others are defects and show their traceback."""
 
 # The line of a traceback that names the exception, e.g. "detectron2.x.SomeError: message".
 _RAISED = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): ", re.MULTILINE)
 
 
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """End the program with ``error: <message>`` and status 1 when a user error is raised.
+
+    Ctrl-C ends it quietly with status 130; a defect keeps its traceback. Wrap the imports of a
+    command, too: a missing package is then one line.
+
+    Example:
+        >>> with readable_errors():
+        ...     main()
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
+
+
 def user_message(error: BaseException) -> str | None:
-    """The message of an error that a person can do something about.
+    """Return the message of an error that a person can do something about.
 
     Errors of loader workers and of launched processes arrive as the text of a traceback; of those
     the last exception's message is returned.
@@ -27,7 +56,8 @@ def user_message(error: BaseException) -> str | None:
     """
     text = str(error).strip()
     raised = list(_RAISED.finditer(text)) if "Traceback (most recent call last)" in text else []
-    if isinstance(error, ProcessRaisedException):
+    # torch's class for an error of a launched process, named so that torch is not imported.
+    if any(base.__name__ == "ProcessRaisedException" for base in type(error).__mro__):
         if not raised or not _is_user_error(raised[-1].group(1)):
             return None
     elif not isinstance(error, USER_ERRORS):
@@ -36,6 +66,54 @@ def user_message(error: BaseException) -> str | None:
 
 
 def _is_user_error(name: str) -> bool:
-    """Whether a class of this name is one of, or derived from, :data:`USER_ERRORS`."""
+    """Tell whether a class of this name is one of, or derived from, :data:`USER_ERRORS`."""
     known = {c.__name__ for base in USER_ERRORS for c in (base, *base.__subclasses__())}
     return name in known
+
+
+def checked(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
+    """Turn a parser that raises ValueError into an argparse type that shows its message."""
+
+    def convert(text: str) -> _Value:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Make an argparse type of integers that are not below ``minimum``."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < minimum:
+            raise argparse.ArgumentTypeError(f"expected an integer >= {minimum}, got {text!r}")
+        return value
+
+    return convert
+
+
+positive_int = at_least(1)
+natural_int = at_least(0)
+
+
+def number_in(low: float, high: float) -> Callable[[str], float]:
+    """Make an argparse type of numbers strictly between ``low`` and ``high``."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low < value < high:
+            raise argparse.ArgumentTypeError(
+                f"expected a number between {low:g} and {high:g}, got {text!r}"
+            )
+        return value
+
+    return convert

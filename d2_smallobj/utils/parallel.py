@@ -1,4 +1,4 @@
-"""Many items through one function, in this process or in several, with a progress bar."""
+"""Apply a function to many items, in this process or in several, with a progress bar."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ _Result = TypeVar("_Result")
 
 _LARGEST_CHUNK = 64
 _CHUNKS_PER_JOB = 8
+
+
+class WorkerError(RuntimeError):
+    """A process was killed, or could not start; the message says what to do."""
 
 
 def parallel_map(
@@ -42,7 +46,7 @@ def parallel_map(
 
     Raises:
         ValueError: ``jobs`` is below 1.
-        RuntimeError: a process was killed.
+        WorkerError: a process was killed.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
@@ -74,7 +78,7 @@ def _in_processes(
         while futures:
             yield from futures.pop().result()
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise WorkerError(
             f"one of {jobs} processes was killed or could not start (out of memory? give fewer "
             "--jobs; from Python, call this under `if __name__ == '__main__'`)"
         ) from error

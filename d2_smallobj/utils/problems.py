@@ -1,11 +1,10 @@
-"""Collecting what is wrong with input files, so that one error names them all."""
+"""Collect problems of input files, so that one error names them all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-SHOWN = 10
-"""How many entries of a list of names a message shows."""
+from d2_smallobj.utils.messages import itemized
 
 
 class InputError(ValueError):
@@ -53,11 +52,4 @@ class Problems:
             InputError: for every kind how many there are, and the first ten by name.
         """
         if self._found:
-            raise InputError("\n".join(listed(k, sorted(e)) for k, e in self._found.items()))
-
-
-def listed(kind: str, entries: list[str]) -> str:
-    """``"<n> <kind>:"`` and the first ten entries, one a line."""
-    shown = "".join(f"\n  {entry}" for entry in entries[:SHOWN])
-    more = f"\n  and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
-    return f"{len(entries)} {kind}:{shown}{more}"
+            raise InputError("\n".join(itemized(k, sorted(e)) for k, e in self._found.items()))

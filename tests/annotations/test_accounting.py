@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from d2_smallobj.annotations.accounting import FATES, account
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.pascal_b.categories import AMBIGUOUS, LVIS_RULES
-from d2_smallobj.report.accounting import format_accounting, write_accounting
+from d2_smallobj.report.dataset_summary import format_accounting, write_accounting
 
 SQUARE, CORNER = [[2, 2, 12, 2, 12, 12, 2, 12]], [[2, 2, 6, 2, 6, 6, 2, 6]]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from benchmarks import lvis, lvis_files
 
-from d2_smallobj.pascal_b import BuildOptions, Place, build_pascal_b
+from d2_smallobj.pascal_b import BuildOptions, BuildPaths, build_pascal_b
 from d2_smallobj.pascal_b.index import read_index
 
 
@@ -42,7 +42,7 @@ def test_a_seed_draws_the_same_files(drawn, tmp_path):
 
 
 def test_most_images_are_fit(drawn, tmp_path):
-    place = Place([drawn[0]], [drawn[1]], tmp_path / "set")
+    place = BuildPaths([drawn[0]], [drawn[1]], tmp_path / "set")
     manifest = build_pascal_b(place, BuildOptions(number=20)).manifest
     images = manifest["images"]
     candidates = 400 - images["dropped: image without an object of the 20 classes in LVIS"]

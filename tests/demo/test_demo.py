@@ -200,7 +200,7 @@ def test_nothing_is_left_of_an_interrupted_run(tmp_path, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device", "picture.jpg")
 
-    monkeypatch.setattr("d2_smallobj.demo.files._write_scene", full)
+    monkeypatch.setattr("d2_smallobj.demo.dataset._write_scene", full)
     with pytest.raises(OSError, match=r"No space left on device.*picture\.jpg"):
         make_demo(tmp_path / "demo", **TINY)
     assert list(tmp_path.iterdir()) == []

@@ -23,9 +23,9 @@ import torch
 import torch.utils.tensorboard
 from torch import distributed as dist
 
-import d2_smallobj.plugin
-import d2_smallobj.utils.cli  # noqa: F401
+import d2_smallobj.plugin  # noqa: F401  (the imports are what this process is for)
 from d2_smallobj.data import register_all
+from d2_smallobj.utils import cli  # noqa: F401
 from detectron2.engine import defaults
 from detectron2.utils import comm
 

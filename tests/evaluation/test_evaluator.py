@@ -19,7 +19,7 @@ from d2_smallobj.evaluation import SmallObjectEvaluator
 from d2_smallobj.evaluation.model_outputs import to_labels
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring import load_run
-from d2_smallobj.scoring.run_files import RUN_FILES
+from d2_smallobj.scoring.run_folder import RUN_FILES
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset

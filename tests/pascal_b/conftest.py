@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.pascal_b import BuildOptions, Place, ScreeningOptions, build_pascal_b
-from d2_smallobj.pascal_b.candidates import Sources
+from d2_smallobj.pascal_b import BuildOptions, BuildPaths, ScreeningOptions, build_pascal_b
+from d2_smallobj.pascal_b.candidates import AnnotationSources
 from d2_smallobj.pascal_b.categories import COCO_RULES, LVIS_RULES
 from d2_smallobj.pascal_b.index import read_index
 from d2_smallobj.pascal_b.screening import screen
@@ -136,7 +136,7 @@ def draw_pictures(world, folder):
 def make_set(world, inputs, output, *, place=None, **options):
     """Build a set of 12 images, without pictures unless ``place`` says where they are."""
     lvis, coco = world.write(inputs)
-    where = Place([lvis], [coco], output, **(place or {}))
+    where = BuildPaths([lvis], [coco], output, **(place or {}))
     return build_pascal_b(where, BuildOptions(**{"number": 12, **options}))
 
 
@@ -173,7 +173,7 @@ def sources(world, tmp_path):
 
     def read():
         lvis, coco = world.write(tmp_path / "inputs")
-        return Sources([read_index(lvis, "lvis")], [read_index(coco, "coco")])
+        return AnnotationSources([read_index(lvis, "lvis")], [read_index(coco, "coco")])
 
     return read
 

@@ -18,7 +18,7 @@ from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
 from d2_smallobj.annotations.voc import voc_dicts
 from d2_smallobj.pascal_b import (
     BuildOptions,
-    Place,
+    BuildPaths,
     ScreeningOptions,
     build_pascal_b,
     rebuild_pascal_b,
@@ -188,7 +188,7 @@ def real_coco(real_lvis, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def real_set(real_lvis, real_coco, tmp_path_factory):
-    place = Place([real_lvis], [real_coco], tmp_path_factory.mktemp("real") / "set")
+    place = BuildPaths([real_lvis], [real_coco], tmp_path_factory.mktemp("real") / "set")
     return build_pascal_b(place, BuildOptions(number=100))
 
 
@@ -250,7 +250,7 @@ class TestRealLvis:
 
 def test_a_coco_file_of_other_images(realdata, tmp_path):
     """Without a common image nothing can be cross-checked."""
-    place = Place(
+    place = BuildPaths(
         [realdata / "lvis/lvis_v05_val_100.json"],
         [realdata / "coco/tinycoco50_val2017.json"],
         tmp_path / "set",
@@ -406,7 +406,7 @@ class TestRebuilding:
         shutil.copytree(there / "inputs", inputs)
         (inputs / "lvis.json").rename(inputs / "renamed.json")
         files = [inputs / "renamed.json"], [inputs / "coco.json"]
-        return Place(*files, tmp_path / "again", pictures=there / "coco")
+        return BuildPaths(*files, tmp_path / "again", pictures=there / "coco")
 
     def test_the_same_to_the_byte(self, made, place, files_of):
         again = rebuild_pascal_b(place, made.folder / "manifest.json")
@@ -419,7 +419,7 @@ class TestRebuilding:
         with pytest.raises(ValueError, match="these are not the files of this manifest") as found:
             rebuild_pascal_b(place, made.folder / "manifest.json")
         assert "missing: lvis.json (lvis, SHA-256 " in str(found.value)
-        assert f"not of it: {path} (lvis, SHA-256 " in str(found.value)
+        assert f"not in the manifest: {path} (lvis, SHA-256 " in str(found.value)
         assert not place.output.exists()
 
     @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ class TestRebuilding:
             (lambda m: m["image_ids"].append(5), "1 of its images are no candidates"),
             (lambda m: m["screening"].update(min_area=0), "'screening': min_area: expected"),
             (lambda m: m["screening"].update(colour=0), "'screening': .*colour"),
-            (lambda m: m.update(version=2), "manifest version 2; this code reads 1"),
+            (lambda m: m.update(version=2), "expected manifest version 1, got 2"),
             (lambda m: m.update(format="x"), "not a manifest of PASCAL-B"),
             (lambda m: m.pop("outputs"), r"the manifest lacks \['outputs'\]"),
             (lambda m: m.update(image_ids=["x"]), r"'image_ids' must be .*, got \['x'\]"),
@@ -470,6 +470,6 @@ def test_options_are_checked(many, build, options, message):
 
 def test_places_are_checked():
     with pytest.raises(ValueError, match="coco: expected at least one file, got none"):
-        Place(["x"], [], "y")
+        BuildPaths(["x"], [], "y")
     with pytest.raises(ValueError, match="jobs: expected an integer >= 1, got 0"):
-        Place(["x"], ["x"], "y", jobs=0)
+        BuildPaths(["x"], ["x"], "y", jobs=0)

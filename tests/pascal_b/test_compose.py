@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from d2_smallobj.pascal_b.candidates import Candidate, Piece
+from d2_smallobj.pascal_b.candidates import Candidate, Outcome, Piece
 from d2_smallobj.pascal_b.compose import compose
-from d2_smallobj.pascal_b.masks import read_masks
-from d2_smallobj.pascal_b.outcomes import Outcome
 from d2_smallobj.pascal_b.painting import paint
+from d2_smallobj.pascal_b.screening import read_masks
 
 H, W = 100, 120
 

@@ -7,9 +7,8 @@ import json
 
 import pytest
 
-from d2_smallobj.pascal_b.candidates import Sources
+from d2_smallobj.pascal_b.candidates import AnnotationSources, Outcome
 from d2_smallobj.pascal_b.index import read_index
-from d2_smallobj.pascal_b.outcomes import Outcome
 
 SQUARE = [[2, 2, 30, 2, 30, 30, 2, 30]]
 
@@ -55,7 +54,7 @@ def break_lvis(world, **changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.lvis["images"][0].pop("neg_category_ids"), "image 1: LVIS gives every image"),
+        (lambda w: w.lvis["images"][0].pop("neg_category_ids"), "image 1: expected lists"),
         (
             lambda w: w.lvis["images"][0].update(not_exhaustive_category_ids=["x"]),
             r"got \[\[\], \['x'\]\]; is this an LVIS file\?",
@@ -113,7 +112,7 @@ class TestSources:
         cat.lvis["annotations"].clear()
         other = read(cat, tmp_path / "2")
         with pytest.raises(ValueError, match=r"one version; 1 image\(s\) in both:\n  1$"):
-            Sources([one, other], [])
+            AnnotationSources([one, other], [])
 
     def test_several_files(self, cat, world, tmp_path):
         one = [read(cat, tmp_path / "1", kind) for kind in ("lvis", "coco")]
@@ -123,24 +122,24 @@ class TestSources:
             for entry in content["annotations"]:
                 entry["image_id"] = 2
         other = [read(cat, tmp_path / "2", kind) for kind in ("lvis", "coco")]
-        both = [Sources(*zip(*pair)) for pair in ((one, other), (other, one))]
+        both = [AnnotationSources(*zip(*pair)) for pair in ((one, other), (other, one))]
         assert both[0].image_ids() == [1, 2]
         assert [s.path for s in both[0].files] == [s.path for s in both[1].files]
         assert both[0].candidate(2, from_coco=()) == both[1].candidate(2, from_coco=())
 
     def test_a_coco_file_without_a_class(self, cat, tmp_path):
         cat.coco["categories"] = [c for c in cat.coco["categories"] if c["name"] != "tv"]
-        with pytest.raises(ValueError, match=r"coco\.json: a COCO file has categories \['tv'\]"):
-            Sources([read(cat, tmp_path)], [read(cat, tmp_path, "coco")])
+        with pytest.raises(ValueError, match=r"coco\.json: COCO's categories \['tv'\] are"):
+            AnnotationSources([read(cat, tmp_path)], [read(cat, tmp_path, "coco")])
 
     def test_lvis_without_any_class(self, cat, tmp_path):
         cat.lvis.update(annotations=[], categories=[{"id": 1, "name": "zebra"}])
         with pytest.raises(ValueError, match="no category has the name of one of the 20"):
-            Sources([read(cat, tmp_path)], [read(cat, tmp_path, "coco")])
+            AnnotationSources([read(cat, tmp_path)], [read(cat, tmp_path, "coco")])
 
     def test_missing_names_are_reported(self, cat, tmp_path):
         cat.lvis["categories"] = [c for c in cat.lvis["categories"] if c["name"] != "person"]
-        sources = Sources([read(cat, tmp_path)], [read(cat, tmp_path, "coco")])
+        sources = AnnotationSources([read(cat, tmp_path)], [read(cat, tmp_path, "coco")])
         assert sources.missing == ["person: 'person' or 'baby'"]
 
 

@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 
 from d2_smallobj.pascal_b.candidates import Candidate
-from d2_smallobj.pascal_b.near_duplicates import MAX_DISTANCE, hash_picture, nearest
-from d2_smallobj.pascal_b.pictures import (
+from d2_smallobj.pascal_b.near_duplicates import (
+    MAX_DISTANCE,
     NearDuplicate,
     PictureCheck,
     copy_pictures,
     find_pictures,
+    hash_picture,
+    nearest,
 )
 
 

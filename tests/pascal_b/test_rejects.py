@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from d2_smallobj.pascal_b.rejects import read_reject_list
+from d2_smallobj.pascal_b.candidates import read_reject_list
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def test_plain_list(read):
         ("7\n7\n", "image 7 is listed twice"),
         ("7\nx.jpg\n", r"rejected, line 2: expected an image id, got 'x\.jpg'"),
         ("-7\n", "line 1: expected an image id, got '-7'"),
-        (b"\xff\xfe7", "a reject list is UTF-8 text"),
-        ('{"version": 1, "rejected": [', "truncated or malformed JSON"),
-        ('{"version": 2, "rejected": []}', "has 'version': 1 .*got version 2"),
-        ('{"version": 1}', r"a list 'rejected', got version 1 and keys \['version'\]"),
-        ('{"version": 1, "rejected": [7]}', "an integer 'image_id' and a text 'reason', got 7"),
-        ('{"version": 1, "rejected": [{"image_id": "7"}]}', "got {'image_id': '7'}"),
-        ('{"version": 1, "rejected": [{"image_id": 7, "reason": 1}]}', "a text 'reason'"),
+        (b"\xff\xfe7", "expected UTF-8 text"),
+        ('{"version": 1, "rejected": [', "not a reject list .*truncated"),
+        ('{"version": 2, "rejected": []}', "Invalid enum value 2"),
+        ('{"version": 1}', "missing required field `rejected`"),
+        ('{"version": 1, "rejected": [7]}', r"Expected `object`, got `int` - at .*\[0\]"),
+        ('{"version": 1, "rejected": [{"image_id": "7"}]}', r"Expected `int`, .*\.image_id"),
+        ('{"version": 1, "rejected": [{"image_id": 7, "reason": 1}]}', r"Expected `str`, .*reason"),
     ],
 )
 def test_malformed_lists(read, content, message):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from d2_smallobj.pascal_b import ScreeningOptions
-from d2_smallobj.pascal_b.outcomes import Outcome
+from d2_smallobj.pascal_b.candidates import Outcome
 
 
 def box(x0, y0, x1, y1):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.report import dataset_plots
-from d2_smallobj.report.dataset_tables import (
+from d2_smallobj.report import dataset_summary
+from d2_smallobj.report.dataset_summary import (
     format_balance,
     format_counts,
     write_balance,
     write_counts,
 )
-from d2_smallobj.statistics.counts import SizeStatistics
+from d2_smallobj.statistics.balance import SizeStatistics
 
 
 def make(name, counts, **more):
@@ -36,7 +36,7 @@ def figure_of(monkeypatch):
 
     def draw(function, sets, **options):
         kept = []
-        monkeypatch.setattr(dataset_plots, "save_figure", lambda figure, _: kept.append(figure))
+        monkeypatch.setattr(dataset_summary, "save_figure", lambda figure, _: kept.append(figure))
         function("unused.png", sets, **options)
         return kept[0]
 
@@ -48,7 +48,7 @@ def bars(axis):
 
 
 def test_bars_are_sorted_and_named(figure_of):
-    axes = figure_of(dataset_plots.draw_class_bars, [SKEWED, EVEN]).axes
+    axes = figure_of(dataset_summary.draw_class_bars, [SKEWED, EVEN]).axes
     assert len(axes) == 6
     assert bars(axes[0]) == [50, 3, 2, 1, 0]
     names = [label.get_text() for label in axes[0].get_xticklabels()]
@@ -66,17 +66,17 @@ def test_bars_are_sorted_and_named(figure_of):
 def test_no_bar_and_no_point_is_cut_off(figure_of, log):
     # The highest value lies neither in the first panel nor in the first set.
     sets = [EVEN, SKEWED]
-    for axis in figure_of(dataset_plots.draw_class_bars, sets, log=log).axes[3:]:
+    for axis in figure_of(dataset_summary.draw_class_bars, sets, log=log).axes[3:]:
         assert axis.get_ylim()[0] == 0
         assert axis.get_ylim()[1] > 90
-    for axis in figure_of(dataset_plots.draw_size_boxes, sets, log=log).axes:
+    for axis in figure_of(dataset_summary.draw_size_boxes, sets, log=log).axes:
         assert axis.get_ylim()[0] == 0
         assert axis.get_ylim()[1] > 90
         assert axis.get_yscale() == ("symlog" if log else "linear")
 
 
 def test_boxes_span_the_quartiles_and_outliers_are_named(figure_of):
-    axis, other = figure_of(dataset_plots.draw_size_boxes, [SKEWED, EVEN]).axes
+    axis, other = figure_of(dataset_summary.draw_size_boxes, [SKEWED, EVEN]).axes
     for column, box in enumerate(axis.patches):
         edges = box.get_path().vertices[:, 1]
         expected = np.percentile(SKEWED.counts[:, column], [25, 75])
@@ -96,17 +96,17 @@ def test_equal_and_many_outliers_do_not_hide_each_other(figure_of):
     counts[:2] = 30
     counts[2:5] = 40
     counts[5:13, 0] = np.arange(50, 58)
-    (axis,) = figure_of(dataset_plots.draw_size_boxes, [make("x", counts)]).axes
+    (axis,) = figure_of(dataset_summary.draw_size_boxes, [make("x", counts)]).axes
     assert len(axis.texts) == 5
     counts = np.vstack([counts[:5], np.ones((40, 1), int)])
-    (axis,) = figure_of(dataset_plots.draw_size_boxes, [make("x", counts)]).axes
+    (axis,) = figure_of(dataset_summary.draw_size_boxes, [make("x", counts)]).axes
     assert sorted(text.get_text() for text in axis.texts) == ["3 classes", "class0, class1"]
 
 
 def test_hundreds_of_classes_have_no_names(figure_of):
     counts = np.zeros((300, 3), int)
     counts[:7] = 2
-    figure = figure_of(dataset_plots.draw_class_bars, [make("many", counts)])
+    figure = figure_of(dataset_summary.draw_class_bars, [make("many", counts)])
     assert figure.axes[0].get_xlabel() == "300 classes, 293 empty"
     assert not figure.axes[0].get_xticklabels()
     assert figure.get_figwidth() < 30
@@ -117,7 +117,7 @@ def test_files_are_pngs_and_the_same_every_time(tmp_path, draw, log):
     hostile = make("a $x_1$ <b>", SKEWED.counts, names=("$\\frac{", "^_^", "ä", "\\", "$"))
     empty = make("empty", np.zeros((2, 3), int))
     for path in (tmp_path / "a.png", tmp_path / "b.png"):
-        getattr(dataset_plots, draw)(path, [hostile, empty], log=log)
+        getattr(dataset_summary, draw)(path, [hostile, empty], log=log)
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG"
         assert np.asarray(image.convert("L")).std() > 5

@@ -18,8 +18,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from d2_smallobj.annotations.coco import Annotation
-from d2_smallobj.pascal_b.screening import Verdict
-from d2_smallobj.pascal_b.selection import format_candidate_list
+from d2_smallobj.pascal_b.screening import Verdict, write_candidate_list
 from d2_smallobj.report.review import open_review_set, write_review
 from d2_smallobj.report.review_images import ReviewTask, draw_review_image, outline
 from d2_smallobj.report.review_page import data_script
@@ -137,7 +136,7 @@ def test_the_builders_list_is_read_as_it_writes_it(tmp_path):
     verdict = Verdict(7, None, ((3, 50),), disagreement=0.5, void_share=0.01)
     candidate = SimpleNamespace(file_name="x.jpg")
     path = tmp_path / "verdicts.csv"
-    path.write_text(format_candidate_list({7: candidate}, [verdict]))
+    write_candidate_list(path, {7: candidate}, [verdict])
     assert list(read_suspicions(path)) == [7]
 
 

@@ -21,11 +21,18 @@ from d2_smallobj.report.labelled_images import (
     drawn_discs,
     drawn_pair,
     drawn_sizes,
+    find_pair,
+    growth_order,
     truth_images,
 )
-from d2_smallobj.report.pairs import find_pair, growth_order
-from d2_smallobj.report.sensitivity import corner_case, corner_cases, removal_curve
-from d2_smallobj.report.sensitivity_plots import draw_corner_cases, draw_removal, write_curves
+from d2_smallobj.report.sensitivity import (
+    corner_case,
+    corner_cases,
+    draw_corner_cases,
+    draw_removal,
+    removal_curve,
+    write_curves,
+)
 
 NAMES = ("background", "disc")
 

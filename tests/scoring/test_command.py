@@ -16,7 +16,7 @@ import pytest
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
 from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES, make_demo
 from d2_smallobj.scoring import Inputs, Settings, evaluate, load_run
-from d2_smallobj.scoring.run_files import RUN_FILES
+from d2_smallobj.scoring.run_folder import RUN_FILES
 
 
 @pytest.fixture

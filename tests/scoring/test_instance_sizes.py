@@ -7,11 +7,21 @@ import os
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
 
+from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, paint
 from d2_smallobj.annotations.label_maps import write_label_map
-from d2_smallobj.scoring.instance_sizes import measure_instances, open_ground_truth
-from d2_smallobj.statistics.counts import map_sizes
+from d2_smallobj.scoring.instance_sizes import (
+    annotation_sizes,
+    measure_instances,
+    open_ground_truth,
+)
+from d2_smallobj.statistics.balance import map_sizes
 from d2_smallobj.utils.problems import InputError
+
+HEIGHT, WIDTH = 24, 32
 
 
 def entries(sizes):
@@ -154,3 +164,113 @@ def test_what_the_user_calls_stuff_is_not_measured(dataset, folders, tmp_path, k
     assert category in both.class_ids
     assert sizes.class_ids.tolist() == [n for n in both.class_ids.tolist() if n != category]
     assert sizes.num_images == both.num_images
+
+
+def rectangle(x0, y0, x1, y1):
+    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+
+
+def runs(mask):
+    found = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": found["size"], "counts": found["counts"].decode()}
+
+
+def painted(annotations):
+    semantic, instances = paint(annotations, HEIGHT, WIDTH)
+    return map_sizes(semantic, instances, num_classes=4)
+
+
+def test_smaller_annotations_hide_larger_ones():
+    big, small = rectangle(0, 0, 20, 20), rectangle(5, 5, 9, 9)
+    beside = rectangle(25, 0, 30, 10)
+    for order in ((0, 1, 2), (2, 1, 0)):
+        found = [Annotation(1, 1, 1, False, big), Annotation(2, 2, 2, False, small)]
+        found.append(Annotation(3, 1, 1, False, beside))
+        found = [found[place] for place in order]
+        assert entries(annotation_sizes(found, HEIGHT, WIDTH, "x")) == [
+            (1, 50, 768), (1, 384, 768), (2, 16, 768)
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shift", [(9, 0), (0, 9), (9, 9), (-9, 9)])
+def test_annotations_that_overlap_by_one_pixel(shift):
+    one = rectangle(10, 10, 20, 20)
+    other = rectangle(*(10 + shift[0], 10 + shift[1], 20 + shift[0], 20 + shift[1]))
+    found = [Annotation(1, 1, 1, False, one), Annotation(2, 2, 2, False, other)]
+    hidden = (10 - abs(shift[0])) * (10 - abs(shift[1]))
+    assert entries(annotation_sizes(found, 40, 40, "x")) == [
+        (1, 100 - hidden, 1600),
+        (2, 100, 1600),
+    ]
+
+
+def test_hidden_and_empty_instances_and_crowds_are_not_counted():
+    same, line = rectangle(2, 2, 8, 8), [[1, 1, 5, 5]]
+    found = [
+        Annotation(1, 1, 1, False, same),
+        Annotation(2, 2, 2, False, same),  # equally large, later: on top
+        Annotation(3, 1, 1, False, line),
+        Annotation(4, 1, 1, True, rectangle(0, 0, 30, 20)),
+    ]
+    assert entries(annotation_sizes(found, HEIGHT, WIDTH, "x")) == [(2, 36, 768)]
+    assert entries(painted(found)) == [(2, 36, 768)]
+    none = annotation_sizes([], HEIGHT, WIDTH, "x")
+    assert (len(none), none.num_images) == (0, 1)
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_a_malformed_annotation_is_named(crowd):
+    bad = {"size": [HEIGHT, WIDTH], "counts": [5]}
+    found = [Annotation(17, 1, 1, crowd, bad)]
+    with pytest.raises(ValueError, match=r"a\.json: annotation 17: run lengths"):
+        annotation_sizes(found, HEIGHT, WIDTH, "a.json")
+
+
+coordinate = st.integers(-4, 36).map(lambda value: value / 1.5)
+polygon = st.lists(coordinate, min_size=2, max_size=12).map(lambda c: c[: len(c) // 2 * 2])
+mask = st.builds(
+    lambda seed, density: np.random.default_rng(seed).random((HEIGHT, WIDTH)) < density,
+    st.integers(0, 99),
+    st.sampled_from([0, 0.02, 0.5, 1]),
+)
+segmentation = st.one_of(st.lists(polygon, max_size=3), mask.map(runs))
+annotation = st.builds(
+    lambda kind, crowd, stored: Annotation(1, kind, kind, crowd, stored),
+    st.integers(1, 3),
+    st.sampled_from([False, False, False, True]),
+    segmentation,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(annotation, max_size=7))
+def test_run_lengths_and_painting_give_the_same(annotations):
+    fast = annotation_sizes(annotations, HEIGHT, WIDTH, "x")
+    assert entries(fast) == entries(painted(annotations))
+    assert fast.class_ids.dtype == fast.areas.dtype == fast.image_areas.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("coco/tinycoco50_val2017.json", "coco"),
+        ("coco/coco_val2014_100.json", "coco"),
+        ("lvis/lvis_v05_val_100.json", "lvis"),
+    ],
+)
+def test_run_lengths_and_painting_give_the_same_on_real_annotations(realdata, name, kind):
+    path = realdata / name
+    ids = [entry["id"] for entry in json.loads(path.read_text())["categories"]]
+    found = InstanceAnnotations(
+        path,
+        kind=kind,
+        category_map={category: number % 200 + 1 for number, category in enumerate(ids)},
+        class_names=[str(number) for number in range(201)],
+    )
+    total = 0
+    for image_id in found.image_ids:
+        size = found.image_size(image_id)
+        fast = annotation_sizes(found.annotations(image_id), *size, "x")
+        assert entries(fast) == entries(map_sizes(*found.maps(image_id), num_classes=201))
+        total += len(fast)
+    assert total > 300

@@ -11,7 +11,7 @@ import pytest
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.metrics import Accumulator, parse_size_bins
 from d2_smallobj.scoring import Inputs, Settings, evaluate, load_run, merge, prepare, save_run
-from d2_smallobj.scoring.run_files import RUN_FILES
+from d2_smallobj.scoring.run_folder import RUN_FILES
 
 QUICK = Settings(samples=20)
 

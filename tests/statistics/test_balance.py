@@ -1,8 +1,9 @@
-"""Balance of counts as one number."""
+"""Instances by class and size, and how evenly they spread."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,12 +11,117 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from d2_smallobj.metrics.sizes import SizeBins
+from d2_smallobj.annotations.label_maps import read_label_map
+from d2_smallobj.metrics.sizes import SizeBins, parse_size_bins
 from d2_smallobj.statistics.balance import (
+    InstanceSizes,
     class_size_counts,
     coefficient_of_variation,
+    map_sizes,
     normalized_entropy,
+    size_statistics,
 )
+
+NAMES = ("background", "cat", "dog")
+
+
+def entries(sizes):
+    """The instances as sorted tuples: their order carries no meaning."""
+    return sorted(zip(*(c.tolist() for c in (sizes.class_ids, sizes.areas, sizes.image_areas))))
+
+
+def sizes_of(areas, class_ids=None, image_area=10**6):
+    areas = np.asarray(areas)
+    classes = np.ones_like(areas) if class_ids is None else np.asarray(class_ids)
+    return InstanceSizes(classes, areas, np.full(len(areas), image_area), num_images=1)
+
+
+def test_maps_are_measured_as_the_metric_measures_them():
+    semantic = np.zeros((10, 20), np.uint8)
+    instances = np.zeros((10, 20), np.int32)
+    semantic[0:4, 0:4], instances[0:4, 0:4] = 1, 300
+    semantic[6:9, 0:5], instances[6:9, 0:5] = 2, 2
+    semantic[0:4, 10:12], instances[0:4, 10:12] = 1, 255  # void: no instance
+    semantic[6, 0:2] = 255  # ignored, yet part of the instance's size
+    semantic[9, 19], instances[9, 19] = 255, 7  # nothing of it counts
+    sizes = map_sizes(semantic, instances, num_classes=3)
+    assert entries(sizes) == [(1, 16, 200), (2, 15, 200)]
+    assert (len(sizes), sizes.num_images) == (2, 1)
+
+
+def test_without_instances_the_components_are_counted():
+    semantic = np.zeros((6, 9), np.uint8)
+    semantic[0:2, 0:2] = semantic[2:4, 2:4] = 1  # 8-connected
+    semantic[0:3, 6:9] = 1
+    semantic[5, :] = 2
+    assert entries(map_sizes(semantic, None, num_classes=3)) == [(1, 8, 54), (1, 9, 54), (2, 9, 54)]
+
+
+def test_malformed_maps_are_errors():
+    semantic, instances = np.ones((3, 3), np.uint8), np.ones((3, 3), np.uint8)
+    with pytest.raises(ValueError, match="semantic"):
+        map_sizes(semantic * 9, instances, num_classes=3)
+    semantic[0] = 2
+    with pytest.raises(ValueError, match="instance"):
+        map_sizes(semantic, instances, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("area", "size"), [(1, 0), (1023, 0), (1024, 1), (9215, 1), (9216, 2), (10**6, 2)]
+)
+def test_the_bounds_of_the_sizes(area, size):
+    found = size_statistics("x", sizes_of([area]), NAMES)
+    assert found.size_names == ("S", "M", "L")
+    assert found.counts.tolist() == [[int(size == place) for place in range(3)], [0, 0, 0]]
+
+
+def test_real_voc_maps_are_counted_as_their_files_say(realdata):
+    root = realdata / "voc/VOC2012"
+    for path in sorted((root / "SegmentationObject").glob("*.png")):
+        instances = read_label_map(path)
+        semantic = read_label_map(root / "SegmentationClass" / path.name)
+        inside = (instances > 0) & (instances < 255) & (semantic != 255)
+        pairs = Counter(zip(instances[inside].tolist(), semantic[inside].tolist()))
+        expected = sorted(
+            (label, int((instances == number).sum()), instances.size) for number, label in pairs
+        )
+        assert entries(map_sizes(semantic, instances, num_classes=21)) == expected
+
+
+def test_concatenating():
+    parts = [sizes_of([5, 6]), sizes_of([7], [2], image_area=9)]
+    joined = InstanceSizes.concatenate(iter(parts))
+    assert entries(joined) == [(1, 5, 10**6), (1, 6, 10**6), (2, 7, 9)]
+    assert joined.num_images == 2
+    nothing = InstanceSizes.concatenate([])
+    assert (len(nothing), nothing.num_images, nothing.areas.dtype) == (0, 0, np.int64)
+
+
+def test_balance_and_empty_cells():
+    found = size_statistics("x", sizes_of([10, 10, 2000, 10**5, 10**5], [1, 2, 1, 1, 1]), NAMES)
+    assert found.class_names == ("cat", "dog")
+    assert found.counts.tolist() == [[1, 1, 2], [1, 0, 0]]
+    assert (found.num_empty, found.num_beyond, found.num_images) == (2, 0, 1)
+    assert found.entropy == normalized_entropy([[1, 1, 2], [1, 0, 0]])
+    assert found.variation == coefficient_of_variation([[1, 1, 2], [1, 0, 0]])
+    even = size_statistics("x", sizes_of([10, 2000, 10**5] * 2, [1, 1, 1, 2, 2, 2]), NAMES)
+    assert (even.entropy, even.variation) == (pytest.approx(1), 0)
+
+
+def test_other_sizes():
+    areas = sizes_of([5, 50, 500], image_area=1000)
+    absolute = size_statistics("x", areas, NAMES, bins=parse_size_bins("tiny:10,small:100"))
+    assert absolute.size_names == ("tiny", "small")
+    assert absolute.counts.tolist() == [[1, 1], [0, 0]]
+    assert absolute.num_beyond == 1
+    relative = size_statistics("x", areas, NAMES, bins=parse_size_bins("relative:S:0.05,L:1"))
+    assert relative.counts.tolist() == [[1, 2], [0, 0]]
+
+
+def test_a_class_without_a_name_is_an_error():
+    with pytest.raises(ValueError, match=r"class_ids: must be in 1\.\.2, got \[3\]"):
+        size_statistics("x", sizes_of([5], [3]), NAMES)
+
 
 tables = st.lists(st.integers(0, 10_000), min_size=2, max_size=60)
 

@@ -16,7 +16,7 @@ from d2_smallobj import TwoTaskTrainer
 from d2_smallobj.annotations.label_maps import read_label_map, voc_palette
 from d2_smallobj.engine import build_config
 from d2_smallobj.engine.prediction import IMAGE_SUFFIXES, find_images, output_path
-from d2_smallobj.report.overlays import blend_labels
+from d2_smallobj.report.drawing import blend_labels
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from d2_smallobj.annotations import png
 from d2_smallobj.annotations.label_files import read_labels
 from d2_smallobj.scoring.inputs import Inputs
 from d2_smallobj.scoring.pipeline import Settings, prepare, score
-from d2_smallobj.scoring.run_files import save_run
+from d2_smallobj.scoring.run_folder import save_run
 from d2_smallobj.utils.opencv import cv2
 
 from benchmarks import Measurement

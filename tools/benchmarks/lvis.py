@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.pascal_b import IMAGES, BuildOptions, Place, build_pascal_b
+from d2_smallobj.pascal_b import IMAGES, BuildOptions, BuildPaths, build_pascal_b
 
 from benchmarks import Measurement
 from benchmarks.lvis_files import COCO_NAME, LVIS_NAME, draw_annotation_files
@@ -85,12 +85,12 @@ def measure(lvis: Path, coco: Path, *, number: int, jobs: int, seed: int) -> dic
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=lvis.parent) as folder:
-        place = Place([lvis], [coco], Path(folder, "pascal_b"), jobs=jobs, progress=True)
+        place = BuildPaths([lvis], [coco], Path(folder, "pascal_b"), jobs=jobs, progress=True)
         with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
             return pool.submit(_build, place, BuildOptions(number=number, seed=seed)).result()
 
 
-def _build(place: Place, options: BuildOptions) -> dict[str, Any]:
+def _build(place: BuildPaths, options: BuildOptions) -> dict[str, Any]:
     """Build, and report what it took; runs in a fresh process."""
     begin = time.perf_counter()
     with _PeakMemory() as memory:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
-from d2_smallobj.pascal_b.categories import COCO_RULES, CORE, DOUBTFUL, LVIS_RULES
+from d2_smallobj.pascal_b.categories import COCO_RULES, CORE, LVIS_RULES, UNCERTAIN
 
 from benchmarks.lvis_objects import OUTLINES, Objects, draw_outlines, write_objects
 
@@ -197,7 +197,7 @@ def _draw_coco(
     """COCO's objects: most of LVIS's of the 20 classes, outlined anew; others; crowds."""
     rules = [None, *(LVIS_RULES.get(name) for name, _, _ in counts)]
     to_class = np.array([rule.class_id if rule else 0 for rule in rules])
-    certain = np.array([rule is not None and rule.role not in DOUBTFUL for rule in rules])
+    certain = np.array([rule is not None and rule.role not in UNCERTAIN for rule in rules])
     coco_id = {rule.class_id: COCO_CLASS_NAMES.index(name) for name, rule in COCO_RULES.items()}
     lookup = np.array([coco_id.get(c, 0) for c in range(21)])
 

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from d2_smallobj.report.html_curve import Line, line_chart
 from d2_smallobj.report.html_marks import NUM_COLOURS, interval_track, marker, stacked_bar, swatch
+from d2_smallobj.report.size_curve_chart import Line, line_chart
 
 _CSS = (resources.files("d2_smallobj.report") / "html_assets" / "report.css").read_text("utf-8")
 

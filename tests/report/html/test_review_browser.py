@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.pascal_b.rejects import read_reject_list
+from d2_smallobj.pascal_b.candidates import read_reject_list
 from d2_smallobj.report.review import open_review_set, write_review
 
 NUMBER = 120

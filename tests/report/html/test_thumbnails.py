@@ -14,10 +14,10 @@ from PIL import Image
 
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.report.html import render_report
-from d2_smallobj.report.html_model import make_methods
-from d2_smallobj.report.html_sources import SourceError, read_map, read_truth
-from d2_smallobj.report.html_thumbnails import OBJECT_COLOUR, crop_window, make_thumbnails
 from d2_smallobj.report.html_worst import worst_small
+from d2_smallobj.report.methods import make_methods
+from d2_smallobj.report.scored_pixels import SourceError, read_map, read_truth
+from d2_smallobj.report.thumbnails import OBJECT_COLOUR, crop_window, make_thumbnails
 
 NAMES = ("background", "x", "y")
 

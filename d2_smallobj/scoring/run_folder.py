@@ -2,7 +2,7 @@
 
 | file | holds |
 |---|---|
-| ``metrics.json`` | figures, options, versions (:mod:`.metrics_file`) |
+| ``metrics.json`` | figures, options, versions (:mod:`.run_figures`) |
 | ``instances.csv`` | a row for every instance, and for every image and stuff class |
 | ``instance_details.csv`` | what else there is to know of these rows |
 | ``blobs.csv`` | a row for every false-positive blob |
@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.scoring import metrics_file, run_tables
+from d2_smallobj.scoring import run_figures, run_tables
 from d2_smallobj.scoring.reopen import reopener
-from d2_smallobj.scoring.run import ScoredRun, Sources
+from d2_smallobj.scoring.scored_run import ScoredRun, Sources
 from d2_smallobj.utils.files import atomic_write_text
 
 METRICS_FILE = "metrics.json"
@@ -89,7 +89,7 @@ def save_run(
         IMAGES_FILE: run_tables.images_csv(run),
         PIXELS_FILE: run_tables.pixels_csv(run),
         CONFUSION_FILE: run_tables.confusion_csv(run),
-        METRICS_FILE: metrics_file.dumps(metrics_file.describe(run, extra)),
+        METRICS_FILE: run_figures.dumps(run_figures.describe(run, extra)),
     }
     for name in RUN_FILES:
         atomic_write_text(os.path.join(folder, name), contents[name])
@@ -128,7 +128,7 @@ def load_run(folder: str | os.PathLike[str]) -> ScoredRun:
         pixels=run_tables.read_pixels(folder / PIXELS_FILE, images, len(class_names)),
         confusion=run_tables.read_confusion(folder / CONFUSION_FILE, class_names),
         sources=Sources(files, reopener(document["options"].get("inputs"))),
-        intervals=metrics_file.intervals_of(document),
+        intervals=run_figures.intervals_of(document),
         remarks=tuple(document["remarks"]),
     )
     _check_together(run, document, folder)
@@ -164,11 +164,11 @@ def _read_document(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a complete JSON file ({error})") from error
     wanted = {"classes": dict, "options": dict, "intervals": dict, "remarks": list}
     form = document.get("format") if isinstance(document, dict) else None
-    if form != metrics_file.FORMAT or any(
+    if form != run_figures.FORMAT or any(
         not isinstance(document.get(key), kind) for key, kind in wanted.items()
     ):
         raise ValueError(
-            f"{path}: no metrics of a scored run of format {metrics_file.FORMAT}, got {form!r}:"
+            f"{path}: no metrics of a scored run of format {run_figures.FORMAT}, got {form!r}:"
             " score the predictions again with this version"
         )
     return document
@@ -186,7 +186,7 @@ def _check_together(run: ScoredRun, document: Mapping[str, Any], folder: Path) -
     if not all(map(np.array_equal, margins, (hit, truth, predicted))):
         faults.append(f"{PIXELS_FILE} does not add up to {CONFUSION_FILE}")
     try:
-        wrong = metrics_file.differing(run, document)
+        wrong = run_figures.differing(run, document)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder}: {error}") from error
     if wrong:

@@ -8,10 +8,11 @@ import math
 from collections.abc import Sequence
 
 from d2_smallobj.metrics.summary import split_headline
-from d2_smallobj.metrics.validation import first_ten
 from d2_smallobj.statistics.comparison import Comparison
 from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, Cell, Interval
-from d2_smallobj.utils.tables import format_rank_table, markdown_table, number
+from d2_smallobj.statistics.ranking import format_rank_table
+from d2_smallobj.utils.messages import listed
+from d2_smallobj.utils.tables import markdown_table, number
 
 _CSV_COLUMNS = (
     *("kind", "method", "other", "figure", "other_figure"),
@@ -55,10 +56,10 @@ def format_cells(cells: Sequence[Cell]) -> list[str]:
         none = [cell.category for cell in cells if cell.size == size and cell.instances == 0]
         parts = []
         if few:
-            listed = first_ten([f"{cell.category} ({cell.instances})" for cell in few])
-            parts.append(f"few instances (under {MINIMUM_INSTANCES}) of {listed}")
+            shown = listed([f"{cell.category} ({cell.instances})" for cell in few])
+            parts.append(f"few instances (under {MINIMUM_INSTANCES}) of {shown}")
         if none:
-            parts.append(f"none of {first_ten(none)}, which its mean leaves out")
+            parts.append(f"none of {listed(none)}, which its mean leaves out")
         lines.append(f"IA-mIoU_{size} rests on {'; '.join(parts)}.")
     return lines
 

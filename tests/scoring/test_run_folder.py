@@ -19,7 +19,7 @@ from d2_smallobj.scoring import (
     merge,
     save_run,
 )
-from d2_smallobj.scoring.run_files import RUN_FILES
+from d2_smallobj.scoring.run_folder import RUN_FILES
 from d2_smallobj.scoring.tables import format_run
 
 
@@ -34,7 +34,7 @@ def folder(run, tmp_path):
     return tmp_path / "run"
 
 
-def test_metrics_file(run, folder):
+def test_metrics(run, folder):
     metrics = json.loads((folder / "metrics.json").read_text())
     for name in ("mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_S"):
         assert metrics[name] == run.figures[name]

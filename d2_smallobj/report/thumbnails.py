@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from d2_smallobj.report.html_model import Method
-from d2_smallobj.report.html_sources import SourceError, Truth, read_map, read_truth
 from d2_smallobj.report.html_worst import Candidate
+from d2_smallobj.report.methods import Method
+from d2_smallobj.report.scored_pixels import SourceError, Truth, read_map, read_truth
 from d2_smallobj.utils.opencv import cv2
 
 _PANEL = 208

@@ -20,9 +20,9 @@ import numpy as np
 
 import d2_smallobj
 from d2_smallobj.metrics import blob_summary, outcome_summary
-from d2_smallobj.metrics.validation import first_ten
-from d2_smallobj.scoring.run import ScoredRun
+from d2_smallobj.scoring.scored_run import ScoredRun
 from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, Interval, cell_warnings
+from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.opencv import cv2
 
 FORMAT = 3
@@ -76,7 +76,7 @@ def warnings(run: ScoredRun) -> list[str]:
     absent = [name for name in things if not run.figures[f"instances-{name}"]]
     if absent and run.images:
         found.append(
-            f"IA-mIoU leaves out {len(absent)} class(es) without an instance: {first_ten(absent)}."
+            f"IA-mIoU leaves out {len(absent)} class(es) without an instance: {listed(absent)}."
         )
     cells = cell_warnings(run.table, run.class_names, run.size_bins, stuff=run.stuff)
     for size in run.size_bins:
@@ -86,7 +86,7 @@ def warnings(run: ScoredRun) -> list[str]:
             names = [f"{cell.category} ({cell.instances})" for cell in few]
             found.append(
                 f"IA-mIoU_{size} rests on fewer than {MINIMUM_INSTANCES} instances of each of"
-                f" {len(few)} class(es): {first_ten(names)}."
+                f" {len(few)} class(es): {listed(names)}."
             )
         if none:
             found.append(f"IA-mIoU_{size} leaves out {none} class(es) without such an instance.")
