@@ -202,5 +202,5 @@ def test_overlays_keep_the_background():
     blended = blend_labels(image, labels, opacity=0.5)
     assert (blended[labels == 0] == 100).all()
     np.testing.assert_allclose(blended[0, 1], (100 + voc_palette()[1].astype(int)) / 2, atol=1)
-    with pytest.raises(ValueError, match=r"one size, got \(2, 3, 3\) and \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"the same size, got \(2, 3, 3\) and \(3, 2\)"):
         blend_labels(image, labels.T)
