@@ -14,7 +14,7 @@ from d2_smallobj.config import has_penalty, task_a_iterations
 from d2_smallobj.engine.distributed import from_main_process
 from d2_smallobj.engine.setup import check_resumable, fingerprint, warn_of_other_model
 from d2_smallobj.engine.weight_files import read_weights_file, save_torch_file
-from d2_smallobj.modeling.weights import load_weights
+from d2_smallobj.modeling.initial_weights import load_weights
 from d2_smallobj.utils.files import atomic_write_text
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -32,8 +32,8 @@ class SafeCheckpointer(DetectionCheckpointer):
       kill or on a full disk the previous checkpoint stays valid.
     - Loading runs no code: ``weights_only=True``, and ``.pkl`` files may hold numpy arrays and
       plain containers only. A damaged file is one error that names it.
-    - Weights load from every layout of :mod:`d2_smallobj.modeling.weights`, and the log lists
-      which tensors were loaded and which were not.
+    - Weights load from every layout of :mod:`d2_smallobj.modeling.weight_layouts`; the log names
+      the tensors that did not load.
     - A run resumes only its own config's checkpoints. If the last one is damaged, it resumes the
       one before and logs it.
 

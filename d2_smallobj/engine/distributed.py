@@ -26,7 +26,6 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from detectron2.config import CfgNode
 from detectron2.engine import create_ddp_model, launch
 from detectron2.utils import comm
@@ -54,14 +53,10 @@ def check_batch_size(cfg: CfgNode, processes: int) -> None:
     )
 
 
-def distribute(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Wrap a model on its device in DDP and share the loss's divisor, for several processes."""
+def distribute(model: nn.Module) -> nn.Module:
+    """Wrap a model on its device in DDP when there are several processes."""
     if comm.get_world_size() == 1:
         return model
-    if cfg.SMALLOBJ.GLOBAL_DIVISOR:
-        for module in model.modules():
-            if isinstance(module, SizeWeightedCrossEntropy):
-                module.divisor_mean = mean_over_processes
     # Gradients lie in the buckets that are sent: one copy of them less.
     arguments: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
     if next(model.parameters()).device.type == "cpu":
@@ -72,11 +67,6 @@ def distribute(cfg: CfgNode, model: nn.Module) -> nn.Module:
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside DDP."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-def mean_over_processes(tensor: torch.Tensor) -> torch.Tensor:
-    """Average a tensor without gradient over all processes, which must call this together."""
-    return sum_over_processes(tensor) / comm.get_world_size()
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:

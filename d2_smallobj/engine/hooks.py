@@ -19,8 +19,8 @@ from d2_smallobj.data.supervision import apply_supervision
 from d2_smallobj.engine.distributed import unwrap
 from d2_smallobj.engine.prediction import grey_sigma, most_probable, rgb_image
 from d2_smallobj.losses.size_weights import SizeWeights
-from d2_smallobj.modeling.loss import build_size_weights
-from d2_smallobj.modeling.uncertainty import Observation, UncertainSegmentor
+from d2_smallobj.modeling.segmentor import build_size_weights
+from d2_smallobj.modeling.uncertain_segmentor import Observation, UncertainSegmentor
 from d2_smallobj.report.drawing import colour_labels, colour_weights
 from d2_smallobj.utils.opencv import cv2
 from detectron2.config import CfgNode

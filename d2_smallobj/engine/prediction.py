@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.data import SemSegMapper
-from d2_smallobj.modeling.uncertainty import UncertainSegmentor
+from d2_smallobj.modeling.uncertain_segmentor import UncertainSegmentor
 from d2_smallobj.report.drawing import blend_labels
 from d2_smallobj.utils.files import atomic_write
 from d2_smallobj.utils.messages import itemized

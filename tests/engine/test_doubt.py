@@ -20,7 +20,7 @@ from d2_smallobj.engine.hooks import (
     bootstrap_picture,
 )
 from d2_smallobj.engine.prediction import SigmaWriter, grey_sigma
-from d2_smallobj.modeling.uncertainty import Observation
+from d2_smallobj.modeling.uncertain_segmentor import Observation
 from detectron2.engine import HookBase
 
 DOUBT = {
