@@ -76,7 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="on a GPU"
     )
-    parser.add_argument("--compile", action="store_true", help="also compile the backbone")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -88,7 +87,6 @@ def run(args: argparse.Namespace) -> Measurement:
             setattr(args, name, default)
     problem = Problem(args.depth, args.width, args.crop, args.batch, args.seed)
     mixed = [*_MIXED, "SMALLOBJ.AMP_DTYPE", args.amp_dtype]
-    mixed += ["SMALLOBJ.SPEED.COMPILE", str(args.compile)]
     torch.backends.cudnn.benchmark = True  # as the recipe's configs say
     problem.config(mixed)  # a wrong size is an error before anything is drawn
     host = d2_smallobj.host()
@@ -105,14 +103,12 @@ def run(args: argparse.Namespace) -> Measurement:
             "steps": args.steps,
             "seed": args.seed,
         },
-        **measure(problem, mixed, rounds=args.rounds, count=args.steps, compiled=args.compile),
+        **measure(problem, mixed, rounds=args.rounds, count=args.steps),
     }
     return Measurement(figures, format_figures(figures), find_missed(figures, gpu))
 
 
-def measure(
-    problem: Problem, mixed: Sequence[str], *, rounds: int, count: int, compiled: bool
-) -> dict[str, Any]:
+def measure(problem: Problem, mixed: Sequence[str], *, rounds: int, count: int) -> dict[str, Any]:
     """Measure all figures of a size."""
     batches = problem.batches()
     plain = PlainSteps(problem, batches)
@@ -124,7 +120,7 @@ def measure(
         figures["waits"] = find_wait(ours[MIXED])
     # Their memory is needed again.
     del plain, ours
-    names = option_names(device, compiled=compiled)
+    names = option_names(device)
     figures["options"] = measure_options(problem, batches, names, rounds=rounds, count=count)
     figures["weights"] = measure_weights(batches, rounds)
     return figures
@@ -263,23 +259,17 @@ def format_figures(figures: Mapping[str, Any]) -> str:
 OPTIONS = {
     "folded frozen norms": ("SMALLOBJ.SPEED.FOLD_FROZEN_BN", "True"),
     "channels-last": ("SMALLOBJ.SPEED.MEMORY_FORMAT", "channels_last"),
-    "foreach SGD": ("SMALLOBJ.SPEED.OPTIMIZER", "foreach"),
-    "fused SGD": ("SMALLOBJ.SPEED.OPTIMIZER", "fused"),
     "prefetch": ("SMALLOBJ.SPEED.PREFETCH", "True"),
     "bfloat16": ("SOLVER.AMP.ENABLED", "True", "SMALLOBJ.AMP_DTYPE", "bfloat16"),
     "float16": ("SOLVER.AMP.ENABLED", "True", "SMALLOBJ.AMP_DTYPE", "float16"),
-    "compiled backbone": ("SMALLOBJ.SPEED.COMPILE", "True"),
 }
 """Overrides of :data:`.train_steps.PLAIN`, by themselves."""
 _GPU_ONLY = ("prefetch", "float16")
 
 
-def option_names(device: torch.device, *, compiled: bool) -> list[str]:
-    """List those of :data:`OPTIONS` that change something on this device."""
-    left_out = set(_GPU_ONLY) if device.type == "cpu" else set()
-    if not compiled:
-        left_out.add("compiled backbone")
-    return [name for name in OPTIONS if name not in left_out]
+def option_names(device: torch.device) -> list[str]:
+    """List those of :data:`OPTIONS` that have an effect on a device."""
+    return [name for name in OPTIONS if device.type != "cpu" or name not in _GPU_ONLY]
 
 
 def measure_options(
