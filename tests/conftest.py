@@ -11,6 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parent))
+from tiny_runs import assert_same, demo_root, tiny, train_server  # noqa: F401
+
 # Processes of pytest-xdist share the cores: threads inside them would only wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

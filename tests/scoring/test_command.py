@@ -142,6 +142,9 @@ def test_the_output_is_tried_before_the_work(command, demo, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+REQUIRED = ["--predictions", "x", "--semantic", "x", "--output", "x"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -168,10 +171,8 @@ def test_the_output_is_tried_before_the_work(command, demo, tmp_path):
             ],
             "give them to merge",
         ),
-        (
-            ["--predictions", "x", "--semantic", "x", "--output", "x", "--import", "their_data"],
-            "--import goes with --dataset",
-        ),
+        ([*REQUIRED, "--shard", "1/2", "--report", "a.html"], "give them to merge"),
+        ([*REQUIRED, "--import", "their_data"], "--import goes with --dataset"),
     ],
 )
 def test_options_are_checked(command, arguments, message):
