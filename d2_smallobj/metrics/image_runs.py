@@ -19,6 +19,7 @@ from d2_smallobj.metrics.runs import (
     find_runs,
     pixel_components,
     run_components,
+    stack_runs,
 )
 from d2_smallobj.metrics.validation import VOID_INSTANCE
 from d2_smallobj.utils.options import look_up_option
@@ -68,15 +69,15 @@ class MatchSettings:
 
     @functools.cached_property
     def is_thing(self) -> np.ndarray:
-        """Mark the classes of objects, bool (C,)."""
-        things = np.ones(self.num_classes, bool)
-        things[list(self.stuff)] = False
+        """Mark the classes of objects, bool (C + 1,); index -1, no class, is none."""
+        things = np.ones(self.num_classes + 1, bool)
+        things[[*self.stuff, -1]] = False
         return things
 
     @functools.cached_property
     def stuff_number(self) -> np.ndarray:
-        """Number the stuff classes from 1, int64 (C,); 0 for things."""
-        number = np.zeros(self.num_classes, np.int64)
+        """Number the stuff classes from 1, int64 (C + 1,); 0 for things and no class (-1)."""
+        number = np.zeros(self.num_classes + 1, np.int64)
         number[list(self.stuff)] = np.arange(1, len(self.stuff) + 1)
         return number
 
@@ -218,8 +219,13 @@ def _component_ids(
     runs: Runs, label: np.ndarray, skipped: Collection[int], void_instance: int | None
 ) -> np.ndarray:
     """Instance ids of the runs (R,) from the components of the semantic map."""
-    number, first = run_components(runs.starts(), label, ~np.isin(label, list(skipped)))
+    chosen = (~np.isin(label, list(skipped))).nonzero()[0]
+    start, end, width = stack_runs([(runs, chosen)])
+    label = label.take(chosen)
+    tree, first = run_components(start, end, label, width)
     class_of = label.take(first)
+    number = np.zeros(len(runs), np.int64)
+    number[chosen] = tree + 1
     # The first run of a component holds its first pixel. Of several values the last one written
     # stays, so they are written backwards.
     first = np.zeros(len(class_of) + 1, np.int64)
@@ -264,9 +270,10 @@ def _numbered(values: np.ndarray, below: int) -> tuple[np.ndarray, np.ndarray]:
     if below > 8 * _LARGEST_TABLE:
         distinct, place = np.unique(values, return_inverse=True)
         return distinct, place.ravel()
-    number = np.zeros(below, np.int64)
-    number[values] = 1
-    distinct = number.nonzero()[0]
+    seen = np.zeros(below, bool)
+    seen[values] = True
+    distinct = seen.nonzero()[0]
+    number = np.empty(below, np.int64)
     number[distinct] = np.arange(len(distinct))
     return distinct, number.take(values)
 

@@ -200,8 +200,6 @@ def _match_short(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
     of_run = settings.stuff_number.take(image.guess)
     of_run += number
     of_run += (number > 0) * stuff
-    if image.guess.min() < 0:
-        of_run[image.guess < 0] = 0
     components = Components(
         of_run,
         np.concatenate([[0], settings.stuff, class_of]).astype(np.int64),
