@@ -265,7 +265,9 @@ def _confusion(
     else:
         place, index = np.unique(place, return_inverse=True)
         sums = sum_by(index.ravel(), count, len(place))
-    cells = np.stack([*np.divmod(place, num_classes), sums], axis=1)
+    cells = np.empty((len(place), 3), np.int64)
+    cells[:, 0], cells[:, 1] = np.divmod(place, num_classes)
+    cells[:, 2] = sums
     same = (truth == guess).nonzero()[0]
     if images > 1:
         first = overlaps.image.take(chosen) * num_classes

@@ -31,8 +31,8 @@ class _Columns:
         Raises:
             ValueError: if a column is not one-dimensional or differs in length.
         """
-        columns = self.__dict__.values()
-        if len({np.shape(column) for column in columns}) != 1 or np.ndim(self.image_id) != 1:
+        lengths = {getattr(column, "shape", None) for column in self.__dict__.values()}
+        if lengths != {(len(self.image_id),)}:
             shapes = {name: np.shape(column) for name, column in self.columns().items()}
             raise ValueError(
                 f"columns of {type(self).__name__} must share one length, got {shapes}"
