@@ -1,31 +1,17 @@
-"""Every config key of the plugin, under one node ``SMALLOBJ``; nothing is written into others."""
+"""The plugin's config keys, all under the node ``SMALLOBJ``: defaults, and the check of values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode as CN
 
-LOSSES = ("cross_entropy", "size_weighted")
-RESOLUTIONS = ("input", "logits")
-TOTALS = ("foreground", "class")
-COMPONENT_SIZES = ("exact", "contour")
-NORMALIZATIONS = ("weights", "pixels")
-FISHER_ESTIMATORS = ("online", "empirical")
 EWC_STEPS = ("gradient", "proximal")
-SCHEDULES = ("joint", "separate")
-METRIC_MODES = ("exact", "official")
-AMP_DTYPES = ("float16", "bfloat16")
-MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
-OPTIMIZER_KINDS = ("fused", "foreach", "loop")
-SUPERVISION_RESTS = ("boxes", "none")
-SIGMA_FORMS = ("per_class", "shared", "object")
-SIGMA_MEASURES = ("label", "own", "largest", "mean")
-RELABELLED = ("certain", "doubted")
 AVERAGES = ("softmax", "logits")
+_LOSSES = ("cross_entropy", "size_weighted")
 
 
 def add_smallobj_config(cfg: CN) -> None:
@@ -68,7 +54,7 @@ def add_smallobj_config(cfg: CN) -> None:
     # Divisor of the summed loss: the summed "weights", or the number of valid "pixels" (Eq. 4).
     node.NORMALIZE = "weights"
     # Take that divisor over the batch of all processes, as one process with all images would.
-    # False: each process divides by its own, and images count more where more pixels are ignored.
+    # False: by process; images with more ignored pixels then count more.
     node.GLOBAL_DIVISOR = True
 
     # ---- Two tasks (docs/method.md#size-balanced-loss) -----------------------------------------
@@ -116,40 +102,32 @@ def add_smallobj_config(cfg: CN) -> None:
     # Seed of the draws; -1: SEED, so that runs with other seeds also draw other images.
     node.SUPERVISION.SPLIT_SEED = -1
     # Share of SOLVER.MAX_ITER, in [0, 1), during which images with boxes give way to images with
-    # masks. 0: both from the start. A net that knows its classes doubts the right box labels.
+    # masks. 0: both from the start. A net that knows its classes finds the wrong box labels.
     node.SUPERVISION.BOXES_FROM = 0.0
     # How often an image with a mask comes for every time one with boxes comes, >= 1. 1: as often.
     node.SUPERVISION.MASK_REPEAT = 1
     # Read the masks of box images where they are known, only to log how many labels are true.
     node.SUPERVISION.LOG_ACCURACY = True
 
-    # ---- Learned label uncertainty, with META_ARCHITECTURE UncertainSegmentor -------------------
-    # (docs/method.md#label-uncertainty)
+    # ---- Label uncertainty, with UncertainSegmentor (docs/method.md#label-uncertainty) ----------
     node.UNCERTAINTY = CN()
-    # What sigma divides: "per_class" = each logit by its class's own (the plain form), "shared" =
-    # all logits by one, "object" = the logit of object against background by one: a box's class is
-    # certain, and only whether the object covers a pixel is not. In a binary task they are one.
+    # What sigma divides: "per_class" = each logit by its class's own (the plain form), "object" =
+    # the logit of object against background by one: a box's class is certain, and only which
+    # pixels the object covers is not. In a binary task they are one.
     node.UNCERTAINTY.FORM = "per_class"
     # sigma that the branch starts from, > 0, in the unit of logits. 0.5 divides a logit by 1.05:
     # labels are believed until the net learns otherwise, and the gradient of sigma is not lost.
     node.UNCERTAINTY.SIGMA_INIT = 0.5
-    # Weight, >= 0, of the mean sigma in boxes, added to the loss. 0: the plain form, in which doubt
-    # costs nothing.
-    node.UNCERTAINTY.PENALTY = 0.0
     node.UNCERTAINTY.BOOTSTRAP = CN()
-    # Share of SOLVER.MAX_ITER, in [0, 1], after which doubted box pixels take the model's own
-    # label: half of the run, so that there is a model to ask. 1: never.
+    # Share of SOLVER.MAX_ITER, in [0, 1], after which box pixels of a large sigma take the model's
+    # own label, which is certain: half of the run, so that there is a model to ask. 1: never.
     node.UNCERTAINTY.BOOTSTRAP.WARMUP = 0.5
-    # A pixel is doubted when its sigma is larger, > 0. 2 divides its logit by 1.6.
+    # Relabelled where sigma of the model's own label is larger, > 0. 2 divides its logit by 1.6.
     node.UNCERTAINTY.BOOTSTRAP.THRESHOLD = 2.0
     # A box in which the model itself sees an object on less than this share of the pixels, in
     # [0, 1), keeps its labels, and they are certain: an object is there, and one that the model
     # does not know yet must not be relabelled as background. 0: no such rule (the plain form).
     node.UNCERTAINTY.BOOTSTRAP.MIN_OBJECT = 0.0
-    # Which sigma of a pixel: of its "label", of the model's "own" one, the "largest", the "mean".
-    node.UNCERTAINTY.BOOTSTRAP.MEASURE = "own"
-    # The model's own label is "certain" (sigma counts as 0), or "doubted" like the box's.
-    node.UNCERTAINTY.BOOTSTRAP.RELABELLED = "certain"
 
     # ---- Solver --------------------------------------------------------------------------------
     # Exponent of the poly schedule (1 - t/T)^power.
@@ -205,11 +183,11 @@ def add_smallobj_config(cfg: CN) -> None:
     node.TEST = CN()
     # Test images are also predicted at these factors of their size; the predictions are averaged.
     node.TEST.SCALES = [1.0]
-    # Whether every scale is predicted mirrored too.
+    # Predict every scale mirrored too.
     node.TEST.FLIP = False
     # What is averaged: "softmax" = probabilities, "logits" = scores before the softmax.
     node.TEST.AVERAGE = "softmax"
-    # Whether results.json and the logged scalars have the figures of every class; the run in
+    # Write the figures of every class to results.json and the logged scalars; the run in
     # OUTPUT_DIR/inference has them in any case.
     node.TEST.PER_CLASS = False
     # Fully connected CRF on the averaged probabilities, with its two kernels' weights (>= 0) and
@@ -242,26 +220,7 @@ def validate_config(cfg: CN) -> None:
         ValueError: names the key, the rule and the received value.
     """
     node = cfg.SMALLOBJ
-    for key, choices in (
-        ("LOSS_RESOLUTION", RESOLUTIONS),
-        ("TOTAL", TOTALS),
-        ("COMPONENT_SIZE", COMPONENT_SIZES),
-        ("NORMALIZE", NORMALIZATIONS),
-        ("TASK_A.LOSS", LOSSES),
-        ("TASK_B.LOSS", LOSSES),
-        ("EWC.FISHER", FISHER_ESTIMATORS),
-        ("EWC.STEP", EWC_STEPS),
-        ("SCHEDULE", SCHEDULES),
-        ("METRIC_MODE", METRIC_MODES),
-        ("AMP_DTYPE", AMP_DTYPES),
-        ("SPEED.MEMORY_FORMAT", MEMORY_FORMATS),
-        ("SPEED.OPTIMIZER", OPTIMIZER_KINDS),
-        ("TEST.AVERAGE", AVERAGES),
-        ("SUPERVISION.REST", SUPERVISION_RESTS),
-        ("UNCERTAINTY.FORM", SIGMA_FORMS),
-        ("UNCERTAINTY.BOOTSTRAP.MEASURE", SIGMA_MEASURES),
-        ("UNCERTAINTY.BOOTSTRAP.RELABELLED", RELABELLED),
-    ):
+    for key, choices in _choices().items():
         look_up_option(f"SMALLOBJ.{key}", _get(node, key), choices)
     for key, rule, holds in _numeric_rules(cfg):
         value = _get(node, key)
@@ -269,14 +228,66 @@ def validate_config(cfg: CN) -> None:
             raise ValueError(f"SMALLOBJ.{key} must be {rule}, got {value!r}")
 
 
+def _choices() -> dict[str, Sequence[str]]:
+    """The legal values of each key that names an option."""
+    # Imported here: the losses need torch, and declaring the keys does not.
+    from d2_smallobj.losses.fisher import FISHER_ESTIMATORS
+    from d2_smallobj.losses.size_balanced import NORMALIZATIONS, RESOLUTIONS
+    from d2_smallobj.losses.size_weights import COMPATS, TOTALS
+    from d2_smallobj.losses.uncertainty import SIGMA_FORMS
+
+    return {
+        "LOSS_RESOLUTION": RESOLUTIONS,
+        "TOTAL": TOTALS,
+        "COMPONENT_SIZE": COMPATS,
+        "NORMALIZE": NORMALIZATIONS,
+        "TASK_A.LOSS": _LOSSES,
+        "TASK_B.LOSS": _LOSSES,
+        "EWC.FISHER": FISHER_ESTIMATORS,
+        "EWC.STEP": EWC_STEPS,
+        "SCHEDULE": ("joint", "separate"),
+        "METRIC_MODE": ("exact", "official"),
+        "AMP_DTYPE": ("float16", "bfloat16"),
+        "SPEED.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
+        "SPEED.OPTIMIZER": ("fused", "foreach", "loop"),
+        "TEST.AVERAGE": AVERAGES,
+        "SUPERVISION.REST": ("boxes", "none"),
+        "UNCERTAINTY.FORM": SIGMA_FORMS,
+    }
+
+
 def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
     """Yield (key, rule in words, whether a value keeps it)."""
     max_iter, stride = cfg.SOLVER.MAX_ITER, cfg.SMALLOBJ.OUTPUT_STRIDE
     factors = "a list of factors > 0"
-
-    yield "OUTPUT_STRIDE", "4, 8, 16 or 32", lambda v: _integer(v) and v in (4, 8, 16, 32)
-    yield "ASPP_DILATIONS", "a list of integers >= 1", _list_of(lambda v: _integer(v) and v >= 1)
-    yield "ASPP_INIT_STD", "> 0", _positive
+    for rule, holds, keys in (
+        ("> 0", _positive, "ASPP_INIT_STD TASK_A.LR_FACTOR TASK_B.LR_FACTOR POLY_POWER"),
+        ("> 0", _positive, "HEAD_LR_FACTOR HEAD_BIAS_LR_FACTOR UNCERTAINTY.SIGMA_INIT"),
+        ("> 0", _positive, "UNCERTAINTY.BOOTSTRAP.THRESHOLD TEST.CRF.GAUSSIAN_SXY"),
+        ("> 0", _positive, "TEST.CRF.BILATERAL_SXY TEST.CRF.BILATERAL_SRGB"),
+        ("a finite number >= 0", _not_negative, "EWC.LAMBDA BIAS_WEIGHT_DECAY"),
+        ("a finite number >= 0", _not_negative, "TEST.CRF.GAUSSIAN_WEIGHT"),
+        ("a finite number >= 0", _not_negative, "TEST.CRF.BILATERAL_WEIGHT"),
+        ("an integer >= 1", _integer_from(1), "EWC.NUM_IMAGES POLY_HOLD ACCUMULATE"),
+        ("an integer >= 1", _integer_from(1), "SUPERVISION.MASK_REPEAT SPEED.LOSS_PERIOD"),
+        ("an integer >= 1", _integer_from(1), "TEST.CRF.ITERATIONS PICTURES.NUM_IMAGES"),
+        ("an integer >= 0", _integer_from(0), "SUPERVISION.NUM_IMAGES PICTURES.PERIOD"),
+        ("an integer >= -1", _integer_from(-1), "SUPERVISION.SPLIT_SEED"),
+        ("in [0, 1]", _share, "FLIP_PROB UNCERTAINTY.BOOTSTRAP.WARMUP"),
+        ("in [0, 1)", lambda v: _share(v) and v < 1, "EWC.ALPHA SUPERVISION.BOXES_FROM"),
+        ("in [0, 1)", lambda v: _share(v) and v < 1, "UNCERTAINTY.BOOTSTRAP.MIN_OBJECT"),
+        ("in (0, 1]", lambda v: _share(v) and v > 0, "SUPERVISION.MASK_FRACTION"),
+        (factors, _list_of(_positive), "SCALES TEST.SCALES"),
+        ("a list of integers >= 1", _list_of(_integer_from(1)), "ASPP_DILATIONS"),
+        ("4, 8, 16 or 32", lambda v: _integer(v) and v in (4, 8, 16, 32), "OUTPUT_STRIDE"),
+        (
+            "a finite number >= 1 (1 is the plain cross-entropy)",
+            lambda v: _number(v) and v >= 1,
+            "TAU",
+        ),
+    ):
+        for key in keys.split():
+            yield key, rule, holds
     # Scale 1 is always there, and a scale given twice would have one loss name for two maps.
     yield (
         "MSC.SCALES",
@@ -284,56 +295,23 @@ def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
         lambda v: _list_of(_positive)(v) and len({"1", *(f"{x:g}" for x in v)}) == len(v) + 1,
     )
     yield (
-        "TAU",
-        "a finite number >= 1 (1 is the plain cross-entropy)",
-        lambda v: _number(v) and v >= 1,
-    )
-    yield (
         "TASK_A.ITERS",
         f"-1 (the whole run) or between 0 and SOLVER.MAX_ITER = {max_iter}",
         lambda v: _integer(v) and -1 <= v <= max_iter,
     )
-    yield "TASK_A.LR_FACTOR", "> 0", _positive
-    yield "TASK_B.LR_FACTOR", "> 0", _positive
-    yield "EWC.LAMBDA", "a finite number >= 0", lambda v: _number(v) and v >= 0
-    yield "EWC.ALPHA", "in [0, 1)", lambda v: _number(v) and 0 <= v < 1
-    yield "EWC.NUM_IMAGES", "an integer >= 1", lambda v: _integer(v) and v >= 1
-    yield "POLY_POWER", "> 0", _positive
-    yield "POLY_HOLD", "an integer >= 1", lambda v: _integer(v) and v >= 1
-    yield "HEAD_LR_FACTOR", "> 0", _positive
-    yield "HEAD_BIAS_LR_FACTOR", "> 0", _positive
-    yield "BIAS_WEIGHT_DECAY", "a finite number >= 0", lambda v: _number(v) and v >= 0
-    yield "ACCUMULATE", "an integer >= 1", lambda v: _integer(v) and v >= 1
-    yield "SPEED.LOSS_PERIOD", "an integer >= 1", lambda v: _integer(v) and v >= 1
-    yield "SCALES", factors, _list_of(_positive)
     yield (
         "CROP_SIZE",
         f"two integers (height, width), at least one output stride ({stride}) each",
-        lambda v: _list_of(lambda side: _integer(side) and side >= stride)(v) and len(v) == 2,
+        lambda v: _list_of(_integer_from(stride))(v) and len(v) == 2,
     )
-    yield "FLIP_PROB", "in [0, 1]", _share
-    yield "SUPERVISION.MASK_FRACTION", "in (0, 1]", lambda v: _share(v) and v > 0
-    yield "SUPERVISION.NUM_IMAGES", "an integer >= 0", lambda v: _integer(v) and v >= 0
-    yield "SUPERVISION.BOXES_FROM", "in [0, 1)", lambda v: _share(v) and v < 1
-    yield "SUPERVISION.SPLIT_SEED", "an integer >= -1", lambda v: _integer(v) and v >= -1
-    yield "SUPERVISION.MASK_REPEAT", "an integer >= 1", lambda v: _integer(v) and v >= 1
-    yield "UNCERTAINTY.SIGMA_INIT", "> 0", _positive
-    yield "UNCERTAINTY.PENALTY", "a finite number >= 0", lambda v: _number(v) and v >= 0
-    yield "UNCERTAINTY.BOOTSTRAP.WARMUP", "in [0, 1]", _share
-    yield "UNCERTAINTY.BOOTSTRAP.THRESHOLD", "> 0", _positive
-    yield "UNCERTAINTY.BOOTSTRAP.MIN_OBJECT", "in [0, 1)", lambda v: _share(v) and v < 1
-    yield "TEST.SCALES", factors, _list_of(_positive)
-    yield "TEST.CRF.ITERATIONS", "an integer >= 1", lambda v: _integer(v) and v >= 1
-    for key in ("GAUSSIAN_SXY", "BILATERAL_SXY", "BILATERAL_SRGB"):
-        yield f"TEST.CRF.{key}", "> 0", _positive
-    for key in ("GAUSSIAN_WEIGHT", "BILATERAL_WEIGHT"):
-        yield f"TEST.CRF.{key}", "a finite number >= 0", lambda v: _number(v) and v >= 0
-    yield "PICTURES.PERIOD", "an integer >= 0", lambda v: _integer(v) and v >= 0
-    yield "PICTURES.NUM_IMAGES", "an integer >= 1", lambda v: _integer(v) and v >= 1
 
 
 def _integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _integer_from(least: int) -> Callable[[Any], bool]:
+    return lambda value: _integer(value) and value >= least
 
 
 def _number(value: Any) -> bool:
@@ -342,6 +320,10 @@ def _number(value: Any) -> bool:
 
 def _positive(value: Any) -> bool:
     return _number(value) and value > 0
+
+
+def _not_negative(value: Any) -> bool:
+    return _number(value) and value >= 0
 
 
 def _share(value: Any) -> bool:

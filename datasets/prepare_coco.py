@@ -25,16 +25,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-try:
+from d2_smallobj.utils.cli import positive_int, readable_errors
+
+with readable_errors():
     from d2_smallobj.annotations.coco import PAINTINGS
     from d2_smallobj.annotations.coco_maps import write_coco_maps
     from d2_smallobj.utils.opencv import cv2
-except ImportError as error:
-    # A package is missing.
-    sys.exit(f"error: {error}")
 
 SPLITS = ("train2014", "val2014", "train2017", "val2017")
 
@@ -52,40 +50,29 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--painting", choices=PAINTINGS, default="file", help="see above (default: %(default)s)"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=positive_int, default=1, help="processes (default: %(default)s)"
+    )
     parser.add_argument(
         "--force", action="store_true", help="replace maps made from another annotation file"
     )
-    args = parser.parse_args(arguments)
-    if args.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {args.jobs}")
-    return args
+    return parser.parse_args(arguments)
 
 
+@readable_errors()
 def main() -> None:
-    """Paint the maps and say where they are."""
+    """Paint the maps and print where they are."""
     args = parse_arguments()
     # The processes share the processors; inside one, threads would not be faster.
     cv2.setNumThreads(1)
-    try:
-        for split in args.splits:
-            done = write_coco_maps(
-                args.root,
-                split,
-                painting=args.painting,
-                jobs=args.jobs,
-                force=args.force,
-                progress=True,
-            )
-            print(
-                f"{split}: maps of {done.written} images written, of {done.kept} kept, in "
-                f"{done.folders.semantic} and {done.folders.instances} ({done.unannotated} images "
-                f"have no annotation, {done.crowded} more than 254 instances)"
-            )
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    options = {"painting": args.painting, "jobs": args.jobs, "force": args.force}
+    for split in args.splits:
+        done = write_coco_maps(args.root, split, **options, progress=True)
+        print(
+            f"{split}: maps of {done.written} images written, of {done.kept} kept, in "
+            f"{done.folders.semantic} and {done.folders.instances} ({done.unannotated} images "
+            f"have no annotation, {done.crowded} more than 254 instances)"
+        )
 
 
 if __name__ == "__main__":

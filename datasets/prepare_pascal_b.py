@@ -17,7 +17,9 @@ import os
 import sys
 from pathlib import Path
 
-try:
+from d2_smallobj.utils.cli import positive_int, readable_errors
+
+with readable_errors():
     from d2_smallobj.pascal_b import (
         IMAGES,
         BuildOptions,
@@ -30,9 +32,6 @@ try:
     from d2_smallobj.pascal_b.categories import COCO_CLASS_OPTIONS
     from d2_smallobj.pascal_b.near_duplicates import MAX_DISTANCE
     from d2_smallobj.utils.opencv import cv2
-except ImportError as error:
-    # A package is missing.
-    sys.exit(f"error: {error}")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -45,22 +44,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     inputs = parser.add_argument_group("inputs and output")
-    inputs.add_argument(
-        "--lvis",
-        type=Path,
-        nargs="+",
-        default=lvis,
-        metavar="FILE",
-        help=f"LVIS v1 or v0.5 annotations (default: {' '.join(map(str, lvis))})",
-    )
-    inputs.add_argument(
-        "--coco",
-        type=Path,
-        nargs="+",
-        default=coco,
-        metavar="FILE",
-        help=f"COCO 2017 instance annotations (default: {' '.join(map(str, coco))})",
-    )
+    for name, paths, help_text in (
+        ("--lvis", lvis, "LVIS v1 or v0.5 annotations"),
+        ("--coco", coco, "COCO 2017 instance annotations"),
+    ):
+        help_text += f" (default: {' '.join(map(str, paths))})"
+        inputs.add_argument(
+            name, type=Path, nargs="+", default=paths, metavar="FILE", help=help_text
+        )
     inputs.add_argument(
         "--images",
         type=Path,
@@ -71,36 +62,33 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     inputs.add_argument(
         "--annotations-only", action="store_true", help="do without the images: no JPEGImages"
     )
+    output = root / "pascal_b"
     inputs.add_argument(
-        "--output",
-        type=Path,
-        default=root / "pascal_b",
-        metavar="DIR",
-        help="default: %(default)s",
+        "--output", type=Path, default=output, metavar="DIR", help="default: %(default)s"
     )
     inputs.add_argument("--force", action="store_true", help="replace a set that is there")
     inputs.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)"
+        "--jobs", type=positive_int, default=os.cpu_count() or 1, help="processes (%(default)s)"
     )
     inputs.add_argument(
         "--manifest",
         type=Path,
         metavar="FILE",
-        help="build the set of this manifest again; the options below are the manifest's then",
+        help="build the set of this manifest again, with its options instead of those below",
     )
-    what = parser.add_argument_group("what to choose")
-    what.add_argument(
+    choice = parser.add_argument_group("which images to choose")
+    choice.add_argument(
         "--num-images", type=int, default=IMAGES, metavar="N", help="default: %(default)s"
     )
-    what.add_argument(
+    choice.add_argument(
         "--per-cell",
         type=int,
         metavar="N",
         help="instances wanted of every class and size (default: as many as keep the average "
         "number of instances of an image)",
     )
-    what.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    what.add_argument(
+    choice.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    choice.add_argument(
         "--coco-classes",
         nargs="*",
         choices=COCO_CLASS_OPTIONS,
@@ -109,59 +97,50 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="classes whose instances COCO provides where LVIS has none: pottedplant (default, as "
         "in the paper), diningtable",
     )
-    what.add_argument(
+    choice.add_argument(
         "--rejected",
         type=Path,
         nargs="+",
         default=[],
         metavar="FILE",
-        help="images not to use: what the review sheet exports, or image ids, one a line",
+        help="images not to use: reject lists of the review sheet, or image ids, one a line",
     )
-    what.add_argument(
-        "--voc",
-        type=Path,
-        metavar="DIR",
-        help="VOCdevkit/VOC2012: leave out near-duplicates of its images",
-    )
-    what.add_argument(
+    help_text = "VOCdevkit/VOC2012: leave out near-duplicates of its images"
+    choice.add_argument("--voc", type=Path, metavar="DIR", help=help_text)
+    choice.add_argument(
         "--max-distance",
         type=int,
         default=MAX_DISTANCE,
         metavar="BITS",
         help="of 64, in which the hashes of near-duplicates may differ (%(default)s)",
     )
-    what.add_argument(
-        "--candidates",
-        type=Path,
-        metavar="FILE",
-        help="write the verdict on every candidate as CSV",
-    )
-    quality = parser.add_argument_group("what to ask of an image")
-    quality.add_argument(
-        "--min-area",
-        type=int,
-        default=screening.min_area,
-        metavar="PIXELS",
-        help="instances with fewer visible pixels are void (%(default)s)",
-    )
-    for name, help_text in (
-        ("overlap", "largest intersection over union of two instances"),
-        ("disagreement", "largest share of labelled pixels on which LVIS and COCO differ"),
-        ("void", "largest share of void pixels"),
+    help_text = "write the verdict on every candidate as CSV"
+    choice.add_argument("--candidates", type=Path, metavar="FILE", help=help_text)
+    quality = parser.add_argument_group("requirements on an image")
+    for name, kind, metavar, help_text in (
+        ("min_area", int, "PIXELS", "instances with fewer visible pixels are void"),
+        ("max_overlap", float, "SHARE", "largest intersection over union of two instances"),
+        (
+            "max_disagreement",
+            float,
+            "SHARE",
+            "largest share of labelled pixels on which LVIS and COCO differ",
+        ),
+        ("max_void", float, "SHARE", "largest share of void pixels"),
     ):
         quality.add_argument(
-            f"--max-{name}",
-            type=float,
-            default=getattr(screening, f"max_{name}"),
-            metavar="SHARE",
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            default=getattr(screening, name),
+            metavar=metavar,
             help=f"{help_text} (%(default)s)",
         )
     return parser.parse_args(arguments)
 
 
-def run(args: argparse.Namespace) -> BuildResult:
-    """Build what the command line asks for."""
-    place = BuildPaths(
+def build(args: argparse.Namespace) -> BuildResult:
+    """Build the set that the command line asks for."""
+    paths = BuildPaths(
         lvis=args.lvis,
         coco=args.coco,
         output=args.output,
@@ -171,7 +150,7 @@ def run(args: argparse.Namespace) -> BuildResult:
         progress=True,
     )
     if args.manifest is not None:
-        return rebuild_pascal_b(place, args.manifest)
+        return rebuild_pascal_b(paths, args.manifest)
     screening = ScreeningOptions(
         from_coco=tuple(sorted(set(args.coco_classes))),
         min_area=args.min_area,
@@ -189,20 +168,16 @@ def run(args: argparse.Namespace) -> BuildResult:
         max_distance=args.max_distance,
         candidate_list=args.candidates,
     )
-    return build_pascal_b(place, options)
+    return build_pascal_b(paths, options)
 
 
+@readable_errors()
 def main(arguments: list[str] | None = None) -> None:
-    """Build the set and say what it is."""
+    """Build the set and print its balance."""
     args = parse_arguments(arguments)
     # The processes share the processors; inside one, threads would not be faster.
     cv2.setNumThreads(1)
-    try:
-        result = run(args)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    result = build(args)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
     manifest = result.manifest
@@ -212,11 +187,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"{result.folder}; distance to {sampling['per_cell']} instances of every class and size: "
         f"{sampling['distance']}, no set is nearer than {sampling['bound']}"
     )
-    for name, label in (
-        ("source", "all fit images"),
-        ("random", "as many at random"),
-        ("achieved", "this set"),
-    ):
+    labels = {"source": "all fit images", "random": "as many at random", "achieved": "this set"}
+    for name, label in labels.items():
         print(
             f"{label}: normalised entropy {balance[name]['normalized_entropy']:.3f}, coefficient "
             f"of variation {balance[name]['coefficient_of_variation']:.3f}"

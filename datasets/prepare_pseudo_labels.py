@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-r"""Bring a method's pseudo labels into the registered form, checked, and say what they look like.
+r"""Convert a method's pseudo labels to the registered form, check and summarise them.
 
 METHOD is one of the methods of datasets/README.md, or "other"; the folders are what its code
 wrote: one label map (<image name>.png) or one file of activation maps (<image name>.npy) per
 image; for BANA two folders, Y_crf and Y_ret, which become 255 where they disagree. Other files in
-them (RIB's <id>_palette.png) are passed over. Written are, below --root,
+them (RIB's <id>_palette.png) are ignored. Written are, below --root,
 
     VOCdevkit/VOC2012/PseudoLabels/<method>/<id>.png            --dataset voc, 10,582 images
     coco/PseudoLabels/<method>_<year>/<image name>.png          --dataset coco_2014, coco_2017
@@ -28,7 +28,9 @@ import argparse
 import sys
 from pathlib import Path
 
-try:
+from d2_smallobj.utils.cli import positive_int, readable_errors
+
+with readable_errors():
     from d2_smallobj.annotations.layouts import datasets_root
     from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS
     from d2_smallobj.pseudo_labels.misses import summarize_labels
@@ -41,9 +43,6 @@ try:
     )
     from d2_smallobj.utils.files import atomic_write_text
     from d2_smallobj.utils.opencv import cv2
-except ImportError as error:
-    # A package is missing.
-    sys.exit(f"error: {error}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -75,7 +74,9 @@ def parse_arguments() -> argparse.Namespace:
         type=float,
         help="background where no activation exceeds it (default: the method's own, 0.15 or 0.5)",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=positive_int, default=1, help="processes (default: %(default)s)"
+    )
     parser.add_argument(
         "--force", action="store_true", help="replace labels that were made from something else"
     )
@@ -86,8 +87,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-summary", action="store_true", help="write no summary")
     args = parser.parse_args()
-    if args.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {args.jobs}")
     if args.check == bool(args.folders):
         parser.error("give the folders that the method wrote, or --check alone")
     if args.method == "other" and not args.name:
@@ -98,25 +97,19 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> LabelTarget:
-    """Convert, or check, and say what was done."""
+    """Convert or check the labels."""
     target = open_target(args.root, args.dataset, args.name or args.method)
     if args.check:
         sources = find_sources(target, "other", [target.folder], file_format="indices")
         count = check_labels(target, sources, jobs=args.jobs, progress=True)
-        print(f"{count} label maps in {target.folder} are sound")
+        print(f"{count} label maps in {target.folder} are valid")
         return target
     sources = find_sources(target, args.method, args.folders, file_format=args.format)
-    done = prepare_labels(
-        target,
-        sources,
-        threshold=args.threshold,
-        jobs=args.jobs,
-        force=args.force,
-        progress=True,
-    )
+    options = {"threshold": args.threshold, "jobs": args.jobs, "force": args.force}
+    done = prepare_labels(target, sources, **options, progress=True)
     print(
-        f"{done.written} label maps written, {done.kept} kept, {sources.others} other files passed "
-        f"over; they are in {target.folder}"
+        f"{done.written} label maps written, {done.kept} kept in {target.folder}; "
+        f"{sources.others} other files ignored"
     )
     return target
 
@@ -141,20 +134,16 @@ def write_summary(target: LabelTarget, jobs: int) -> None:
     print(f"summary: {base}.md, .csv, .png")
 
 
+@readable_errors()
 def main() -> None:
-    """Prepare the labels, summarise them, say how to use them."""
+    """Prepare and summarise the labels, and print how to train on them."""
     args = parse_arguments()
     # The processes share the processors; inside one, threads would not be faster.
     cv2.setNumThreads(1)
-    try:
-        target = prepare(args)
-        if not args.no_summary:
-            write_summary(target, args.jobs)
-        print(f"to train on them: {target.command}")
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    target = prepare(args)
+    if not args.no_summary:
+        write_summary(target, args.jobs)
+    print(f"to train on them: {target.command}")
 
 
 if __name__ == "__main__":

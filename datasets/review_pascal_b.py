@@ -20,14 +20,15 @@ To review more images than the set will have, build a larger one first:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from d2_smallobj.annotations.voc import IMAGE_FOLDER
-from d2_smallobj.pascal_b.painting import ANNOTATION_FILE
-from d2_smallobj.report.review import open_review_set, write_review
-from d2_smallobj.report.review_suspicions import read_suspicions
-from d2_smallobj.utils.opencv import cv2
+from d2_smallobj.utils.cli import positive_int, readable_errors
+
+with readable_errors():
+    from d2_smallobj.annotations.voc import IMAGE_FOLDER
+    from d2_smallobj.pascal_b.painting import ANNOTATION_FILE
+    from d2_smallobj.report.review import open_review_set, read_suspicions, write_review
+    from d2_smallobj.utils.opencv import cv2
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,7 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--verdicts",
         type=Path,
         metavar="FILE.csv",
-        help="what prepare_pascal_b.py --candidates wrote: its doubts become suspicions",
+        help="the list of prepare_pascal_b.py --candidates: its findings become suspicions",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.html")
     parser.add_argument(
@@ -71,49 +72,38 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--file-order", action="store_true", help="default: images with most suspicions first"
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (%(default)s)")
+    parser.add_argument(
+        "--jobs", type=positive_int, default=1, metavar="N", help="processes (%(default)s)"
+    )
     args = parser.parse_args(arguments)
     if (args.pascal_b is None) == (args.json is None):
         parser.error("give either --pascal-b or --json")
     if args.json is not None and args.images is None:
-        parser.error("--json: where are its images? Give --images")
+        parser.error("--json needs the folder of its images: give --images")
     if args.pascal_b is not None:
         args.json = args.pascal_b / ANNOTATION_FILE
         args.images = args.images or args.pascal_b / IMAGE_FOLDER
     return args
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Make the sheets; returns the exit status."""
+@readable_errors()
+def main(arguments: list[str] | None = None) -> None:
+    """Make the sheets and print where they are."""
     args = parse_arguments(arguments)
     # Processes share the processors; inside one, threads would not be faster.
     cv2.setNumThreads(1)
-    try:
-        review = open_review_set(
-            args.json,
-            args.images,
-            suspicions=None if args.verdicts is None else read_suspicions(args.verdicts),
-            suspicious_first=not args.file_order,
-            only_suspicious=args.only_suspicious,
-        )
-        paths = write_review(
-            args.output,
-            review,
-            per_sheet=args.per_sheet,
-            side=args.side,
-            quality=args.quality,
-            jobs=args.jobs,
-            progress=True,
-        )
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    review = open_review_set(
+        args.json,
+        args.images,
+        suspicions=None if args.verdicts is None else read_suspicions(args.verdicts),
+        suspicious_first=not args.file_order,
+        only_suspicious=args.only_suspicious,
+    )
+    options = {name: getattr(args, name) for name in ("per_sheet", "side", "quality", "jobs")}
+    paths = write_review(args.output, review, **options, progress=True)
     size = sum(path.stat().st_size for path in paths) / 1e6
     print(f"{len(review.tasks)} images in {len(paths)} sheet(s), {size:.1f} MB: {paths[0]}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-try:
+from d2_smallobj.utils.cli import readable_errors
+
+with readable_errors():
     from tqdm import tqdm
 
     from d2_smallobj.experiments.published import TITLES, format_published
@@ -26,9 +27,6 @@ try:
     from d2_smallobj.scoring import ScoredRun, load_runs
     from d2_smallobj.statistics.comparison import Comparison, compare_runs
     from d2_smallobj.utils.files import atomic_write_text
-except ImportError as error:
-    # A package is missing.
-    sys.exit(f"error: {error}")
 
 _SUFFIXES = (".md", ".csv")
 
@@ -69,14 +67,14 @@ def parse_arguments() -> argparse.Namespace:
     if wrong:
         parser.error(f"--output must end in .md or .csv, got {', '.join(wrong)}")
     if args.published and any(path.suffix == ".csv" for path in args.output):
-        parser.error("--published writes Markdown; d2_smallobj/report holds its CSV")
+        parser.error("--published writes Markdown only")
     return args
 
 
 def main() -> None:
     """Compare, print, write."""
     args = parse_arguments()
-    try:
+    with readable_errors():
         if args.published:
             tables = list(TITLES) if args.published == "all" else [args.published]
             texts = {".md": "\n".join(format_published(table) for table in tables)}
@@ -86,8 +84,6 @@ def main() -> None:
         print(texts[".md"], end="")
         for path in args.output:
             atomic_write_text(path, texts[path.suffix])
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def compare(args: argparse.Namespace) -> Comparison:

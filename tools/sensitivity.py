@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-r"""How mIoU and IA-mIoU answer to small and large objects, and to the metric's conventions.
+r"""Show how mIoU and IA-mIoU respond to object size and to the metric's conventions.
 
-Needs neither torch nor detectron2 (but for --dataset). Writes a PNG and a CSV each:
+Needs neither torch nor detectron2, except for --dataset. Writes a PNG and a CSV each:
   corner       a prediction grows over a small and a large instance (Fig. 4 of the paper)
   removal      a class's instances are deleted from the perfect prediction, the smallest first
                (Fig. 5)
@@ -19,42 +19,47 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from d2_smallobj.utils.cli import checked, readable_errors
 
-from d2_smallobj.annotations.truth import GroundTruth
-from d2_smallobj.metrics import parse_size_bins
-from d2_smallobj.report.conventions import (
-    PERTURBATIONS,
-    Predictor,
-    compare_conventions,
-    convention_table,
-    write_conventions,
-)
-from d2_smallobj.report.labelled_images import (
-    IGNORE,
-    LabelledImage,
-    drawn_pair,
-    drawn_sizes,
-    find_pair,
-    truth_images,
-)
-from d2_smallobj.report.sensitivity import (
-    corner_cases,
-    draw_corner_cases,
-    draw_removal,
-    removal_curve,
-    write_curves,
-)
-from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
-from d2_smallobj.scoring.predictions import open_predictions, read_prediction
-from d2_smallobj.utils.files import atomic_write_text
+with readable_errors():
+    import numpy as np
+
+    from d2_smallobj.annotations.truth import GroundTruth
+    from d2_smallobj.metrics import parse_size_bins
+    from d2_smallobj.report.conventions import (
+        PERTURBATIONS,
+        Predictor,
+        compare_conventions,
+        convention_table,
+        write_conventions,
+    )
+    from d2_smallobj.report.labelled_images import (
+        IGNORE,
+        LabelledImage,
+        drawn_pair,
+        drawn_sizes,
+        find_pair,
+        truth_images,
+    )
+    from d2_smallobj.report.sensitivity import (
+        corner_cases,
+        draw_corner_cases,
+        draw_removal,
+        removal_curve,
+        write_curves,
+    )
+    from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
+    from d2_smallobj.scoring.predictions import open_predictions, read_prediction
+    from d2_smallobj.utils.files import atomic_write_text
 
 EXPERIMENTS = ("corner", "removal", "conventions")
+_TRUTHS = ("semantic", "coco_json", "lvis_json", "dataset")
+_OPTIONS = ("instances", "classes", "category_map", "list")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -62,46 +67,32 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument(
-        "--experiments", nargs="+", choices=EXPERIMENTS, default=["corner", "removal"]
-    )
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR")
+    add("--experiments", nargs="+", choices=EXPERIMENTS, default=["corner", "removal"])
     data = parser.add_argument_group("ground truth", "one of these; default: scenes drawn here")
     data.add_argument("--semantic", metavar="DIR", help="folder of semantic label maps")
     data.add_argument("--coco-json", metavar="FILE", help="COCO annotations")
     data.add_argument("--lvis-json", metavar="FILE", help="LVIS annotations")
     data.add_argument("--dataset", metavar="NAME", help="registered data set; needs torch")
-    parser.add_argument(
-        "--instances", metavar="DIR", help="with --semantic; default: the connected components"
-    )
-    parser.add_argument(
-        "--classes", metavar="voc|coco|N|FILE", help="names, background first; default: voc"
-    )
-    parser.add_argument("--category-map", metavar="FILE", help="as for tools/evaluate.py")
-    parser.add_argument("--list", metavar="FILE", help="images to use; default: all")
-    parser.add_argument(
-        "--class",
-        dest="class_name",
-        metavar="NAME",
-        help="default: corner, any; removal, that with the most instances",
-    )
-    parser.add_argument("--size-bins", default="coco", metavar="BINS")
-    parser.add_argument("--steps", type=int, default=20, help="of a stage of the corner cases")
-    parser.add_argument("--points", type=int, default=200, help="at most, of the removal curve")
-    parser.add_argument(
-        "--predictions",
-        nargs="+",
-        default=[],
-        metavar="NAME=PATH",
-        help="for conventions; default: the ground truth, perturbed",
-    )
+    add("--instances", metavar="DIR", help="with --semantic; default: the connected components")
+    add("--classes", metavar="voc|coco|N|FILE", help="names, background first; default: voc")
+    add("--category-map", metavar="FILE", help="as for tools/evaluate.py")
+    add("--list", metavar="FILE", help="images to use; default: all")
+    text = "default: corner, any; removal, the class with the most instances"
+    add("--class", dest="class_name", metavar="NAME", help=text)
+    add("--size-bins", type=checked(parse_size_bins), default="coco", metavar="BINS")
+    add("--steps", type=int, default=20, help="steps of a stage of the corner cases")
+    add("--points", type=int, default=200, help="most points of the removal curve")
+    text = "for conventions; default: the ground truth, perturbed"
+    add("--predictions", nargs="+", default=[], metavar="NAME=PATH", help=text)
     return parser.parse_args()
 
 
 def main() -> None:
     """Run the experiments."""
     args = parse_arguments()
-    try:
+    with readable_errors():
         truth = open_truth(args)
         if truth is None:
             class_names = ("background", "disc")
@@ -118,30 +109,34 @@ def main() -> None:
                 run_removal(args, images, class_names)
             else:
                 run_conventions(args, images, class_names, truth)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
 
 
 def open_truth(args: argparse.Namespace) -> GroundTruth | None:
-    """The ground truth that is given; ``None`` if there is none."""
-    names = ("semantic", "coco_json", "lvis_json", "dataset")
-    more = ("instances", "classes", "category_map")
-    if not any(getattr(args, name) for name in names):
-        without = [f"--{name.replace('_', '-')}" for name in more if getattr(args, name)]
-        if without or args.list:
-            raise ValueError(f"{' and '.join(without or ['--list'])}: of which ground truth?")
+    """Open the ground truth that is given; return ``None`` if there is none."""
+    if not any(getattr(args, name) for name in _TRUTHS):
+        without = [f"--{name.replace('_', '-')}" for name in _OPTIONS if getattr(args, name)]
+        if without:
+            raise ValueError(f"{' and '.join(without)}: of which ground truth?")
         return None
-    given = {name: getattr(args, name) for name in (*names, *more)}
-    truth = Inputs(predictions="", image_list=args.list, **given).open_truth()
+    given = {name: getattr(args, name) for name in (*_TRUTHS, *_OPTIONS[:-1])}
+    inputs = Inputs(predictions="", image_list=args.list, **given, open_dataset=open_dataset)
+    truth = inputs.open_truth()
     if choose_ignore_label(None, truth) != IGNORE:
         raise ValueError(f"the ground truth must ignore label {IGNORE}, got {truth.ignore_label}")
     return truth
 
 
+def open_dataset(name: str, **options: Any) -> Any:
+    """Open a registered data set; this alone needs torch."""
+    from d2_smallobj.data.ground_truth import open_dataset as open_registered
+
+    return open_registered(name, **options)
+
+
 def run_corner(
     args: argparse.Namespace, images: Sequence[LabelledImage], class_names: Sequence[str]
 ) -> None:
-    """Fig. 4."""
+    """Draw Fig. 4 of the paper."""
     pair = find_pair(images, class_names, class_name=args.class_name)
     curves = corner_cases(pair, steps=args.steps)
     write_curves(args.output / "corner_cases.csv", curves)
@@ -152,8 +147,8 @@ def run_corner(
 def run_removal(
     args: argparse.Namespace, images: Sequence[LabelledImage], class_names: Sequence[str]
 ) -> None:
-    """Fig. 5."""
-    bins = parse_size_bins(args.size_bins)
+    """Draw Fig. 5 of the paper."""
+    bins = args.size_bins
     name = args.class_name or most_instances(images, class_names)
     curve = removal_curve(images, class_names, name, points=args.points, size_bins=bins)
     write_curves(args.output / "removal.csv", [curve])
@@ -162,7 +157,7 @@ def run_removal(
 
 
 def most_instances(images: Sequence[LabelledImage], class_names: Sequence[str]) -> str:
-    """Name of the class with the most instances; the first of several."""
+    """Return the class with the most instances; the first of several."""
     count: Counter[int] = Counter()
     for image in images:
         semantic, instances = image.load()
@@ -180,7 +175,7 @@ def run_conventions(
     class_names: Sequence[str],
     truth: GroundTruth | None,
 ) -> None:
-    """The figures under every convention."""
+    """Compute the figures under every convention."""
     predictors = dict(PERTURBATIONS)
     if args.predictions:
         if truth is None:
@@ -195,7 +190,7 @@ def run_conventions(
 
 
 def file_predictor(entry: str, truth: GroundTruth) -> tuple[str, Predictor]:
-    """Name and reader of predictions given as NAME=PATH."""
+    """Return name and reader of predictions given as NAME=PATH."""
     name, separator, path = entry.partition("=")
     if not separator:
         raise ValueError(f"--predictions takes NAME=PATH, got {entry!r}")

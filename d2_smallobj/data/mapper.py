@@ -16,8 +16,7 @@ from d2_smallobj.data.augmentation import RandomPaddedCrop, RandomScale
 from d2_smallobj.data.supervision import supervised_labels
 from d2_smallobj.losses.size_balanced import resize_labels
 from d2_smallobj.losses.size_weights import SizeWeights
-from d2_smallobj.modeling.logit_sizes import LogitSizes, logit_sizes
-from d2_smallobj.modeling.loss import build_size_weights
+from d2_smallobj.modeling.segmentor import LogitSizes, build_size_weights, logit_sizes
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T

@@ -15,7 +15,7 @@ from torch import nn
 from d2_smallobj.config import has_penalty, task_a_iterations
 from d2_smallobj.engine.fingerprint import check_resumable, fingerprint, warn_of_other_model
 from d2_smallobj.engine.weight_files import load_torch_file, read_weights_file, save_torch_file
-from d2_smallobj.modeling.weights import load_weights
+from d2_smallobj.modeling.initial_weights import load_weights
 from d2_smallobj.utils.files import atomic_write_text
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -36,8 +36,8 @@ class SafeCheckpointer(DetectionCheckpointer):
       disk leaves the previous checkpoint in force.
     - Loading runs no code: ``weights_only=True``, and ``.pkl`` files may hold numpy arrays and
       plain containers only. A damaged file is one error that names it.
-    - Weights load from every layout of :mod:`d2_smallobj.modeling.weights`, and the log tells
-      which tensors did and which did not.
+    - Weights load from every layout of :mod:`d2_smallobj.modeling.weight_layouts`; the log names
+      the tensors that did not load.
     - A run resumes only what its own config wrote. If its last checkpoint is damaged, it resumes
       the one before and says so.
 

@@ -15,7 +15,6 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from detectron2.config import CfgNode
 from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
@@ -38,11 +37,10 @@ def check_batch_size(cfg: CfgNode, processes: int) -> None:
     )
 
 
-def distribute(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Wrap a model in DDP when there are several processes, and let them share the divisor.
+def distribute(model: nn.Module) -> nn.Module:
+    """Wrap a model in DDP when there are several processes.
 
     Args:
-        cfg: the config.
         model: on its device.
 
     Returns:
@@ -50,21 +48,11 @@ def distribute(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """
     if comm.get_world_size() == 1:
         return model
-    if cfg.SMALLOBJ.GLOBAL_DIVISOR:
-        for module in model.modules():
-            if isinstance(module, SizeWeightedCrossEntropy):
-                module.divisor_mean = mean_over_processes
     # Gradients lie in the buckets that are sent: one copy of them less.
     arguments: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
     if next(model.parameters()).device.type == "cpu":
         arguments["device_ids"] = None
     return create_ddp_model(model, **arguments)
-
-
-def mean_over_processes(tensor: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor without gradient over all processes, which must call it together."""
-    dist.all_reduce(tensor)
-    return tensor / comm.get_world_size()
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:

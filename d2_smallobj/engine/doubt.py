@@ -18,7 +18,7 @@ from torch import nn
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.engine.prediction import output_path, rgb_image
 from d2_smallobj.engine.tasks import unwrap
-from d2_smallobj.modeling.uncertainty import Observation, UncertainSegmentor
+from d2_smallobj.modeling.uncertain_segmentor import Observation, UncertainSegmentor
 from d2_smallobj.report.drawing import colour_labels
 from d2_smallobj.utils.files import atomic_write
 from d2_smallobj.utils.opencv import cv2

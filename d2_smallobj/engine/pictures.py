@@ -18,7 +18,7 @@ from d2_smallobj.data.supervision import apply_supervision
 from d2_smallobj.engine.prediction import most_probable, rgb_image
 from d2_smallobj.engine.tasks import unwrap
 from d2_smallobj.losses.size_weights import SizeWeights
-from d2_smallobj.modeling.loss import build_size_weights
+from d2_smallobj.modeling.segmentor import build_size_weights
 from d2_smallobj.report.drawing import colour_labels, colour_weights
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase

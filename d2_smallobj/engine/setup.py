@@ -17,7 +17,7 @@ from d2_smallobj._host import announce_host
 from d2_smallobj.config import add_smallobj_config, validate_config
 from d2_smallobj.data import dataset_dicts, register_all
 from d2_smallobj.engine.fingerprint import flatten
-from d2_smallobj.modeling.host_parts import add_part_configs
+from d2_smallobj.modeling.detectron2_heads import add_project_configs
 from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
@@ -45,7 +45,7 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
     """
     cfg = get_cfg()
     add_smallobj_config(cfg)
-    add_part_configs(cfg, config_file, options)
+    add_project_configs(cfg, config_file, options)
     if config_file:
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"--config-file {config_file} does not exist")

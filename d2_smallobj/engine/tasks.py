@@ -229,11 +229,11 @@ def plain_loss(model: nn.Module) -> Iterator[None]:
     Each process by itself: they may have different numbers of images.
     """
     modules = [m for m in model.modules() if isinstance(m, SizeWeightedCrossEntropy)]
-    before = [(module.size_weighted, module.divisor_mean) for module in modules]
+    before = [(module.size_weighted, module.global_divisor) for module in modules]
     for module in modules:
-        module.size_weighted, module.divisor_mean = False, None
+        module.size_weighted, module.global_divisor = False, False
     try:
         yield
     finally:
         for module, values in zip(modules, before):
-            module.size_weighted, module.divisor_mean = values
+            module.size_weighted, module.global_divisor = values

@@ -68,7 +68,7 @@ class TwoTaskTrainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         ewc = build_ewc(cfg, model, optimizer)
         self._trainer = TaskStepTrainer(
-            distribute(cfg, model),
+            distribute(model),
             on_device(cfg, data_loader),
             optimizer,
             accumulate=cfg.SMALLOBJ.ACCUMULATE,

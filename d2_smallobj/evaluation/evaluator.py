@@ -29,9 +29,9 @@ from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator
 from d2_smallobj.metrics.image_means import check_worst
 from d2_smallobj.metrics.sizes import as_size_bins
 from d2_smallobj.metrics.summary import headline_names
+from d2_smallobj.scoring.run_figures import format_figures
 from d2_smallobj.scoring.run_folder import METRICS_FILE, save_run
 from d2_smallobj.scoring.scored_run import ScoredRun
-from d2_smallobj.scoring.tables import format_figures
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 

@@ -5,6 +5,7 @@ modules' own docstrings give formulas, shapes and errors.
 """
 
 from d2_smallobj.losses.ewc import Anchored, ElasticWeightConsolidation
+from d2_smallobj.losses.ewc_penalty import ParameterGroup
 from d2_smallobj.losses.fisher import empirical_fisher
 from d2_smallobj.losses.parameters import optimized_parameters, plain_name
 from d2_smallobj.losses.size_balanced import (
@@ -14,9 +15,7 @@ from d2_smallobj.losses.size_balanced import (
     size_weighted_cross_entropy,
 )
 from d2_smallobj.losses.size_weights import SizeWeights, size_weights
-from d2_smallobj.losses.softening import soften
-from d2_smallobj.losses.stability import ParameterGroup
-from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy
+from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy, soften
 
 __all__ = [
     "Anchored",

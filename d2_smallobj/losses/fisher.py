@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from d2_smallobj.losses.parameters import chunks, state_dtype, trained_parameters
 
 Batch = TypeVar("Batch")
+FISHER_ESTIMATORS = ("online", "empirical")
 
 # Layers whose behaviour in training depends on the other images, or on chance: log p of one image
 # is only defined with these as at inference.

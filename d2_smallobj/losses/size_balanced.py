@@ -5,11 +5,10 @@ Shapes: N images, K classes, H, W label map, h, w logit map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from d2_smallobj.losses.size_weights import SizeWeights, check_ignore_label
 from d2_smallobj.utils.options import look_up_option
@@ -21,7 +20,7 @@ NORMALIZATIONS = ("weights", "pixels")
 def size_weighted_cross_entropy(
     logits: Tensor,
     labels: Tensor,
-    weights: Tensor | None,
+    weights: Tensor | None = None,
     *,
     ignore_label: int = 255,
     normalize: str = "weights",
@@ -52,18 +51,12 @@ def size_weighted_cross_entropy(
             f"logits and labels must have one size, got {tuple(logits.shape[-2:])} and "
             f"{tuple(labels.shape[-2:])}; resize one of them first"
         )
-    if weights is not None and weights.shape != labels.shape:
-        raise ValueError(
-            f"weights must have the labels' shape {tuple(labels.shape)}, got {tuple(weights.shape)}"
-        )
+    _check_weights("weights", weights, labels)
     return _weighted_mean(logits, labels, weights, ignore_label, normalize)
 
 
 class SizeWeightedCrossEntropy(nn.Module):
-    """Cross-entropy that a trainer can switch to size weights (task A: off, task B: on).
-
-    Any semantic head can hold it: it needs logits, a label map and, optionally, the weight maps
-    that the data loader made.
+    """:func:`size_weighted_cross_entropy` with its options, for any semantic head.
 
     Args:
         ignore_label: label of the pixels to leave out.
@@ -73,16 +66,12 @@ class SizeWeightedCrossEntropy(nn.Module):
             for multi-scale training; objects under about the stride vanish.
         normalize: ``"weights"`` or ``"pixels"``; see :func:`size_weighted_cross_entropy`.
         weights: the rule for weights that are computed here; ``None`` for the paper's.
-        size_weighted: initial value of the switch.
-
-    Attributes:
-        size_weighted: ``False`` gives plain cross-entropy, ``True`` the size-weighted one. Not in
-            the state dict: the trainer sets it from the iteration.
-        divisor_mean: averages the divisor of the weighted mean, a 0-d tensor, over the processes
-            of a distributed training; ``None``: each process has its own. With it the mean of the
-            processes' losses, and of their gradients, is that of one process with all images,
-            however many pixels of each are ignored. All processes must then compute every loss
-            together.
+        size_weighted: ``False`` gives plain cross-entropy, ``True`` the size-weighted one. The
+            trainer sets the attribute from the iteration; it is not in the state dict.
+        global_divisor: average the divisor of the weighted mean over the processes of a
+            distributed training. The mean of the processes' losses, and of their gradients, is
+            then that of one process with all images, however many pixels of each are ignored. All
+            processes must compute every loss together.
 
     Raises:
         ValueError: if an option is unknown, or ``weights`` has another ignore label.
@@ -96,6 +85,7 @@ class SizeWeightedCrossEntropy(nn.Module):
         normalize: str = "weights",
         weights: SizeWeights | None = None,
         size_weighted: bool = False,
+        global_divisor: bool = False,
     ) -> None:
         super().__init__()
         check_ignore_label(ignore_label)
@@ -109,24 +99,17 @@ class SizeWeightedCrossEntropy(nn.Module):
                 f"got {self.weights.ignore_label}"
             )
         self.size_weighted = size_weighted
-        self.divisor_mean: Callable[[Tensor], Tensor] | None = None
+        self.global_divisor = global_divisor
 
-    def forward(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        size_weights: Tensor | Mapping[tuple[int, int], Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, size_weights: Tensor | None = None) -> Tensor:
         """Compute the loss of a batch.
 
         Args:
             logits: (N, K, h, w), any float dtype.
             labels: int64 (N, H, W), 0..K-1 or ``ignore_label``.
-            size_weights: made in the loader's workers, used when the switch is on: for the
-                ``resolution`` ``"input"`` (N, H, W) float; for ``"logits"`` by (h, w), (N, h, w)
-                float made from :func:`resize_labels` to that size. ``None``, or no entry for
-                these logits, computes them here, which is correct but slow on a GPU: labels
-                travel to the CPU and the device waits.
+            size_weights: float (N, H, W), for the ``resolution`` ``"logits"`` (N, h, w) made from
+                :func:`resize_labels`; used if ``size_weighted``. ``None`` computes them here,
+                which is slow on a GPU: labels travel to the CPU and the device waits.
 
         Returns:
             float32 scalar; 0 with zero gradients where every pixel is ignored.
@@ -136,9 +119,7 @@ class SizeWeightedCrossEntropy(nn.Module):
         """
         check_batch(logits, labels, self.ignore_label)
         if self.resolution == "logits":
-            size = tuple(logits.shape[-2:])
-            labels = resize_labels(labels, size)
-            size_weights = size_weights.get(size) if isinstance(size_weights, Mapping) else None
+            labels = resize_labels(labels, tuple(logits.shape[-2:]))
         elif logits.shape[-2:] != labels.shape[-2:]:
             # Widened first: interpolation between half-precision logits would round them.
             logits = F.interpolate(
@@ -148,13 +129,9 @@ class SizeWeightedCrossEntropy(nn.Module):
             size_weights = None
         elif size_weights is None:
             size_weights = batch_size_weights(labels, self.weights)
-        elif size_weights.shape != labels.shape:
-            raise ValueError(
-                f"size_weights must have the labels' shape {tuple(labels.shape)}, "
-                f"got {tuple(size_weights.shape)}"
-            )
+        _check_weights("size_weights", size_weights, labels)
         return _weighted_mean(
-            logits, labels, size_weights, self.ignore_label, self.normalize, self.divisor_mean
+            logits, labels, size_weights, self.ignore_label, self.normalize, self.global_divisor
         )
 
     def extra_repr(self) -> str:
@@ -208,7 +185,7 @@ def _weighted_mean(
     weights: Tensor | None,
     ignore_label: int,
     normalize: str,
-    divisor_mean: Callable[[Tensor], Tensor] | None = None,
+    global_divisor: bool = False,
 ) -> Tensor:
     """The loss itself, on checked arguments; see :class:`SizeWeightedCrossEntropy`."""
     valid = labels != ignore_label
@@ -222,17 +199,33 @@ def _weighted_mean(
             weights = weights.float() * valid
             loss = (weights * loss).sum()
             divisor = weights.sum() if normalize == "weights" else valid.sum()
-        if divisor_mean is not None:
+        if global_divisor:
             # In double precision: pixels are counted exactly beyond float32's 2^24.
-            divisor = divisor_mean(divisor.double()).float()
+            divisor = mean_over_processes(divisor.double()).float()
         # Without a valid pixel the sum is 0, and any divisor but 0 keeps it so. torch.where
         # instead of a comparison in Python, which would wait for the device.
         return loss / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 
 
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """Average a tensor without gradient over all processes, which must call it together."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    dist.all_reduce(tensor)
+    return tensor / dist.get_world_size()
+
+
 def _nearest(source: int, target: int, device: torch.device) -> Tensor:
     centres = torch.arange(target, device=device) * 2 + 1
     return centres.mul_(source).div_(2 * target, rounding_mode="floor")
+
+
+def _check_weights(argument: str, weights: Tensor | None, labels: Tensor) -> None:
+    if weights is not None and weights.shape != labels.shape:
+        raise ValueError(
+            f"{argument} must have the labels' shape {tuple(labels.shape)}, "
+            f"got {tuple(weights.shape)}"
+        )
 
 
 def check_batch(logits: Tensor, labels: Tensor, ignore_label: int) -> None:

@@ -1,13 +1,21 @@
 """Cross-entropy with learned label uncertainty (Neven et al., arXiv 2110.05926).
 
-The form is a reading of the abstract: docs/method.md#label-uncertainty.
-
 Beside each logit mu the network predicts a spread sigma >= 0. On pixels whose label may be wrong,
-those inside boxes, the loss sees ``mu / sqrt(1 + pi sigma^2 / 8)``: about the logit of the mean
+those inside boxes, the loss takes ``mu / sqrt(1 + pi sigma^2 / 8)``: about the logit of the mean
 sigmoid of a normal variable (mu, sigma) (MacKay's approximation). With sigma = 0 it is the plain
-cross-entropy; the larger sigma, the less the label says.
+cross-entropy; the larger sigma, the less the label counts. It is our reading of the abstract
+(docs/method.md#label-uncertainty).
 
-The three forms of doing so with more than two classes: :mod:`d2_smallobj.losses.softening`.
+The two forms, the same for two classes:
+
+- ``"per_class"``, the plain form: each logit is divided by the root of its own class's sigma;
+- ``"object"``: only the logit of object against background, ``log sum_{c > 0} exp(mu_c) - mu_0``,
+  is divided, by the root of one sigma. A box says for certain which class its object has, and only
+  not which pixels the object covers. The rest of the cross-entropy, of the class among objects,
+  keeps its value; its gradient is divided by the same root.
+
+With sigma -> infinity no gradient is left; the loss is log K in the first form, and log 2 plus the
+class's part in the second.
 
 Shapes: N images, K classes (background included), C logits: K, or 1 in a binary task; S spreads:
 C in the form ``"per_class"``, else 1; H, W label map; h, w logit map.
@@ -16,7 +24,6 @@ C in the form ``"per_class"``, else 1; H, W label map; h, w logit map.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +36,12 @@ from d2_smallobj.losses.size_balanced import (
     resize_labels,
 )
 from d2_smallobj.losses.size_weights import SizeWeights
-from d2_smallobj.losses.softening import FORMS, all_logits, soften
 from d2_smallobj.utils.options import look_up_option
 
-MEASURES = ("label", "own", "largest", "mean")
-RELABELLED = ("certain", "doubted")
+SIGMA_FORMS = ("per_class", "object")
+_FACTOR = math.sqrt(math.pi / 8)
+_LARGEST = 1e37
+"""Larger logits count as this, so that differences stay finite in float32."""
 
 
 class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
@@ -42,28 +50,22 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
     Without sigma it is its parent, so any head that calls ``loss(logits, labels)`` can hold it.
 
     Args:
-        threshold: a box pixel whose sigma is larger takes the model's own label, in the unit of
-            logits, > 0.
-        form: one of :data:`FORMS`. With ``"object"`` the model's own label is the box's class or
-            background, whichever side its logit of object against background is on; with the
-            others it is the most probable class.
-        measure: which sigma of a pixel is compared: that of its ``"label"``, that of the model's
-            ``"own"`` label there, the ``"largest"``, or the ``"mean"`` over classes. With one
-            sigma a pixel they are the same.
-        penalty: weight, >= 0, of the mean sigma of doubted pixels, which is added to the loss. 0
-            is the plain form; more makes doubt cost something where it explains nothing.
-        min_object: while bootstrapping, a box in which the model itself sees an object on less
-            than this share of the pixels, in [0, 1), keeps its labels, and they are certain: an
-            object is there, and one that the model does not know yet must not be relabelled as
-            background. 0: no such rule.
-        relabelled: the model's own label is then ``"certain"`` (sigma counts as 0), or goes on
-            being ``"doubted"``.
-        ignore_label: as in the parent, like the next four.
-        resolution: where the loss is taken.
+        threshold: while bootstrapping, a box pixel takes the model's own label if that label's
+            sigma is larger; in the unit of logits, > 0.
+        form: one of :data:`SIGMA_FORMS`. With ``"object"`` the model's own label is the box's
+            class or background, by the sign of its logit of object against background; with
+            ``"per_class"`` it is the most probable class.
+        min_object: while bootstrapping, a box in which the model sees an object on less than this
+            share of the pixels, in [0, 1), keeps its labels, and they are certain: an object is
+            there, and one that the model does not know yet must not be relabelled as background.
+            0: no such rule.
+        ignore_label: as in the parent, like the next five.
+        resolution: resolution at which the loss is taken.
         normalize: divisor of the summed loss.
         weights: the rule of size weights. All pixels of a box weigh as the box, also
             where labels change.
-        size_weighted: initial value of the switch.
+        size_weighted: compute size weights from the labels where none are given.
+        global_divisor: average the divisor over processes.
 
     Attributes:
         bootstrapping: whether labels are changed; the trainer sets it when the warm-up is over.
@@ -77,15 +79,13 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         *,
         threshold: float = 1.0,
         form: str = "per_class",
-        measure: str = "own",
-        penalty: float = 0.0,
         min_object: float = 0.0,
-        relabelled: str = "certain",
         ignore_label: int = 255,
         resolution: str = "input",
         normalize: str = "weights",
         weights: SizeWeights | None = None,
         size_weighted: bool = False,
+        global_divisor: bool = False,
     ) -> None:
         super().__init__(
             ignore_label=ignore_label,
@@ -93,25 +93,21 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             normalize=normalize,
             weights=weights,
             size_weighted=size_weighted,
+            global_divisor=global_divisor,
         )
         if not threshold > 0:
             raise ValueError(f"threshold must be > 0, got {threshold!r}")
-        if not 0 <= penalty < math.inf:
-            raise ValueError(f"penalty must be a finite number >= 0, got {penalty!r}")
         if not 0 <= min_object < 1:
             raise ValueError(f"min_object must be in [0, 1), got {min_object!r}")
         self.threshold, self.min_object = threshold, min_object
-        self.form = look_up_option("form", form, FORMS)
-        self.penalty = penalty
-        self.measure = look_up_option("measure", measure, MEASURES)
-        self.relabelled = look_up_option("relabelled", relabelled, RELABELLED)
+        self.form = look_up_option("form", form, SIGMA_FORMS)
         self.bootstrapping = False
 
     def forward(
         self,
         logits: Tensor,
         labels: Tensor,
-        size_weights: Tensor | Mapping[tuple[int, int], Tensor] | None = None,
+        size_weights: Tensor | None = None,
         *,
         sigma_raw: Tensor | None = None,
         doubtable: Tensor | None = None,
@@ -122,7 +118,8 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             logits: mu, (N, C, h, w), any float dtype.
             labels: int64 (N, H, W), 0..K-1 or ``ignore_label``.
             size_weights: of ``labels``; see the parent.
-            sigma_raw: (N, S, h, w), any float dtype; sigma is its softplus. ``None``: no doubt.
+            sigma_raw: (N, S, h, w), any float dtype; sigma is its softplus. ``None``: all labels
+                are certain.
             doubtable: (N, H, W), needed with ``sigma_raw``: bool, true where the label comes from
                 a box; or int64, the number of that box in its image, 0 where the label is certain.
                 With bool, all boxes of an image are one to ``min_object``.
@@ -138,19 +135,17 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         check_batch(all_logits(logits), labels, self.ignore_label)
         spreads = logits.shape[1] if self.form == "per_class" else 1
         shape = (len(logits), spreads, *logits.shape[2:])
-        _check_doubt(shape, labels, sigma_raw, doubtable)
+        _check_sigma(shape, labels, sigma_raw, doubtable)
         logits, labels, sigma, doubtable = self.aligned(logits, labels, sigma_raw, doubtable)
-        doubted = doubtable > 0
+        uncertain = doubtable > 0
         if self.bootstrapping:
-            size_weights = self._weights_of_boxes(labels, size_weights)
-            labels, _, doubted = self.bootstrap(logits, labels, sigma, doubtable)
-        softened = soften(logits, sigma, doubted, self.form)
-        loss = super().forward(softened, labels, size_weights)
-        if self.penalty == 0:
-            return loss
-        valid = labels != self.ignore_label
-        spread = (sigma.mean(dim=1) * (doubted & valid)).sum() / valid.sum().clamp(min=1)
-        return loss + self.penalty * spread
+            # Weights of the boxes, not of what relabelling leaves of them: those pieces would count
+            # most where the model is least sure. Pixels that become background keep the weight, or
+            # the model would learn to call everything in a small box object.
+            if size_weights is None and self.size_weighted:
+                size_weights = batch_size_weights(labels, self.weights)
+            labels, _, uncertain = self.bootstrap(logits, labels, sigma, doubtable)
+        return super().forward(soften(logits, sigma, uncertain, self.form), labels, size_weights)
 
     def aligned(
         self, logits: Tensor, labels: Tensor, sigma_raw: Tensor, doubtable: Tensor
@@ -176,7 +171,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
     def bootstrap(
         self, logits: Tensor, labels: Tensor, sigma: Tensor, doubtable: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Relabel the box pixels that the model doubts with its own labels.
+        """Relabel the box pixels of large sigma with the model's own labels, which are certain.
 
         Args:
             logits: (N, C, H, W).
@@ -192,29 +187,9 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         inside = (doubtable > 0) & (labels != self.ignore_label)
         kept = torch.zeros_like(inside)
         if self.min_object > 0:
-            kept = inside & emptied(doubtable, inside, inside & (own == 0), self.min_object)
-        changed = inside & ~kept & (self.doubt(sigma, labels, own) > self.threshold)
-        certain = kept | changed if self.relabelled == "certain" else kept
-        return torch.where(changed, own, labels), changed, inside & ~certain
-
-    def _weights_of_boxes(
-        self, labels: Tensor, size_weights: Tensor | Mapping[tuple[int, int], Tensor] | None
-    ) -> Tensor | dict[tuple[int, int], Tensor] | None:
-        """The size weights of labels before they are bootstrapped, for the labels after it.
-
-        A box tells how large its object is; the pieces that relabelling leaves for a while would
-        count most where the model is least sure. What becomes background keeps its box's weight:
-        if only objects weighed more, the model would call everything in a small box object, and
-        take that for its label.
-        """
-        size = (labels.shape[-2], labels.shape[-1])
-        if isinstance(size_weights, Mapping):
-            size_weights = size_weights.get(size)
-        if size_weights is None and self.size_weighted:
-            size_weights = batch_size_weights(labels, self.weights)
-        if size_weights is None or self.resolution == "input":
-            return size_weights
-        return {size: size_weights}
+            kept = inside & _emptied(doubtable, inside, inside & (own == 0), self.min_object)
+        changed = inside & ~kept & (self.sigma_of(sigma, own) > self.threshold)
+        return torch.where(changed, own, labels), changed, inside & ~kept & ~changed
 
     def own_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The model's own label of every pixel, int64 (N, H, W)."""
@@ -224,35 +199,72 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         labels = torch.where(labels != self.ignore_label, labels, 0)
         return torch.where(scores[:, 1:].logsumexp(dim=1) > scores[:, 0], labels, 0)
 
-    def doubt(self, sigma: Tensor, labels: Tensor, own: Tensor) -> Tensor:
-        """The sigma of every pixel that the threshold is compared with: (N, H, W).
-
-        Args:
-            sigma: (N, S, H, W).
-            labels: int64 (N, H, W).
-            own: int64 (N, H, W), the model's own labels.
-        """
-        if sigma.shape[1] == 1:
-            return sigma[:, 0]
-        if self.measure == "largest":
-            return sigma.amax(dim=1)
-        if self.measure == "mean":
-            return sigma.mean(dim=1)
-        classes = torch.where(labels != self.ignore_label, labels, 0)
-        classes = classes if self.measure == "label" else own
-        return sigma.gather(1, classes[:, None])[:, 0]
+    def sigma_of(self, sigma: Tensor, classes: Tensor) -> Tensor:
+        """The sigma (N, H, W) of the class int64 (N, H, W) of every pixel, from (N, S, H, W)."""
+        return sigma[:, 0] if sigma.shape[1] == 1 else sigma.gather(1, classes[:, None])[:, 0]
 
     def extra_repr(self) -> str:
         """The options, for ``print(model)``."""
         return (
             f"{super().extra_repr()}, threshold={self.threshold}, form={self.form!r}, "
-            f"measure={self.measure!r}, penalty={self.penalty}, min_object={self.min_object}, "
-            f"relabelled={self.relabelled!r}, bootstrapping={self.bootstrapping}"
+            f"min_object={self.min_object}, bootstrapping={self.bootstrapping}"
         )
 
 
-def emptied(doubtable: Tensor, inside: Tensor, lost: Tensor, least: float) -> Tensor:
-    """Where the boxes are that would keep too little of their object: bool (N, H, W).
+def soften(
+    logits: Tensor, sigma: Tensor, doubtable: Tensor | None = None, form: str = "per_class"
+) -> Tensor:
+    """Divide logits by what their sigma says.
+
+    Args:
+        logits: mu, (N, C, H, W), any float dtype.
+        sigma: (N, S, H, W) >= 0.
+        doubtable: bool (N, H, W); elsewhere sigma counts as 0. ``None``: everywhere.
+        form: one of :data:`SIGMA_FORMS`.
+
+    Returns:
+        float32 (N, K, H, W). Their softmax is that of the logits wherever sigma counts as 0.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        # hypot, because the square of a large sigma would overflow and its gradient be NaN.
+        spread = torch.hypot(torch.ones((), device=sigma.device), _FACTOR * sigma.float())
+        if doubtable is not None:
+            spread = torch.where(doubtable[:, None], spread, 1.0)
+        mu = logits.float().clamp(-_LARGEST, _LARGEST)
+        if form != "object":
+            return all_logits(mu / spread)
+        mu = all_logits(mu)
+        background, objects = mu[:, :1], mu[:, 1:]
+        any_object = objects.logsumexp(dim=1, keepdim=True)
+        of_class = objects - any_object
+        # The less the label counts here, the less it says about the class; and sigma must not
+        # grow because of the class, which is certain.
+        belief = (1 / spread).detach()
+        of_class = belief * of_class + ((1 - belief) * of_class).detach()
+        return all_logits((any_object - background) / spread, of_class)
+
+
+def all_logits(logits: Tensor, of_class: Tensor | None = None) -> Tensor:
+    """Return (N, K, ...) logits; a single one is that of objects, whose background's is 0.
+
+    Args:
+        logits: (N, C, ...). The softmax of (0, mu) is the sigmoid of mu, so that both kinds of
+            tasks go through one cross-entropy.
+        of_class: (N, K - 1, ...), log probability of each class among objects, with one logit.
+    """
+    if logits.shape[1] > 1:
+        return logits
+    objects = logits if of_class is None else logits + of_class
+    return torch.cat([torch.zeros_like(logits), objects], dim=1)
+
+
+def sigma_offset(sigma: float) -> float:
+    """The number whose softplus is ``sigma`` (> 0): the bias that a sigma branch starts with."""
+    return sigma + math.log(-math.expm1(-sigma))
+
+
+def _emptied(doubtable: Tensor, inside: Tensor, lost: Tensor, least: float) -> Tensor:
+    """The pixels of boxes that would keep less than a share of their object: bool (N, H, W).
 
     Args:
         doubtable: bool or int64 (N, H, W), numbers of boxes, 0 outside.
@@ -269,10 +281,10 @@ def emptied(doubtable: Tensor, inside: Tensor, lost: Tensor, least: float) -> Te
     return (pixels - gone < least * pixels)[number]
 
 
-def _check_doubt(
+def _check_sigma(
     shape: tuple[int, ...], labels: Tensor, sigma_raw: Tensor, doubtable: Tensor | None
 ) -> None:
-    """Check what the parent does not know of; ``shape`` is that of the spreads."""
+    """Check the tensors of label uncertainty; ``shape`` is that of the spreads."""
     if not sigma_raw.is_floating_point() or sigma_raw.shape != shape:
         raise ValueError(
             f"sigma_raw must be floating point of shape {shape}, got {sigma_raw.dtype} of shape "

@@ -1,4 +1,6 @@
-"""DeepLabV2's head: the sum of dilated 3x3 convolutions (ASPP).
+"""DeepLabV2 (docs/method.md#recipe): a dilated ResNet, and the sum of dilated convolutions (ASPP).
+
+The ResNet is assembled from detectron2's own stem and blocks.
 
 Shapes: N images, C input channels, K classes (background included), h x w the feature map.
 """
@@ -12,15 +14,155 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from d2_smallobj.modeling.loss import build_loss
+from d2_smallobj.modeling.segmentor import brings_a_loss, build_loss
+from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from detectron2.modeling.backbone import BasicStem, BottleneckBlock, ResNet
+
+BLOCKS_PER_STAGE = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+_STEM_STRIDE = 4
+_FEATURES = ("stem", "res2", "res3", "res4", "res5")
+
+
+class CeilPoolStem(BasicStem):
+    """detectron2's stem, with the sizes after the max pooling rounded up.
+
+    kazuto1011/deeplab-pytorch, where the recipe comes from, does so: the crop of 321 gives logit
+    maps of 41, and at the scales 0.5 and 0.75 of 21 and 31.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, ~H / 4, ~W / 4)."""
+        x = F.relu_(self.conv1(x))
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1, ceil_mode=True)
+
+
+class DilatedBasicBlock(CNNBlockBase):
+    """The two-convolution block of ResNet-18/34 with dilation, which detectron2's own lacks.
+
+    Parameter names are those of ``detectron2.modeling.backbone.BasicBlock``: checkpoints load.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: stride of the first convolution.
+        dilation: dilation of both convolutions.
+        norm: name of the normalisation, see ``detectron2.layers.get_norm``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        norm: str = "BN",
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride)
+
+        def convolution(channels: int, kernel: int, stride: int) -> Conv2d:
+            layer = Conv2d(
+                channels,
+                out_channels,
+                kernel_size=kernel,
+                stride=stride,
+                padding=dilation * (kernel // 2),
+                dilation=dilation if kernel > 1 else 1,
+                bias=False,
+                norm=get_norm(norm, out_channels),
+            )
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            return layer
+
+        self.conv1 = convolution(in_channels, 3, stride)
+        self.conv2 = convolution(out_channels, 3, 1)
+        changes_shape = stride != 1 or in_channels != out_channels
+        self.shortcut = convolution(in_channels, 1, stride) if changes_shape else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        residual = x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(self.conv2(F.relu_(self.conv1(x))) + residual)
+
+
+@BACKBONE_REGISTRY.register()
+def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Build a ResNet with ``SMALLOBJ.OUTPUT_STRIDE`` from ``MODEL.RESNETS``.
+
+    detectron2's own builder dilates res5 at most; DeepLabV2 at stride 8 needs dilation 2 in
+    res4 and 4 in res5. Parameter names stay detectron2's.
+
+    Raises:
+        ValueError: for an unknown depth or output.
+    """
+    options = cfg.MODEL.RESNETS
+    if options.DEPTH not in BLOCKS_PER_STAGE:
+        raise ValueError(
+            f"MODEL.RESNETS.DEPTH must be one of {sorted(BLOCKS_PER_STAGE)}, got {options.DEPTH}"
+        )
+    for name in options.OUT_FEATURES:
+        look_up_option("MODEL.RESNETS.OUT_FEATURES", name, _FEATURES)
+    stem_class = CeilPoolStem if cfg.SMALLOBJ.STEM_POOL_CEIL else BasicStem
+    stem = stem_class(
+        in_channels=input_shape.channels, out_channels=options.STEM_OUT_CHANNELS, norm=options.NORM
+    )
+    stages = []
+    in_channels, stride = options.STEM_OUT_CHANNELS, _STEM_STRIDE
+    dilation = 1
+    for index, num_blocks in enumerate(BLOCKS_PER_STAGE[options.DEPTH]):
+        first_stride = 1
+        if index > 0:
+            if stride * 2 <= cfg.SMALLOBJ.OUTPUT_STRIDE:
+                first_stride = 2
+                stride *= 2
+            else:
+                dilation *= 2
+        out_channels = options.RES2_OUT_CHANNELS * 2**index
+        stages.append(
+            ResNet.make_stage(
+                num_blocks=num_blocks,
+                stride_per_block=[first_stride] + [1] * (num_blocks - 1),
+                in_channels=in_channels,
+                out_channels=out_channels,
+                dilation=dilation,
+                norm=options.NORM,
+                **_block_arguments(cfg, index),
+            )
+        )
+        in_channels = out_channels
+    return ResNet(
+        stem,
+        stages,
+        out_features=options.OUT_FEATURES,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+
+
+def _block_arguments(cfg: CfgNode, stage: int) -> dict:
+    """Arguments of ``ResNet.make_stage`` that depend on the depth: the block class and its own."""
+    options = cfg.MODEL.RESNETS
+    if options.DEPTH < 50:
+        return {"block_class": DilatedBasicBlock}
+    return {
+        "block_class": BottleneckBlock,
+        "bottleneck_channels": options.NUM_GROUPS * options.WIDTH_PER_GROUP * 2**stage,
+        "num_groups": options.NUM_GROUPS,
+        "stride_in_1x1": options.STRIDE_IN_1X1,
+    }
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class DeepLabV2Head(nn.Module):
-    """ASPP head of DeepLabV2 (docs/method.md#recipe) under detectron2's head contract.
+    """ASPP head of DeepLabV2 under detectron2's head contract.
 
     Works in detectron2's own ``SemanticSegmentor`` and, through :meth:`layers`, in
     :class:`~d2_smallobj.modeling.segmentor.SizeBalancedSegmentor`.
@@ -31,7 +173,8 @@ class DeepLabV2Head(nn.Module):
         num_classes: K, background included.
         dilations: one 3x3 convolution each; their outputs are summed.
         init_std: standard deviation of the initial weights; biases start at 0.
-        loss: called as ``loss(logits, labels, size_weights)``, returns a scalar.
+        loss: called as ``loss(logits, labels)``, returns a scalar; ``None`` where the
+            meta-architecture has the loss.
         ignore_value: label of pixels without a class; ``SemanticSegmentor`` reads it from here
             to pad the labels of smaller images.
     """
@@ -45,7 +188,7 @@ class DeepLabV2Head(nn.Module):
         num_classes: int,
         dilations: Sequence[int] = (6, 12, 18, 24),
         init_std: float = 0.01,
-        loss: nn.Module,
+        loss: nn.Module | None = None,
         ignore_value: int = 255,
     ) -> None:
         super().__init__()
@@ -87,7 +230,7 @@ class DeepLabV2Head(nn.Module):
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "dilations": cfg.SMALLOBJ.ASPP_DILATIONS,
             "init_std": cfg.SMALLOBJ.ASPP_INIT_STD,
-            "loss": build_loss(cfg),
+            "loss": None if brings_a_loss(cfg) else build_loss(cfg),
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         }
 

@@ -1,10 +1,14 @@
 """Meta-architecture: any backbone, any head with ``layers``, the size-balanced loss, MSC.
 
+Also the loss from the config, and the sizes of the logit maps that a config's model makes.
+
 Shapes: N images, K classes (background included), H x W the padded batch, h x w a logit map.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +17,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from d2_smallobj.modeling.loss import build_loss
+from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
+from d2_smallobj.losses.size_weights import SizeWeights
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    build_backbone,
+    build_model,
+    build_sem_seg_head,
+)
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
+
+logger = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
 class SizeBalancedSegmentor(nn.Module):
-    """Semantic segmentation with a loss that is given, not built in.
+    """Semantic segmentation with a loss of its own; a loss that the head holds is not used.
 
     Args:
         backbone: detectron2 backbone.
@@ -77,7 +89,7 @@ class SizeBalancedSegmentor(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device of the model."""
         return self.pixel_mean.device
 
     def forward(
@@ -115,7 +127,7 @@ class SizeBalancedSegmentor(nn.Module):
         return self.losses(self.logits(images), labels, weights)
 
     def output(self, scores: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What is told about one image whose :meth:`upsampled_scores` have its own size."""
+        """The prediction of one image from its :meth:`upsampled_scores` at its own size."""
         return {"sem_seg": scores}
 
     def logits(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -145,9 +157,12 @@ class SizeBalancedSegmentor(nn.Module):
         labels: torch.Tensor,
         size_weights: torch.Tensor | dict[tuple[int, int], torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """One loss per logit map on labels (N, H, W) and size weights (see the loss)."""
+        """One loss per logit map (N, K, h, w) on labels (N, H, W).
+
+        ``size_weights`` are (N, H, W) for all maps, or by (h, w), (N, h, w); see the loss.
+        """
         return {
-            f"loss_sem_seg{suffix}": self.loss(x, labels, size_weights)
+            f"loss_sem_seg{suffix}": self.loss(x, labels, weights_for(x, size_weights))
             for suffix, x in logits.items()
         }
 
@@ -171,7 +186,7 @@ class SizeBalancedSegmentor(nn.Module):
     def _size_weights(
         self, batched_inputs: Sequence[dict[str, Any]]
     ) -> torch.Tensor | dict[tuple[int, int], torch.Tensor] | None:
-        """What the mapper made for the loss: (N, H, W), or by logit size (h, w): (N, h, w)."""
+        """The mapper's weights for the loss: (N, H, W), or by logit size (h, w): (N, h, w)."""
         if "logit_size_weights" not in batched_inputs[0]:
             return self._stack(batched_inputs, "size_weights", 0.0)
         maps = [x["logit_size_weights"] for x in batched_inputs]
@@ -203,3 +218,101 @@ def _rescale(images: torch.Tensor, scale: float) -> torch.Tensor:
     if all(side * scale >= 1 for side in images.shape[-2:]):
         return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def weights_for(
+    logits: torch.Tensor, size_weights: torch.Tensor | dict[tuple[int, int], torch.Tensor] | None
+) -> torch.Tensor | None:
+    """The size weights of one logit map; None: the loss computes them."""
+    if isinstance(size_weights, dict):
+        return size_weights.get(tuple(logits.shape[-2:]))
+    return size_weights
+
+
+def build_size_weights(cfg: CfgNode) -> SizeWeights:
+    """Build the rule of size weights (paper, Eq. 3) from ``SMALLOBJ``."""
+    node = cfg.SMALLOBJ
+    return SizeWeights(
+        tau=node.TAU,
+        total=node.TOTAL,
+        compat=node.COMPONENT_SIZE,
+        ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+    )
+
+
+def loss_options(cfg: CfgNode) -> dict[str, Any]:
+    """Options of :class:`SizeWeightedCrossEntropy`, set to the task that a run starts with."""
+    node = cfg.SMALLOBJ
+    first = node.TASK_B if node.TASK_A.ITERS == 0 else node.TASK_A
+    return {
+        "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        "resolution": node.LOSS_RESOLUTION,
+        "normalize": node.NORMALIZE,
+        "weights": build_size_weights(cfg),
+        "size_weighted": first.LOSS == "size_weighted",
+        "global_divisor": node.GLOBAL_DIVISOR,
+    }
+
+
+def build_loss(cfg: CfgNode) -> SizeWeightedCrossEntropy:
+    """Build the loss from ``SMALLOBJ``."""
+    return SizeWeightedCrossEntropy(**loss_options(cfg))
+
+
+def brings_a_loss(cfg: CfgNode) -> bool:
+    """Whether the meta-architecture has a loss, so that the head needs none."""
+    architecture = dict(META_ARCH_REGISTRY).get(cfg.MODEL.META_ARCHITECTURE, nn.Module)
+    return isinstance(architecture, type) and issubclass(architecture, SizeBalancedSegmentor)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitSizes:
+    """Sizes that a training crop leads to.
+
+    Attributes:
+        padded: (H, W) of the batch, padded at the bottom and the right.
+        maps: (h, w) of the logit maps, each once; empty where they cannot be known beforehand.
+    """
+
+    padded: tuple[int, int]
+    maps: tuple[tuple[int, int], ...]
+
+
+_known_sizes: dict[str, LogitSizes] = {}
+
+
+def logit_sizes(cfg: CfgNode) -> LogitSizes:
+    """Find the sizes of a model's logit maps by running it on tensors without memory.
+
+    So the loader's workers can make the size weights of any head's logits from the config alone.
+
+    Args:
+        cfg: the config; its meta-architecture should be ``SizeBalancedSegmentor`` or derived.
+
+    Returns:
+        No maps for other architectures, and where an operation needs real tensors.
+    """
+    key = cfg.dump()
+    if key not in _known_sizes:
+        _known_sizes[key] = _find_sizes(cfg)
+    return _known_sizes[key]
+
+
+def _find_sizes(cfg: CfgNode) -> LogitSizes:
+    height, width = cfg.SMALLOBJ.CROP_SIZE
+    shapes_only = cfg.clone()
+    shapes_only.defrost()
+    shapes_only.MODEL.DEVICE = "meta"
+    try:
+        with torch.device("meta"):
+            model = build_model(shapes_only).eval()
+        with torch.no_grad():
+            # Not on that device by default: padding computes with sizes in tensors.
+            crop = torch.empty(3, height, width, device="meta")
+            images = model._pad([crop], 0.0).tensor
+            logits = model.logits(images)
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        logger.info(f"Size weights are computed in the training step, which is slower ({error})")
+        return LogitSizes((height, width), ())
+    maps = dict.fromkeys(tuple(x.shape[-2:]) for x in logits.values())
+    return LogitSizes(tuple(images.shape[-2:]), tuple(maps))

@@ -1,4 +1,4 @@
-"""A comparison of methods as Markdown for people and as CSV for programs."""
+"""A comparison of methods as Markdown, as CSV, and as tables of the HTML report."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import math
 from collections.abc import Sequence
 
 from d2_smallobj.metrics.summary import split_headline
-from d2_smallobj.statistics.comparison import Comparison
+from d2_smallobj.report.page_tables import PageTable, TableCell, TableColumn, text_cell
+from d2_smallobj.statistics.comparison import Comparison, PairedDifference
 from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, Cell, Interval
 from d2_smallobj.statistics.ranking import format_rank_table
 from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.tables import markdown_table, number
 
+_SIGNIFICANT = 0.05
 _CSV_COLUMNS = (
     *("kind", "method", "other", "figure", "other_figure"),
     *("value", "low", "high", "rank", "p_value", "p_adjusted"),
@@ -102,6 +104,55 @@ def comparison_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
+def difference_table(comparison: Comparison) -> PageTable:
+    """Paired differences of mIoU and IA-mIoU, a row for each pair of methods."""
+    figures = split_headline(dict.fromkeys(one.figure for one in comparison.differences))[0]
+    pairs: dict[str, dict[str, PairedDifference]] = {}
+    for one in comparison.differences:
+        pairs.setdefault(f"{one.second} − {one.first}", {})[one.figure] = one
+    rows = []
+    for pair, found in pairs.items():
+        row = [text_cell(pair)]
+        for one in (found[name] for name in figures):
+            gap = one.difference
+            row.append(
+                TableCell(
+                    _signed(gap.estimate), gap.estimate, below=_span(one), bold=_is_significant(one)
+                )
+            )
+        rows.append(row)
+    columns = [TableColumn("Methods", text=True), *map(TableColumn, figures)]
+    return PageTable("paired", "Differences between methods", columns, rows)
+
+
+def p_value_table(comparison: Comparison) -> PageTable:
+    """All paired differences with intervals and p-values."""
+    columns = [
+        TableColumn("Figure", text=True),
+        TableColumn("Methods", text=True),
+        TableColumn("difference", hint="percentage points"),
+        TableColumn("interval", text=True),
+        TableColumn("p", hint="permutation test on the same images, two-sided"),
+        TableColumn("p adjusted", hint="Holm; mIoU and IA-mIoU apart from the other figures"),
+    ]
+    rows = []
+    for one in comparison.differences:
+        gap, bold = one.difference, _is_significant(one)
+        span = _span(one)
+        rows.append(
+            [
+                text_cell(one.figure),
+                text_cell(f"{one.second} − {one.first}"),
+                TableCell(_signed(gap.estimate), gap.estimate, bold=bold),
+                TableCell(span or "–", gap.low if span else ""),
+                TableCell(_probability(gap.p_value), gap.p_value),
+                TableCell(_probability(one.p_adjusted), one.p_adjusted, bold=bold),
+            ]
+        )
+    caption = "Differences in percentage points, intervals and p-values"
+    return PageTable("paired-all", caption, columns, rows)
+
+
 def _figures(comparison: Comparison, level: str) -> str:
     """The section with every method's figures."""
     tables = []
@@ -160,3 +211,23 @@ def _cells(value: float, low: float, high: float) -> dict[str, str]:
 
 def _cell(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
+
+
+def _is_significant(one: PairedDifference) -> bool:
+    return not math.isnan(one.p_adjusted) and one.p_adjusted < _SIGNIFICANT
+
+
+def _span(one: PairedDifference) -> str:
+    """The interval of a difference; empty where it is undefined."""
+    low, high = one.difference.low, one.difference.high
+    return "" if math.isnan(low) else f"{_signed(low)} to {_signed(high)}"
+
+
+def _signed(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:+.1f}".replace("-", "−")
+
+
+def _probability(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,38 +1,40 @@
 """The report: one HTML file that shows how scored runs treat small objects.
 
-It holds everything it needs, styles, script and pictures, and is forbidden by its own policy to
-ask any network for more: it can be mailed, archived and opened anywhere.
+It holds its styles, script and pictures, and its own policy forbids the network: it can be mailed,
+archived and opened anywhere.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from d2_smallobj.report import html_comparison, html_notes, html_objects, html_sections
-from d2_smallobj.report.html_markup import Markup, tag
-from d2_smallobj.report.html_worst import worst_small
-from d2_smallobj.report.methods import Method, make_methods
-from d2_smallobj.report.page import content_policy, read_asset
-from d2_smallobj.report.size_curve_chart import Line
-from d2_smallobj.report.thumbnails import make_thumbnails
+from d2_smallobj.metrics.summary import headline_names, split_headline
+from d2_smallobj.report import comparison_tables, page_tables
+from d2_smallobj.report.methods import Method, make_methods, size_range, size_word
+from d2_smallobj.report.page import content_policy, percent, read_asset, render_page, thousands
+from d2_smallobj.report.size_curve_chart import CurveLine, SizeCurveChart
+from d2_smallobj.report.thumbnails import make_thumbnails, worst_small
 from d2_smallobj.statistics.comparison import Comparison
+from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, cell_warnings
 from d2_smallobj.statistics.size_curve import size_curve
 from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.messages import listed
 
-_SECTIONS = (
-    ("glance", "At a glance"),
-    ("compared", "Comparison"),
-    ("sizes", "By size"),
-    ("outcomes", "Outcomes"),
-    ("worst", "Worst missed"),
-    ("blobs", "False positives"),
-    ("classes", "By class"),
-    ("notes", "Notes"),
-)
+_TITLE = "Small objects in semantic segmentation"
+_HEADLINE_TEXTS = {
+    "mIoU": "pixels: every object weighs as much as it is large",
+    "IA-mIoU": "instances: every object weighs the same, stuff (background) is one more class",
+    "IA-mIoU_fg": "instances, classes of objects only",
+}
+_CHARTS = (("wide", 860, 400), ("narrow", 400, 340))
+_LONGEST_OPTION = 300
+_MAX_CLASSES = 24
 
 
 def write_report(
@@ -43,7 +45,7 @@ def write_report(
     comparison: Comparison | None = None,
     level: float = 0.95,
     max_thumbnails: int = 24,
-    title: str = "Small objects in semantic segmentation",
+    title: str = _TITLE,
 ) -> None:
     """Write the report of one scored run, or of several side by side.
 
@@ -55,26 +57,24 @@ def write_report(
         intervals: by run name: by figure, ``(estimate, low, high)`` or an object with ``low``
             and ``high``, in percent. Default: those of ``comparison``, or of the runs.
         comparison: paired differences of these runs, to be shown.
-        level: of the intervals, for the text; that of ``comparison`` where it is given.
+        level: confidence of the intervals, in 0..1; that of ``comparison`` where it is given.
         max_thumbnails: how many of the worst missed small objects to show; 0 for none.
         title: heading of the page.
 
     Raises:
-        ValueError: if there is no run, names are not distinct, classes or size bins differ, or
-            ``intervals`` or ``comparison`` name an unknown run, or a number is out of range.
+        ValueError: if there is no run, names are not distinct, classes or size bins differ,
+            ``intervals`` names an unknown run, or a number is out of range.
         OSError: if the file cannot be written; an older one stays as it was.
     """
-    atomic_write_text(
-        path,
-        render_report(
-            runs,
-            intervals=intervals,
-            comparison=comparison,
-            level=level,
-            max_thumbnails=max_thumbnails,
-            title=title,
-        ),
+    text = render_report(
+        runs,
+        intervals=intervals,
+        comparison=comparison,
+        level=level,
+        max_thumbnails=max_thumbnails,
+        title=title,
     )
+    atomic_write_text(path, text)
 
 
 def render_report(
@@ -84,7 +84,7 @@ def render_report(
     comparison: Comparison | None = None,
     level: float = 0.95,
     max_thumbnails: int = 24,
-    title: str = "Small objects in semantic segmentation",
+    title: str = _TITLE,
 ) -> str:
     """Make the report's HTML; arguments and errors as for :func:`write_report`."""
     if max_thumbnails < 0:
@@ -95,89 +95,217 @@ def render_report(
         intervals = comparison.intervals if intervals is None else intervals
         level = comparison.level
     methods = make_methods(runs, intervals)
-    candidates = worst_small(methods)
-    drawn, reasons = make_thumbnails(methods, candidates, max_thumbnails)
-    glance = html_sections.section(
-        "glance",
-        "At a glance",
-        "Percent; higher is better. Every scale runs from 0 to 100"
-        + (", bars are intervals." if any(method.intervals for method in methods) else "."),
-        html_sections.headline(methods),
+    first = methods[0]
+    worst = worst_small(methods)
+    thumbnails, reasons = make_thumbnails(methods, worst, max_thumbnails)
+    differs = comparison is not None and bool(comparison.differences)
+    script = read_asset("report.js")
+    return render_page(
+        "report.html.j2",
+        title=title,
+        policy=content_policy(script),
+        style=Markup(read_asset("report.css")),
+        script=Markup(script),
+        methods=methods,
+        bins=list(first.bins),
+        size_words={name: size_word(name) for name in first.bins},
+        size_ranges={name: size_range(first.bins, name) for name in first.bins},
+        summary=_summary(methods, paired=comparison is not None),
+        warnings=_warnings(methods, comparison),
+        has_intervals=any(method.intervals for method in methods),
+        cards=_cards(methods),
+        further_table=page_tables.further_table(methods),
+        comparison=comparison,
+        differences=comparison_tables.difference_table(comparison) if differs else None,
+        p_values=comparison_tables.p_value_table(comparison) if differs else None,
+        charts=_charts(methods, level),
+        size_table=page_tables.size_table(methods),
+        outcome_texts=page_tables.OUTCOME_TEXTS,
+        outcome_table=page_tables.outcome_table(methods),
+        thumbnails=thumbnails,
+        missing_pictures=reasons.most_common(3),
+        num_worst=len(worst),
+        max_thumbnails=max_thumbnails,
+        blob_table=page_tables.blob_table(methods),
+        class_table=page_tables.class_table(methods),
+        ignore_label=first.ignore_label,
+        official=first.run.options.get("mode") == "official",
+        level=level,
+        options=_options(methods),
     )
-    compared = None
-    if comparison is not None and comparison.differences:
-        compared = html_comparison.compared(comparison)
-    body = [
-        glance,
-        _warnings(methods, comparison),
-        compared,
-        html_sections.sizes(methods, _curves(methods, level)),
-        html_objects.outcomes(methods),
-        html_objects.thumbnails(methods, drawn, reasons, len(candidates), max_thumbnails),
-        html_objects.false_positives(methods),
-        html_sections.classes(methods),
-        html_notes.notes(methods, level),
-    ]
-    return _page(title, html_notes.summary(methods, paired=comparison is not None), body)
 
 
-def _warnings(methods: Sequence[Method], comparison: Comparison | None) -> Markup | None:
-    """The box of warnings."""
-    found = html_notes.warnings(methods, comparison)
-    if not found:
-        return None
-    items = [tag("li", text) for text in found]
-    heading = tag("h2", "Before you trust these figures")
-    return tag("section", heading, tag("ul", items), class_="warnings")
+def _cards(methods: Sequence[Method]) -> list[dict[str, Any]]:
+    """A card for mIoU, IA-mIoU, and IA-mIoU by size."""
+    cards = []
+    for key in split_headline(headline_names(methods[0].bins))[0]:
+        values = [method.figure(key) for method in methods]
+        best = page_tables.best_positions([round(value, 1) for value in values])
+        rows = [
+            {"method": method, "value": value, "is_best": len(methods) == 1 or position in best}
+            for position, (method, value) in enumerate(zip(methods, values))
+        ]
+        size = key.removeprefix("IA-mIoU_")
+        text = _HEADLINE_TEXTS.get(key)
+        if text is None:
+            number = thousands(methods[0].figure(f"instances_{size}"))
+            text = f"{size_word(size)} objects ({size_range(methods[0].bins, size)})"
+            text += f": {number} instances"
+        is_size = key not in _HEADLINE_TEXTS
+        cards.append({"key": key, "text": text, "is_size": is_size, "rows": rows})
+    return cards
 
 
-def _curves(methods: Sequence[Method], level: float) -> list[Line]:
-    """The size curve of every method that has instances."""
+def _charts(methods: Sequence[Method], level: float) -> list[SizeCurveChart]:
+    """The size curves of the methods; empty where no method has objects of several sizes."""
     lines = []
     for method in methods:
         curve = size_curve(method.run.table, images=list(method.run.images), level=level)
-        # A single size gives one point, which is no curve.
         if len(curve.area) and curve.area[0] < curve.area[-1]:
             sides = np.sqrt(curve.area)
             lines.append(
-                Line(method.name, method.position, sides, curve.iou, curve.low, curve.high)
+                CurveLine(method.name, method.position, sides, curve.iou, curve.low, curve.high)
             )
-    return lines
+    if not lines:
+        return []
+    bins = methods[0].bins
+    # Shares of the image have no place on an axis of pixels.
+    starts = [] if bins.relative else [0.0, *list(bins.values())[:-1]]
+    bounds = [(name, math.sqrt(start)) for name, start in zip(bins, starts)]
+    table = methods[0].run.table
+    sides = table.area[table.things] ** 0.5
+    return [SizeCurveChart(*chart, lines, bounds, sides) for chart in _CHARTS]
 
 
-def _page(title: str, summary: Markup, body: Sequence[Markup | None]) -> str:
-    """The whole document."""
-    style, script = read_asset("report.css"), read_asset("report.js")
-    shown = "".join(part for part in body if part)
-    links = [
-        tag("li", tag("a", words, href=f"#{name}"))
-        for name, words in _SECTIONS
-        if f'id="{name}"' in shown
+def _summary(methods: Sequence[Method], *, paired: bool) -> list[str]:
+    """The report in a few sentences; ``paired``: it holds paired differences as well."""
+    first = methods[0]
+    size = next(iter(first.bins))
+    key = f"IA-mIoU_{size}"
+    present = sum(first.figure(f"instances-{name}") > 0 for name in first.thing_names)
+    sentences = [
+        f"{thousands(first.num_images)} images, {thousands(first.num_instances)} objects of"
+        f" {present} classes, {thousands(first.figure(f'instances_{size}'))} of them"
+        f" {size_word(size)}."
     ]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=content_policy(script)),
-        tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("style", Markup(style)),
+    if len(methods) > 1:
+        return sentences + _best_methods(methods, key, paired=paired)
+    if math.isnan(first.figure(key)):
+        return [*sentences, f"mIoU is {percent(first.figure('mIoU'))}."]
+    missed = first.outcome_shares(size)["missed"]
+    return [
+        *sentences,
+        f"mIoU is {percent(first.figure('mIoU'))}; on {size_word(size)} objects, IA-mIoU is"
+        f" {percent(first.figure(key))} and {percent(missed, 0)} % of them are missed altogether.",
+    ]
+
+
+def _best_methods(methods: Sequence[Method], key: str, *, paired: bool) -> list[str]:
+    """Name the methods with the highest mIoU and the highest figure of small objects."""
+    by_pixels, by_small = (
+        max(
+            (method for method in methods if not math.isnan(method.figure(name))),
+            key=lambda method: method.figure(name),
+            default=None,
+        )
+        for name in ("mIoU", key)
     )
-    top = tag(
-        "header",
-        tag("h1", title),
-        tag("button", "☾ Dark", id="theme", type="button", class_="js"),
-        summary,
-    )
-    return "<!DOCTYPE html>\n" + tag(
-        "html",
-        head,
-        tag(
-            "body",
-            top,
-            tag("nav", tag("ul", links), aria_label="Sections"),
-            tag("main", list(body)),
-            tag("footer", tag("p", "Made by d2_smallobj. This file asks no network for anything.")),
-            tag("script", Markup(script)),
-        ),
-        lang="en",
-    )
+    if by_pixels is None or by_small is None:
+        return []
+    highest = f"{by_pixels.name} ({percent(by_pixels.figure('mIoU'))})"
+    small = percent(by_small.figure(key))
+    if by_pixels is by_small:
+        sentences = [f"{highest} has the highest mIoU and also the highest {key} ({small})."]
+    else:
+        sentences = [f"Highest mIoU: {highest}. Highest {key}: {by_small.name} ({small})."]
+    lowest = by_small.intervals.get(key, (math.inf, math.inf))[0]
+    others = [method.intervals.get(key) for method in methods if method is not by_small]
+    if not paired and any(other is not None and other[1] >= lowest for other in others):
+        sentences.append(
+            f"But intervals of {key} overlap: compare the methods in pairs"
+            " (tools/evaluate.py --compare) before calling one better."
+        )
+    return sentences
+
+
+def _warnings(methods: Sequence[Method], comparison: Comparison | None) -> list[str]:
+    """What a reader should know before trusting the figures."""
+    found = []
+    for method in methods:
+        who = f"{method.name}: " if len(methods) > 1 else ""
+        found += [f"{who}{remark}" for remark in getattr(method.run, "remarks", ())]
+    for method in methods[1:]:
+        found += _mismatches(methods[0], method)
+    found += _rare_classes(methods[0])
+    if not any(method.intervals for method in methods):
+        found.append(
+            "No intervals were computed: differences of a point or two may be chance"
+            " (tools/evaluate.py --bootstrap 1000 computes them)."
+        )
+    if comparison is not None:
+        found += [remark for remark in comparison.remarks if remark not in found]
+    return found
+
+
+def _mismatches(first: Method, other: Method) -> list[str]:
+    """Reasons why the figures of two methods cannot be compared."""
+    found = []
+    images, others = (frozenset(map(str, method.run.images)) for method in (first, other))
+    if images != others:
+        found.append(
+            f"{first.name} and {other.name} were not scored on the same images"
+            f" ({thousands(len(images))} and {thousands(len(others))},"
+            f" {thousands(len(images & others))} in common): their figures cannot be compared."
+        )
+    for key in ("mode", "ignore_label"):
+        mine, theirs = first.run.options.get(key), other.run.options.get(key)
+        if mine != theirs:
+            found.append(
+                f"{first.name} and {other.name} were scored with different settings of {key}:"
+                f" {mine!r} and {theirs!r}."
+            )
+    return found
+
+
+def _rare_classes(method: Method) -> list[str]:
+    """Classes and sizes with few instances or none."""
+    cells = cell_warnings(method.run.table, method.class_names, method.bins, stuff=method.stuff)
+    found = []
+    few = [f"{one.category} {one.size} ({one.instances})" for one in cells if one.instances]
+    if few:
+        found.append(
+            f"Fewer than {MINIMUM_INSTANCES} instances, too few to mean anything, yet a class"
+            " with few weighs as much in a mean as one with many:"
+            f" {listed(few, _MAX_CLASSES)}."
+        )
+    # Classes that the data set does not have at all are no news size by size.
+    none = [
+        f"{one.category} {one.size}"
+        for one in cells
+        if not one.instances and method.figure(f"instances-{one.category}") > 0
+    ]
+    if none:
+        found.append(
+            "Without any instance, and so in no mean (figures of two sizes are then means over"
+            f" different classes): {listed(none, _MAX_CLASSES)}."
+        )
+    return found
+
+
+def _options(methods: Sequence[Method]) -> dict[str, list[str]]:
+    """The values of every option, by method."""
+    keys = dict.fromkeys(key for method in methods for key in method.run.options)
+    return {key: [_plain(method.run.options.get(key)) for method in methods] for key in keys}
+
+
+def _plain(value: Any) -> str:
+    """An option's value as text, shortened."""
+    if value is None:
+        return "–"
+    if isinstance(value, Mapping):
+        text = ", ".join(f"{key}: {_plain(part)}" for key, part in value.items())
+    elif isinstance(value, (list, tuple)):
+        text = ", ".join(_plain(part) for part in value)
+    else:
+        text = str(value)
+    return text if len(text) <= _LONGEST_OPTION else f"{text[:_LONGEST_OPTION]}…"

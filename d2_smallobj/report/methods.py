@@ -1,4 +1,4 @@
-"""What the report shows of a scored run, gathered once: figures, intervals, outcomes, blobs."""
+"""The scored runs of a report: figures, intervals, outcomes and false positives by method."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ import numpy as np
 
 from d2_smallobj.metrics.outcomes import OUTCOMES, blob_summary, outcome_summary
 from d2_smallobj.metrics.sizes import SizeBins
-from d2_smallobj.metrics.summary import headline_names, split_headline
 from d2_smallobj.statistics.comparison import run_size_bins, run_stuff, run_worst
 from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES
 
 _SIZE_WORDS = {"S": "small", "M": "medium", "L": "large"}
+_SHARED = {
+    "class_names": "classes",
+    "stuff": "stuff classes",
+    "bins": "size bins",
+    "worst": "share of worst images",
+}
+"""Attributes of a method that all methods of a report have in common, and their names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Method:
 
     Attributes:
         run: the :class:`d2_smallobj.scoring.ScoredRun`, or anything with its attributes.
-        position: of the run in the report, from 0; decides colour and marker.
+        position: place of the run in the report, from 0; decides colour and marker.
         intervals: (low, high) in percent by figure; empty where none was computed.
     """
 
@@ -64,13 +70,22 @@ class Method:
         return run_worst(self.run.options)
 
     @functools.cached_property
+    def ignore_label(self) -> int:
+        """Label of ignored pixels."""
+        return int(self.run.options.get("ignore_label", 255))
+
+    @functools.cached_property
     def outcomes(self) -> dict[str, Any]:
-        """What happened to the instances; see :func:`d2_smallobj.metrics.outcomes`."""
+        """Outcomes of the instances; see :func:`d2_smallobj.metrics.outcomes.outcome_summary`."""
         return outcome_summary(self.run.table, self.class_names, self.bins, stuff=self.stuff)
 
     def outcome_row(self, size: str) -> dict[str, dict[str, float]]:
         """Instances and IoU lost by outcome, of one size bin (empty: of all)."""
         return self.outcomes["sizes"][size] if size else self.outcomes["all"]
+
+    def outcome_shares(self, size: str) -> dict[str, float]:
+        """Percentage of the instances of one size bin (empty: of all) by outcome."""
+        return outcome_shares(self.outcome_row(size))
 
     @functools.cached_property
     def blobs(self) -> dict[str, Any]:
@@ -92,17 +107,16 @@ class Method:
         value = self.run.figures.get(key)
         return math.nan if value is None else float(value)
 
-    def has_few(self, key: str) -> bool:
-        """Whether so few instances lie behind an instance figure that it means little."""
-        cell = key.removeprefix("IA-IoU") if key.startswith("IA-IoU") else None
-        if cell is None:
-            return False
-        instances = self.figure(f"instances{cell}")
-        return 0 < instances < MINIMUM_INSTANCES
+    def few_instances(self, key: str) -> int:
+        """Number of instances behind an instance figure if they are too few to rely on, else 0."""
+        if not key.startswith("IA-IoU"):
+            return 0
+        instances = self.figure(key.replace("IA-IoU", "instances", 1))
+        return int(instances) if instances < MINIMUM_INSTANCES else 0
 
     @property
     def classes_shown(self) -> list[str]:
-        """Classes of the ground truth, and those that blobs were predicted for."""
+        """Names of the classes in the ground truth or among the blobs."""
         blobs = self.blobs["classes"]
         return [
             name
@@ -117,7 +131,7 @@ def make_methods(
     runs: Sequence[Any],
     intervals: Mapping[str, Mapping[str, Any]] | None,
 ) -> list[Method]:
-    """Check the runs of a report against each other and prepare them.
+    """Check that scored runs can stand in one report, and prepare them.
 
     Args:
         runs: scored runs; all with the same classes and size bins.
@@ -137,22 +151,16 @@ def make_methods(
     if len(set(names)) != len(names):
         raise ValueError(f"runs must have distinct names, got {names}: rename one of them")
     intervals = intervals or {}
-    strangers = sorted(set(intervals) - set(names))
-    if strangers:
-        raise ValueError(f"intervals: no run is called {strangers}; the runs are {names}")
+    unknown = sorted(set(intervals) - set(names))
+    if unknown:
+        raise ValueError(f"intervals: no run is called {unknown}; the runs are {names}")
     methods = [
         Method(run, position, _bounds(intervals.get(str(run.name), getattr(run, "intervals", {}))))
         for position, run in enumerate(runs)
     ]
     first = methods[0]
     for other in methods[1:]:
-        shared = {
-            "class_names": "classes",
-            "stuff": "stuff classes",
-            "bins": "size bins",
-            "worst": "share of worst images",
-        }
-        for attribute, words in shared.items():
+        for attribute, words in _SHARED.items():
             mine, theirs = getattr(first, attribute), getattr(other, attribute)
             if mine != theirs:
                 raise ValueError(
@@ -162,23 +170,13 @@ def make_methods(
     return methods
 
 
-def headline_keys(method: Method) -> list[str]:
-    """The figures at the head of the report: mIoU, IA-mIoU, and one per size."""
-    return split_headline(headline_names(method.bins))[0]
-
-
-def further_keys(method: Method) -> list[str]:
-    """The other figures of the data set: by image, by the worst images, recall by size."""
-    return split_headline(headline_names(method.bins, method.worst))[1]
-
-
 def size_word(name: str) -> str:
-    """A size bin in words: ``small`` for ``S``, other names as they are."""
+    """The word for a size bin: ``small`` for ``S``; other names stay as they are."""
     return _SIZE_WORDS.get(name, name)
 
 
 def size_range(bins: SizeBins, name: str) -> str:
-    """The range of a bin in words, such as ``32² to 96² px``."""
+    """The bounds of a size bin as text, such as ``32² to 96² px``."""
     names, bounds = list(bins), list(bins.values())
     position = names.index(name)
     low = bounds[position - 1] if position else 0.0
@@ -192,19 +190,15 @@ def size_range(bins: SizeBins, name: str) -> str:
 
 
 def outcome_shares(row: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Percentage of the instances by outcome; NaN if there is none.
-
-    Args:
-        row: of :func:`d2_smallobj.metrics.outcomes.outcome_summary`.
-    """
-    total = sum(cell["instances"] for cell in row.values())
+    """Percentage of the instances by outcome; NaN without an instance."""
+    total = sum(counts["instances"] for counts in row.values())
     return {
         name: 100.0 * row[name]["instances"] / total if total else math.nan for name in OUTCOMES
     }
 
 
 def _size(bound: float, relative: bool, *, unit: bool = True) -> str:
-    """A bound in words."""
+    """A bound as text."""
     if relative:
         return f"{100 * bound:g} %" + " of the image" * unit
     side = math.isqrt(int(bound))

@@ -1,40 +1,49 @@
 """The review sheet: candidates for PASCAL-B, to be kept or rejected by eye.
 
 A sheet is one HTML file that holds its pictures, styles and script, and is forbidden by its own
-policy to ask any network for more. What it exports is the reject list that the builder reads:
-``{"version": 1, "rejected": [{"image_id": 123, "reason": "..."}], "kept": [124]}``, where the
-kept images are only for another browser to go on from.
+policy to load anything. It exports the reject list that the builder reads: ``{"version": 1,
+"rejected": [{"image_id": 123, "reason": "..."}], "kept": [124]}``; the kept images are only for
+another browser to go on from.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import functools
 import hashlib
+import io
 import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Optional
+from typing import Any, Optional
 
 import msgspec
+from markupsafe import Markup
 
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.coco_file import Id
 from d2_smallobj.annotations.files import resolve_inside
 from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
+from d2_smallobj.report.page import content_policy, read_asset, template_environment
 from d2_smallobj.report.review_images import ReviewImage, ReviewTask, draw_review_image
-from d2_smallobj.report.review_page import data_script, page_end, page_start
 from d2_smallobj.utils.files import atomic_write
 from d2_smallobj.utils.parallel import parallel_map
 from d2_smallobj.utils.problems import Problems
 
+SUSPICIOUS_DISAGREEMENT = 0.25
+"""Share of labelled pixels on which LVIS and COCO differ, from which on it is a suspicion."""
+SUSPICIOUS_VOID = 0.2
+"""Share of void pixels, likewise."""
+_COLUMNS = ("image_id", "disagreement", "void_share", "message")
+
 
 class _ImageNotes(msgspec.Struct):
-    """What an image's entry may say besides COCO's own keys."""
+    """Keys of an image's entry besides COCO's own."""
 
     id: Id
     suspicion: list[str] = []
@@ -69,19 +78,19 @@ def open_review_set(
     suspicious_first: bool = True,
     only_suspicious: bool = False,
 ) -> ReviewSet:
-    """Read which images are to be reviewed; none is opened.
+    """List the images to review; none is opened.
 
     Args:
         json_path: COCO-format annotations. An image's entry may have a list ``suspicion`` of
-            texts: why it should be looked at.
+            texts: reasons to look at it.
         image_dir: folder of the images, by their names or, for PASCAL-B, by COCO's.
         suspicions: more such reasons, by image id.
-        suspicious_first: those with most reasons first; otherwise as in the file.
-        only_suspicious: leave out images without any.
+        suspicious_first: sort by number of reasons; otherwise as in the file.
+        only_suspicious: leave out images without reasons.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        InputError: file names that lead out of the folder, or images that are missing.
+        InputError: file names that lead out of the folder, or missing images.
         ValueError: the annotation file is malformed, or there is no image to review.
     """
     json_path, image_dir = Path(json_path), Path(image_dir)
@@ -119,7 +128,7 @@ def open_review_set(
 
 
 def _read_notes(path: Path, content: bytes) -> dict[Id, _ImageNotes]:
-    """Notes by image id; the rest of the file has been checked."""
+    """Read the notes by image id; the rest of the file has been checked."""
     try:
         images = msgspec.json.decode(content, type=_Notes).images
     except msgspec.ValidationError as error:
@@ -127,6 +136,44 @@ def _read_notes(path: Path, content: bytes) -> dict[Id, _ImageNotes]:
             f"{path}: an image's 'suspicion' is a list of texts, 'coco_file' a path; {error}"
         ) from error
     return {image.id: image for image in images}
+
+
+def read_suspicions(path: str | os.PathLike[str]) -> dict[int, tuple[str, ...]]:
+    """Read the builder's list of candidates (``prepare_pascal_b.py --candidates``).
+
+    Returns:
+        Reasons to look at an image by its id; images without any are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, or a cell is no number; names the line.
+    """
+    try:
+        table = csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8")))
+        missing = [name for name in _COLUMNS if name not in (table.fieldnames or ())]
+        if missing:
+            raise ValueError(f"no column {' and '.join(map(repr, missing))}")
+        found = dict(_reasons(table.line_num, row) for row in table)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: not the builder's list of candidates: {error}") from error
+    return {image_id: reasons for image_id, reasons in found.items() if reasons}
+
+
+def _reasons(line: int, row: dict[str, str]) -> tuple[int, tuple[str, ...]]:
+    """Image id and reasons of a line."""
+    try:
+        image_id = int(row["image_id"])
+        disagreement, void = float(row["disagreement"]), float(row["void_share"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"line {line}: {error}") from error
+    reasons = []
+    if disagreement >= SUSPICIOUS_DISAGREEMENT:
+        reasons.append(f"LVIS and COCO disagree on {disagreement:.0%} of the labelled pixels")
+    if void >= SUSPICIOUS_VOID:
+        reasons.append(f"{void:.0%} of the pixels are void")
+    if row["message"]:
+        reasons.append(row["message"])
+    return image_id, tuple(reasons)
 
 
 def write_review(
@@ -140,7 +187,7 @@ def write_review(
     jobs: int = 1,
     progress: bool = False,
 ) -> list[Path]:
-    """Write the sheets, all or none.
+    """Write the sheets, all or none; returns their files.
 
     Args:
         path: the HTML file; with several sheets ``-1-of-4`` and so on are put before its suffix.
@@ -151,9 +198,6 @@ def write_review(
         title: heading of the sheets.
         jobs: number of processes; the sheets do not depend on it.
         progress: show a progress bar on stderr.
-
-    Returns:
-        The files.
 
     Raises:
         InputError: images are damaged or of another size, or masks malformed; lists all.
@@ -167,9 +211,13 @@ def write_review(
     ):
         if value < low or (high is not None and value > high):
             raise ValueError(f"{name} must be in {low}..{high or ''}, got {value}")
-    path = Path(path)
-    sheets = math.ceil(len(review.tasks) / per_sheet)
-    paths = [_sheet_path(path, number, sheets) for number in range(1, sheets + 1)]
+    path, sheets = Path(path), math.ceil(len(review.tasks) / per_sheet)
+    paths = [path]
+    if sheets > 1:
+        paths = [
+            path.with_name(f"{path.stem}-{n}-of-{sheets}{path.suffix}")
+            for n in range(1, sheets + 1)
+        ]
     drawn = parallel_map(
         functools.partial(draw_review_image, side=side, quality=quality),
         review.tasks,
@@ -177,6 +225,8 @@ def write_review(
         description="review sheets",
         progress=progress,
     )
+    template = template_environment().get_template("review.html.j2")
+    script = read_asset("report.js") + read_asset("review.js")
     problems = Problems()
     # The files appear when the block ends well: none of them, if any image is wrong.
     with contextlib.ExitStack() as stack:
@@ -189,33 +239,29 @@ def write_review(
                 "sheets": [each.name for each in paths],
                 "number": number,
                 "total": len(review.tasks),
+                "images": [],
             }
-            file.write(page_start(title).encode("utf-8"))
-            sheet["images"] = _write_images(file, itertools.islice(drawn, per_sheet), problems)
-            file.write(page_end(sheet).encode("utf-8"))
+            chunks = template.generate(
+                title=title,
+                policy=content_policy(script),
+                style=Markup(read_asset("report.css") + read_asset("review.css")),
+                script=Markup(script),
+                pictures=_pictures(itertools.islice(drawn, per_sheet), sheet["images"], problems),
+                sheet=sheet,
+            )
+            file.writelines(chunk.encode("utf-8") for chunk in chunks)
         problems.raise_if_any()
     return paths
 
 
-def _write_images(
-    file: BinaryIO, drawn: Iterable[ReviewImage | str], problems: Problems
-) -> list[dict[str, Any]]:
-    """Write each image's data as it comes; returns what the sheet must know about all of them."""
-    entries = []
+def _pictures(
+    drawn: Iterable[ReviewImage | str], entries: list[dict[str, Any]], problems: Problems
+) -> Iterator[dict[str, Any]]:
+    """Yield each image's data as it comes; adds the sheet's summary of it to ``entries``."""
     for image in drawn:
         if isinstance(image, str):
             problems.add("image(s) that cannot be shown", image)
             continue
-        objects = [dataclasses.astuple(each) for each in image.objects]
-        height, width = image.task.size
-        heavy = {
-            "picture": image.picture,
-            "view": image.view,
-            "size": [width, height],
-            "objects": objects,
-            "void": image.void,
-        }
-        file.write(data_script(f"image-{len(entries)}", heavy).encode("utf-8"))
         cells = Counter((each.class_id, each.size) for each in image.objects)
         entries.append(
             {
@@ -225,10 +271,11 @@ def _write_images(
                 "cells": [[*cell, count] for cell, count in sorted(cells.items())],
             }
         )
-    return entries
-
-
-def _sheet_path(path: Path, number: int, sheets: int) -> Path:
-    if sheets == 1:
-        return path
-    return path.with_name(f"{path.stem}-{number}-of-{sheets}{path.suffix}")
+        height, width = image.task.size
+        yield {
+            "picture": image.picture,
+            "view": image.view,
+            "size": [width, height],
+            "objects": [dataclasses.astuple(each) for each in image.objects],
+            "void": image.void,
+        }

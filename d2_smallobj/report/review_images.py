@@ -1,4 +1,4 @@
-"""One image of a review sheet: a small JPEG, and what is labelled on it as outlines.
+"""One image of a review sheet: a small JPEG, and outlines of its instances.
 
 Legend: H, W height and width of an image; h, w of its picture in the sheet.
 """
@@ -19,7 +19,7 @@ from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
 from d2_smallobj.utils.opencv import cv2
 
 _TOLERANCE = 0.3
-"""Farthest that an outline may be from the mask's, in pixels of the picture."""
+"""Largest distance of an outline from the mask's, in pixels of the picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,11 @@ class ReviewTask:
 
     Attributes:
         image_id: its id in the annotation file.
-        file_name: its name there, for the reader.
+        file_name: its name there.
         path: the image.
         size: H and W, as the annotation file gives them.
         annotations: its annotations, in the order of the file.
-        reasons: why it is under suspicion; empty = it is not.
+        reasons: reasons to look at it; may be empty.
         source: the annotation file, for messages.
     """
 
@@ -69,7 +69,7 @@ class ReviewImage:
     """An image as the sheet shows it.
 
     Attributes:
-        task: what it was drawn from.
+        task: the image and its annotations.
         picture: data URI of a JPEG.
         view: w and h of the picture.
         objects: the visible instances, smallest first.
@@ -86,13 +86,10 @@ class ReviewImage:
 def draw_review_image(task: ReviewTask, *, side: int, quality: int) -> ReviewImage | str:
     """Draw an image for the sheet.
 
-    Args:
-        task: the image and its annotations.
-        side: longest side of its picture in pixels; smaller images stay as they are.
-        quality: of the JPEG, 1..95.
+    Smaller images than ``side`` pixels stay as they are.
 
     Returns:
-        The image, or a sentence about what is wrong with its files.
+        The image, or a sentence that says what is wrong with its files.
     """
     height, width = task.size
     try:
@@ -120,7 +117,7 @@ def outline(mask: np.ndarray, scale: float, origin: tuple[int, int] = (0, 0)) ->
         origin: left and top of the mask in its image.
 
     Returns:
-        Closed polygons through the centres of the border's pixels; empty for an empty mask.
+        Closed polygons through the centres of border pixels; empty for an empty mask.
     """
     found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     parts = []
@@ -148,22 +145,13 @@ def _object(semantic: np.ndarray, instances: np.ndarray, number: int, scale: flo
 
 
 def _shrink(task: ReviewTask, side: int, quality: int) -> tuple[str, tuple[int, int]]:
-    """Data URI of the picture, and its width and height.
-
-    Raises:
-        ValueError: the image is damaged, or of another size than its annotations.
-    """
+    """Data URI of the picture, and its width and height; ValueError if the image is unusable."""
     height, width = task.size
     scale = min(1.0, side / max(height, width))
     view = max(round(width * scale), 1), max(round(height * scale), 1)
-    content = io.BytesIO()
     try:
         with Image.open(task.path) as image:
-            if image.size != (width, height):
-                raise ValueError(
-                    f"{task.path}: {image.width} x {image.height} pixels, but {width} x {height} "
-                    f"in {task.source}"
-                )
+            found = image.size
             # JPEGs are decoded at a fraction of their size where that is enough.
             image.draft("RGB", view)
             small = image.convert("RGB").resize(view, Image.Resampling.BILINEAR)
@@ -172,9 +160,12 @@ def _shrink(task: ReviewTask, side: int, quality: int) -> tuple[str, tuple[int, 
     except Image.DecompressionBombError as error:
         raise ValueError(f"{task.path}: {error}") from error
     except CORRUPT_IMAGE as error:
-        if isinstance(error, ValueError) and str(error).startswith(str(task.path)):
-            raise
         raise ValueError(f"{task.path}: corrupt or unreadable image ({error})") from error
+    if found != (width, height):
+        raise ValueError(
+            f"{task.path}: {found[0]} x {found[1]} pixels, but {width} x {height} in {task.source}"
+        )
+    content = io.BytesIO()
     small.save(content, "JPEG", quality=quality, optimize=True)
     encoded = base64.b64encode(content.getvalue()).decode("ascii")
     return f"data:image/jpeg;base64,{encoded}", view

@@ -1,4 +1,4 @@
-"""The pixels behind a scored run, read again for the report's thumbnails.
+"""Images, ground truth and predictions of a scored run, read again for the report's thumbnails.
 
 Legend: H, W height and width of an image.
 """
@@ -8,13 +8,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from d2_smallobj.annotations.label_maps import read_label_map
+from d2_smallobj.annotations.label_files import read_labels
 from d2_smallobj.metrics import component_instances
 from d2_smallobj.utils.opencv import cv2
 
@@ -22,14 +21,19 @@ Source = Union[str, "os.PathLike[str]", Callable[[], np.ndarray]]
 """A file (image, label map as PNG or ``.npy``), or a function that returns the array."""
 
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_KINDS = {
+    "semantic": "semantic maps",
+    "instances": "instance maps",
+    "prediction": "predictions",
+}
 
 
 class SourceError(Exception):
-    """The pixels of an image cannot be had; says why."""
+    """The pixels of an image cannot be read; says why."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Truth:
+class ScoredPixels:
     """Image and ground truth.
 
     Attributes:
@@ -45,11 +49,11 @@ class Truth:
     instances: np.ndarray
 
 
-def read_truth(run: Any, image_id: str) -> Truth:
+def read_scored_pixels(run: Any, image_id: str) -> ScoredPixels:
     """Read image and ground truth of one image of a run.
 
     Args:
-        run: a scored run; ``sources`` maps image ids to what is known of ``image``,
+        run: a scored run; ``sources`` maps image ids to a :data:`Source` of ``image``,
             ``semantic`` and ``instances``, ``options`` may name the ``ignore_label``.
         image_id: the image.
 
@@ -62,9 +66,8 @@ def read_truth(run: Any, image_id: str) -> Truth:
     """
     semantic = read_map(run, image_id, "semantic")
     if _source(run, image_id, "instances") is None:
-        instances = component_instances(
-            semantic, ignore_label=int(run.options.get("ignore_label", 255))
-        )
+        ignore_label = int(run.options.get("ignore_label", 255))
+        instances = component_instances(semantic, ignore_label=ignore_label)
     else:
         instances = read_map(run, image_id, "instances")
     if instances.shape != semantic.shape:
@@ -72,9 +75,8 @@ def read_truth(run: Any, image_id: str) -> Truth:
             f"instance map {instances.shape} and semantic map {semantic.shape} differ in size"
         )
     image = _read_image(_source(run, image_id, "image"), semantic.shape)
-    if image is None:
-        return Truth(np.full((*semantic.shape, 3), 128, np.uint8), False, semantic, instances)
-    return Truth(image, True, semantic, instances)
+    grey = np.full((*semantic.shape, 3), 128, np.uint8)
+    return ScoredPixels(grey if image is None else image, image is not None, semantic, instances)
 
 
 def read_map(run: Any, image_id: str, kind: str) -> np.ndarray:
@@ -86,13 +88,13 @@ def read_map(run: Any, image_id: str, kind: str) -> np.ndarray:
         kind: ``semantic``, ``instances`` or ``prediction``.
 
     Raises:
-        SourceError: if it is not known where the map is, or it cannot be read.
+        SourceError: if it is not known, missing or no label map.
     """
     source = _source(run, image_id, kind)
     if source is None:
         raise SourceError(f"the run does not say where its {_KINDS[kind]} are")
     try:
-        labels = _read_labels(source)
+        labels = np.asarray(source()) if callable(source) else read_labels(source)
     except _UNREADABLE as error:
         raise SourceError(f"{_KINDS[kind]} cannot be read: {error}") from error
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
@@ -102,15 +104,8 @@ def read_map(run: Any, image_id: str, kind: str) -> np.ndarray:
     return labels
 
 
-_KINDS = {
-    "semantic": "semantic maps",
-    "instances": "instance maps",
-    "prediction": "predictions",
-}
-
-
 def _source(run: Any, image_id: str, kind: str) -> Source | None:
-    """What the run knows of one image's file."""
+    """The source of one image's file; ``None`` if the run does not tell."""
     try:
         return run.sources[image_id].get(kind)
     except KeyError:
@@ -120,18 +115,8 @@ def _source(run: Any, image_id: str, kind: str) -> Source | None:
         raise SourceError(f"what was scored cannot be opened again: {error}") from error
 
 
-def _read_labels(source: Source) -> np.ndarray:
-    """Read a label map from a file or a function."""
-    if callable(source):
-        return np.asarray(source())
-    if Path(source).suffix.lower() == ".npy":
-        # Never pickled content: the file may come from anywhere.
-        return np.load(source, allow_pickle=False)
-    return read_label_map(source)
-
-
 def _read_image(source: Source | None, shape: tuple[int, int]) -> np.ndarray | None:
-    """The picture as RGB in the size of its label maps; ``None`` if it cannot be had."""
+    """The picture as RGB in the size of its label maps; ``None`` if it cannot be read."""
     if source is None:
         return None
     try:

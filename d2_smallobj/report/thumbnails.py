@@ -1,4 +1,4 @@
-"""Objects as pictures: image, ground truth, and every prediction.
+"""The small objects that were segmented worst, as pictures: image, ground truth, predictions.
 
 Legend: H, W height and width of an image; h, w of a crop.
 """
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from d2_smallobj.report.html_worst import Candidate
+from d2_smallobj.metrics.outcomes import OUTCOMES, classify
 from d2_smallobj.report.methods import Method
-from d2_smallobj.report.scored_pixels import SourceError, Truth, read_map, read_truth
+from d2_smallobj.report.scored_pixels import ScoredPixels, SourceError, read_map, read_scored_pixels
 from d2_smallobj.utils.opencv import cv2
 
 _PANEL = 208
@@ -25,12 +25,79 @@ _SMALLEST_CROP = 56
 _GAP = 2
 """Pixels of the picture between an object and the line around it."""
 _TRIES = 4
-"""So many times the wished number of objects are tried before missing files end the search."""
+"""Objects tried for each one wished; beyond that, missing files end the search."""
 
-# Okabe and Ito's colours: told apart by colour-blind readers. The first is the object's class.
+# Okabe and Ito's colours; the first is the object's class.
 OBJECT_COLOUR = (230, 120, 0)
 OTHER_COLOURS = ((0, 114, 178), (0, 158, 115), (204, 121, 167), (86, 180, 233))
 REST_COLOUR = (120, 120, 120)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A small object that was badly segmented.
+
+    Attributes:
+        image_id: its image.
+        category: its class.
+        instance: its id.
+        area: its pixels.
+        ious: IoU in 0..1 by method position; methods that did not score it are absent.
+        outcomes: what happened to it, by method position.
+    """
+
+    image_id: str
+    category: int
+    instance: int
+    area: int
+    ious: dict[int, float]
+    outcomes: dict[int, str]
+
+
+def worst_small(methods: Sequence[Method]) -> list[Candidate]:
+    """Find the objects of the first size bin whose mean IoU is below 0.5, worst first.
+
+    Those missed by the most methods come first, then those of the smallest mean IoU (in steps
+    of 0.1). Among equals, images and classes take turns, and larger objects, which were easier to
+    see, come first.
+    """
+    found: dict[tuple[str, int, int], Candidate] = {}
+    for method in methods:
+        table = method.run.table
+        small = (table.size_of(method.bins) == 0) & table.things
+        chosen = table.select(small)
+        columns = (chosen.image_id, chosen.category_id, chosen.instance_id, chosen.area, chosen.iou)
+        rows = zip(*(column.tolist() for column in (*columns, classify(chosen))))
+        for image_id, category, instance, area, iou, outcome in rows:
+            key = (image_id, category, instance)
+            candidate = found.setdefault(key, Candidate(*key, area, {}, {}))
+            candidate.ious[method.position] = iou
+            candidate.outcomes[method.position] = OUTCOMES[outcome]
+    return _ordered([one for one in found.values() if _mean_iou(one) < 0.5])
+
+
+def _mean_iou(candidate: Candidate) -> float:
+    return sum(candidate.ious.values()) / len(candidate.ious)
+
+
+def _ordered(candidates: list[Candidate]) -> list[Candidate]:
+    """Sort as :func:`worst_small` says."""
+
+    def badness(one: Candidate) -> tuple[int, float]:
+        missed = sum(outcome == "missed" for outcome in one.outcomes.values())
+        return -missed, round(_mean_iou(one), 1)
+
+    def place(one: Candidate) -> tuple:
+        return badness(one), -one.area, one.image_id, one.category, one.instance
+
+    turns: list[tuple] = []
+    seen: Counter[object] = Counter()
+    for one in sorted(candidates, key=place):
+        keys = (badness(one), one.image_id), (badness(one), one.category)
+        turns.append((badness(one), seen[keys[0]], seen[keys[1]], place(one)))
+        seen.update(keys)
+    paired = sorted(zip(turns, sorted(candidates, key=place)), key=lambda pair: pair[0])
+    return [one for _, one in paired]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,23 +145,19 @@ def make_thumbnails(
 
 
 def _draw(methods: Sequence[Method], candidate: Candidate) -> Thumbnail:
-    """Read the files of one object and draw its panels.
-
-    Raises:
-        SourceError: if they cannot be read or do not fit the scores.
-    """
+    """Read the files of one object and draw its panels; SourceError if they do not fit."""
     truth, object_mask = _find(methods, candidate)
     predictions = {}
     for method in methods:
         if method.position in candidate.ious:
             labels = read_map(method.run, candidate.image_id, "prediction")
             if labels.shape != truth.semantic.shape:
-                raise SourceError("a prediction has another size than the ground truth by now")
+                raise SourceError("a prediction no longer has the size of the ground truth")
             predictions[method.position] = labels
     window = crop_window(object_mask)
     semantic = truth.semantic[window]
     cut = {position: labels[window] for position, labels in predictions.items()}
-    ignore = int(methods[0].run.options.get("ignore_label", 255))
+    ignore = methods[0].ignore_label
     names = methods[0].class_names
     colours = _colours(candidate.category, [semantic, *cut.values()], {*methods[0].stuff, ignore})
     image, mask = truth.image[window], object_mask[window]
@@ -102,7 +165,7 @@ def _draw(methods: Sequence[Method], candidate: Candidate) -> Thumbnail:
         (
             position,
             _data_uri(_panel(image, labels, mask, colours, ignore)),
-            _told(predictions[position][object_mask], names),
+            _describe(predictions[position][object_mask], names),
         )
         for position, labels in cut.items()
     ]
@@ -115,14 +178,14 @@ def _draw(methods: Sequence[Method], candidate: Candidate) -> Thumbnail:
     )
 
 
-def _find(methods: Sequence[Method], candidate: Candidate) -> tuple[Truth, np.ndarray]:
+def _find(methods: Sequence[Method], candidate: Candidate) -> tuple[ScoredPixels, np.ndarray]:
     """Ground truth from the first method that knows it, and the object's mask (H, W)."""
     problems = []
     for method in methods:
         if method.position not in candidate.ious:
             continue
         try:
-            truth = read_truth(method.run, candidate.image_id)
+            truth = read_scored_pixels(method.run, candidate.image_id)
         except SourceError as error:
             problems.append(str(error))
             continue
@@ -224,8 +287,8 @@ def _nearest(labels: np.ndarray) -> np.ndarray:
     )
 
 
-def _told(labels: np.ndarray, names: Sequence[str]) -> str:
-    """What was predicted on the object's pixels, in words: the two most frequent labels."""
+def _describe(labels: np.ndarray, names: Sequence[str]) -> str:
+    """The two most frequent labels on the object's pixels, with their shares."""
     values, numbers = np.unique(labels, return_counts=True)
     order = np.argsort(-numbers, kind="stable")[:2].tolist()
     parts = []
@@ -240,14 +303,14 @@ def _told(labels: np.ndarray, names: Sequence[str]) -> str:
 def _legend(
     colours: dict[int, tuple[int, int, int]], names: Sequence[str]
 ) -> list[tuple[str, tuple[int, int, int]]]:
-    """Class names with their colours; those without a colour of their own together."""
+    """Class names with their colours; classes that share the last colour are one entry."""
     own = [(label, rgb) for label, rgb in colours.items() if rgb != REST_COLOUR]
     legend = [(names[label] if label < len(names) else f"label {label}", rgb) for label, rgb in own]
     return legend if len(own) == len(colours) else [*legend, ("other classes", REST_COLOUR)]
 
 
 def _data_uri(pixels: np.ndarray) -> str:
-    """A JPEG within the page."""
+    """The pixels as a JPEG for the page."""
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "JPEG", quality=84, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"

@@ -5,10 +5,10 @@ reports work on.
 """
 
 from d2_smallobj.scoring.inputs import Inputs
-from d2_smallobj.scoring.merging import merge
 from d2_smallobj.scoring.pipeline import Settings, evaluate, prepare, score
 from d2_smallobj.scoring.run_folder import check_writable, load_run, load_runs, save_run
 from d2_smallobj.scoring.scored_run import ScoredRun
+from d2_smallobj.scoring.shards import merge
 from d2_smallobj.utils.problems import InputError
 
 __all__ = [

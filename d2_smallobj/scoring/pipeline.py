@@ -1,39 +1,49 @@
-"""Scoring a method's predictions, from inputs to a run."""
+"""Score a method's predictions: open the inputs, match every image, collect a run."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import d2_smallobj
 from d2_smallobj.annotations.truth import GroundTruth
-from d2_smallobj.metrics import COCO_SIZE_BINS, SizeBins
+from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator, SizeBins
 from d2_smallobj.metrics.image_means import WORST_PERCENT, check_worst
 from d2_smallobj.metrics.image_runs import MODES
 from d2_smallobj.metrics.validation import check_classes
-from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
-from d2_smallobj.scoring.plan import Plan, Task, make_plan
-from d2_smallobj.scoring.reopen import reopener
-from d2_smallobj.scoring.runner import Scorer, score_tasks
-from d2_smallobj.scoring.scored_run import ScoredRun, Sources
-from d2_smallobj.statistics.intervals import bootstrap
+from d2_smallobj.scoring.inputs import (
+    DatasetOpener,
+    Inputs,
+    Plan,
+    Task,
+    choose_ignore_label,
+    make_plan,
+)
+from d2_smallobj.scoring.predictions import open_predictions, read_prediction
+from d2_smallobj.scoring.scored_run import LEVEL, PixelSources, ScoredRun
+from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.parallel import parallel_batches
+from d2_smallobj.utils.problems import Problems
 
-_LEVEL = 0.95
+# Images that a process scores before it sends its records.
+_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How predictions are scored.
+    """Options of scoring.
 
     Attributes:
         mode: ``"exact"`` or ``"official"``; see :func:`d2_smallobj.metrics.match_image`.
         ignore_label: semantic label that is left out; default: the ground truth's, or 255.
         size_bins: the sizes.
-        worst: share of the images, or of a class's images, that the figures with ``@`` rest on, in
-            percent.
-        samples: of the bootstrap that gives the intervals; 0 = no intervals.
-        seed: of the bootstrap.
+        worst: percentage of the images, or of a class's images, that figures with ``@`` rest on.
+        samples: number of bootstrap samples for the intervals; 0 = no intervals.
+        seed: seed of the bootstrap.
         shard: (i, n): score every n-th image from the i-th on; merged later.
     """
 
@@ -60,31 +70,88 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class Scorer:
+    """Reads and matches images; picklable, so that every process has one.
+
+    Attributes:
+        truth: the ground truth, with class names, stuff and ignore label.
+        mode: ``"exact"`` or ``"official"``.
+        label_ids: whether predictions hold Cityscapes' label ids.
+    """
+
+    truth: GroundTruth
+    mode: str
+    label_ids: bool = False
+
+    def new_accumulator(self) -> Accumulator:
+        """Make an empty accumulator with these settings."""
+        return Accumulator(
+            len(self.truth.class_names),
+            stuff=self.truth.stuff,
+            ignore_label=self.truth.ignore_label,
+            void_instance=self.truth.void_instance,
+            mode=self.mode,
+        )
+
+    def score(self, tasks: Sequence[Task]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Score some images.
+
+        Returns:
+            The state of an accumulator, and the problems of the images that are not in it. A
+            state is a few long arrays, which are sent faster than hundreds of short ones.
+        """
+        accumulator, problems = self.new_accumulator(), Problems()
+        for task in tasks:
+            try:
+                semantic, instances = self.truth.read(task.truth)
+            except (OSError, ValueError) as error:
+                problems.add("unusable ground-truth map(s)", str(error))
+                continue
+            try:
+                labels = read_prediction(
+                    task.prediction, task.size, task.where, label_ids=self.label_ids
+                )
+            except (OSError, ValueError) as error:
+                problems.add("unusable prediction(s)", str(error))
+                continue
+            try:
+                accumulator.update(task.truth.image_id, labels, semantic, instances)
+            except (TypeError, ValueError) as error:
+                # The message says which of the maps is wrong.
+                problems.add(
+                    f"image(s) whose labels do not fit the {accumulator.num_classes} classes"
+                    f" (--classes), the ignore label {accumulator.ignore_label} or each other",
+                    f"{task.where} (ground truth {task.truth.both}): {error}",
+                )
+        return accumulator.state(), problems.pairs()
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringJob:
     """Inputs that were opened and checked, ready to be scored.
 
     Attributes:
-        scorer: reads and matches.
+        scorer: reads and matches the images.
         plan: the images.
         class_names: names of the classes.
-        options: what the run will say about how it was made.
-        settings: how to score.
+        options: how the run is made, for ``metrics.json``.
         remarks: what the reader should know, one sentence each.
+        open_dataset: see :class:`.Inputs`.
     """
 
     scorer: Scorer
     plan: Plan
     class_names: tuple[str, ...]
-    options: dict[str, object]
-    settings: Settings
+    options: dict[str, Any]
     remarks: tuple[str, ...]
+    open_dataset: DatasetOpener | None = None
 
 
-def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = False) -> Prepared:
+def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = False) -> ScoringJob:
     """Open the inputs and check everything that can be checked without decoding a map.
 
     Args:
-        inputs: where predictions and ground truth are.
+        inputs: predictions and ground truth.
         settings: how to score.
         defer: leave files with a wrong header to :func:`score`, whose error then lists them
             together with those whose pixels are wrong.
@@ -92,49 +159,48 @@ def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = F
     Raises:
         InputError: files are missing, unreadable, of another size or kind; lists all of them.
         ValueError: an input is malformed, or options do not fit.
-        OSError: something cannot be read.
+        OSError: a file cannot be read.
     """
     settings = settings or Settings()
     truth = inputs.open_truth()
-    ignore_label = choose_ignore_label(settings.ignore_label, truth)
-    # Folders do not know theirs, and an instance may have ignored pixels.
-    truth.ignore_label = ignore_label
-    class_names = truth.class_names
-    check_classes(len(class_names), ignore_label)
-    plan = make_plan(truth, inputs.open_predictions(truth), shard=settings.shard)
+    # Folders do not know their ignore label, and an instance may have ignored pixels.
+    truth.ignore_label = choose_ignore_label(settings.ignore_label, truth)
+    check_classes(len(truth.class_names), truth.ignore_label)
+    predictions = open_predictions(inputs.predictions, truth.json_classes)
+    plan = make_plan(truth, predictions, shard=settings.shard)
     if not defer:
         plan.problems.raise_if_any()
-    remarks = [*truth.remarks, *([plan.remark] if plan.remark else [])]
-    options: dict[str, object] = {
+    remarks = list(truth.remarks)
+    if plan.unused:
+        remarks.append(
+            f"{len(plan.unused)} prediction(s) are not scored, since their images are not wanted or"
+            f" have no ground truth: {listed(plan.unused)}"
+        )
+    options: dict[str, Any] = {
         "mode": settings.mode,
-        "ignore_label": ignore_label,
+        "ignore_label": truth.ignore_label,
         "stuff": list(truth.stuff),
         "void_instance": truth.void_instance,
         "size_bins": str(settings.size_bins),
         "worst": settings.worst,
         "bootstrap": settings.samples,
         "seed": settings.seed,
-        "level": _LEVEL,
+        "level": LEVEL,
         "version": d2_smallobj.__version__,
         "inputs": inputs.describe(),
         "image_set": _image_set(truth),
     }
     if settings.shard[1] > 1:
         options["shard"] = "{}/{}".format(*settings.shard)
-    scorer = Scorer(
-        truth,
-        len(class_names),
-        ignore_label,
-        settings.mode,
-        stuff=truth.stuff,
-        void_instance=truth.void_instance,
-        label_ids=inputs.prediction_ids == "label",
-    )
-    return Prepared(scorer, plan, class_names, options, settings, tuple(remarks))
+    # Each process gets the images that it reads, not all of them.
+    lean = copy.copy(truth)
+    lean.images = []
+    scorer = Scorer(lean, settings.mode, inputs.prediction_ids == "label")
+    return ScoringJob(scorer, plan, truth.class_names, options, tuple(remarks), inputs.open_dataset)
 
 
 def score(
-    prepared: Prepared, *, name: str = "", jobs: int = 1, progress: bool = False
+    prepared: ScoringJob, *, name: str = "", jobs: int = 1, progress: bool = False
 ) -> ScoredRun:
     """Score the images; the result does not depend on ``jobs``.
 
@@ -149,23 +215,36 @@ def score(
 
     Raises:
         InputError: images could not be scored; lists all of them.
-        RuntimeError: a process was killed.
+        ValueError: ``jobs`` is below 1.
+        WorkerError: a process was killed.
     """
-    plan = prepared.plan
-    accumulator = score_tasks(
-        prepared.scorer, plan.tasks, known=plan.problems, jobs=jobs, progress=progress
-    )
-    label_ids = prepared.scorer.label_ids
-    files = {task.truth.image_id: _files(task, label_ids=label_ids) for task in plan.tasks}
+    plan, scorer = prepared.plan, prepared.scorer
+    accumulator, problems = scorer.new_accumulator(), Problems()
+    problems.extend(plan.problems.pairs())
+    # Images with problems are known already: read the others, so that one error names all.
+    description = "looking for more problems" if problems else "scoring"
+    for state, found in parallel_batches(
+        scorer.score,
+        plan.tasks,
+        jobs=jobs,
+        largest=_BATCH,
+        description=description,
+        progress=progress,
+    ):
+        problems.extend(found)
+        if not problems:
+            accumulator.merge(Accumulator.from_state(state))
+    problems.raise_if_any()
+    files = {task.truth.image_id: _files(task, scorer.label_ids) for task in plan.tasks}
     scored = ScoredRun.from_accumulator(
         accumulator,
         prepared.class_names,
         name=name,
         options=prepared.options,
-        sources=Sources(files, reopener(prepared.options["inputs"])),
+        sources=PixelSources(files, prepared.options["inputs"], prepared.open_dataset),
         remarks=prepared.remarks,
     )
-    return scored if "shard" in prepared.options else with_intervals(scored)
+    return scored if "shard" in prepared.options else scored.with_intervals()
 
 
 def evaluate(
@@ -181,24 +260,6 @@ def evaluate(
     return score(prepared, name=name, jobs=jobs, progress=progress)
 
 
-def with_intervals(scored: ScoredRun) -> ScoredRun:
-    """Add bootstrap intervals as the options say; none for no samples or no image."""
-    samples = int(scored.options.get("bootstrap", 0))
-    if samples == 0 or not scored.images:
-        return scored
-    found = bootstrap(
-        scored,
-        class_names=scored.class_names,
-        stuff=scored.stuff,
-        size_bins=scored.size_bins,
-        worst=scored.worst,
-        samples=samples,
-        seed=int(scored.options.get("seed", 0)),
-        level=float(scored.options.get("level", _LEVEL)),
-    )
-    return dataclasses.replace(scored, intervals=found)
-
-
 def _image_set(truth: GroundTruth) -> str:
     """Number and digest of all ids: shards of a folder that has changed must not be merged."""
     ids = sorted(image.image_id for image in truth.images)
@@ -206,8 +267,8 @@ def _image_set(truth: GroundTruth) -> str:
     return f"{len(ids)} images, ids sha256:{digest[:16]}"
 
 
-def _files(task: Task, *, label_ids: bool) -> tuple[str, str, str, str]:
-    """Files of an image by :data:`SOURCE_KINDS`, empty where none can be shown as it is."""
+def _files(task: Task, label_ids: bool) -> tuple[str, str, str, str]:
+    """Files of an image by :data:`.SOURCE_KINDS`, empty where none can be shown as it is."""
     plain = isinstance(task.prediction, str) and not label_ids
     prediction = task.prediction if plain else ""
     truth = task.truth

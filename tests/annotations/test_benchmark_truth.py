@@ -14,7 +14,7 @@ from d2_smallobj.annotations.cityscapes import BENCHMARK_LABELS
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring import InputError, Inputs, Settings, evaluate
-from d2_smallobj.scoring.instance_sizes import measure_instances, open_ground_truth
+from d2_smallobj.scoring.instance_sizes import measure_instances
 
 QUICK = Settings(samples=0)
 LABELS = np.array([*BENCHMARK_LABELS.values()])
@@ -142,7 +142,7 @@ def test_stuff_of_the_users_choice(panoptic):
 
 def test_panoptic_statistics(panoptic):
     _, inputs, *_ = panoptic
-    truth = open_ground_truth("panoptic", inputs["panoptic"], panoptic_maps=inputs["panoptic_maps"])
+    truth = Inputs(**inputs).open_truth(label_maps=False)
     sizes = measure_instances(truth, source="x", jobs=2)
     assert sizes.class_ids.tolist() == [0] * 4
     assert sizes.areas.tolist() == [36] * 4
@@ -299,12 +299,12 @@ def test_classes_without_background_in_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"panoptic": "a.json"}, r"--panoptic: name the folder of the PNGs, too: a\.json DIR"),
+        ({"panoptic": "a.json"}, r"--panoptic: give the folder of the PNGs, too: a\.json DIR"),
         (
             {"panoptic": "a", "panoptic_maps": "b", "classes": "voc"},
-            r"--classes: --panoptic has",
+            r"--classes goes with .*, not with --panoptic",
         ),
-        ({"cityscapes": "a", "classes": "voc"}, r"--classes: --cityscapes has its own classes"),
+        ({"cityscapes": "a", "classes": "voc"}, r"--classes goes .* not with --cityscapes"),
         ({"cityscapes": "a", "prediction_ids": "trian"}, r"--prediction-ids: .*mean 'train'"),
         ({"semantic": "a", "prediction_ids": "label"}, r"--prediction-ids goes with --cityscapes"),
         ({"semantic": "a", "unannotated": "void"}, r"--unannotated goes with --dataset, not with"),

@@ -243,6 +243,7 @@ def test_degenerate_polygons_have_no_area(annotated):
 
 def test_the_demo_by_name_equals_its_folders(tmp_path, registration):
     pytest.importorskip("torch")
+    from d2_smallobj.data.ground_truth import open_dataset
     from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES, make_demo
 
     make_demo(tmp_path / "smallobj_demo", num_train=1, num_val=5, size=96)
@@ -251,7 +252,10 @@ def test_the_demo_by_name_equals_its_folders(tmp_path, registration):
     classes.write_text("\n".join(DEMO_CLASS_NAMES))
     registration(tmp_path)
     predictions = str(folder / "PseudoLabels" / "demo")
-    by_name = evaluate(Inputs(predictions=predictions, dataset="smallobj_demo_val"), QUICK)
+    by_name = evaluate(
+        Inputs(predictions=predictions, dataset="smallobj_demo_val", open_dataset=open_dataset),
+        QUICK,
+    )
     chosen = folder / "ImageSets" / "Segmentation" / "val.txt"
     by_folder = evaluate(
         Inputs(
@@ -271,12 +275,17 @@ def test_the_demo_by_name_equals_its_folders(tmp_path, registration):
     for file in ("instances.csv", "instance_details.csv", "images.csv", "pixels.csv"):
         assert (tmp_path / "name" / file).read_bytes() == (tmp_path / "folder" / file).read_bytes()
     with pytest.raises(ValueError, match=r"--dataset: unknown value 'smallobj_demo_vall'.*mean"):
-        evaluate(Inputs(predictions=predictions, dataset="smallobj_demo_vall"), QUICK)
+        evaluate(
+            Inputs(
+                predictions=predictions, dataset="smallobj_demo_vall", open_dataset=open_dataset
+            ),
+            QUICK,
+        )
 
 
 def test_a_registered_annotation_file(realdata, tmp_path):
     pytest.importorskip("torch")
-    import d2_smallobj  # noqa: F401 (makes the embedded host importable)
+    from d2_smallobj.data.ground_truth import open_dataset
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     path = realdata / "coco" / "tinycoco50_val2017.json"
@@ -292,7 +301,9 @@ def test_a_registered_annotation_file(realdata, tmp_path):
     )
     try:
         perfect(annotations, tmp_path, lambda number: annotations.file_name(number)[:-4])
-        scored = evaluate(Inputs(predictions=str(tmp_path), dataset=name), QUICK)
+        scored = evaluate(
+            Inputs(predictions=str(tmp_path), dataset=name, open_dataset=open_dataset), QUICK
+        )
         assert ious(scored.figures) == {100.0}
         assert len(scored.images) == 50
         assert scored.sources["6818"]["image"] == "/x/000000006818.jpg"

@@ -14,7 +14,7 @@ import d2_smallobj  # noqa: F401 (makes the embedded host importable)
 from d2_smallobj.annotations.cityscapes import BENCHMARK_LABELS
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.annotations.label_rules import LabelRule
-from d2_smallobj.data.ground_truth import resolve
+from d2_smallobj.data.ground_truth import open_dataset, resolve
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring import Inputs, Settings, evaluate
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -689,7 +689,8 @@ def test_components_of_translated_labels_are_shown(register, tmp_path):
     record = {"file_name": "a.jpg", "sem_seg_file_name": labels}
     name = register([record], stuff_classes=["background", "cat"], label_rule=rule)
     scored = evaluate(
-        Inputs(predictions=str(tmp_path / "preds"), dataset=name), Settings(samples=0)
+        Inputs(predictions=str(tmp_path / "preds"), dataset=name, open_dataset=open_dataset),
+        Settings(samples=0),
     )
     assert scored.figures["IA-mIoU"] == 100
     (sources,) = scored.sources.values()
@@ -794,21 +795,26 @@ def test_ids_of_the_data_set_in_predictions(register, tmp_path):
     name = register([record], stuff_dataset_id_to_contiguous_id={1: 0, 2: 1, 9: 2}, **classes)
     path = json_of(tmp_path / "out/sem_seg_predictions.json", semantic, {0: 1, 1: 2, 2: 9})
     for predictions in (path, str(tmp_path / "out")):
-        scored = evaluate(Inputs(predictions=predictions, dataset=name), Settings(samples=0))
+        scored = evaluate(
+            Inputs(predictions=predictions, dataset=name, open_dataset=open_dataset),
+            Settings(samples=0),
+        )
         assert scored.figures["mIoU"] == 100
         (sources,) = scored.sources.values()
         np.testing.assert_array_equal(sources["prediction"](), semantic)
     # Label maps hold classes, whatever the metadata number.
     save(tmp_path / "preds" / "a.png", semantic)
-    inputs = Inputs(predictions=str(tmp_path / "preds"), dataset=name)
+    inputs = Inputs(predictions=str(tmp_path / "preds"), dataset=name, open_dataset=open_dataset)
     assert evaluate(inputs, Settings(samples=0)).figures["mIoU"] == 100
     # Without the map, as in the folder of the same data set, the ids are classes.
     plain = register([record], "plain", **classes)
     path = json_of(tmp_path / "plain.json", semantic, {0: 0, 1: 1, 2: 2})
-    inputs = Inputs(predictions=path, dataset=plain)
+    inputs = Inputs(predictions=path, dataset=plain, open_dataset=open_dataset)
     assert evaluate(inputs, Settings(samples=0)).figures["mIoU"] == 100
     with pytest.raises(
         ValueError,
         match=r"category_id is no category of the ground truth \(.*stuff_.*\n.*entry 0: 0",
     ):
-        evaluate(Inputs(predictions=path, dataset=name), Settings(samples=0))
+        evaluate(
+            Inputs(predictions=path, dataset=name, open_dataset=open_dataset), Settings(samples=0)
+        )

@@ -9,6 +9,7 @@ import pytest
 
 import d2_smallobj  # noqa: F401 (makes the embedded host importable)
 from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.data.ground_truth import open_dataset
 from d2_smallobj.evaluation import SmallObjectEvaluator
 from d2_smallobj.scoring import Inputs, Settings, evaluate
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -70,7 +71,8 @@ def test_the_evaluator_and_the_command_line_agree(mixed):
         evaluator.process([record], [{"sem_seg": guess.astype(np.int64)}])
     (figures,) = evaluator.evaluate().values()
     scored = evaluate(
-        Inputs(predictions=str(folder / "predictions"), dataset=NAME), Settings(samples=0)
+        Inputs(predictions=str(folder / "predictions"), dataset=NAME, open_dataset=open_dataset),
+        Settings(samples=0),
     )
     common = ("mIoU", "IA-mIoU", "IA-mIoU_S", "images", "instances")
     assert {name: figures[name] for name in common} == {

@@ -62,7 +62,7 @@ def test_the_default_root(command, root, monkeypatch):
     [
         (("train2014",), 1, "instances_train2014.json"),
         (("val2018",), 2, "invalid choice: 'val2018'"),
-        (("val2017", "--jobs", "0"), 2, "--jobs must be at least 1, got 0"),
+        (("val2017", "--jobs", "0"), 2, "--jobs: expected an integer >= 1, got '0'"),
         ((), 2, "the following arguments are required"),
     ],
 )

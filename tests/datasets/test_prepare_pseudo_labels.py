@@ -54,7 +54,7 @@ def test_as_a_user_runs_it(root, written, repository):
         check=True,
     )
     folder = root / "VOCdevkit/VOC2012/PseudoLabels"
-    assert done.stdout.startswith("6 label maps written, 0 kept, 0 other files passed over")
+    assert done.stdout.startswith(f"6 label maps written, 0 kept in {folder}/irn; 0 other")
     assert "irn against the true instances of 4 images, percent: mIoU 100.00" in done.stdout
     assert "to train on them: DATASETS.TRAIN \"('voc_2012_trainaug_irn',)\"" in done.stdout
     names = {path.name for path in folder.iterdir()}
@@ -76,7 +76,7 @@ def test_another_name_and_check(command, root, written):
     assert not folder.with_suffix(".csv").exists()
     status, out, _ = command(SCRIPT, "other", "--name", "mine", "--check", "--root", root)
     assert status == 0
-    assert f"6 label maps in {folder} are sound" in out
+    assert f"6 label maps in {folder} are valid" in out
     assert folder.with_suffix(".csv").exists()
     path = next(folder.iterdir())
     Image.new("RGB", (5, 5)).save(path)
@@ -125,7 +125,7 @@ def test_the_methods_own_threshold(command, root, tmp_path):
         (("irn",), 2, "give the folders that the method wrote, or --check alone"),
         (("irn", "{written}", "--check"), 2, "or --check alone"),
         (("other", "{written}"), 2, "--name is needed for a method without one"),
-        (("irn", "{written}", "--jobs", "0"), 2, "--jobs must be at least 1, got 0"),
+        (("irn", "{written}", "--jobs", "0"), 2, "--jobs: expected an integer >= 1, got '0'"),
         (("bana", "{written}"), 1, "error: bana: expected 2 folder(s) (Y_crf, Y_ret), got 1"),
         (("irn", "{written}/nowhere"), 1, "error: data set 'irn pseudo labels': 1 path(s)"),
         (("irn", "{written}", "--dataset", "coco_2014"), 1, "instances_train2014.json"),

@@ -9,8 +9,8 @@ import torch
 
 import d2_smallobj
 from d2_smallobj.engine import TwoTaskTrainer, build_config
-from d2_smallobj.modeling import host_parts
-from d2_smallobj.modeling.host_parts import add_part_configs
+from d2_smallobj.modeling import detectron2_heads
+from d2_smallobj.modeling.detectron2_heads import add_project_configs
 from detectron2.utils.env import seed_all_rng
 
 EMBEDDED = d2_smallobj.host().name == "embedded"
@@ -108,7 +108,9 @@ def test_deeplabs_keys_are_there_only_when_it_is_named(configured):
 @pytest.mark.real_host
 @needs_real_host
 def test_an_installation_without_the_project_is_named(monkeypatch):
-    monkeypatch.setattr(host_parts, "PROJECT_PARTS", {"MyHead": "detectron2.projects.nothing"})
+    monkeypatch.setattr(
+        detectron2_heads, "PROJECT_PARTS", {"MyHead": "detectron2.projects.nothing"}
+    )
     with pytest.raises(ValueError, match=r"\['MyHead'\] need detectron2\.projects\.nothing, which"):
         build_config("", ["MODEL.SEM_SEG_HEAD.NAME", "MyHead"])
 
@@ -150,5 +152,5 @@ def test_files_that_cannot_be_read_are_left_to_the_reader(tmp_path, text):
     path.write_text(text)
     cfg = build_config()
     before = cfg.dump()
-    add_part_configs(cfg, str(path), ())
+    add_project_configs(cfg, str(path), ())
     assert cfg.dump() == before

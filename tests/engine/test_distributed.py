@@ -221,7 +221,7 @@ per_pass = 4
 passes = [[sample(p) for p in range(first + rank, first + per_pass, world)]
           for first in range(0, 100, per_pass)]
 ewc = build_ewc(cfg, model, optimizer)
-step = TaskStepTrainer(distribute(cfg, model), passes, optimizer, ewc=ewc,
+step = TaskStepTrainer(distribute(model), passes, optimizer, ewc=ewc,
                        accumulate=cfg.SMALLOBJ.ACCUMULATE, loss_log=LossLog(3))
 set_loss(model, job["loss"])
 losses, gradients = [], []

@@ -22,7 +22,7 @@ from d2_smallobj.engine.doubt import (
     doubt_picture,
     grey_sigma,
 )
-from d2_smallobj.modeling.uncertainty import Observation
+from d2_smallobj.modeling.uncertain_segmentor import Observation
 from detectron2.engine import HookBase
 
 DOUBT = {

@@ -18,6 +18,8 @@ from d2_smallobj.losses import (
     size_weights,
 )
 
+LOSS = SizeWeightedCrossEntropy(size_weighted=True)
+
 
 def random_batch(seed=0, n=2, k=4, size=(13, 17)):
     generator = torch.Generator().manual_seed(seed)
@@ -189,9 +191,9 @@ def test_logits_resolution_resizes_the_labels_and_weighs_them_anew():
     loss = SizeWeightedCrossEntropy(resolution="logits", size_weighted=True)
     small = F.interpolate(labels[:, None].float(), (4, 5), mode="nearest-exact")[:, 0].long()
     weights = torch.stack([torch.from_numpy(size_weights(label.numpy())) for label in small])
-    expected = size_weighted_cross_entropy(logits, small, weights)
-    wrong = torch.rand(labels.shape)
-    assert_same(loss(logits, labels, wrong), expected, logits)
+    for given in (None, weights):
+        expected = size_weighted_cross_entropy(logits, small, weights)
+        assert_same(loss(logits, labels, given), expected, logits)
 
 
 def test_small_objects_vanish_at_logit_resolution_only():
@@ -264,25 +266,35 @@ def test_labels_out_of_range_are_named(value, resolution):
         loss(logits[:, :, :4, :4], labels)
 
 
-def test_bad_tensors():
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, y: LOSS(x.long(), y), r"logits must be floating point.*torch.int64"),
+        (lambda x, y: LOSS(x[0], y), r"logits must be .*\(N, K, h, w\).*\(4, 13, 17\)"),
+        (lambda x, y: LOSS(x, y.byte()), r"labels must be int64 of shape \(2, H, W\), got .*uint8"),
+        (lambda x, y: LOSS(x, y[:1]), r"labels must be int64.*shape \(1, 13, 17\)"),
+        (
+            lambda x, y: LOSS(x, y, torch.ones(2, 4, 4)),
+            r"size_weights must have.*\(2, 13, 17\), got \(2, 4, 4\)",
+        ),
+        (
+            lambda x, y: size_weighted_cross_entropy(x, y, torch.ones(2, 4, 4)),
+            r"weights must have.*\(2, 13, 17\), got \(2, 4, 4\)",
+        ),
+        (
+            lambda x, y: size_weighted_cross_entropy(x[:, :, :5, :5], y),
+            r"one size, got \(5, 5\) and \(13, 17\)",
+        ),
+        (
+            lambda x, y: size_weighted_cross_entropy(x, y, normalize="sum"),
+            "normalize: unknown value 'sum'",
+        ),
+    ],
+)
+def test_bad_tensors(call, message):
     logits, labels = random_batch()
-    loss = SizeWeightedCrossEntropy(size_weighted=True)
-    with pytest.raises(ValueError, match=r"logits must be floating point.*torch.int64"):
-        loss(logits.detach().long(), labels)
-    with pytest.raises(ValueError, match=r"logits must be .*\(N, K, h, w\).*\(4, 13, 17\)"):
-        loss(logits[0], labels)
-    with pytest.raises(ValueError, match=r"labels must be int64 of shape \(2, H, W\), got .*uint8"):
-        loss(logits, labels.byte())
-    with pytest.raises(ValueError, match=r"labels must be int64.*shape \(1, 13, 17\)"):
-        loss(logits, labels[:1])
-    with pytest.raises(ValueError, match=r"size_weights must have.*\(2, 13, 17\), got \(2, 4, 4\)"):
-        loss(logits, labels, torch.ones(2, 4, 4))
-    with pytest.raises(ValueError, match=r"weights must have.*\(2, 13, 17\), got \(2, 4, 4\)"):
-        size_weighted_cross_entropy(logits, labels, torch.ones(2, 4, 4))
-    with pytest.raises(ValueError, match=r"one size, got \(5, 5\) and \(13, 17\)"):
-        size_weighted_cross_entropy(logits[:, :, :5, :5], labels, None)
-    with pytest.raises(ValueError, match="normalize: unknown value 'sum'"):
-        size_weighted_cross_entropy(logits, labels, None, normalize="sum")
+    with pytest.raises(ValueError, match=message):
+        call(logits.detach(), labels)
 
 
 # ---- Several processes, and weights from the loader's workers ----------------------------------
@@ -291,7 +303,7 @@ def test_bad_tensors():
 @pytest.mark.parametrize("resolution", ["input", "logits"])
 @pytest.mark.parametrize("normalize", ["weights", "pixels"])
 @pytest.mark.parametrize("size_weighted", [False, True])
-def test_the_mean_of_shares_is_the_loss_of_all(resolution, normalize, size_weighted):
+def test_the_mean_of_shares_is_the_loss_of_all(monkeypatch, resolution, normalize, size_weighted):
     """As processes do it: each its own images, the divisor averaged over all of them."""
     torch.manual_seed(0)
     logits = torch.randn(4, 3, 6, 8, requires_grad=True)
@@ -305,21 +317,24 @@ def test_the_mean_of_shares_is_the_loss_of_all(resolution, normalize, size_weigh
     whole = loss(logits, labels)
     (expected,) = torch.autograd.grad(whole, logits)
     seen = []
-    loss.divisor_mean = lambda divisor: seen.append(divisor) or divisor
+    loss.global_divisor = True
+    monkeypatch.setattr(
+        size_balanced, "mean_over_processes", lambda divisor: seen.append(divisor) or divisor
+    )
     shares = [(logits[:2], labels[:2]), (logits[2:], labels[2:])]
     for share in shares:
         loss(*share)
     mean = torch.stack(seen).mean()
     assert seen[0] > seen[1] == 0
-    loss.divisor_mean = lambda divisor: mean
+    monkeypatch.setattr(size_balanced, "mean_over_processes", lambda divisor: mean)
     together = sum(loss(*share) for share in shares) / 2
     torch.testing.assert_close(together, whole)
     torch.testing.assert_close(torch.autograd.grad(together, logits)[0], expected)
 
 
-def test_no_valid_pixel_in_any_process():
-    loss = SizeWeightedCrossEntropy(size_weighted=True)
-    loss.divisor_mean = lambda divisor: divisor / 2
+def test_no_valid_pixel_in_any_process(monkeypatch):
+    monkeypatch.setattr(size_balanced, "mean_over_processes", lambda divisor: divisor / 2)
+    loss = SizeWeightedCrossEntropy(size_weighted=True, global_divisor=True)
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     value = loss(logits, torch.full((1, 4, 4), 255))
     value.backward()
@@ -327,29 +342,34 @@ def test_no_valid_pixel_in_any_process():
     assert (logits.grad == 0).all()
 
 
-def test_pixels_beyond_float32s_integers_are_counted():
+def test_pixels_beyond_float32s_integers_are_counted(monkeypatch):
     """2^24 + 1 pixels are not 2^24: the divisor is shared in double precision."""
-    loss, seen = SizeWeightedCrossEntropy(), []
-    loss.divisor_mean = lambda divisor: seen.append(divisor) or divisor
+    seen = []
+    monkeypatch.setattr(
+        size_balanced, "mean_over_processes", lambda divisor: seen.append(divisor) or divisor
+    )
+    loss = SizeWeightedCrossEntropy(global_divisor=True)
     loss(torch.zeros(1, 2, 1, 3), torch.zeros(1, 1, 3, dtype=torch.long))
     assert seen[0].dtype == torch.float64
 
 
-def test_weights_by_logit_size(monkeypatch):
+def test_one_process_divides_by_its_own():
+    logits, labels = random_batch()
+    values = [SizeWeightedCrossEntropy(global_divisor=x)(logits, labels) for x in (False, True)]
+    assert values[0] == values[1]
+
+
+def test_weights_given_at_logit_size(monkeypatch):
     torch.manual_seed(0)
     labels = torch.randint(0, 3, (2, 16, 12))
-    rule = SizeWeights()
-    given = {
-        size: batch_size_weights(resize_labels(labels, size), rule) for size in ((8, 6), (4, 3))
-    }
+    logits = torch.randn(2, 3, 8, 6)
+    given = batch_size_weights(resize_labels(labels, (8, 6)), SizeWeights())
     loss = SizeWeightedCrossEntropy(resolution="logits", size_weighted=True)
-    expected = {size: loss(torch.ones(2, 3, *size).cumsum(1), labels) for size in given}
+    expected = loss(logits, labels)
     monkeypatch.setattr(size_balanced, "batch_size_weights", None)
-    for size, value in expected.items():
-        found = loss(torch.ones(2, 3, *size).cumsum(1), labels, given)
-        torch.testing.assert_close(found, value, rtol=0, atol=0)
-    with pytest.raises(TypeError, match="not callable"):  # no weights for this size: made here
-        loss(torch.ones(2, 3, 5, 5), labels, given)
+    torch.testing.assert_close(loss(logits, labels, given), expected, rtol=0, atol=0)
+    with pytest.raises(TypeError, match="not callable"):  # no weights: computed here
+        loss(logits, labels)
     loss.size_weighted = False
-    plain = SizeWeightedCrossEntropy(resolution="logits")(torch.ones(2, 3, 5, 5), labels)
-    torch.testing.assert_close(loss(torch.ones(2, 3, 5, 5), labels, given), plain)
+    plain = SizeWeightedCrossEntropy(resolution="logits")(logits, labels)
+    torch.testing.assert_close(loss(logits, labels, given), plain)

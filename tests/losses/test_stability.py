@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from d2_smallobj.losses import ElasticWeightConsolidation, ParameterGroup
-from d2_smallobj.losses.stability import check_strength, rate_limit
+from d2_smallobj.losses.ewc_penalty import check_strength, rate_limit, strength_limit
 
 
 def held(fisher=(0.0, 0.25, 0.8), strength=500.0):
@@ -38,8 +38,6 @@ def test_bound_is_where_sgd_starts_to_diverge(momentum, nesterov):
     rate = 0.05
     optimizer = torch.optim.SGD([parameter], lr=rate, momentum=momentum, nesterov=nesterov)
     limit = rate_limit(momentum, nesterov=nesterov) / (2 * rate * ewc.max_fisher()["p"])
-    if not nesterov:
-        assert ewc.max_stable_strength({"p": rate}, momentum) == pytest.approx(limit)
     ewc.strength = 0.99 * limit
     ewc.check_stability(ewc.groups(optimizer))
     assert final_distance(parameter, ewc, optimizer) < 0.1
@@ -54,15 +52,14 @@ def test_the_papers_rate_is_stable_and_a_small_nets_is_not():
     # docs/method.md#stability: 1.34e-4 * 2 * 500 = 0.134 and 0.05 * 2 * 500 = 50, against
     # 2 (1 + 0.9) = 3.8.
     _, ewc = held(fisher=(0.0, 1.0))
-    ewc.check_stability([ParameterGroup("g", 1.34e-4, ("p",))], momentum=0.9)
-    assert ewc.max_stable_strength([0.05], 0.9) == pytest.approx(38)
+    ewc.check_stability([ParameterGroup("g", 1.34e-4, ("p",), 0.9)])
     message = (
         r"strength 500 makes the penalty unstable in g: learning rate 0\.05 and max F 1 give "
         r".* = 50, which must stay below 3\.8 at momentum 0\.9\. Use a strength below 38, .*"
         r"proximal step"
     )
     with pytest.raises(ValueError, match=message):
-        ewc.check_stability([ParameterGroup("g", 0.05, ("p",))], momentum=0.9)
+        ewc.check_stability([ParameterGroup("g", 0.05, ("p",), 0.9)])
 
 
 def test_exactly_at_the_bound_is_refused():
@@ -105,12 +102,6 @@ def test_each_group_is_held_to_its_own_rate_fisher_and_momentum():
         ewc.check_stability(ewc.groups(optimizer))
     ewc.strength = 19.9
     ewc.check_stability(ewc.groups(optimizer))
-    # One momentum for all groups, as an argument: 1.9 / 0.05 = 38.
-    ewc.strength = 37.9
-    ewc.check_stability(ewc.groups(optimizer), momentum=0.9)
-    ewc.strength = 38.1
-    with pytest.raises(ValueError, match="Use a strength below 38,"):
-        ewc.check_stability(ewc.groups(optimizer), momentum=0.9)
 
 
 def test_the_message_names_the_limit_of_all_groups_not_of_the_first():
@@ -120,8 +111,7 @@ def test_the_message_names_the_limit_of_all_groups_not_of_the_first():
 
 
 def test_nothing_that_moves_is_held():
-    _, ewc = held(fisher=(0.5, 0.25))
-    assert ewc.max_stable_strength([0.0]) == math.inf
+    assert strength_limit(ParameterGroup("g", 0.0, ("p",)), {"p": 0.5}) == math.inf
     check_strength(1e30, [ParameterGroup("g", 0.1, ("p",))], {"p": 0.0})
     check_strength(1e30, [], {})
 
@@ -152,7 +142,7 @@ def test_bad_rates_and_momenta():
     _, ewc = held()
     for momentum in (1.0, -0.1, math.nan):
         with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), got"):
-            ewc.max_stable_strength([0.1], momentum)
+            ewc.check_stability([ParameterGroup("g", 0.1, ("p",), momentum)])
     for rate in (-0.1, math.nan, math.inf):
         with pytest.raises(ValueError, match="learning rate of g must be finite and >= 0, got"):
             ewc.check_stability([ParameterGroup("g", rate, ("p",))])

@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from d2_smallobj.losses.size_weights import SizeWeights, size_weights
-from d2_smallobj.losses.softening import FORMS, all_logits, sigma_offset, soften
-from d2_smallobj.losses.uncertainty import MEASURES, UncertaintyCrossEntropy
+from d2_smallobj.losses.uncertainty import (
+    SIGMA_FORMS,
+    UncertaintyCrossEntropy,
+    all_logits,
+    sigma_offset,
+    soften,
+)
 
 NONE = -300.0
 """A raw spread whose softplus is 0 in float32."""
@@ -53,7 +58,7 @@ def plain(logits, labels):
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SIGMA_FORMS)
 def test_sigma_0_is_the_plain_cross_entropy(classes, form):
     logits, raw, labels, inside = random_batch(classes=classes, form=form)
     zero = torch.full_like(raw, NONE).detach()
@@ -64,7 +69,7 @@ def test_sigma_0_is_the_plain_cross_entropy(classes, form):
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SIGMA_FORMS)
 def test_certain_labels_have_no_doubt(classes, form):
     logits, raw, labels, inside = random_batch(classes=classes, form=form)
     value = UncertaintyCrossEntropy(form=form)(
@@ -77,7 +82,7 @@ def test_certain_labels_have_no_doubt(classes, form):
     assert not raw_gradient.any()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SIGMA_FORMS)
 @pytest.mark.parametrize(("classes", "limit"), [(2, math.log(2)), (4, math.log(4))])
 def test_without_end_sigma_leaves_the_logarithm_of_the_number_of_classes(form, classes, limit):
     logits, raw, labels, inside = random_batch(classes=classes, form=form)
@@ -127,9 +132,9 @@ def test_forms_of_a_binary_task_are_one():
     logits, raw, labels, inside = random_batch(classes=2)
     values = [
         UncertaintyCrossEntropy(form=form)(logits, labels, sigma_raw=raw, doubtable=inside)
-        for form in FORMS
+        for form in SIGMA_FORMS
     ]
-    torch.testing.assert_close(values[1:], values[:1] * 2)
+    torch.testing.assert_close(values[1], values[0])
 
 
 def test_hand_computed_values():
@@ -191,7 +196,7 @@ def test_doubt_grows_where_the_label_is_wrong_and_shrinks_where_it_is_right():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SIGMA_FORMS)
 def test_gradients_are_finite_everywhere(dtype, classes, form):
     """All pairs of extreme logits and spreads, and every label."""
     extremes = (0.0, 1e-6, 0.1, 1.0, 30.0, 1e3, 6e4, torch.finfo(dtype).max)
@@ -206,9 +211,7 @@ def test_gradients_are_finite_everywhere(dtype, classes, form):
     labels = torch.arange(classes).reshape(1, classes, 1).repeat(1, 1, len(pairs))
     logits, raw = logits.clone().requires_grad_(), raw.clone().requires_grad_()
     inside = torch.ones_like(labels, dtype=torch.bool)
-    value = UncertaintyCrossEntropy(form=form, penalty=0.1)(
-        logits, labels, sigma_raw=raw, doubtable=inside
-    )
+    value = UncertaintyCrossEntropy(form=form)(logits, labels, sigma_raw=raw, doubtable=inside)
     assert value.dtype == torch.float32
     for gradient in gradients(value, logits, raw):
         assert gradient.dtype == dtype
@@ -230,14 +233,13 @@ def test_half_precision_is_widened_first(dtype):
 @given(
     seed=st.integers(0, 10**6),
     classes=st.sampled_from([2, 4]),
-    form=st.sampled_from(FORMS),
-    measure=st.sampled_from(MEASURES),
+    form=st.sampled_from(SIGMA_FORMS),
     weighted=st.booleans(),
     bootstrapping=st.booleans(),
 )
-def test_ignored_pixels_change_nothing(seed, classes, form, measure, weighted, bootstrapping):
+def test_ignored_pixels_change_nothing(seed, classes, form, weighted, bootstrapping):
     logits, raw, labels, inside = random_batch(seed, classes=classes, form=form)
-    loss = UncertaintyCrossEntropy(form=form, measure=measure, penalty=0.3, size_weighted=weighted)
+    loss = UncertaintyCrossEntropy(form=form, size_weighted=weighted)
     loss.bootstrapping = bootstrapping
     value = loss(logits, labels, sigma_raw=raw, doubtable=inside)
     ignored = (labels == 255)[:, None]
@@ -252,7 +254,7 @@ def test_ignored_pixels_change_nothing(seed, classes, form, measure, weighted, b
 @pytest.mark.parametrize("bootstrapping", [False, True])
 def test_an_all_ignored_batch_is_zero_with_zero_gradient(bootstrapping):
     logits, raw, labels, inside = random_batch()
-    loss = UncertaintyCrossEntropy(penalty=1.0, size_weighted=True)
+    loss = UncertaintyCrossEntropy(size_weighted=True)
     loss.bootstrapping = bootstrapping
     value = loss(logits, torch.full_like(labels, 255), sigma_raw=raw, doubtable=inside)
     assert value.item() == 0
@@ -294,11 +296,7 @@ def test_a_doubted_pixel_takes_the_models_label():
     ],
 )
 def test_the_models_own_label(mu, by_class, by_object):
-    for form in ("per_class", "shared"):
-        assert pixel(mu, [2.0] * (3 if form == "per_class" else 1), 1, form=form) == (
-            by_class,
-            True,
-        )
+    assert pixel(mu, [2.0] * 3, 1) == (by_class, True)
     assert pixel(mu, [2.0], 1, form="object") == (by_object, True)
 
 
@@ -329,19 +327,17 @@ def test_a_box_keeps_an_object():
 
 
 @pytest.mark.parametrize("sigma", [0.1, 3.0])
-@pytest.mark.parametrize("relabelled", ["certain", "doubted"])
-def test_an_object_the_model_does_not_see_is_not_doubted(sigma, relabelled):
+def test_an_object_the_model_does_not_see_keeps_its_labels(sigma):
     """Of two boxes the model sees an object in the second one alone."""
     mu = torch.tensor([[[[-2.0, -2.0, -2.0, 2.0, -2.0, 2.0]]]])
     labels, numbers = torch.tensor([[[1, 1, 1, 1, 1, 255]]]), torch.tensor([[[1, 1, 1, 2, 2, 2]]])
-    loss = UncertaintyCrossEntropy(min_object=0.5, threshold=1.0, relabelled=relabelled)
+    loss = UncertaintyCrossEntropy(min_object=0.5, threshold=1.0)
     spread = torch.full_like(mu, sigma)
     used, changed, doubted = loss.bootstrap(mu, labels, spread, numbers)
     takes_own = sigma > loss.threshold
     assert used.flatten().tolist() == [1, 1, 1, 1, 0 if takes_own else 1, 255]
     assert changed.flatten().tolist() == [False] * 3 + [takes_own] * 2 + [False]
-    still = not (takes_own and relabelled == "certain")
-    assert doubted.flatten().tolist() == [False] * 3 + [still] * 2 + [False]
+    assert doubted.flatten().tolist() == [False] * 3 + [not takes_own] * 2 + [False]
     loss.bootstrapping = True
     value = loss(mu, labels, sigma_raw=torch.log(torch.expm1(spread)), doubtable=numbers)
     expected = F.cross_entropy(soften(mu, spread, doubted), used, ignore_index=255)
@@ -356,39 +352,25 @@ def test_numbered_boxes_are_doubted_like_a_mask_of_them():
     assert value == loss(logits, labels, sigma_raw=raw, doubtable=inside)
 
 
-@pytest.mark.parametrize(
-    ("measure", "value"), [("label", 1.5), ("own", 0.5), ("largest", 3.0), ("mean", 5.0 / 3)]
-)
-def test_measures(measure, value):
+def test_the_threshold_is_for_the_sigma_of_the_models_own_label():
     """Sigma 0.5 of the model's own label 0, 1.5 of the label 1, 3 of another."""
-    for threshold, changed in ((value - 0.01, True), (value + 0.01, False)):
-        options = {"measure": measure, "threshold": threshold}
-        assert pixel([4.0, 1.0, 0.0], [0.5, 1.5, 3.0], 1, **options)[1] is changed
+    for threshold, changed in ((0.49, True), (0.51, False)):
+        assert pixel([4.0, 1.0, 0.0], [0.5, 1.5, 3.0], 1, threshold=threshold)[1] is changed
+    assert pixel([4.0, 1.0, 0.0], [1.2], 1, form="object") == (0, True)
 
 
-@pytest.mark.parametrize("measure", MEASURES)
-def test_one_sigma_a_pixel_is_every_measure(measure):
-    assert pixel([4.0, 1.0, 0.0], [1.2], 1, measure=measure) == (0, True)
-
-
-def test_relabelled_pixels_are_certain_or_doubted():
+def test_relabelled_pixels_are_certain():
     logits, raw, labels, inside = random_batch(ignored=0)
     raw = raw.detach() + 2
-    losses = {}
-    for relabelled in ("certain", "doubted"):
-        loss = UncertaintyCrossEntropy(threshold=2.0, relabelled=relabelled)
-        loss.bootstrapping = True
-        losses[relabelled] = loss(logits, labels, sigma_raw=raw, doubtable=inside)
+    loss = UncertaintyCrossEntropy(threshold=2.0)
+    loss.bootstrapping = True
+    value = loss(logits, labels, sigma_raw=raw, doubtable=inside)
     sigma = F.softplus(raw)
     used, changed, _ = loss.bootstrap(logits, labels, sigma, inside)
     assert (used != labels).any()
     assert (inside & ~changed).any()
-    expected = {
-        "certain": F.cross_entropy(soften(logits, sigma, inside & ~changed), used),
-        "doubted": F.cross_entropy(soften(logits, sigma, inside), used),
-    }
-    for relabelled, value in losses.items():
-        torch.testing.assert_close(value, expected[relabelled])
+    expected = F.cross_entropy(soften(logits, sigma, inside & ~changed), used)
+    torch.testing.assert_close(value, expected)
 
 
 def test_labels_are_those_of_the_boxes_until_the_switch():
@@ -451,7 +433,6 @@ def test_a_box_keeps_its_weight_when_labels_change(resolution, given):
     ready = None
     if given:
         ready = torch.from_numpy(size_weights(labels[0].numpy()))[None]
-        ready = {(4, 12): ready} if resolution == "logits" else ready
     raw = torch.full_like(logits, 4.0)
     value = loss(logits, labels, ready, sigma_raw=raw, doubtable=inside)
     used = labels.clone()
@@ -480,22 +461,6 @@ def test_resolutions(resolution):
     torch.testing.assert_close(value, expected)
 
 
-@pytest.mark.parametrize(("form", "sigma"), [("per_class", [1.0, 2.0, 6.0]), ("shared", [3.0])])
-def test_penalty_is_the_mean_sigma_of_doubted_pixels(form, sigma):
-    """Four valid pixels, one of them in a box with mean sigma 3: 3 / 4."""
-    sigma = torch.tensor(sigma).reshape(1, -1, 1, 1).expand(1, -1, 1, 5)
-    labels = torch.tensor([[[1, 1, 0, 2, 255]]])
-    inside = torch.tensor([[[True, False, False, False, True]]])
-    logits = torch.zeros(1, 3, 1, 5)
-    values = [
-        UncertaintyCrossEntropy(form=form, penalty=penalty)(
-            logits, labels, sigma_raw=raw_of(sigma), doubtable=inside
-        )
-        for penalty in (0.0, 0.5)
-    ]
-    assert (values[1] - values[0]).item() == pytest.approx(0.5 * 3 / 4)
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.floats(1e-3, 50))
 def test_the_offset_gives_the_initial_sigma(sigma):
@@ -518,12 +483,8 @@ def test_a_binary_logit_gets_a_background_of_zero():
     [
         ({"threshold": 0.0}, r"threshold must be > 0, got 0\.0"),
         ({"threshold": math.nan}, "threshold must be > 0, got nan"),
-        ({"penalty": -1.0}, r"penalty must be a finite number >= 0, got -1\.0"),
-        ({"penalty": math.inf}, "penalty must be a finite number >= 0, got inf"),
         ({"min_object": 1.0}, r"min_object must be in \[0, 1\), got 1\.0"),
         ({"form": "class"}, "form: unknown value 'class'.*did you mean 'per_class'"),
-        ({"measure": "labels"}, "measure: unknown value 'labels'.*did you mean 'label'"),
-        ({"relabelled": "sure"}, "relabelled: unknown value 'sure'"),
     ],
 )
 def test_bad_options(options, message):
@@ -531,25 +492,48 @@ def test_bad_options(options, message):
         UncertaintyCrossEntropy(**options)
 
 
-def test_bad_tensors():
+@pytest.mark.parametrize(
+    ("form", "change", "message"),
+    [
+        (
+            "per_class",
+            lambda raw, inside: {"sigma_raw": raw[:, :2]},
+            r"sigma_raw must be .*\(2, 4, 6, 7\), got .*\(2, 2, 6, 7\)",
+        ),
+        (
+            "object",
+            lambda raw, inside: {},
+            r"sigma_raw must be .*\(2, 1, 6, 7\), got .*\(2, 4, 6, 7\)",
+        ),
+        (
+            "per_class",
+            lambda raw, inside: {"sigma_raw": raw.long()},
+            r"sigma_raw must be floating.*got torch\.int64",
+        ),
+        (
+            "per_class",
+            lambda raw, inside: {"doubtable": None},
+            r"doubtable must be bool .*\(2, 6, 7\).*got None",
+        ),
+        (
+            "per_class",
+            lambda raw, inside: {"doubtable": inside.float()},
+            r"doubtable must be bool .*got \(torch\.float32",
+        ),
+        (
+            "per_class",
+            lambda raw, inside: {"doubtable": inside[:, :3]},
+            r"got \(torch\.bool, \(2, 3, 7\)\)",
+        ),
+        ("per_class", None, r"labels must be 0\.\.3 or the ignore label 255, got 4;"),
+    ],
+)
+def test_bad_tensors(form, change, message):
     logits, raw, labels, inside = random_batch()
-    loss = UncertaintyCrossEntropy()
-    with pytest.raises(
-        ValueError, match=r"sigma_raw must be .*\(2, 4, 6, 7\), got .*\(2, 2, 6, 7\)"
-    ):
-        loss(logits, labels, sigma_raw=raw[:, :2], doubtable=inside)
-    with pytest.raises(
-        ValueError, match=r"sigma_raw must be .*\(2, 1, 6, 7\), got .*\(2, 4, 6, 7\)"
-    ):
-        UncertaintyCrossEntropy(form="object")(logits, labels, sigma_raw=raw, doubtable=inside)
-    with pytest.raises(ValueError, match=r"sigma_raw must be floating.*got torch\.int64"):
-        loss(logits, labels, sigma_raw=raw.long(), doubtable=inside)
-    with pytest.raises(ValueError, match=r"doubtable must be bool .*\(2, 6, 7\).*got None"):
-        loss(logits, labels, sigma_raw=raw)
-    with pytest.raises(ValueError, match=r"doubtable must be bool .*got \(torch\.float32"):
-        loss(logits, labels, sigma_raw=raw, doubtable=inside.float())
-    with pytest.raises(ValueError, match=r"got \(torch\.bool, \(2, 3, 7\)\)"):
-        loss(logits, labels, sigma_raw=raw, doubtable=inside[:, :3])
-    labels[0, 0, 0] = 4
-    with pytest.raises(ValueError, match=r"labels must be 0\.\.3 or the ignore label 255, got 4;"):
-        loss(logits, labels, sigma_raw=raw, doubtable=inside)
+    tensors = {"sigma_raw": raw, "doubtable": inside}
+    if change is None:
+        labels[0, 0, 0] = 4
+    else:
+        tensors.update(change(raw, inside))
+    with pytest.raises(ValueError, match=message):
+        UncertaintyCrossEntropy(form=form)(logits, labels, **tensors)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2_smallobj.modeling.backbone import BLOCKS_PER_STAGE, DilatedBasicBlock
+from d2_smallobj.modeling.deeplab_v2 import BLOCKS_PER_STAGE, DilatedBasicBlock
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from d2_smallobj.engine import SafeCheckpointer
-from d2_smallobj.modeling.weights import detect_layout, load_weights, loading
-from d2_smallobj.modeling.weights.matching import match_weights
+from d2_smallobj.modeling import initial_weights
+from d2_smallobj.modeling.initial_weights import load_weights, match_weights
+from d2_smallobj.modeling.weight_layouts import detect_layout
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 
@@ -194,7 +195,7 @@ def log(monkeypatch):
     """The messages by level, whatever another test has set the loggers to."""
     told = SimpleNamespace(info=[], warning=[])
     for level, messages in vars(told).items():
-        monkeypatch.setattr(loading.logger, level, messages.append)
+        monkeypatch.setattr(initial_weights.logger, level, messages.append)
     return told
 
 

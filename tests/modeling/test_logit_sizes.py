@@ -8,8 +8,8 @@ import torch
 from d2_smallobj.data.mapper import SemSegMapper
 from d2_smallobj.engine import build_config
 from d2_smallobj.losses import size_balanced
-from d2_smallobj.modeling import logit_sizes as module
-from d2_smallobj.modeling.logit_sizes import LogitSizes, logit_sizes
+from d2_smallobj.modeling import segmentor as module
+from d2_smallobj.modeling.segmentor import LogitSizes, logit_sizes
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import ResNet
 
@@ -63,11 +63,11 @@ def test_the_recipes_sizes(repository):
 
 
 def test_random_numbers_are_not_touched_and_nothing_is_built_twice(config, monkeypatch):
-    module._known.clear()
+    module._known_sizes.clear()
     state = torch.get_rng_state()
     first = logit_sizes(config())
     assert torch.equal(torch.get_rng_state(), state)
-    monkeypatch.setattr(module, "_find", None)
+    monkeypatch.setattr(module, "_find_sizes", None)
     assert logit_sizes(config()) is first
 
 
@@ -76,9 +76,9 @@ def test_what_cannot_run_without_memory(config, monkeypatch):
         return {"res3": x if x.sum() > 0 else -x}
 
     monkeypatch.setattr(ResNet, "forward", forward)
-    module._known.clear()
+    module._known_sizes.clear()
     assert logit_sizes(config()) == LogitSizes((44, 53), ())
-    module._known.clear()
+    module._known_sizes.clear()
 
 
 def mapped(cfg, batch):
@@ -101,7 +101,7 @@ def mapped(cfg, batch):
 def test_the_loss_is_the_same_and_no_longer_weighs(config, monkeypatch, divisibility):
     """With a net that pads its input too: labels are padded before they are resized."""
     monkeypatch.setattr(ResNet, "size_divisibility", divisibility)
-    module._known.clear()
+    module._known_sizes.clear()
     cfg = config("SMALLOBJ.MSC.ENABLED", "True")
     model = build_model(cfg).train()
     batch = mapped(cfg, batch_of())
@@ -120,7 +120,7 @@ def test_the_loss_is_the_same_and_no_longer_weighs(config, monkeypatch, divisibi
     assert len(calls) == 4
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=0)
-    module._known.clear()
+    module._known_sizes.clear()
 
 
 def test_task_a_gets_no_weights(config):

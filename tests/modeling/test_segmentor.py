@@ -102,9 +102,11 @@ def test_the_loss_at_logit_resolution_by_hand(build, batch):
     labels = padded(batch)[:, 4::8, 4::8]
     assert labels.shape[1:] == logits.shape[2:]
     expected = manual_loss(logits, labels, weight_maps(labels))
-    for x in batch:  # maps of the input's size are of no use here and must not matter
-        x["size_weights"] = torch.full(x["sem_seg"].shape, 7.0)
     torch.testing.assert_close(model(batch)["loss_sem_seg"], expected, rtol=1e-5, atol=1e-6)
+    for x in batch:
+        x["size_weights"] = torch.ones(x["sem_seg"].shape)
+    with pytest.raises(ValueError, match=r"size_weights must have .*\(2, 6, 7\), got \(2, 48, 56"):
+        model(batch)
 
 
 def test_smaller_images_are_padded_with_mean_ignore_and_weight_0(build, batch):

@@ -9,11 +9,10 @@ from torch.nn import functional as F
 import d2_smallobj
 from d2_smallobj.losses import UncertaintyCrossEntropy, soften
 from d2_smallobj.modeling import UncertainSegmentor
-from d2_smallobj.modeling.uncertainty import num_logits
+from d2_smallobj.modeling.uncertain_segmentor import num_logits
 from detectron2.modeling import build_model
 
 DOUBT = ("MODEL.META_ARCHITECTURE", "UncertainSegmentor")
-SHARED = ("SMALLOBJ.UNCERTAINTY.FORM", "shared")
 OBJECT = ("SMALLOBJ.UNCERTAINTY.FORM", "object")
 BINARY = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2)
 
@@ -57,7 +56,7 @@ def padded(batch, key, fill):
 
 @pytest.mark.parametrize(
     ("options", "logits", "spreads"),
-    [((), 5, 5), (SHARED, 5, 1), (OBJECT, 5, 1), (BINARY, 1, 1), ((*BINARY, *OBJECT), 1, 1)],
+    [((), 5, 5), (OBJECT, 5, 1), (BINARY, 1, 1), ((*BINARY, *OBJECT), 1, 1)],
 )
 def test_the_head_makes_logits_and_spreads(build, narrow_cfg, batch, options, logits, spreads):
     model = build(*options)

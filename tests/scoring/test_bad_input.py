@@ -11,7 +11,7 @@ from PIL import Image
 
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.scoring import InputError, Inputs, Settings, evaluate, prepare
-from d2_smallobj.scoring.plan import parse_shard
+from d2_smallobj.scoring.shards import parse_shard
 
 
 def run(dataset, **changes):
@@ -223,7 +223,10 @@ def test_lists(dataset, tmp_path):
         ({"coco_json": "a.json"}, r"got --semantic and --coco-json$"),
         ({"category_map": "a.json"}, r"--category-map goes with --coco-json or --lvis-json"),
         ({"semantic": None, "dataset": "x"}, r"--instances goes with --semantic"),
-        ({"semantic": None, "instances": None, "dataset": "x"}, r"--classes: a registered"),
+        (
+            {"semantic": None, "instances": None, "dataset": "x"},
+            r"not with --dataset",
+        ),
     ],
 )
 def test_options_that_do_not_go_together(dataset, changes, message):

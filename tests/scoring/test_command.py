@@ -161,8 +161,8 @@ def test_the_output_is_tried_before_the_work(command, demo, tmp_path):
     [
         ([], "--predictions, --output"),
         (["--shard", "3/2"], "--shard must be i/n with i in 1..n, e.g. 1/4, got '3/2'"),
-        (["--jobs", "0"], "argument --jobs: must be an integer >= 1, got '0'"),
-        (["--bootstrap", "x"], "argument --bootstrap: must be an integer >= 0, got 'x'"),
+        (["--jobs", "0"], "argument --jobs: expected an integer >= 1, got '0'"),
+        (["--bootstrap", "x"], "argument --bootstrap: expected an integer >= 0, got 'x'"),
         (["--size-bins", "S:x"], "size bins: expected 'coco'"),
         (["--mode", "oficial"], "invalid choice: 'oficial'"),
         (["--worst", "0"], "argument --worst: worst must be a whole number of percent in 1..100"),
@@ -267,9 +267,9 @@ def test_an_interrupt_is_no_traceback(demo, repository, tmp_path):
     _, arguments = demo
     script = (
         "import runpy, sys\n"
-        "from d2_smallobj.scoring import runner\n"
+        "from d2_smallobj.scoring import pipeline\n"
         "def stop(*_, **__):\n    raise KeyboardInterrupt\n"
-        "runner.read_prediction = stop\n"
+        "pipeline.read_prediction = stop\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )

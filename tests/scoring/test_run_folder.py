@@ -19,8 +19,8 @@ from d2_smallobj.scoring import (
     merge,
     save_run,
 )
+from d2_smallobj.scoring.run_figures import format_run
 from d2_smallobj.scoring.run_folder import RUN_FILES
-from d2_smallobj.scoring.tables import format_run
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def shards(dataset, tmp_path):
 def test_shards_that_do_not_belong_together(dataset, shards, folder, tmp_path):
     with pytest.raises(ValueError, match=r"merge: 2 shard\(s\) missing: 1/3, 3/3"):
         merge(shards[1:2])
-    with pytest.raises(ValueError, match=r"merge: shard 2/3 is there twice: .*shard2 and .*shard2"):
+    with pytest.raises(ValueError, match=r"merge: shard 2/3 is given twice: .*shard2 and .*shard2"):
         merge([shards[1], *shards])
     with pytest.raises(ValueError, match=r"merge: .*run is no shard"):
         merge([*shards, folder])

@@ -8,6 +8,7 @@ import pytest
 
 from d2_smallobj.annotations.truth import FileTruth
 from d2_smallobj.scoring import Inputs, Settings, prepare, score
+from d2_smallobj.utils.parallel import WorkerError
 
 
 class DyingTruth(FileTruth):
@@ -19,9 +20,8 @@ class DyingTruth(FileTruth):
 
 def test_a_killed_process_is_said(dataset):
     prepared = prepare(Inputs(**dataset.options), Settings(samples=0))
-    truth = DyingTruth(prepared.scorer.truth.images, class_names=prepared.class_names)
-    object.__setattr__(prepared.scorer, "truth", truth)
-    with pytest.raises(RuntimeError, match=r"one of 2 scoring processes was killed .*fewer --jobs"):
+    object.__setattr__(prepared.scorer.truth, "__class__", DyingTruth)
+    with pytest.raises(WorkerError, match=r"one of 2 processes was killed .*fewer --jobs"):
         score(prepared, jobs=2)
 
 
@@ -31,11 +31,11 @@ def test_jobs_are_checked(dataset):
 
 
 def test_a_fault_of_ours_is_no_input_error(dataset, monkeypatch):
-    from d2_smallobj.scoring import runner
+    from d2_smallobj.scoring import pipeline
 
     def fail(*_, **__):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(runner, "read_prediction", fail)
+    monkeypatch.setattr(pipeline, "read_prediction", fail)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         score(prepare(Inputs(**dataset.options)))

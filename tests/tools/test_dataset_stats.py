@@ -138,7 +138,7 @@ def test_sizes_and_quiet(run, data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "which data set"),
+        ([], "no data set: give --dataset"),
         (["--instances", "x"], "--instances x: must follow the --semantic"),
         (["--coco-json", "a.json", "--instances", "x"], "--instances x: must follow"),
         (["--coco-json", "A=x.json", "--coco-json", "A=y.json"], "two data sets are called 'A'"),
@@ -146,17 +146,23 @@ def test_sizes_and_quiet(run, data):
         (["--semantic", "{absent}"], "no such folder of label maps"),
         (["--coco-json", "{json}", "--category-map", "m.json"], "--category-map needs --classes"),
         (["--coco-json", "{json}", "--size-bins", "S:9,M:5"], "ascending"),
-        (["--coco-json", "{json}", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (
+            ["--coco-json", "{json}", "--jobs", "0"],
+            "argument --jobs: expected an integer >= 1, got '0'",
+        ),
         (["--dataset", "voc_2012_seg_vul"], "did you mean 'voc_2012_seg_val'"),
-        (["--dataset", "smallobj_demo_val", "--classes", "voc"], "--classes goes with --coco-json"),
+        (["--dataset", "smallobj_demo_val", "--classes", "voc"], "--classes goes with --semantic"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_leaves_no_file(run, data, tmp_path, arguments, message):
+def test_what_is_wrong_is_one_line_and_leaves_no_file(
+    run, data, tmp_path, capfd, arguments, message
+):
     places = {"absent": tmp_path / "absent", "json": annotations(data)}
     with pytest.raises(SystemExit) as caught:
         run(*(argument.format(**places) for argument in arguments))
-    assert str(caught.value).startswith("error: ")
-    assert message in str(caught.value)
+    text = f"{capfd.readouterr().err}{caught.value}"
+    assert "error: " in text
+    assert message in text
     output = tmp_path / "stats"
     assert not output.exists() or not os.listdir(output)
 

@@ -1,8 +1,7 @@
-"""Backbones and heads that the host brings: their config keys, and an error where it has none.
+"""Backbones and heads of detectron2 and of its projects, by their names in a config.
 
-detectron2's own heads work in
-:class:`~d2_smallobj.modeling.segmentor.SizeBalancedSegmentor` by their names in the config. Those
-of its project DeepLab are registered, and their config keys made, when a config names them.
+All work in :class:`~d2_smallobj.modeling.segmentor.SizeBalancedSegmentor`. Those of the project
+DeepLab are registered, and their config keys added, when a config names them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ PROJECT_PARTS: Mapping[str, str] = {
     "DeepLabV3PlusHead": DEEPLAB,
     "build_resnet_deeplab_backbone": DEEPLAB,
 }
-"""Names in a config, and the project of detectron2 that registers them."""
+"""Name in a config to the project of detectron2 that registers it."""
 _REAL_HOST_ONLY = {"SemSegFPNHead", "build_resnet_fpn_backbone", *PROJECT_PARTS}
 _REGISTRIES = {
     ("MODEL", "BACKBONE", "NAME"): BACKBONE_REGISTRY,
@@ -32,8 +31,8 @@ _REGISTRIES = {
 }
 
 
-def add_part_configs(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
-    """Make ready what a config file and options name as backbone and head.
+def add_project_configs(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
+    """Register the backbone and head that a config file and options name.
 
     Args:
         cfg: gets the config keys of detectron2's projects that are named; changed in place.

@@ -15,17 +15,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from d2_smallobj.losses.softening import all_logits, sigma_offset
-from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy
-from d2_smallobj.modeling.loss import build_size_weights
-from d2_smallobj.modeling.segmentor import SizeBalancedSegmentor
+from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy, all_logits, sigma_offset
+from d2_smallobj.modeling.segmentor import SizeBalancedSegmentor, loss_options, weights_for
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """What the loss saw in one training step, for logs and pictures; tensors without gradient.
+    """Labels and sigma of one training step, for logs and pictures; tensors without gradient.
 
     Attributes:
         image: the first image, float32 (3, H, W), normalised.
@@ -34,7 +32,7 @@ class Observation:
         true_labels: int64 (N, H', W'), the ignore label where unknown; ``None``: all unknown.
         doubtable: bool (N, H', W'), true inside boxes of box-labelled images.
         relabelled: bool (N, H', W'), true where the model's own label was taken.
-        sigma: float32 (N, H', W'), the sigma that the threshold is compared with.
+        sigma: float32 (N, H', W'), sigma of the model's own label; the threshold is for it.
     """
 
     image: torch.Tensor
@@ -92,10 +90,10 @@ class UncertainSegmentor(SizeBalancedSegmentor):
     def training_losses(
         self, batched_inputs: Sequence[dict[str, Any]], images: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The losses of a training batch; its labels may be doubted where ``doubtable`` says so.
+        """The losses of a training batch.
 
-        Images without ``doubtable`` (H_i, W_i), the numbers of the boxes that labels come from,
-        have certain labels.
+        Images have ``doubtable`` (H_i, W_i), the numbers of the boxes that labels come from;
+        without it all labels are certain.
         """
         labels = self._labels(batched_inputs)
         weights = self._size_weights(batched_inputs)
@@ -111,21 +109,20 @@ class UncertainSegmentor(SizeBalancedSegmentor):
         for suffix, x in logits.items():
             mu, raw = self._split(x)
             losses[f"loss_sem_seg{suffix}"] = self.loss(
-                mu, labels, weights, sigma_raw=raw, doubtable=doubtable
+                mu, labels, weights_for(x, weights), sigma_raw=raw, doubtable=doubtable
             )
         return losses
 
     def output(self, scores: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Scores and doubt of one image.
+        """The prediction of one image.
 
         Returns:
-            ``sem_seg``, (K, height, width) logits, and ``sigma``, float32 (height, width): the
-            spread of the class predicted there, or what ``MEASURE`` says.
+            ``sem_seg``, (K, height, width) logits, and ``sigma``, float32 (height, width), that of
+            the class predicted there.
         """
         mu, raw = self._split(scores[None].float())
         logits = all_logits(mu)
-        predicted = logits.argmax(dim=1)
-        sigma = self.loss.doubt(F.softplus(raw), predicted, predicted)
+        sigma = self.loss.sigma_of(F.softplus(raw), logits.argmax(dim=1))
         return {"sem_seg": logits[0], "sigma": sigma[0]}
 
     def _split(self, channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,7 +139,7 @@ class UncertainSegmentor(SizeBalancedSegmentor):
         doubtable: torch.Tensor,
         true_labels: torch.Tensor | None,
     ) -> Observation:
-        """Do what the loss does, and keep it."""
+        """Repeat what the loss does, and keep labels and sigma."""
         mu, raw = self._split(channels.detach())
         mu, seen, sigma, inside = self.loss.aligned(mu, labels, raw, doubtable)
         used, changed = seen, torch.zeros_like(seen, dtype=torch.bool)
@@ -150,8 +147,8 @@ class UncertainSegmentor(SizeBalancedSegmentor):
             used, changed, _ = self.loss.bootstrap(mu, seen, sigma, inside)
         if true_labels is not None:
             _, true_labels, _, _ = self.loss.aligned(mu, true_labels, raw, doubtable)
-        measured = self.loss.doubt(sigma, seen, self.loss.own_labels(mu, seen))
-        return Observation(image, seen, used, true_labels, inside > 0, changed, measured)
+        own_sigma = self.loss.sigma_of(sigma, self.loss.own_labels(mu, seen))
+        return Observation(image, seen, used, true_labels, inside > 0, changed, own_sigma)
 
 
 def num_logits(cfg: CfgNode) -> int:
@@ -161,10 +158,10 @@ def num_logits(cfg: CfgNode) -> int:
 
 
 def with_sigma_channels(cfg: CfgNode) -> CfgNode:
-    """The config of a head with a sigma branch: one of C + S output channels instead of K.
+    """Return a config whose head has C + S output channels instead of K.
 
-    Every head whose ``layers`` ends in ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` channels will do: its
-    last convolution is that of the logits and that of the spreads side by side.
+    It works with every head whose ``layers`` ends in ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` channels:
+    its last convolution makes the logits and, after them, the spreads.
     """
     logits = num_logits(cfg)
     spreads = logits if cfg.SMALLOBJ.UNCERTAINTY.FORM == "per_class" else 1
@@ -175,19 +172,11 @@ def with_sigma_channels(cfg: CfgNode) -> CfgNode:
 
 
 def build_uncertainty_loss(cfg: CfgNode) -> UncertaintyCrossEntropy:
-    """The loss from ``SMALLOBJ``, set to the loss of the task that a run starts with."""
-    node = cfg.SMALLOBJ
-    first = node.TASK_B if node.TASK_A.ITERS == 0 else node.TASK_A
+    """Build the loss from ``SMALLOBJ``."""
+    node = cfg.SMALLOBJ.UNCERTAINTY
     return UncertaintyCrossEntropy(
-        threshold=node.UNCERTAINTY.BOOTSTRAP.THRESHOLD,
-        form=node.UNCERTAINTY.FORM,
-        measure=node.UNCERTAINTY.BOOTSTRAP.MEASURE,
-        penalty=node.UNCERTAINTY.PENALTY,
-        min_object=node.UNCERTAINTY.BOOTSTRAP.MIN_OBJECT,
-        relabelled=node.UNCERTAINTY.BOOTSTRAP.RELABELLED,
-        ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-        resolution=node.LOSS_RESOLUTION,
-        normalize=node.NORMALIZE,
-        weights=build_size_weights(cfg),
-        size_weighted=first.LOSS == "size_weighted",
+        threshold=node.BOOTSTRAP.THRESHOLD,
+        form=node.FORM,
+        min_object=node.BOOTSTRAP.MIN_OBJECT,
+        **loss_options(cfg),
     )

@@ -159,7 +159,7 @@ def test_warnings(scenes, make_run):
     )
     text = render_report([first, other], max_thumbnails=0)
     assert f"{first.name} and {second.name} were not scored on the same images (14 and 15" in text
-    assert "different settings of mode: &#x27;exact&#x27; and &#x27;official&#x27;" in text
+    assert "different settings of mode: &#39;exact&#39; and &#39;official&#39;" in text
     remark = dataclasses.replace(first, remarks=["3 predictions are not scored"])
     assert "<li>3 predictions are not scored</li>" in render_report([remark], max_thumbnails=0)
 

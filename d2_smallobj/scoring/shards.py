@@ -1,31 +1,52 @@
-"""Putting the shards of a run together."""
+"""Merge the shards of a run, each scored by ``--shard i/n``."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from d2_smallobj.metrics import BlobTable, InstanceTable, PixelTable
-from d2_smallobj.scoring.pipeline import with_intervals
-from d2_smallobj.scoring.plan import parse_shard
-from d2_smallobj.scoring.reopen import reopener
+from d2_smallobj.scoring.inputs import DatasetOpener
 from d2_smallobj.scoring.run_folder import load_run
-from d2_smallobj.scoring.scored_run import ScoredRun, Sources
+from d2_smallobj.scoring.scored_run import PixelSources, ScoredRun
+from d2_smallobj.utils.messages import listed
+
+_SHARD = re.compile(r"(\d+)/(\d+)")
 
 
-def merge(folders: Sequence[str | os.PathLike[str]], *, name: str = "") -> ScoredRun:
-    """Put the shards of a run together: to the bit what one run over all images gives.
-
-    Args:
-        folders: those of all shards, in any order.
-        name: of the result.
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read ``i/n``, i from 1 to n.
 
     Raises:
-        ValueError: a shard is missing or there twice, a folder is no shard, or shards were
+        ValueError: it has another form, or i is not in 1..n.
+    """
+    match = _SHARD.fullmatch(text.strip())
+    part, parts = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise ValueError(f"--shard must be i/n with i in 1..n, e.g. 1/4, got {text!r}")
+    return part, parts
+
+
+def merge(
+    folders: Sequence[str | os.PathLike[str]],
+    *,
+    name: str = "",
+    open_dataset: DatasetOpener | None = None,
+) -> ScoredRun:
+    """Merge the shards of a run: to the bit what one run over all images gives.
+
+    Args:
+        folders: the folders of all shards, in any order.
+        name: name of the result.
+        open_dataset: see :class:`.Inputs`.
+
+    Raises:
+        ValueError: a shard is missing or given twice, a folder is not a shard, or shards were
             scored with different inputs, options or classes; names the folders.
         FileNotFoundError: a folder holds no scored run.
     """
@@ -36,6 +57,7 @@ def merge(folders: Sequence[str | os.PathLike[str]], *, name: str = "") -> Score
     files = {image: paths for run in runs for image, paths in run.sources.files.items()}
     ids = sorted(image for run in runs for image in run.images)
     options = {key: value for key, value in runs[0].options.items() if key != "shard"}
+    sources = PixelSources({image: files[image] for image in ids}, options["inputs"], open_dataset)
     merged = dataclasses.replace(
         runs[0],
         name=name,
@@ -45,9 +67,9 @@ def merge(folders: Sequence[str | os.PathLike[str]], *, name: str = "") -> Score
         images=ids,
         pixels=PixelTable.concatenate([run.pixels for run in runs]).sorted(),
         confusion=np.sum([run.confusion for run in runs], axis=0),
-        sources=Sources({image: files[image] for image in ids}, reopener(options["inputs"])),
+        sources=sources,
     )
-    return with_intervals(merged)
+    return merged.with_intervals()
 
 
 def _check_shards(runs: Sequence[ScoredRun], folders: Sequence[Path]) -> None:
@@ -60,7 +82,7 @@ def _check_shards(runs: Sequence[ScoredRun], folders: Sequence[Path]) -> None:
         shard = parse_shard(str(scored.options["shard"]))
         if shard in where:
             raise ValueError(
-                f"merge: shard {shard[0]}/{shard[1]} is there twice: {where[shard]} and {folder}"
+                f"merge: shard {shard[0]}/{shard[1]} is given twice: {where[shard]} and {folder}"
             )
         where[shard] = folder
         pairs = {
@@ -81,4 +103,4 @@ def _check_shards(runs: Sequence[ScoredRun], folders: Sequence[Path]) -> None:
     parts = counts.pop()
     missing = [f"{part}/{parts}" for part in range(1, parts + 1) if (part, parts) not in where]
     if missing:
-        raise ValueError(f"merge: {len(missing)} shard(s) missing: {', '.join(missing[:10])}")
+        raise ValueError(f"merge: {len(missing)} shard(s) missing: {listed(missing)}")

@@ -14,10 +14,14 @@ from PIL import Image
 
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.report.html import render_report
-from d2_smallobj.report.html_worst import worst_small
 from d2_smallobj.report.methods import make_methods
-from d2_smallobj.report.scored_pixels import SourceError, read_map, read_truth
-from d2_smallobj.report.thumbnails import OBJECT_COLOUR, crop_window, make_thumbnails
+from d2_smallobj.report.scored_pixels import SourceError, read_map, read_scored_pixels
+from d2_smallobj.report.thumbnails import (
+    OBJECT_COLOUR,
+    crop_window,
+    make_thumbnails,
+    worst_small,
+)
 
 NAMES = ("background", "x", "y")
 
@@ -178,7 +182,7 @@ def test_many_components_are_numbered_as_the_metric_does(make_run):
     semantic[::3, ::3] = 1
     sources = {"a": {"semantic": lambda: semantic}}
     run = make_run("m", {"a": (semantic, semantic, None)}, NAMES, sources=sources)
-    truth = read_truth(run, "a")
+    truth = read_scored_pixels(run, "a")
     ids = set(np.unique(truth.instances).tolist()) - {0}
     assert ids == set(run.table.instance_id.tolist()) - {0}
     assert 255 not in ids
@@ -218,7 +222,7 @@ def test_changed_files_are_noticed(scenes, tmp_path):
     cases = {
         "instances": ("blank.png", "no longer those that were scored"),
         "semantic": ("small.png", "differ in size"),
-        "prediction": ("small.png", "another size than the ground truth"),
+        "prediction": ("small.png", "no longer has the size of the ground truth"),
         "image": ("bad.png", None),
     }
     methods = make_methods([run], None)
@@ -248,9 +252,13 @@ def test_unreadable_sources_are_told_with_their_cause(scenes, tmp_path):
     with pytest.raises(SourceError, match=r"predictions cannot be read: .*annotations\.json"):
         read_map(run, "a", "prediction")
     np.save(tmp_path / "scores.npy", np.zeros((2, 3, 3)))
-    scores = dataclasses.replace(run, sources={"a": {"semantic": str(tmp_path / "scores.npy")}})
-    with pytest.raises(SourceError, match=r"must be integers \(H, W\), got float64 \(2, 3, 3\)"):
-        read_map(scores, "a", "semantic")
+    for source, message in (
+        (str(tmp_path / "scores.npy"), r"cannot be read: .*scores\.npy: a label map is .*integer"),
+        (lambda: np.zeros((2, 3, 3)), r"must be integers \(H, W\), got float64 \(2, 3, 3\)"),
+    ):
+        scores = dataclasses.replace(run, sources={"a": {"semantic": source}})
+        with pytest.raises(SourceError, match=f"semantic maps {message}"):
+            read_map(scores, "a", "semantic")
 
 
 def test_pickled_arrays_are_refused(scenes, tmp_path):

@@ -1,25 +1,95 @@
-"""Limit of the penalty's strength, above which SGD diverges (docs/method.md#stability).
+"""Arithmetic of the EWC penalty ``λ Σ F (θ - θ*)²`` and the largest stable λ (paper, Eq. 5).
 
-On the penalty ``λ F (θ - θ*)²`` alone, whose curvature is ``h = 2 λ F``, the heavy-ball step
-``v <- m v + h (θ - θ*); θ <- θ - lr v`` contracts while ``lr h < 2 (1 + m)``; Nesterov's while
-``lr h < 2 (1 + m) / (1 + 2 m)`` (both from the Jury conditions of the two-by-two iteration).
-The curvature of the loss itself adds to h, so the bound is necessary, not sufficient.
+The penalty's functions take lists of tensors of one length: ``parameters`` (θ), ``anchor`` (θ*)
+and ``fisher`` (F >= 0), tensor by tensor of one shape and memory format. They handle the tensors
+in runs of bounded size (:func:`~.parameters.chunks`) and never wait for the device.
+
+The limit (docs/method.md#stability): on the penalty alone, whose curvature is ``h = 2 λ F``, the
+heavy-ball step ``v <- m v + h (θ - θ*); θ <- θ - lr v`` contracts while ``lr h < 2 (1 + m)``,
+Nesterov's while ``lr h < 2 (1 + m) / (1 + 2 m)`` (Jury conditions of the two-by-two iteration).
+The loss adds its own curvature to h, so the limit is necessary, not sufficient.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from d2_smallobj.losses.parameters import plain_name
+from d2_smallobj.losses.parameters import chunks, plain_name
+
+
+def differentiable_penalty(
+    parameters: Sequence[Tensor], anchor: Sequence[Tensor], fisher: Sequence[Tensor]
+) -> Tensor:
+    """Return ``Σ F (θ - θ*)²`` with its autograd graph, a float32 scalar."""
+    triples = zip(parameters, anchor, fisher)
+    return torch.stack([(f * (p - a) ** 2).sum().float() for p, a, f in triples]).sum()
+
+
+@torch.no_grad()
+def penalty(
+    parameters: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    fisher: Sequence[Tensor],
+    *,
+    add_gradient: float | None = None,
+) -> Tensor:
+    """Return ``Σ F (θ - θ*)²`` without a graph, a float32 scalar, and add its gradient.
+
+    ``add_gradient * F (θ - θ*)`` is added to every ``.grad`` (created where missing); ``None``
+    leaves them alone.
+    """
+    terms = []
+    for part in chunks(anchor):
+        moved = parameters[part]
+        difference = torch._foreach_sub(moved, anchor[part])
+        if add_gradient is not None:
+            for parameter in moved:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            gradients = [parameter.grad for parameter in moved]
+            torch._foreach_addcmul_(gradients, difference, fisher[part], add_gradient)
+        # Squared in place: fresh memory costs a CPU more than the arithmetic.
+        torch._foreach_mul_(difference, difference)
+        torch._foreach_mul_(difference, fisher[part])
+        # Summed as one vector: PyTorch's sum is pairwise, its norms of lists lose digits on a CPU.
+        terms.append(torch.cat([_elements(d) for d in difference]).sum().float())
+    return torch.stack(terms).sum()
+
+
+def _elements(tensor: Tensor) -> Tensor:
+    """The elements of a dense tensor as they lie in memory; ``flatten`` copies channels-last."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+@torch.no_grad()
+def proximal_step_(
+    parameters: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    fisher: Sequence[Tensor],
+    factors: list[float],
+) -> None:
+    """Set θ to ``(θ + c F θ*) / (1 + c F)`` in place, c >= 0 being the factor of each tensor.
+
+    That minimises ``F (θ' - θ*)² c / 2 + (θ' - θ)² / 2``: an implicit Euler step of the penalty
+    with ``c = 2 λ lr``.
+    """
+    for part in chunks(anchor):
+        # θ + c F (θ* - θ) / (1 + c F), not the quotient as printed: θ = θ* stays put exactly.
+        pull = torch._foreach_sub(anchor[part], parameters[part])
+        torch._foreach_mul_(pull, fisher[part])
+        divisor = torch._foreach_mul(fisher[part], factors[part])
+        torch._foreach_add_(divisor, 1.0)
+        torch._foreach_addcdiv_(parameters[part], pull, divisor, factors[part])
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterGroup:
-    """What the stability of one optimiser group depends on.
+    """What the largest stable λ of one optimiser group depends on.
 
     Attributes:
         name: for messages, e.g. ``"group 0 (backbone.stem.conv1.weight and 103 more)"``.
@@ -83,14 +153,10 @@ def optimizer_groups(
 
 
 def rate_limit(momentum: float, *, nesterov: bool = False) -> float:
-    """The value that ``lr * curvature`` must stay below.
-
-    Args:
-        momentum: in [0, 1).
-        nesterov: whether momentum is Nesterov's.
+    """Return the value that ``lr * curvature`` must stay below.
 
     Raises:
-        ValueError: if ``momentum`` is out of its range.
+        ValueError: if ``momentum`` is not in [0, 1).
     """
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
@@ -98,11 +164,14 @@ def rate_limit(momentum: float, *, nesterov: bool = False) -> float:
 
 
 def strength_limit(group: ParameterGroup, max_fisher: Mapping[str, float]) -> float:
-    """The λ that a group's penalty must stay below; infinite where nothing can oscillate.
+    """Return the λ that a group's penalty must stay below: ``min (1 + momentum) / (lr max F)``.
 
     Args:
         group: the optimiser group.
         max_fisher: plain parameter name to its largest Fisher value.
+
+    Returns:
+        The limit; infinite if no parameter of the group both moves and is held.
 
     Raises:
         ValueError: if the group's rate or momentum is out of its range.
