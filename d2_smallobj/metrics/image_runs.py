@@ -94,7 +94,7 @@ class ImageRuns:
         image_id: its name.
         area: H·W.
         runs: where the R runs are.
-        guess: int64 (R,), predicted class; -1 for what is no class, below ignored pixels.
+        predicted: int64 (R,), predicted class; -1 for what is no class, below ignored pixels.
         region: int64 (R,), number 0..G-1 of the pair of label and instance that each run lies on.
         label: int64 (G,), value of the semantic map there.
         instance: int64 (G,), value of the instance map there.
@@ -106,7 +106,7 @@ class ImageRuns:
     image_id: str
     area: int
     runs: Runs
-    guess: np.ndarray
+    predicted: np.ndarray
     region: np.ndarray
     label: np.ndarray
     instance: np.ndarray
@@ -114,7 +114,7 @@ class ImageRuns:
     class_of: np.ndarray | None = None
 
     @property
-    def is_short(self) -> bool:
+    def is_noise(self) -> bool:
         """Whether the runs are so short that the pixels are the better thing to look at."""
         short = len(self.runs) * _SHORT_RUN >= self.area >= _SMALLEST_AREA
         return short and self.number is None
@@ -144,11 +144,11 @@ def read_image(
     validation.check_maps(prediction=prediction, semantic=semantic, instances=instances)
     maps = (prediction, semantic) if instances is None else (prediction, semantic, instances)
     runs = find_runs(*maps)
-    guess, label = runs.sample(prediction), runs.sample(semantic)
+    predicted, label = runs.sample(prediction), runs.sample(semantic)
     limit, outside = settings.num_classes, None
-    if guess.max(initial=0) >= limit or _has_negative(prediction, guess):
-        outside = _out_of_range(guess, limit)
-        guess[outside] = -1
+    if predicted.max(initial=0) >= limit or _has_negative(prediction, predicted):
+        outside = _out_of_range(predicted, limit)
+        predicted[outside] = -1
     no_class = _out_of_range(label, limit)
     ignored = label == settings.ignore_label
     wrong = np.count_nonzero(no_class) != np.count_nonzero(ignored)
@@ -168,7 +168,7 @@ def read_image(
     np.minimum(label, limit, out=label)
     region, label, instance = _regions(label, instance, limit + 1)
     label[label == limit] = settings.ignore_label
-    image = ImageRuns(image_id, semantic.size, runs, guess, region, label, instance)
+    image = ImageRuns(image_id, semantic.size, runs, predicted, region, label, instance)
     _check_instances(image, settings)
     if settings.mode == "official":
         image.number, image.class_of = predicted_components(image, prediction, settings)
@@ -305,8 +305,8 @@ def predicted_components(
         component k at index k - 1.
     """
     if settings.mode == "official":
-        guess = np.unique(image.guess[image.guess >= 0])
-        present = guess[settings.is_thing.take(guess)].tolist()
+        predicted = np.unique(image.predicted[image.predicted >= 0])
+        present = predicted[settings.is_thing.take(predicted)].tolist()
         parts = class_components(prediction, skip=(), only=present, filled=True)
         return image.runs.sample(parts.map), parts.class_of
     # Values beyond the classes, which lie below ignored pixels, are not wanted.

@@ -1,12 +1,14 @@
-"""What predicted components lie on: counts of pixels by component and region of the ground truth.
+"""Overlaps of predicted components with the ground truth, and what each instance is charged.
 
-Shapes: C number of classes; R number of runs; K number of predicted components, number 0 for "no
-class" included; E number of overlaps, i.e. of pairs of a component and a region that occur.
+Shapes: C number of classes; R number of runs; K number of predicted components; E number of
+overlaps, i.e. of pairs of a component and a region (label and instance) that occur; T number of
+records.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,15 +70,15 @@ def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> C
     image_of = [np.arange(len(images)).repeat(kinds)]
     numbers, parts, classes, places = [], [], [], []
     for place, image in enumerate(images):
-        number = settings.stuff_number.take(image.guess)
+        number = settings.stuff_number.take(image.predicted)
         if place:
             number += place * kinds
         numbers.append(number)
         if image.number is None:
             # From the runs, those of all images at once.
-            chosen = settings.is_thing.take(image.guess).nonzero()[0]
+            chosen = settings.is_thing.take(image.predicted).nonzero()[0]
             parts.append((image.runs, chosen))
-            classes.append(image.guess.take(chosen))
+            classes.append(image.predicted.take(chosen))
             places.append(place)
         else:
             chosen = image.number.nonzero()[0]
@@ -86,15 +88,15 @@ def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> C
             total += len(image.class_of)
     if parts:
         start, end, width = stack_runs(parts)
-        guess = join(classes)
-        tree, first = run_components(start, end, guess, width)
+        predicted = join(classes)
+        tree, first = run_components(start, end, predicted, width)
         tree += total
         ends = np.array([len(chosen) for _, chosen in parts]).cumsum()
         begin = 0
         for place, (_, chosen), stop in zip(places, parts, ends.tolist()):
             numbers[place][chosen] = tree[begin:stop]
             begin = stop
-        category.append(guess.take(first))
+        category.append(predicted.take(first))
         image_of.append(np.array(places).take(ends.searchsorted(first, side="right")))
     return Components(join(numbers), join(category), join(image_of), kinds * len(images))
 
@@ -133,3 +135,93 @@ def overlaps_of(
     return Overlaps(
         component, region, image.take(region), instance.take(region), label.take(region), count
     )
+
+
+def charge_instances(
+    size: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    components: Components,
+    records: dict[str, np.ndarray],
+    *,
+    truncate: bool,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Charge components to the instances of their class that they overlap.
+
+    Args:
+        size: int64 (K,), counted pixels of each component.
+        pairs: component, record and pixels of each overlap of a component with an instance of
+            its class, int64 (E,), ascending by component.
+        components: the predicted components.
+        records: columns of the records.
+        truncate: cut each share of the pixels outside the overlap to an integer.
+
+    Returns:
+        Columns of the records and of the unmatched components.
+    """
+    component, record, count = pairs
+    total = len(records["pixels"])
+    overlap = sum_by(component, count, len(size))
+    surplus, overlapped = (size - overlap).take(component), overlap.take(component)
+    whole, rest = np.divmod(surplus * count, overlapped)
+    if truncate:
+        # The authors cut a floating-point product, which may be just short of a whole number.
+        whole = (count / overlapped * surplus).astype(np.int64)
+    intersection = sum_by(record, count, total)
+    charged = (intersection + sum_by(record, whole, total)).astype(np.float64)
+    if not truncate:
+        _add_fractions(charged, record, rest, overlapped)
+    unmatched = (overlap == 0) & (size > 0)
+    unmatched[: components.first_thing] = False
+    unmatched = unmatched.nonzero()[0]
+    return {
+        **records,
+        "intersection": intersection,
+        "charged": charged,
+        "components": np.bincount(record, minlength=total),
+        "shared": _count_sharing(component, record, total),
+    }, {
+        "image": components.image.take(unmatched),
+        "category_id": components.category.take(unmatched),
+        "area": size.take(unmatched),
+    }
+
+
+def _count_sharing(component: np.ndarray, record: np.ndarray, length: int) -> np.ndarray:
+    """Count the other instances that each instance (T,) shares a component with.
+
+    ``component`` ascends; both are int64 (E,).
+    """
+    shared = np.zeros(length, np.int64)
+    size = np.bincount(component, minlength=1)
+    joint = (size[component] > 1).nonzero()[0]
+    if len(joint) == 0:
+        return shared
+    component, record = component[joint], record[joint]
+    shared[record] = size[component] - 1
+    # Two instances may share several components, but count once.
+    groups: dict[int, set[int]] = {}
+    for pair in np.flatnonzero(np.bincount(record, minlength=length)[record] > 1).tolist():
+        start, end = np.searchsorted(component, [component[pair], component[pair] + 1]).tolist()
+        groups.setdefault(int(record[pair]), set()).update(record[start:end].tolist())
+    for one, group in groups.items():
+        shared[one] = len(group) - 1
+    return shared
+
+
+def _add_fractions(
+    charged: np.ndarray, record: np.ndarray, rest: np.ndarray, overlap: np.ndarray
+) -> None:
+    """Add Σ rest / overlap to ``charged``, in place and rounded once.
+
+    Integer arithmetic makes the sum independent of the order of components, so that a mirrored
+    image gets the same bits. Only components that several instances share have a rest.
+    """
+    where = rest.nonzero()[0]
+    sums: dict[int, tuple[int, int]] = {}
+    for one, above, below in zip(*(x[where].tolist() for x in (record, rest, overlap))):
+        other, common = sums.get(one, (0, 1))
+        whole = math.lcm(common, below)
+        sums[one] = other * (whole // common) + above * (whole // below), whole
+    for one, (above, below) in sums.items():
+        # A quotient of Python's integers is rounded once.
+        charged[one] = (int(charged[one]) * below + above) / below

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from d2_smallobj.metrics import histogram
-from d2_smallobj.metrics.histogram import label_histogram, narrow
+from d2_smallobj.metrics.components import label_histogram, narrow
 
 
 def test_every_label_of_a_byte_is_counted():
