@@ -155,12 +155,6 @@ def add_smallobj_config(cfg: CN) -> None:
     # Convolutions apply a FrozenBN that follows them by scaled weights and a bias: its own passes
     # over the activations are saved.
     node.SPEED.FOLD_FROZEN_BN = True
-    # Compile the backbone with torch.compile when training begins (a minute or more; needs Triton
-    # on a GPU, a C++ compiler on a CPU).
-    node.SPEED.COMPILE = False
-    # SGD as one "fused" kernel, as some "foreach" kernels, or in a "loop" over the parameters.
-    # Loss scaling (float16) makes the host wait for the GPU in every step unless it is fused.
-    node.SPEED.OPTIMIZER = "fused"
     # GPU only: batches come from page-locked memory and are copied while the GPU computes.
     node.SPEED.PREFETCH = True
     # Iterations after which losses are fetched from the device, logged and checked for NaN, >= 1;
@@ -249,7 +243,6 @@ def _choices() -> dict[str, Sequence[str]]:
         "METRIC_MODE": ("exact", "official"),
         "AMP_DTYPE": ("float16", "bfloat16"),
         "SPEED.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
-        "SPEED.OPTIMIZER": ("fused", "foreach", "loop"),
         "TEST.AVERAGE": AVERAGES,
         "SUPERVISION.REST": ("boxes", "none"),
         "UNCERTAINTY.FORM": SIGMA_FORMS,

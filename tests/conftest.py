@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
+import sys
 
 import pytest
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parent))
+from tiny_runs import assert_same, demo_root, tiny, train_server  # noqa: F401
 
 # Processes of pytest-xdist share the cores: threads inside them would only wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -25,8 +25,12 @@ try:
     from d2_smallobj.engine import build_config
     from d2_smallobj.engine.setup import check_datasets
     from d2_smallobj.experiments.ablation import KINDS, Ablation, build_variants
-    from d2_smallobj.experiments.run_tool import add_run_arguments, run_and_report
-    from d2_smallobj.experiments.sweep import split_by_method, write_all_tables
+    from d2_smallobj.experiments.sweep import (
+        add_run_arguments,
+        run_and_report,
+        split_by_method,
+        write_all_tables,
+    )
 except (ValueError, ImportError) as error:
     # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
     sys.exit(f"error: {error}")

@@ -22,7 +22,7 @@ from d2_smallobj.utils.cli import readable_errors
 with readable_errors():
     from tqdm import tqdm
 
-    from d2_smallobj.experiments.published import TITLES, format_published
+    from d2_smallobj.experiments.paper_tables import TITLES, format_published
     from d2_smallobj.report.comparison_tables import comparison_csv, format_comparison
     from d2_smallobj.scoring import ScoredRun, load_runs
     from d2_smallobj.statistics.comparison import Comparison, compare_runs

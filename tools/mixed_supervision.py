@@ -21,8 +21,14 @@ from pathlib import Path
 try:
     from d2_smallobj.engine import build_config
     from d2_smallobj.engine.setup import check_datasets
-    from d2_smallobj.experiments.mixed_supervision import KINDS, MixedSupervision, build_variants
-    from d2_smallobj.experiments.run_tool import add_run_arguments, run_and_report
+    from d2_smallobj.experiments.ablation import write_tables
+    from d2_smallobj.experiments.mixed_supervision import (
+        COLUMNS,
+        KINDS,
+        MixedSupervision,
+        build_variants,
+    )
+    from d2_smallobj.experiments.sweep import add_run_arguments, run_and_report
 except (ValueError, ImportError) as error:
     # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
     sys.exit(f"error: {error}")
@@ -78,7 +84,11 @@ def build_comparison(args: argparse.Namespace) -> MixedSupervision:
 def main() -> None:
     """Run what is missing; write the tables of what is complete."""
     args = parse_arguments()
-    run_and_report(args, lambda args: [build_comparison(args)], lambda runs: runs[0].write_tables())
+    run_and_report(
+        args,
+        lambda args: [build_comparison(args)],
+        lambda runs: write_tables(runs, args.output_dir, "mixed", COLUMNS),
+    )
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@ r"""Write the label maps that a checkpoint predicts as PNGs with the VOC palette
 
 Without --input: of all images of the config's first test set, as `tools/evaluate.py --predictions`
 and `tools/sensitivity.py conventions` read them. With --input: of any image files and folders.
---overlay, --scores and --uncertainty write into folders of these names below --output. --scales,
---flip and --crf stand for the keys SMALLOBJ.TEST, which say how.
+--overlay and --uncertainty write into folders of these names below --output. Scales, flips and the
+CRF are set by the keys SMALLOBJ.TEST; --crf switches the CRF on.
 
 Examples:
     python tools/predict.py --config-file configs/demo_sbce.yaml --output output/predictions \
         MODEL.WEIGHTS output/demo_sbce/model_final.pth
     python tools/predict.py --config-file configs/voc_sbce.yaml --input photo.jpg holidays \
-        --output output/holidays --overlay --scales 0.75 1 1.25 --flip --crf \
-        MODEL.WEIGHTS output/voc_sbce/model_final.pth
+        --output output/holidays --overlay --crf MODEL.WEIGHTS output/voc_sbce/model_final.pth \
+        SMALLOBJ.TEST.SCALES "[0.75, 1, 1.25]" SMALLOBJ.TEST.FLIP True
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ try:
     from d2_smallobj import TwoTaskTrainer
     from d2_smallobj.data import dataset_dicts
     from d2_smallobj.engine import SafeCheckpointer, build_config, prediction
-    from d2_smallobj.engine.doubt import SigmaWriter
     from d2_smallobj.modeling.inference import build_inference
     from d2_smallobj.utils.messages import itemized
     from detectron2.config import CfgNode
@@ -46,25 +45,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--overlay", action="store_true", help="also the images under the colours")
-    parser.add_argument("--scores", action="store_true", help="also probabilities, float16 .npy")
     parser.add_argument("--uncertainty", action="store_true", help="also sigma: .npy and grey .png")
-    parser.add_argument("--scales", type=float, nargs="+", help="average over these scales")
-    parser.add_argument("--flip", action="store_true", help="average with mirrored copies")
     parser.add_argument("--crf", action="store_true", help="refine with a fully connected CRF")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides, last")
     return parser.parse_args()
-
-
-def config_options(args: argparse.Namespace) -> list[str]:
-    """The overrides of the command line, those that have options of their own included."""
-    options = list(args.opts)
-    if args.scales:
-        options += ["SMALLOBJ.TEST.SCALES", str(args.scales)]
-    if args.flip:
-        options += ["SMALLOBJ.TEST.FLIP", "True"]
-    if args.crf:
-        options += ["SMALLOBJ.TEST.CRF.ENABLED", "True"]
-    return options
 
 
 def build_writers(
@@ -74,10 +58,8 @@ def build_writers(
     writers: list[prediction.Writer] = [prediction.LabelWriter(args.output)]
     if args.overlay:
         writers.append(prediction.OverlayWriter(args.output / "overlay", cfg.INPUT.FORMAT))
-    if args.scores:
-        writers.append(prediction.ScoreWriter(args.output / "scores"))
     if args.uncertainty:
-        writers.append(SigmaWriter(args.output / "uncertainty", model))
+        writers.append(prediction.SigmaWriter(args.output / "uncertainty", model))
     return writers
 
 
@@ -85,7 +67,8 @@ def main() -> None:
     """Predict every image; those that cannot be read are named at the end."""
     args = parse_arguments()
     try:
-        cfg = build_config(args.config_file, config_options(args))
+        crf = ["SMALLOBJ.TEST.CRF.ENABLED", "True"] if args.crf else []
+        cfg = build_config(args.config_file, [*args.opts, *crf])
         if args.input:
             dicts = prediction.find_images(args.input, args.output)
         else:

@@ -28,8 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 try:
     from d2_smallobj import TwoTaskTrainer
     from d2_smallobj.engine import SafeCheckpointer, build_config, setup
-    from d2_smallobj.engine.distributed import check_batch_size
-    from d2_smallobj.engine.launcher import run
+    from d2_smallobj.engine.distributed import check_batch_size, run
     from d2_smallobj.engine.setup import check_architecture, check_datasets
     from d2_smallobj.utils.cli import user_message
     from detectron2.engine import default_argument_parser

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -184,9 +185,10 @@ class RegisteredTruth:
         self._missing = missing_instances
         self._own_reader = reader
         self._kinds: set[str] = set()
+        self._finding = threading.Lock()
 
     def read_record(self, record: Mapping[str, Any]) -> GroundTruthMaps:
-        """Read the ground truth of one image.
+        """Read the ground truth of one image; several threads may.
 
         Args:
             record: its dict, or what a mapper made of it: what is missing is taken from the
@@ -201,20 +203,13 @@ class RegisteredTruth:
             semantic, instances = self._own_reader(record)
             declared = stuff_beside_background(self.stuff, self.class_names)
             instances = without_stuff(semantic, instances, declared, self.ignore_label)
-            return GroundTruthMaps(semantic, instances, self.source(record))
-        source = self._source(record)
-        semantic, instances = self._reader_of(source).read(source)
-        return GroundTruthMaps(semantic, instances, self._name_files(source))
-
-    def source(self, record: Mapping[str, Any]) -> str:
-        """The files of an image's ground truth, which are not opened, for messages.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if self._own_reader is not None:
-            return f"what the given reader makes of {record.get('file_name')}"
-        return self._name_files(self._source(record))
+            made = f"what the given reader makes of {record.get('file_name')}"
+            return GroundTruthMaps(semantic, instances, made)
+        # What all images share, such as an annotation file, is opened by one thread alone.
+        with self._finding:
+            source = self._source(record)
+            reader, files = self._reader_of(source), self._name_files(source)
+        return GroundTruthMaps(*reader.read(source), files)
 
     def scoring_truth(self, listed: Sequence[str] | None = None) -> GroundTruth:
         """The same ground truth for :mod:`d2_smallobj.scoring`, picklable and without torch.

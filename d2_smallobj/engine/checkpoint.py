@@ -1,29 +1,25 @@
-"""A checkpointer that writes atomically and never runs code from a file."""
+"""Save and load checkpoints: written atomically, read without running code."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-import torch
 from torch import nn
 
 from d2_smallobj.config import has_penalty, task_a_iterations
-from d2_smallobj.engine.fingerprint import check_resumable, fingerprint, warn_of_other_model
-from d2_smallobj.engine.weight_files import load_torch_file, read_weights_file, save_torch_file
+from d2_smallobj.engine.distributed import from_main_process
+from d2_smallobj.engine.setup import check_resumable, fingerprint, warn_of_other_model
+from d2_smallobj.engine.weight_files import read_weights_file, save_torch_file
 from d2_smallobj.modeling.initial_weights import load_weights
 from d2_smallobj.utils.files import atomic_write_text
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["SafeCheckpointer", "earlier_checkpoints", "load_torch_file", "save_torch_file"]
 
 LAST = "last_checkpoint"
 """The file that names the checkpoint to resume."""
@@ -32,14 +28,14 @@ LAST = "last_checkpoint"
 class SafeCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer, made safe and explicit.
 
-    - Files appear whole or not at all, ``last_checkpoint`` included, so that a kill or a full
-      disk leaves the previous checkpoint in force.
+    - Files are written completely or not at all, ``last_checkpoint`` included, so that after a
+      kill or on a full disk the previous checkpoint stays valid.
     - Loading runs no code: ``weights_only=True``, and ``.pkl`` files may hold numpy arrays and
       plain containers only. A damaged file is one error that names it.
     - Weights load from every layout of :mod:`d2_smallobj.modeling.weight_layouts`; the log names
       the tensors that did not load.
-    - A run resumes only what its own config wrote. If its last checkpoint is damaged, it resumes
-      the one before and says so.
+    - A run resumes only its own config's checkpoints. If the last one is damaged, it resumes the
+      one before and logs it.
 
     Args:
         model: takes and gives the weights.
@@ -61,7 +57,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._match_by_suffix = False
         self._complete = False
         self._resuming = False
-        # (path, contents) of a file that was read to see whether it can be.
+        # (path, contents) of a file that was read to see whether it is damaged.
         self._read: tuple[str, dict[str, Any]] | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -91,8 +87,8 @@ class SafeCheckpointer(DetectionCheckpointer):
     ) -> dict[str, Any]:
         """Continue the run in ``save_dir``, or load weights alone.
 
-        All processes do what the main one finds in the folder. A checkpointer without
-        checkpointables (an evaluation) takes the weights of the last checkpoint or none.
+        The main process looks into the folder for all. A checkpointer without checkpointables (an
+        evaluation) takes the weights of the last checkpoint or none.
 
         Args:
             path: weights to load when there is nothing to resume; empty: none.
@@ -100,7 +96,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             complete: whether the weights must be those of the whole model.
 
         Returns:
-            What else the file holds.
+            The file's contents besides model and checkpointables.
 
         Raises:
             ValueError: if the checkpoint is another config's, or neither it nor an earlier one
@@ -118,13 +114,13 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._resuming, self._read = False, None
 
     def _find_resumable(self) -> str | None:
-        """The newest checkpoint that can be read; None if the run has none."""
+        """Find the newest checkpoint that can be read; None if the run has none."""
         if not self.has_checkpoint():
             return None
         # A name with a folder in it would lead out of this one.
         last = os.path.join(self.save_dir, os.path.basename(self.get_checkpoint_file()))
         failures: list[str] = []
-        # Figures of an evaluation would be taken for the last checkpoint's.
+        # An evaluation must not report an earlier checkpoint's figures as the last one's.
         earlier = earlier_checkpoints(self.save_dir, last, self.cfg) if self.checkpointables else []
         for path in [last, *earlier]:
             try:
@@ -166,7 +162,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 for other classes stays as initialised, with a warning.
 
         Returns:
-            What else the file holds.
+            The file's contents besides model and checkpointables.
 
         Raises:
             FileNotFoundError: if the file does not exist.
@@ -191,11 +187,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         return super().load(path, checkpointables)
 
     def _fetch(self, url: str) -> None:
-        """Bring a file into the cache, or say that it has to be brought otherwise."""
+        """Bring a file into the cache, or say how to give it without a network."""
         try:
             self.path_manager.get_local_path(url)
         except OSError as error:
-            if "download it" in str(error):  # the stand-in says it already
+            if "download it" in str(error):  # the embedded host says it already
                 raise
             raise OSError(
                 f"{url}: cannot be fetched ({error}). Without a network, download it elsewhere "
@@ -227,38 +223,16 @@ def _starts_anchored(cfg: CfgNode) -> bool:
     return has_penalty(cfg) and task_a_iterations(cfg) == 0
 
 
-def from_main_process(function: Callable[[], Any]) -> Any:
-    """Call a function on the main process; its result, or its error, is that of all processes.
-
-    Raises:
-        ValueError: as ``function`` on the main process.
-        OSError: as ``function`` on the main process.
-    """
-    result = error = None
-    if comm.is_main_process():
-        try:
-            result = function()
-        except (ValueError, OSError) as raised:
-            error = raised
-    if comm.get_world_size() > 1:
-        box = [(result, error)]
-        torch.distributed.broadcast_object_list(box, src=0)
-        result, error = box[0]
-    if error is not None:
-        raise error
-    return result
-
-
 def earlier_checkpoints(save_dir: str, last: str, cfg: CfgNode | None = None) -> list[str]:
-    """The checkpoints of a folder that were written before ``last``, newest first.
+    """List the checkpoints of a folder that were written before ``last``, newest first.
 
-    Their names tell the iteration, so that files which an older, longer run left in the folder
-    are not taken for this run's.
+    The iteration is read from their names, so that files which an older, longer run left in the
+    folder are not taken for this run's.
 
     Args:
         save_dir: the folder.
-        last: path of the last checkpoint; if its name is none that a run writes, all count.
-        cfg: tells the iteration of ``model_task_a.pth``; None: that file does not count.
+        last: path of the last checkpoint; if its name tells no iteration, all count.
+        cfg: gives the iteration of ``model_task_a.pth``; None: that file does not count.
     """
     before = _iteration(os.path.basename(last), cfg)
     found = []
@@ -270,7 +244,7 @@ def earlier_checkpoints(save_dir: str, last: str, cfg: CfgNode | None = None) ->
 
 
 def _iteration(name: str, cfg: CfgNode | None) -> int | None:
-    """The iteration after which a checkpoint of this name is written."""
+    """Return the iteration after which a checkpoint of this name is written."""
     numbered = re.fullmatch(r"model_(\d{7,})\.pth", name)
     if numbered:
         return int(numbered[1])

@@ -1,33 +1,47 @@
-"""Losses that stay on the device until it is time to read, log and check them together."""
+"""Log the losses, and turn NaN losses, dead workers and full disks into errors with advice."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import json
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import re
+import signal
+import traceback
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
-from d2_smallobj.engine.faults import stop_for_loss
+from d2_smallobj.utils.files import atomic_write_text
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, get_event_storage
 
+NAN_FILE = "nan_batch.json"
 _KEPT_KEYS = ("file_name", "sem_seg_file_name", "stream_position")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# PyTorch's three messages about a loader worker that died.
+_DEAD_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) "
+    r"(?:is killed by signal: ([^.]*)|exited unexpectedly(?: with exit code (\d+))?)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What is kept of one optimiser step.
+    """The losses and samples of one optimiser step.
 
     Attributes:
         iteration: its number.
         names: of the losses.
         values: float32 (len(names),), on the device.
         data_time: seconds that this process waited for data.
-        samples: of each image of this process the files and the position in the stream.
+        samples: for each image of this process the files and the position in the stream.
     """
 
     iteration: int
@@ -40,8 +54,8 @@ class Step:
 class LossLog:
     """Puts the losses, averaged over the processes, into the event storage of the main process.
 
-    Reading a loss makes the host wait for everything that the device has yet to do, so it is done
-    for ``period`` steps at once; each loss is logged under its own iteration all the same.
+    Reading a loss makes the host wait for all work of the device, so ``period`` steps are read at
+    once; each loss is still logged under its own iteration.
 
     Args:
         period: :meth:`add` reads after the iterations whose successor is a multiple of it, >= 1.
@@ -61,13 +75,7 @@ class LossLog:
         data_time: float,
         samples: list[dict[str, Any]],
     ) -> None:
-        """Keep the losses of a step, and read all kept ones if it is time.
-
-        Args:
-            iteration: the step's number.
-            losses: 0-d tensors on one device.
-            data_time: seconds that this process waited for data.
-            samples: :func:`samples_of` of this process's data.
+        """Keep the losses of a step (0-d tensors on one device), and flush if it is time.
 
         Raises:
             FloatingPointError: see :meth:`flush`.
@@ -81,7 +89,7 @@ class LossLog:
             self.flush()
 
     def flush(self) -> None:
-        """Read, log and check what was kept. All processes must call it together.
+        """Read, log and check the kept losses. All processes must call it together.
 
         Raises:
             FloatingPointError: on every process, if a loss of any is not finite; names the
@@ -95,20 +103,22 @@ class LossLog:
         self._before = steps[-1]
         for before, step, (times, means) in zip(befores, steps, _read(steps)):
             if not math.isfinite(sum(means)):
-                stop_for_loss(step, before, means, self.output_dir)
-            with _at(storage, step.iteration):
-                _put(storage, step, times, means)
+                _stop_for_loss(step, before, means, self.output_dir)
+            now = storage.iter
+            storage.iter = step.iteration
+            _put(storage, step, times, means)
+            storage.iter = now
 
 
 def samples_of(batch: Sequence[Any]) -> list[dict[str, Any]]:
-    """Files and stream positions of a batch's images; nothing of samples that are no dicts."""
+    """Return files and stream positions of a batch's images; nothing for samples not dicts."""
     return [
         {key: x[key] for key in _KEPT_KEYS if key in x} for x in batch if isinstance(x, Mapping)
     ]
 
 
 def _read(steps: Sequence[Step]) -> list[tuple[float, list[float]]]:
-    """For every step the longest wait for data and the mean losses over the processes."""
+    """Read for every step the longest wait for data and the mean losses over the processes."""
     means = torch.stack([step.values for step in steps])
     times = torch.tensor([step.data_time for step in steps], device=means.device)
     if comm.get_world_size() > 1:
@@ -129,12 +139,135 @@ def _put(storage: EventStorage, step: Step, data_time: float, means: Sequence[fl
         storage.put_scalars(**dict(zip(step.names, means)))
 
 
+def _stop_for_loss(
+    step: Step, before: Step | None, means: Sequence[float], output_dir: str | None
+) -> None:
+    """End the training because of a loss that is not finite; all processes call this together.
+
+    The main one writes ``nan_batch.json``: the iteration, its mean losses, and of every process
+    the losses and samples of that step and of the one before. The gradient of the latter is the
+    cause where all samples have finite losses by themselves.
+    """
+    losses = dict(zip(step.names, map(_readable, means)))
+    ranks = comm.gather({"rank": comm.get_rank(), "step": _record(step), "before": _record(before)})
+    message = f"the loss is not finite at iteration={step.iteration}: {losses}"
+    if output_dir is not None:
+        path = os.path.join(output_dir, NAN_FILE)
+        where = f"the files of its batch are listed in {path}"
+        if comm.is_main_process():
+            report = {"iteration": step.iteration, "losses": losses, "processes": ranks}
+            try:
+                atomic_write_text(path, json.dumps(report, indent=2, allow_nan=False))
+            except OSError as error:  # a full disk must not hide the NaN
+                where = f"the list of its files is lost: {error}"
+        message += (
+            f"; {where}. No checkpoint was written since: look at those files, lower "
+            "SOLVER.BASE_LR, or under SOLVER.AMP use SMALLOBJ.AMP_DTYPE bfloat16; then --resume"
+        )
+    raise FloatingPointError(message)
+
+
+def _record(step: Step | None) -> dict[str, Any] | None:
+    """Convert a step to JSON's types."""
+    if step is None:
+        return None
+    losses = dict(zip(step.names, map(_readable, step.values.tolist())))
+    return {"iteration": step.iteration, "losses": losses, "samples": step.samples}
+
+
+def _readable(value: float) -> float | str:
+    """Write NaN as a string: JSON has none."""
+    return value if math.isfinite(value) else str(value)
+
+
 @contextlib.contextmanager
-def _at(storage: EventStorage, iteration: int) -> Iterator[None]:
-    """Record scalars under an earlier iteration."""
-    now = storage.iter
-    storage.iter = iteration
+def explained_errors(output_dir: str) -> Iterator[None]:
+    """Raise errors that say what happened where the library underneath does not.
+
+    - A write that names no file (a writer's flush to a full disk) becomes an ``OSError`` that
+      names the folder.
+    - A loader worker that died becomes a ``ChildProcessError`` that names it and its signal.
+
+    Args:
+        output_dir: the run's folder.
+    """
     try:
         yield
-    finally:
-        storage.iter = now
+    except (OSError, EOFError, RuntimeError) as error:
+        message = explain_dead_worker(error)
+        if message is not None:
+            raise ChildProcessError(message) from error
+        number = getattr(error, "errno", None)
+        if number not in _DISK_ERRORS or output_dir in str(error):
+            raise
+        raise OSError(number, f"could not write to {output_dir}: {error.strerror}") from error
+
+
+def explain_dead_worker(error: BaseException) -> str | None:
+    """Describe an error that a loader worker's death has caused; None for other errors.
+
+    PyTorch notices the death by a signal, or because the connection breaks over which it fetches
+    a batch.
+    """
+    found = _DEAD_WORKER.search(str(error))
+    if found is not None:
+        who, killed_by, code = found.groups()
+        how = f"was killed by signal {_signal_name(killed_by)}" if killed_by else _ending(code)
+    elif isinstance(error, (ConnectionError, EOFError)):
+        dead = [worker for worker in _workers_behind(error) if worker.exitcode]
+        if not dead:
+            return None
+        who, code = dead[0].pid, dead[0].exitcode
+        how = f"was killed by signal {signal.Signals(-code).name}" if code < 0 else _ending(code)
+    else:
+        return None
+    return (
+        f"the data-loading worker with process id {who} {how}. The usual cause is that memory "
+        "(see dmesg), or /dev/shm in a container, was used up: use fewer DATALOADER.NUM_WORKERS "
+        "(0 shows an error of the loading itself). --resume continues the run"
+    )
+
+
+def _ending(code: object) -> str:
+    return "ended unexpectedly" if code is None else f"ended with exit code {code}"
+
+
+def _workers_behind(error: BaseException) -> list[Any]:
+    """Return the worker processes of the loader in whose iteration an error was raised."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        workers = getattr(frame.f_locals.get("self"), "_workers", None)
+        if isinstance(workers, list) and workers:
+            for worker in workers:
+                worker.join(timeout=0.1)  # or its exit code is not known yet
+            return workers
+    return []
+
+
+def _signal_name(text: str) -> str:
+    """Put the name of a signal, which people search for, before PyTorch's description of it."""
+    for number in signal.Signals:
+        if signal.strsignal(number) == text:
+            return f"{number.name} ({text})"
+    return text
+
+
+class _TaskAdapter(logging.LoggerAdapter):
+    """Puts the current task before every message."""
+
+    def process(
+        self, msg: str, kwargs: MutableMapping[str, Any]
+    ) -> tuple[str, MutableMapping[str, Any]]:
+        task, _ = get_event_storage().latest().get("task", (1, 0))
+        return f"task {'A' if task == 1 else 'B'} {msg}", kwargs
+
+
+class TaskMetricPrinter(CommonMetricPrinter):
+    """detectron2's printer; every line starts with the task, e.g. ``task B  eta: ...``.
+
+    Args:
+        max_iter: the last iteration, for the estimated time.
+    """
+
+    def __init__(self, max_iter: int) -> None:
+        super().__init__(max_iter)
+        self.logger = _TaskAdapter(self.logger, {})

@@ -1,4 +1,4 @@
-"""Predicting images of a data set or of any folder into files (``tools/predict.py``).
+"""Predict the images of a data set or of any folder into files (``tools/predict.py``).
 
 Shapes: K classes, H x W the size of an image file.
 """
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.data import SemSegMapper
+from d2_smallobj.modeling.uncertain_segmentor import UncertainSegmentor
 from d2_smallobj.report.drawing import blend_labels
 from d2_smallobj.utils.files import atomic_write
 from d2_smallobj.utils.messages import itemized
@@ -26,11 +27,11 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-"""What is taken for an image in a folder."""
+"""Suffixes of the files in a folder that are taken for images."""
 
 Writer = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
-"""Called as ``writer(name, output, x)`` for every image: its name without suffix, what the model
-answered (``sem_seg``: probabilities (K, H, W)), and its mapped dataset dict."""
+"""Called as ``writer(name, output, x)`` for every image: its name without suffix, the model's
+output (``sem_seg``: probabilities (K, H, W)), and its mapped dataset dict."""
 
 
 def find_images(
@@ -78,7 +79,7 @@ def find_images(
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """The images in a folder and its subfolders, in order; links to folders are not followed."""
+    """List the images in a folder and its subfolders; links to folders are not followed."""
     images = [
         Path(parent, name)
         for parent, _, names in os.walk(folder)
@@ -90,40 +91,35 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(images)
 
 
-class TolerantMapper:
-    """A mapper that answers a file which cannot be read with its dict and an ``error``.
+def build_prediction_loader(
+    cfg: CfgNode, dicts: Sequence[dict[str, Any]]
+) -> Iterable[list[dict[str, Any]]]:
+    """Build a loader over dataset dicts, one image a batch, that goes on after bad files."""
+    return build_detection_test_loader(
+        list(dicts),
+        mapper=_TolerantMapper(SemSegMapper(cfg, False)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
 
-    Args:
-        mapper: maps one dataset dict; raises OSError or ValueError for a bad file.
-    """
+
+class _TolerantMapper:
+    """A mapper that returns the dict of an unreadable file with an ``error``."""
 
     def __init__(self, mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         self.mapper = mapper
 
     def __call__(self, x: dict[str, Any]) -> dict[str, Any]:
-        """Map a dict; never raises for a bad file."""
         try:
             return self.mapper(x)
         except (OSError, ValueError) as error:
             return {**x, "error": str(error)}
 
 
-def build_prediction_loader(
-    cfg: CfgNode, dicts: Sequence[dict[str, Any]]
-) -> Iterable[list[dict[str, Any]]]:
-    """Loader over dataset dicts, one image a batch, that goes on after files that are bad."""
-    return build_detection_test_loader(
-        list(dicts),
-        mapper=TolerantMapper(SemSegMapper(cfg, False)),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
-
-
 @torch.no_grad()
 def predict(
     model: nn.Module, loader: Iterable[list[dict[str, Any]]], writers: Sequence[Writer]
 ) -> list[str]:
-    """Predict all images and write what the writers make of them.
+    """Predict all images and hand each to the writers.
 
     Args:
         model: in evaluation mode.
@@ -131,15 +127,14 @@ def predict(
         writers: called for every image in this order.
 
     Returns:
-        What was wrong with the images that could not be read; all others are written.
+        The errors of images that could not be read; all others are written.
 
     Raises:
         OSError: if a file cannot be written; names it.
     """
     problems = []
     for batch in tqdm(loader, unit="image", disable=None):
-        for x in (x for x in batch if "error" in x):
-            problems.append(x["error"])
+        problems += [x["error"] for x in batch if "error" in x]
         good = [x for x in batch if "error" not in x]
         for x, output in zip(good, model(good) if good else ()):
             for write in writers:
@@ -184,35 +179,52 @@ class OverlayWriter:
             file.write(content.getvalue())
 
 
-class ScoreWriter:
-    """Writes ``<folder>/<name>.npy``: the class probabilities, float16 (K, H, W).
+class SigmaWriter:
+    """Writes ``<folder>/<name>.npy``, sigma as float16 (H, W), and ``<name>.png``, its grey.
 
     Args:
         folder: where to write; made when missing.
+        model: predicts sigma.
+
+    Raises:
+        ValueError: if the model predicts no sigma.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], model: nn.Module) -> None:
+        if not isinstance(model, UncertainSegmentor):
+            raise ValueError(
+                f"--uncertainty: a {type(model).__name__} predicts no sigma; set "
+                "MODEL.META_ARCHITECTURE UncertainSegmentor and train it"
+            )
         self.folder = Path(folder)
 
     def __call__(self, name: str, output: Mapping[str, Any], x: Mapping[str, Any]) -> None:
-        """Write one array."""
+        """Write the sigma of one image."""
+        sigma = output["sigma"]
         with atomic_write(output_path(self.folder, name, ".npy")) as file:
-            np.save(file, output["sem_seg"].half().cpu().numpy(), allow_pickle=False)
+            largest = torch.finfo(torch.float16).max
+            np.save(file, sigma.clamp(max=largest).half().cpu().numpy(), allow_pickle=False)
+        write_label_map(output_path(self.folder, name, ".png"), grey_sigma(sigma), palette=False)
+
+
+def grey_sigma(sigma: torch.Tensor) -> np.ndarray:
+    """Draw sigma (H, W) as uint8 ``255 sigma / (1 + sigma)``, the same grey in every picture."""
+    return (255 * (sigma / (1 + sigma))).round().byte().cpu().numpy()
 
 
 def most_probable(output: Mapping[str, Any]) -> np.ndarray:
-    """The label map of a model's answer: int64 (H, W)."""
+    """Return the label map of a model's output: int64 (H, W)."""
     return output["sem_seg"].argmax(dim=0).cpu().numpy()
 
 
 def rgb_image(image: torch.Tensor, image_format: str) -> np.ndarray:
-    """A mapper's image (3, H, W) in 0..255 as uint8 (H, W, 3), RGB."""
+    """Convert a mapper's image (3, H, W) in 0..255 to uint8 (H, W, 3), RGB."""
     pixels = image.round().clamp(0, 255).byte().cpu().numpy().transpose(1, 2, 0)
     return np.ascontiguousarray(pixels[..., ::-1] if image_format == "BGR" else pixels)
 
 
 def output_path(folder: Path, name: str, suffix: str) -> Path:
-    """Where the result of an image goes.
+    """Return the file of an image's result.
 
     Raises:
         ValueError: if the name would lead out of the folder.

@@ -1,4 +1,4 @@
-"""From command-line arguments to a checked config and a running log."""
+"""Build, check and compare configs, and start a run's log."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import torch
 import yaml
 
 from d2_smallobj._host import announce_host
-from d2_smallobj.config import add_smallobj_config, validate_config
+from d2_smallobj.config import add_smallobj_config, task_a_iterations, validate_config
 from d2_smallobj.data import dataset_dicts, register_all
-from d2_smallobj.engine.fingerprint import flatten
 from d2_smallobj.modeling.detectron2_heads import add_project_configs
 from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode, get_cfg
@@ -27,9 +26,40 @@ from detectron2.utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)
 
+_ROOTS = ("MODEL", "INPUT.FORMAT", "DATASETS.TRAIN", "SEED", "SOLVER", "SMALLOBJ")
+"""Keys that decide the weights that a run ends with."""
+
+_WITHOUT_EFFECT = (
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",  # the checkpoint's take their place
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SMALLOBJ.EVAL_TASK_A",
+    "SMALLOBJ.METRIC_MODE",
+    "SMALLOBJ.TEST",
+    "SMALLOBJ.PICTURES",
+    "SMALLOBJ.SUPERVISION.LOG_ACCURACY",
+)
+"""Keys below the roots that change no weight."""
+
+_CHANGEABLE = (
+    # How the penalty uses the Fisher information and theta* that the checkpoint holds.
+    *("SMALLOBJ.EWC.LAMBDA", "SMALLOBJ.EWC.STEP"),
+    *("SMALLOBJ.EWC.ALPHA", "SMALLOBJ.EWC.NUM_IMAGES"),
+    # Number formats, memory layouts and kernels.
+    *("SOLVER.AMP", "SMALLOBJ.AMP_DTYPE", "SMALLOBJ.SPEED"),
+)
+"""Keys that may change in the middle of a run; the change is logged."""
+
+_SECOND_TASK = ("SMALLOBJ.TASK_B", "SMALLOBJ.EWC")
+"""Keys that may change until task B begins, so that one task A serves several second tasks."""
+
+_MODEL = ("MODEL", "INPUT.FORMAT", "SMALLOBJ.OUTPUT_STRIDE", "SMALLOBJ.ASPP_DILATIONS")
+_MODEL += ("SMALLOBJ.MSC", "SMALLOBJ.STEM_POOL_CEIL")
+"""Keys that decide the output of given weights."""
+
 
 def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = ()) -> CfgNode:
-    """The config of a file and of overriding options, checked.
+    """Build and check the config of a file and of overriding options.
 
     Args:
         config_file: YAML file; empty: detectron2's defaults with ours.
@@ -41,7 +71,7 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: for an unknown key or a value that breaks a rule; names it.
+        ValueError: for an unknown key or an illegal value; names it.
     """
     cfg = get_cfg()
     add_smallobj_config(cfg)
@@ -53,14 +83,14 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
             with _integers_for_decimals(cfg, flatten(_read(config_file))):
                 cfg.merge_from_file(config_file, allow_unsafe=False)
         except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"{config_file}: {_text(error)}") from error
+            raise ValueError(f"{config_file}: {_message(error)}") from error
     if len(options) % 2:
         raise ValueError(f"options come as KEY VALUE pairs, got {len(options)}: {list(options)}")
     try:
         with _integers_for_decimals(cfg, zip(options[::2], map(_literal, options[1::2]))):
             cfg.merge_from_list(list(options))
     except (KeyError, AssertionError, ValueError) as error:
-        raise ValueError(f"command-line options {list(options)}: {_text(error)}") from error
+        raise ValueError(f"command-line options {list(options)}: {_message(error)}") from error
     validate_config(cfg)
     if cfg.MODEL.META_ARCHITECTURE != get_cfg().MODEL.META_ARCHITECTURE:
         check_architecture(cfg)
@@ -70,7 +100,7 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
 
 
 def check_architecture(cfg: CfgNode) -> None:
-    """Refuse a meta-architecture that nothing registers, which detectron2 calls a ``KeyError``.
+    """Refuse an unregistered meta-architecture, for which detectron2 raises a ``KeyError``.
 
     Raises:
         ValueError: names the registered ones and the closest.
@@ -81,12 +111,7 @@ def check_architecture(cfg: CfgNode) -> None:
 
 @contextlib.contextmanager
 def _integers_for_decimals(cfg: CfgNode, given: Iterable[tuple[str, Any]]) -> Iterator[None]:
-    """Let the integers among the values to be merged stand for decimals, which yacs refuses.
-
-    Args:
-        cfg: the config that they are merged into inside the block.
-        given: dotted keys and values.
-    """
+    """Let integers among ``given`` dotted keys and values replace decimals; yacs refuses that."""
     places = []
     for key, value in given:
         *path, leaf = str(key).split(".")
@@ -94,7 +119,7 @@ def _integers_for_decimals(cfg: CfgNode, given: Iterable[tuple[str, Any]]) -> It
         for part in path:
             node = node.get(part) if isinstance(node, Mapping) else None
         if type(value) is int and isinstance(node, Mapping) and type(node.get(leaf)) is float:
-            node[leaf] = 0  # an integer may take an integer's place
+            node[leaf] = 0  # yacs lets an integer replace an integer
             places.append((node, leaf))
     yield
     for node, leaf in places:
@@ -102,27 +127,27 @@ def _integers_for_decimals(cfg: CfgNode, given: Iterable[tuple[str, Any]]) -> It
 
 
 def _read(config_file: str) -> Mapping[str, Any]:
-    """What a config file and its bases say; nothing of one that is not a tree of keys."""
+    """Read a config file and its bases; empty if it is not a tree of keys."""
     tree = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
     return tree if isinstance(tree, Mapping) else {}
 
 
 def _literal(text: str) -> Any:
-    """The value that yacs reads from an option's text."""
+    """Read an option's text as yacs does."""
     with contextlib.suppress(ValueError, SyntaxError):
         return ast.literal_eval(text)
     return text
 
 
-def _text(error: Exception) -> str:
-    """The message of an error; str(KeyError) would show its repr."""
+def _message(error: Exception) -> str:
+    """Return the message of an error; str(KeyError) would show its repr."""
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
     return str(error) or type(error).__name__
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Config, data sets, output folder and log of one process; says which device is used."""
+    """Prepare config, data sets, output folder and log of one process; log the device."""
     cfg = build_config(args.config_file, args.opts)
     check_architecture(cfg)
     cfg.freeze()
@@ -148,3 +173,87 @@ def check_datasets(cfg: CfgNode, eval_only: bool = False) -> None:
         dataset_dicts(cfg.DATASETS.TRAIN)
     if cfg.DATASETS.TEST:
         dataset_dicts(cfg.DATASETS.TEST)
+
+
+def fingerprint(cfg: CfgNode) -> dict[str, Any]:
+    """Select the values of a config that decide the weights a run ends with, for checkpoints.
+
+    Returns:
+        Dotted key to a value that ``torch.load(weights_only=True)`` reads.
+    """
+    return {
+        key: value
+        for key, value in flatten(cfg)
+        if _below(key, _ROOTS) and not _below(key, _WITHOUT_EFFECT)
+    }
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a config with their dotted keys; sequences as lists."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _plain(value)
+
+
+def check_resumable(checkpoint: Mapping[str, Any], cfg: CfgNode, path: str) -> None:
+    """Refuse to continue another run's checkpoint.
+
+    Args:
+        checkpoint: as saved by :class:`~.checkpoint.SafeCheckpointer`, with or without a
+            :func:`fingerprint`.
+        cfg: of the run that resumes.
+        path: the checkpoint's, for messages.
+
+    Raises:
+        ValueError: listing every key that differs, with both values.
+    """
+    task_a = task_a_iterations(cfg)
+    iteration = checkpoint["trainer"]["iteration"]
+    anchored = bool(checkpoint.get("ewc", {}).get("anchored"))
+    changes = config_changes(checkpoint, cfg)
+    in_task_b = anchored or iteration >= task_a
+    allowed = _CHANGEABLE if in_task_b else (*_CHANGEABLE, *_SECOND_TASK)
+    refused = [text for key, text in changes.items() if not _below(key, allowed)]
+    if anchored and iteration < task_a and not refused:
+        refused = [f"SMALLOBJ.TASK_A.ITERS at most {iteration} there, {task_a} now"]
+    if refused:
+        raise ValueError(
+            f"{path} was written by another config: {'; '.join(refused)}. Resume with the config "
+            "that wrote it, or start a new run from its weights (MODEL.WEIGHTS, another "
+            "OUTPUT_DIR, no --resume)"
+        )
+    if changes:
+        logger.warning(f"{path}: the run continues with {'; '.join(changes.values())}")
+
+
+def warn_of_other_model(checkpoint: Mapping[str, Any], cfg: CfgNode, path: str) -> None:
+    """Log the keys that give the weights another model or input than in their training."""
+    changes = config_changes(checkpoint, cfg)
+    different = [text for key, text in changes.items() if _below(key, _MODEL)]
+    if different:
+        logger.warning(f"{path} was trained with another model or input: {'; '.join(different)}")
+
+
+def config_changes(checkpoint: Mapping[str, Any], cfg: CfgNode) -> dict[str, str]:
+    """Describe each key whose value differs between a checkpoint and a config.
+
+    Keys that one of them lacks (another version, another host) are left out.
+    """
+    saved = checkpoint.get("config", {})
+    return {
+        key: f"{key} {saved[key]!r} there, {value!r} now"
+        for key, value in fingerprint(cfg).items()
+        if key in saved and saved[key] != value
+    }
+
+
+def _below(key: str, roots: tuple[str, ...]) -> bool:
+    return any(key == root or key.startswith(f"{root}.") for root in roots)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -1,7 +1,10 @@
-"""Optimiser groups and the poly schedule over one or two tasks (docs/method.md#recipe)."""
+"""Build the optimiser and the poly schedule over one or two tasks (docs/method.md#recipe)."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,7 +12,6 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
 from d2_smallobj.config import task_a_iterations
-from d2_smallobj.engine.performance import sgd_options
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier
 from detectron2.solver.build import maybe_add_gradient_clipping
@@ -20,7 +22,6 @@ _NORMS = (
     nn.LayerNorm,
     nn.modules.instancenorm._InstanceNorm,
 )
-HEAD = "sem_seg_head"
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
@@ -50,12 +51,14 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
-        part = "head" if module_name.split(".")[0] == HEAD else "backbone"
+        part = "head" if module_name.split(".")[0] == "sem_seg_head" else "backbone"
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            kind = "norms" if isinstance(module, _NORMS) else _kind(name)
+            kind = "biases" if name == "bias" else "weights"
+            if isinstance(module, _NORMS):
+                kind = "norms"
             group = groups.setdefault(
                 f"{part} {kind}",
                 {
@@ -71,19 +74,39 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def _kind(name: str) -> str:
-    return "biases" if name == "bias" else "weights"
-
-
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum over :func:`parameter_groups`; clips as ``SOLVER.CLIP_GRADIENTS`` says."""
+    """Build SGD with momentum over :func:`parameter_groups`, fused where torch and device can.
+
+    Loss scaling (float16) makes the host wait for the GPU in every step unless SGD is fused.
+    Gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says.
+    """
+    has_fused = "fused" in inspect.signature(torch.optim.SGD).parameters  # torch >= 2.3
+    fused = has_fused and cfg.MODEL.DEVICE.split(":")[0] in ("cpu", "cuda")
     return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
         parameter_groups(cfg, model),
         lr=cfg.SOLVER.BASE_LR,
         momentum=cfg.SOLVER.MOMENTUM,
         nesterov=cfg.SOLVER.NESTEROV,
-        **sgd_options(cfg),
+        **({"fused": True} if fused else {"foreach": False}),
     )
+
+
+@contextlib.contextmanager
+def same_implementation(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Keep how an optimiser computes (fused, foreach) while a state is loaded inside the block.
+
+    The run that saved the state may have had another device. Momentum gets the memory formats of
+    the parameters.
+    """
+    kept = [{k: g[k] for k in ("foreach", "fused") if k in g} for g in optimizer.param_groups]
+    yield
+    for group, implementation in zip(optimizer.param_groups, kept):
+        group.update(implementation)
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)
 
 
 class TwoTaskPoly(ParamScheduler):
@@ -118,11 +141,11 @@ class TwoTaskPoly(ParamScheduler):
         self.warmup_iters, self.warmup_factor = warmup_iters, warmup_factor
 
     def __call__(self, where: float) -> float:
-        """The multiplier at ``where`` = iteration / max_iter in [0, 1]."""
+        """Return the multiplier at ``where`` = iteration / max_iter in [0, 1]."""
         return self.at(round(where * self.max_iter))
 
     def at(self, iteration: int) -> float:
-        """The multiplier of an iteration."""
+        """Return the multiplier of an iteration."""
         # A run without a task B asks for the end of task A too, after its last iteration.
         in_b = self.task_a <= iteration and self.task_a < self.max_iter
         start, length = 0, self.max_iter
@@ -138,7 +161,7 @@ class TwoTaskPoly(ParamScheduler):
 
 
 def build_schedule(cfg: CfgNode) -> TwoTaskPoly:
-    """The multiplier that ``SMALLOBJ`` and ``SOLVER`` describe."""
+    """Build the multiplier that ``SMALLOBJ`` and ``SOLVER`` describe."""
     node, solver = cfg.SMALLOBJ, cfg.SOLVER
     return TwoTaskPoly(
         max_iter=solver.MAX_ITER,
@@ -155,6 +178,6 @@ def build_schedule(cfg: CfgNode) -> TwoTaskPoly:
 def build_lr_scheduler(
     cfg: CfgNode, optimizer: torch.optim.Optimizer, last_iter: int | None = None
 ) -> LRMultiplier:
-    """The poly schedule of ``SMALLOBJ`` for every parameter group."""
+    """Apply the poly schedule of ``SMALLOBJ`` to every parameter group."""
     start = -1 if last_iter is None else last_iter
     return LRMultiplier(optimizer, build_schedule(cfg), cfg.SOLVER.MAX_ITER, start)

@@ -1,4 +1,4 @@
-"""One optimiser step of either task: accumulation, mixed precision, Fisher, penalty."""
+"""Take one optimiser step: accumulation, mixed precision, Fisher information, penalty."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2_smallobj.engine.faults import check_loss_scale
 from d2_smallobj.engine.loss_log import LossLog, samples_of
-from d2_smallobj.engine.performance import computed_as_before, optimizer_kinds
+from d2_smallobj.engine.solver import same_implementation
 from d2_smallobj.losses.ewc import ElasticWeightConsolidation
 from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import get_event_storage
 
+SMALLEST_SCALE = 2.0**-24
+"""Loss scale of float16 below which no scale will help; a run starts at 2^16."""
+
 
 class TaskStepTrainer(SimpleTrainer):
-    """detectron2's inner trainer with what the two tasks need around the backward pass.
+    """detectron2's inner trainer with Fisher information and penalty after the backward pass.
 
     detectron2's hooks never see the gradients (its inner trainer has a hook list of its own,
     and under AMP they would be scaled), so the Fisher information is recorded here and the
-    penalty's gradient joins here: after unscaling, and after DDP has averaged them.
+    penalty's gradient is added here: after unscaling, and after DDP has averaged the gradients.
 
-    With data that lies on the device already (:class:`~d2_smallobj.data.prefetch.DeviceLoader`)
-    the host waits for the device in no step but those in which the loss log is read.
+    With batches on the device (:class:`~d2_smallobj.data.prefetch.DeviceLoader`) the host waits
+    for the device only in steps in which the loss log is read.
 
     Args:
         model: returns a dict of losses; may be wrapped in DDP.
@@ -64,7 +66,7 @@ class TaskStepTrainer(SimpleTrainer):
 
     @property
     def penalizes(self) -> bool:
-        """Whether the EWC penalty acts in this step."""
+        """True if the EWC penalty acts in this step."""
         return self.ewc is not None and self.in_task_b
 
     def replace_data_loader(self, data_loader: Iterable[list[dict[str, Any]]]) -> None:
@@ -73,7 +75,7 @@ class TaskStepTrainer(SimpleTrainer):
         self._data_loader_iter_obj = None
 
     def run_step(self) -> None:
-        """One step on ``accumulate`` batches."""
+        """Take one step on ``accumulate`` batches."""
         if not self.model.training:
             raise RuntimeError("the model was left in evaluation mode; training needs train()")
         self.optimizer.zero_grad()
@@ -91,7 +93,7 @@ class TaskStepTrainer(SimpleTrainer):
             check_loss_scale(self.grad_scaler.get_scale(), self.iter)
 
     def _backward_passes(self) -> tuple[dict[str, torch.Tensor], float, list[dict[str, Any]]]:
-        """Gradients of ``accumulate`` batches: mean losses, data time, what the images were."""
+        """Add the gradients of ``accumulate`` batches; return mean losses, data time, samples."""
         totals: dict[str, torch.Tensor] = {}
         samples: list[dict[str, Any]] = []
         data_time = 0.0
@@ -112,7 +114,7 @@ class TaskStepTrainer(SimpleTrainer):
         return totals, data_time, samples
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager:
-        """DDP averages gradients over processes in the last pass only."""
+        """Let DDP average gradients over processes in the last pass only."""
         if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext()
         return self.model.no_sync()
@@ -124,19 +126,34 @@ class TaskStepTrainer(SimpleTrainer):
             self.ewc.proximal_step_(self.ewc.learning_rates(self.optimizer))
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser and loss scale, as detectron2's inner trainers keep them."""
+        """Return optimiser and loss scale, as detectron2's inner trainers keep them."""
         state = super().state_dict()
         if self.grad_scaler.is_enabled():
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; how the optimiser computes stays this run's choice."""
-        kinds = optimizer_kinds(self.optimizer)
-        super().load_state_dict(state_dict)
-        computed_as_before(self.optimizer, kinds)
+        """Restore :meth:`state_dict`."""
+        with same_implementation(self.optimizer):
+            super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def check_loss_scale(scale: float, iteration: int) -> None:
+    """Refuse to continue when float16 overflows at every loss scale.
+
+    A single overflow is harmless: that step is skipped and the scale halved.
+
+    Raises:
+        FloatingPointError: if the scale has fallen below :data:`SMALLEST_SCALE`.
+    """
+    if scale < SMALLEST_SCALE:
+        raise FloatingPointError(
+            f"float16 gradients overflow in every step up to iteration={iteration} (the loss scale "
+            f"has fallen to {scale:g}), so nothing is learned: use SMALLOBJ.AMP_DTYPE bfloat16, or "
+            "SOLVER.AMP.ENABLED False"
+        )
 
 
 def _new_scaler(device_type: str, *, enabled: bool) -> Any:

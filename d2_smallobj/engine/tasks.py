@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from d2_smallobj.config import has_penalty, task_a_iterations
-from d2_smallobj.engine.distributed import sum_over_processes, synchronize_buffers
+from d2_smallobj.engine.distributed import sum_over_processes, synchronize_buffers, unwrap
 from d2_smallobj.engine.solver import build_schedule
 from d2_smallobj.losses.ewc import ElasticWeightConsolidation
 from d2_smallobj.losses.fisher import empirical_fisher
@@ -26,15 +26,10 @@ logger = logging.getLogger(__name__)
 TASK_A_CHECKPOINT = "model_task_a"
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DDP."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
 def build_ewc(
     cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> ElasticWeightConsolidation | None:
-    """Fisher and penalty of the run, or None when it has no penalty.
+    """Build Fisher information and penalty of the run; None when it has no penalty.
 
     Args:
         cfg: the config.

@@ -5,31 +5,28 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import os
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from tabulate import tabulate
 from torch import nn
 
 from d2_smallobj.config import task_a_iterations, validate_config
 from d2_smallobj.data.loaders import build_test_loader, build_train_loader, on_device
 from d2_smallobj.engine.checkpoint import SafeCheckpointer
 from d2_smallobj.engine.distributed import check_batch_size, distribute, synchronize_buffers
-from d2_smallobj.engine.doubt import doubt_hooks
-from d2_smallobj.engine.faults import named_faults
-from d2_smallobj.engine.loss_log import LossLog
+from d2_smallobj.engine.hooks import IterationSeed, training_hooks
+from d2_smallobj.engine.loss_log import LossLog, TaskMetricPrinter, explained_errors
 from d2_smallobj.engine.performance import prepare_model, varied_sizes
-from d2_smallobj.engine.pictures import monitoring_hooks
-from d2_smallobj.engine.seeding import IterationSeed
 from d2_smallobj.engine.solver import build_lr_scheduler, build_optimizer
 from d2_smallobj.engine.step import TaskStepTrainer
-from d2_smallobj.engine.tables import format_results
 from d2_smallobj.engine.tasks import TaskSwitch, build_ewc
-from d2_smallobj.engine.writers import TaskMetricPrinter
 from d2_smallobj.evaluation import TASK, SmallObjectEvaluator
 from d2_smallobj.modeling.inference import build_inference
 from d2_smallobj.utils.files import atomic_write_text
@@ -41,6 +38,8 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
 logger = logging.getLogger(__name__)
 
+HEADLINE = ("mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_S", "IA-mIoU_M", "IA-mIoU_L")
+"""The figures of the tables of a run."""
 EVALUATOR_WORKERS = 2
 """Threads of a process that read ground truth and match while the model runs on."""
 
@@ -113,7 +112,7 @@ class TwoTaskTrainer(DefaultTrainer):
         Returns:
             The results of the last evaluation on the main process, None elsewhere.
         """
-        with named_faults(self.cfg.OUTPUT_DIR):
+        with explained_errors(self.cfg.OUTPUT_DIR):
             super().train()
         results = getattr(self, "_last_eval_results", None)
         if comm.is_main_process() and results:
@@ -151,10 +150,13 @@ class TwoTaskTrainer(DefaultTrainer):
         )
         # On the main process the last hook is the writer, which must see what ours log.
         place = len(hooks) - comm.is_main_process()
-        doubt = doubt_hooks(self.cfg, self._trainer.model)
         # The seed comes after the switch, which may evaluate.
-        seed = IterationSeed(self.cfg.SEED)
-        hooks[place:place] = [switch, *doubt, *monitoring_hooks(self.cfg), seed]
+        ours = [
+            switch,
+            *training_hooks(self.cfg, self._trainer.model),
+            IterationSeed(self.cfg.SEED),
+        ]
+        hooks[place:place] = ours
         return hooks
 
     def build_writers(self) -> list[EventWriter]:
@@ -252,6 +254,22 @@ class TwoTaskTrainer(DefaultTrainer):
         synchronize_buffers(model)
         with varied_sizes():
             return super().test(cfg, build_inference(cfg, model), evaluators)
+
+
+def format_results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Lay out ``{task: {data set: {figure: percent}}}``, one row per task and data set.
+
+    Returns:
+        The table in plain text; empty when there is no result.
+    """
+    rows = [
+        [f"task {task}", dataset, *(figures.get(name, math.nan) for name in HEADLINE)]
+        for task, by_dataset in sorted(results.items())
+        for dataset, figures in by_dataset.items()
+    ]
+    if not rows:
+        return ""
+    return tabulate(rows, headers=["", "data set", *HEADLINE], floatfmt=".2f", tablefmt="github")
 
 
 def _read_results(path: str) -> dict[str, Any]:

@@ -9,8 +9,12 @@ from collections.abc import Iterator, Sequence
 from types import FunctionType
 from typing import Any
 
-from d2_smallobj.evaluation.evaluator import TASK, SmallObjectEvaluator, check_task
-from d2_smallobj.evaluation.logs import evaluation_logger
+from d2_smallobj.evaluation.evaluator import (
+    TASK,
+    SmallObjectEvaluator,
+    check_task,
+    evaluation_logger,
+)
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 _HOST_TASKS = {
@@ -22,7 +26,7 @@ _HOST_TASKS = {
     "LVISEvaluator": ("bbox", "segm", "box_proposals"),
     "PascalVOCDetectionEvaluator": ("bbox",),
 }
-"""Result keys of detectron2's evaluators, which they tell only after hours of inference."""
+"""Result keys of detectron2's evaluators, known before hours of inference."""
 
 _CITYSCAPES_PACKAGES = ("deeplearning", "cityscapesscripts")
 """Where the versions of detectron2 look for the Cityscapes scripts."""
@@ -41,29 +45,28 @@ def add_small_objects(
 
         return d2_smallobj.add_small_objects(evaluators, dataset_name, output_dir=output_folder)
 
-    ``[]`` in place of evaluators leaves ours alone. That is how to evaluate Cityscapes where
-    detectron2's own evaluator of it cannot run, for it imports packages that only its authors
-    have (https://github.com/facebookresearch/detectron2/issues/5436): one that is given here and
-    could not run is left out with a warning, instead of ending the inference at its first image.
-    The mIoU of ours is the benchmark's as long as every predicted class is in the ground truth, as
-    on the whole val set: the Cityscapes scripts count a class that is predicted and present nowhere
-    as 0; ours, as detectron2's ``SemSegEvaluator``, leaves it out.
+    With ``[]`` ours runs alone, for Cityscapes where detectron2's own evaluator cannot run: it
+    imports packages that only its authors have
+    (https://github.com/facebookresearch/detectron2/issues/5436). One that is given here and could
+    not run is left out with a warning, instead of ending the inference at its first image. Our
+    mIoU is the benchmark's as long as every predicted class is in the ground truth, as on the
+    whole val set: the Cityscapes scripts count a class that is predicted and present nowhere as 0;
+    ours, as detectron2's ``SemSegEvaluator``, leaves it out.
 
     Args:
         evaluators: one, several in a list, or several as ``DatasetEvaluators``.
         dataset_name: registered name of the data set.
         output_dir: the project's folder of results; the run is written to
-            ``<output_dir>/<task>/<dataset_name>`` in it, so that neither the training's own
-            ``metrics.json`` nor the run of another data set is in the way. ``None`` writes
-            nothing.
+            ``<output_dir>/<task>/<dataset_name>``, apart from the training's ``metrics.json`` and
+            other data sets. ``None`` writes nothing.
         **options: of :class:`~d2_smallobj.evaluation.evaluator.SmallObjectEvaluator`.
 
     Returns:
         All of them; their results have ours under ``task``.
 
     Raises:
-        TypeError: if ``evaluators`` holds something else.
-        ValueError: if one of them reports under the same key; otherwise as for the evaluator.
+        TypeError: ``evaluators`` holds something else.
+        ValueError: one of them reports under the same key; otherwise as for the evaluator.
     """
     task = check_task(options.get("task", TASK))
     members = [member for member in _members(evaluators) if _can_run(member, dataset_name, task)]
@@ -79,7 +82,7 @@ def add_small_objects(
 
 
 def _members(evaluators: Any) -> list[DatasetEvaluator]:
-    """The evaluators as a list; a subclass of ``DatasetEvaluators`` counts as one."""
+    """List the evaluators; a subclass of ``DatasetEvaluators`` counts as one."""
     if evaluators is None:
         return []
     if type(evaluators) is DatasetEvaluators:
@@ -101,7 +104,7 @@ def _evaluates(value: Any) -> bool:
 
 
 def _leaves(members: Sequence[Any]) -> Iterator[Any]:
-    """The members, and those inside of members that hold several."""
+    """Yield the members, and those inside of members that hold several."""
     for member in members:
         yield member
         if isinstance(member, DatasetEvaluators):
@@ -109,7 +112,7 @@ def _leaves(members: Sequence[Any]) -> Iterator[Any]:
 
 
 def _tasks_of(member: Any) -> tuple[str, ...]:
-    """Result keys that an evaluator is known to use, which may be none."""
+    """Return the result keys that an evaluator is known to use, which may be none."""
     if isinstance(member, SmallObjectEvaluator):
         return (member.task,)
     known = (_HOST_TASKS.get(kind.__name__) for kind in type(member).__mro__)
@@ -117,14 +120,14 @@ def _tasks_of(member: Any) -> tuple[str, ...]:
 
 
 def _can_run(member: Any, dataset_name: str, task: str) -> bool:
-    """Find out whether a Cityscapes evaluator of detectron2 would end at its first image."""
+    """Tell whether an evaluator can run; log a warning if it would end at its first image."""
     missing = _missing_packages(type(member))
     if not missing:
         return True
     evaluation_logger().warning(
-        "%s: %s is left out, for it needs the package %s, which is not installed"
-        " (https://github.com/facebookresearch/detectron2/issues/5436). Look at the mIoU"
-        " of %r instead; without this warning: add_small_objects([], ...).",
+        "%s: %s is left out: it needs the package %s, which is not installed"
+        " (https://github.com/facebookresearch/detectron2/issues/5436). See the mIoU of %r"
+        " instead; to avoid this warning, call add_small_objects([], ...).",
         dataset_name,
         type(member).__name__,
         " and ".join(missing),
@@ -134,7 +137,7 @@ def _can_run(member: Any, dataset_name: str, task: str) -> bool:
 
 
 def _missing_packages(kind: type) -> list[str]:
-    """Packages that the methods of a Cityscapes evaluator import and that are not there."""
+    """List the missing packages that the methods of a Cityscapes evaluator import."""
     if not any(base.__name__.startswith("Cityscapes") for base in kind.__mro__):
         return []
     methods = [value for base in kind.__mro__ for value in vars(base).values()]
@@ -150,5 +153,5 @@ def _missing_packages(kind: type) -> list[str]:
 
 
 def _plain(dataset_name: str) -> str:
-    """A name that is one folder: ``voc_2012_trainaug@/data/mine`` has slashes."""
+    """Return a name that is one folder: ``voc_2012_trainaug@/data/mine`` has slashes."""
     return re.sub(r"[^\w.@+-]+", "_", dataset_name)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import logging
 import os
 import re
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +17,9 @@ from typing import Any
 import numpy as np
 
 import d2_smallobj
-from d2_smallobj.data.ground_truth import GroundTruthMaps, Reader, resolve
+from d2_smallobj.data.ground_truth import Reader, resolve
 from d2_smallobj.data.things import Stuff
-from d2_smallobj.evaluation.logs import evaluation_logger, log_copypaste, log_once
-from d2_smallobj.evaluation.model_outputs import (
-    PredictionFn,
-    class_number_remedy,
-    predicted_labels,
-)
+from d2_smallobj.evaluation.model_outputs import PredictionFn, class_number_remedy, predicted_labels
 from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator
 from d2_smallobj.metrics.image_means import check_worst
 from d2_smallobj.metrics.records import as_size_bins
@@ -36,7 +31,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 TASK = "small_objects"
-"""Key of the results: that of detectron2's own evaluator, ``sem_seg``, may stand beside it."""
+"""Key of the results, beside ``sem_seg`` of detectron2's own evaluator."""
+
+_logged: set[str] = set()
 
 
 class SmallObjectEvaluator(DatasetEvaluator):
@@ -44,8 +41,8 @@ class SmallObjectEvaluator(DatasetEvaluator):
 
     The figures and their order are those of :func:`d2_smallobj.metrics.summary.summarize`, in
     percent, NaN where undefined; they do not depend on how images were spread over processes.
-    Which classes are objects and where their instances are read from is decided by
-    :func:`d2_smallobj.data.ground_truth.resolve`, logged once, and can be said by options;
+    :func:`d2_smallobj.data.ground_truth.resolve` decides which classes are objects and where
+    their instances are read from; the decision is logged once, and options can change it.
     ``docs/evaluator.md`` has a table of data sets.
 
     Beside a project's own evaluators: :func:`d2_smallobj.add_small_objects`.
@@ -55,12 +52,11 @@ class SmallObjectEvaluator(DatasetEvaluator):
         distributed: gather the records of all processes on rank 0; with ``False`` every
             process evaluates what it saw.
         output_dir: folder for the files of a scored run, the same that ``tools/evaluate.py``
-            writes (:mod:`d2_smallobj.scoring.run_folder`), per-class figures included; ``None``
-            writes nothing. A folder of its own: that of a training has a ``metrics.json`` of
-            another kind.
+            writes, per-class figures included; ``None`` writes nothing. Not the folder of a
+            training, which has a ``metrics.json`` of another kind.
         mode: ``"exact"`` or ``"official"``, the authors' conventions
             (:func:`d2_smallobj.metrics.matching.match_image`).
-        num_classes: C. Needed only where the metadata has no names of classes.
+        num_classes: C; needed only where the metadata has no class names.
         size_bins: exclusive upper bounds in pixels by bin name, ascending, or
             :class:`d2_smallobj.metrics.SizeBins`.
         num_workers: threads that read ground truth and match while the model goes on; 0: all is
@@ -73,17 +69,17 @@ class SmallObjectEvaluator(DatasetEvaluator):
         unannotated: for a detection set, which has no label maps: paint them from the
             annotations, all other pixels being ``"void"`` or this class, a name or an id.
         reader: a function of the dataset dict that returns (semantic, instances or ``None``),
-            both (H, W) integers; it takes the place of all files.
-        prediction_fn: a function of the model's answer for an image and its dataset dict that
+            both (H, W) integers, in place of all files.
+        prediction_fn: a function of the model's output for an image and its dataset dict that
             returns (H, W) labels or (C, H, W) scores, for models that number other classes.
         per_class: whether the results have the figures of every class, too. Trainers write all
             results as scalars: 847 classes make more than 7,000.
         worst: percentage of images that ``mIoU_I@<worst>`` and ``mIoU_C@<worst>`` rest on.
 
     Raises:
-        ValueError: if an option is out of range, if ``output_dir`` has a ``metrics.json`` of
-            other origin, or if the metadata leave open what the ground truth is.
-        FileNotFoundError: if files of the data set are missing.
+        ValueError: an option is out of range, ``output_dir`` has a ``metrics.json`` of other
+            origin, or the metadata leave open what the ground truth is.
+        FileNotFoundError: files of the data set are missing.
     """
 
     def __init__(
@@ -118,8 +114,6 @@ class SmallObjectEvaluator(DatasetEvaluator):
             reader=reader,
             num_classes=num_classes,
         )
-        self._opening = threading.Lock()
-        self._opened = False
         self._distributed = distributed
         self._output_dir = output_dir
         self._mode = mode
@@ -151,17 +145,17 @@ class SmallObjectEvaluator(DatasetEvaluator):
                 (H, W) integer tensor of labels; with a ``prediction_fn``, whatever that takes.
 
         Raises:
-            TypeError: if an output is no integer labels and no scores.
-            ValueError: if a prediction or its ground truth is malformed. The message names the
-                image and its ground truth.
-            FileNotFoundError: if a ground-truth file is missing.
+            TypeError: an output is neither integer labels nor scores.
+            ValueError: a prediction or its ground truth is malformed, or they do not fit. The
+                message names the image.
+            FileNotFoundError: a ground-truth file is missing.
         """
         for record, output in zip(inputs, outputs):
             if record.get("image_id", record.get("file_name")) is None:
                 raise ValueError(
                     f"inputs: every dict needs 'image_id' or 'file_name', got {sorted(record)}"
                 )
-            # The device is asked here: its results must not be overwritten meanwhile.
+            # Copied from the device here, since a later image may overwrite it there.
             try:
                 labels = predicted_labels(
                     output,
@@ -171,7 +165,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
                     prediction_fn=self._prediction_fn,
                 )
             except (TypeError, ValueError) as error:
-                raise _named(error, record, self._source(record)) from error
+                raise _named(error, record) from error
             self._add(record, labels)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
@@ -183,8 +177,8 @@ class SmallObjectEvaluator(DatasetEvaluator):
             of every class, too.
 
         Raises:
-            ValueError: if two processes evaluated the same image.
-            OSError: if a result file cannot be written.
+            ValueError: two processes evaluated the same image.
+            OSError: a result file cannot be written.
         """
         self._collect()
         self._stop_workers()
@@ -240,42 +234,31 @@ class SmallObjectEvaluator(DatasetEvaluator):
     def _match(
         self, accumulator: Accumulator, record: Mapping[str, Any], labels: np.ndarray
     ) -> None:
-        truth = self._read(record)
+        truth = self._truth.read_record(record)
         image_id = record.get("image_id", record.get("file_name"))
         try:
             accumulator.update(image_id, labels, truth.semantic, truth.instances)
         except (TypeError, ValueError) as error:
-            beyond = labels.size and not 0 <= labels.min() <= labels.max() < self._num_classes
-            remedy = class_number_remedy(self._num_classes, self._truth.name) if beyond else ""
-            raise _named(error, record, truth.source, remedy) from error
-
-    def _read(self, record: Mapping[str, Any]) -> GroundTruthMaps:
-        """Read the ground truth; what all images share is opened while other threads wait."""
-        with self._opening:
-            if not self._opened:
-                truth = self._truth.read_record(record)
-                self._opened = True
-                return truth
-        return self._truth.read_record(record)
-
-    def _source(self, record: Mapping[str, Any]) -> str:
-        """Name the ground truth without reading it: a missing file must not hide another error."""
-        try:
-            return self._truth.source(record)
-        except (OSError, ValueError) as error:
-            return f"not found: {error}"
+            fits = not labels.size or 0 <= labels.min() <= labels.max() < self._num_classes
+            remedy = "" if fits else class_number_remedy(self._num_classes, self._truth.name)
+            raise _named(error, record, f" (ground truth {truth.source})", remedy) from error
 
     def _log_decisions(self) -> None:
-        if comm.is_main_process():
-            log_once(self._truth.decided, self._truth.warned)
+        """Log what was decided about the data set, each sentence once in this process."""
+        for sentence in self._truth.decided if comm.is_main_process() else ():
+            # A training makes a new evaluator for every evaluation.
+            if sentence not in _logged:
+                _logged.add(sentence)
+                level = logging.WARNING if sentence in self._truth.warned else logging.INFO
+                evaluation_logger().log(level, "%s", sentence)
 
     def _collect(self, leave: int = 0) -> None:
-        """Take over what workers have done, in order, waiting until ``leave`` are pending."""
+        """Merge what workers have matched, in order, until at most ``leave`` are pending."""
         while self._pending and (self._pending[0].done() or len(self._pending) > leave):
             self._accumulator.merge(self._pending.popleft().result())
 
     def _stop_workers(self) -> None:
-        """Give up what is pending."""
+        """Drop what is pending."""
         for future in self._pending:
             future.cancel()
         self._pending.clear()
@@ -284,17 +267,20 @@ class SmallObjectEvaluator(DatasetEvaluator):
             self._pool = None
 
     def _log(self, accumulator: Accumulator, figures: Mapping[str, float]) -> None:
-        """Log the tables, and the line to copy."""
+        """Log the tables, and a line to copy as detectron2's, which leaves out hyphenated names."""
         logger, name = evaluation_logger(), self._truth.name
-        # Where instances are read from is known once images have been looked at.
+        # The source of the instances is known once images have been read.
         self._log_decisions()
         if not accumulator.images:
             logger.warning("%s: no image was evaluated, all figures are NaN", name)
         table = format_figures(figures, self._truth.class_names)
         logger.info("%s (mode %s), percent:\n%s", name, self._mode, table)
         sizes = list(self._size_bins)
-        names = ["mIoU", "IA-mIoU", *(f"IA-mIoU_{size}" for size in sizes), "instances"]
-        log_copypaste(self.task, figures, [*names, *(f"instances_{size}" for size in sizes)])
+        names = ["mIoU", "IA-mIoU", *(f"IA-mIoU_{size}" for size in sizes)]
+        names += ["instances", *(f"instances_{size}" for size in sizes)]
+        logger.info("copypaste: Task: %s", self.task)
+        logger.info("copypaste: %s", ",".join(names))
+        logger.info("copypaste: %s", ",".join(f"{figures[name]:.4f}" for name in names))
 
     def _write(self, accumulator: Accumulator, figures: dict[str, float]) -> None:
         # Meanwhile a training may have put its own there.
@@ -310,11 +296,23 @@ class SmallObjectEvaluator(DatasetEvaluator):
         save_run(self._output_dir, run, extra={"dataset": self._truth.name, self.task: figures})
 
 
+def evaluation_logger() -> logging.Logger:
+    """Return the logger whose messages the running program shows.
+
+    A project that does not know this package sets up detectron2's logger alone; ours would be
+    silent there, and the figures missing from the screen and from ``log.txt``.
+    """
+    own = logging.getLogger("d2_smallobj")
+    if not own.handlers and logging.getLogger("detectron2").handlers:
+        return logging.getLogger("detectron2.small_objects")
+    return logging.getLogger("d2_smallobj.evaluation")
+
+
 def check_task(task: str) -> str:
     """Return a key for the results, which is also the name of a folder.
 
     Raises:
-        ValueError: if it is no word; detectron2 joins keys by "/".
+        ValueError: it is no word; detectron2 joins keys by "/".
     """
     if not isinstance(task, str) or not re.fullmatch(r"[\w.-]+", task):
         raise ValueError(f"task must be a word of letters, digits, '_', '.' and '-', got {task!r}")
@@ -340,9 +338,9 @@ def _check_output_dir(folder: str | os.PathLike[str]) -> None:
 
 
 def _named(
-    error: TypeError | ValueError, record: Mapping[str, Any], source: str, remedy: str = ""
+    error: TypeError | ValueError, record: Mapping[str, Any], source: str = "", remedy: str = ""
 ) -> TypeError | ValueError:
-    """The same error, naming the image and its ground truth."""
+    """Return the same error, naming the image."""
     kind = TypeError if isinstance(error, TypeError) else ValueError
     name = record.get("file_name", record.get("image_id"))
-    return kind(f"{name} (ground truth {source}): {error}{remedy}")
+    return kind(f"{name}{source}: {error}{remedy}")

@@ -1,4 +1,4 @@
-"""What a model answers for an image, turned into a label map.
+"""Turn a model's output for an image into a label map.
 
 Shapes: H, W height and width of the original image; C number of classes of the data set.
 """
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 PredictionFn = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
-"""Takes what the model answered for an image and the image's dataset dict; returns (H, W) integer
-labels or (C, H, W) scores, as a tensor or an array."""
+"""Takes the model's output for an image and the image's dataset dict; returns (H, W) integer labels
+or (C, H, W) scores, as a tensor or an array."""
 
 
 def predicted_labels(
@@ -24,21 +24,21 @@ def predicted_labels(
     dataset_name: str = "",
     prediction_fn: PredictionFn | None = None,
 ) -> np.ndarray:
-    """Get the label map of one image out of a model's answer.
+    """Get the label map of one image out of a model's output.
 
     Args:
-        output: the answer, a dict with ``sem_seg`` unless ``prediction_fn`` takes another.
+        output: a dict with ``sem_seg``, or what ``prediction_fn`` takes.
         record: the image's dataset dict.
         num_classes: C.
         dataset_name: the data set, for messages.
-        prediction_fn: makes labels or scores of the answer.
+        prediction_fn: makes labels or scores of the output.
 
     Returns:
         (H, W) integer labels.
 
     Raises:
-        TypeError: if the answer has no ``sem_seg``, or is neither integer labels nor scores.
-        ValueError: if it has scores for more or fewer classes than the data set has.
+        TypeError: the output has no ``sem_seg``, or is neither integer labels nor scores.
+        ValueError: it has scores for more or fewer classes than the data set has.
     """
     if prediction_fn is not None:
         found = prediction_fn(output, record)
@@ -46,8 +46,8 @@ def predicted_labels(
     if not isinstance(output, Mapping) or "sem_seg" not in output:
         held = sorted(output) if isinstance(output, Mapping) else type(output).__name__
         raise TypeError(
-            f"the model's answer must be a dict with 'sem_seg', got {held}; a prediction_fn can"
-            " make a label map of other answers"
+            f"the model's output must be a dict with 'sem_seg', got {held}; a prediction_fn can"
+            " make a label map of other outputs"
         )
     return to_labels(output["sem_seg"], num_classes, dataset_name)
 
@@ -62,21 +62,20 @@ def to_labels(
     """Turn labels or scores into a label map.
 
     Args:
-        prediction: (C, H, W) scores of any kind (logits, probabilities; the largest wins), or
-            (H, W) integer labels; on any device.
+        prediction: (C, H, W) logits or probabilities, or (H, W) integer labels, on any device.
         num_classes: C.
         dataset_name: the data set, for messages.
-        what: how messages call the prediction.
+        what: the prediction's name in messages.
 
     Returns:
         (H, W) integer labels, uint8 from scores of at most 256 classes.
 
     Raises:
-        TypeError: if a two-dimensional prediction is not of integers.
-        ValueError: if it has neither two nor three dimensions, or C differs.
+        TypeError: a two-dimensional prediction does not hold integers.
+        ValueError: it has neither two nor three dimensions, or C differs.
     """
     if isinstance(prediction, np.ndarray) and prediction.ndim == 2:
-        # Not through torch, which lacks some of numpy's types.
+        # Kept in numpy: torch lacks some of its types.
         if prediction.dtype.kind not in "iu":
             raise TypeError(_no_integers(what, prediction.dtype))
         return prediction
@@ -92,14 +91,14 @@ def to_labels(
             f" or (H, W) labels, got shape {shape}"
             + (class_number_remedy(num_classes, dataset_name) if len(shape) == 3 else "")
         )
-    # As argmax, the first of equal scores; on a CPU three times as fast.
+    # The first of equal scores, as argmax; on a CPU three times as fast.
     labels = prediction.max(dim=0).indices
-    # Narrowed before it leaves the device: an eighth of the bytes to copy.
+    # Narrowed on the device: an eighth of the bytes to copy.
     return labels.to(torch.uint8 if num_classes <= 256 else torch.int32).cpu().numpy()
 
 
 def class_number_remedy(num_classes: int, dataset_name: str) -> str:
-    """Say what to do about a model that numbers other classes than the data set has."""
+    """Say what to do if a model numbers other classes than the data set."""
     return (
         f"; data set {dataset_name!r} has {num_classes} classes: fold or shift the model's with"
         " prediction_fn, or give num_classes where the metadata has no class names"

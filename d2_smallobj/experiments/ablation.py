@@ -1,4 +1,9 @@
-"""The paper's ablation (Table 4) over several seeds, as processes of ``tools/train_net.py``."""
+"""Run the paper's ablation (Table 4) over several seeds, as processes of ``tools/train_net.py``.
+
+The released code never applies its penalty, so "with L_SB" may mean two things: a size-weighted
+second task without penalty, or with one (docs/method.md#size-balanced-loss). The variants here
+separate them.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +15,23 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 from tqdm import tqdm
 
-from d2_smallobj.engine.checkpoint import load_torch_file, save_torch_file
-from d2_smallobj.engine.fingerprint import flatten
-from d2_smallobj.engine.setup import build_config
-from d2_smallobj.engine.tables import HEADLINE, markdown_table
+from d2_smallobj.engine.setup import build_config, flatten
 from d2_smallobj.engine.tasks import TASK_A_CHECKPOINT
+from d2_smallobj.engine.trainer import HEADLINE
+from d2_smallobj.engine.weight_files import load_torch_file, save_torch_file
+from d2_smallobj.experiments.paper_tables import mean_and_deviation
 from d2_smallobj.experiments.scheduling import Job, Slot, build_slots, run_jobs
-from d2_smallobj.experiments.variants import KINDS, Variant, build_variants
 from d2_smallobj.utils.files import atomic_write_text
 
-__all__ = ["KINDS", "Ablation", "Variant", "build_variants", "final_results", "run_all"]
+KINDS = ("ce", "sw", "ce_sw", "ce_sb_online", "ce_sb_empirical")
+BASELINE = "CE"
+"""Label of the variant that the others are compared with."""
 
 _WITHOUT_EFFECT = (
     "DATALOADER.NUM_WORKERS",
@@ -38,21 +44,81 @@ _WITHOUT_EFFECT = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+        name: short name, also of its folder.
+        label: its name in the table.
+        options: config overrides.
+        shares_task_a: whether its task A is the plain cross-entropy that others run too; it is
+            then trained once per seed.
+    """
+
+    name: str
+    label: str
+    options: tuple[str, ...]
+    shares_task_a: bool = True
+
+    @property
+    def needs_online_fisher(self) -> bool:
+        """True if its task A must record the online Fisher information."""
+        return "online" in self.options
+
+
+def build_variants(
+    strengths_online: Sequence[float],
+    strengths_empirical: Sequence[float],
+    step: str,
+    kinds: Collection[str] = KINDS,
+) -> list[Variant]:
+    """Build the variants of the ablation, in the order of the table.
+
+    Args:
+        strengths_online: one variant with the online Fisher for each lambda.
+        strengths_empirical: one variant with the empirical Fisher for each lambda.
+        step: ``SMALLOBJ.EWC.STEP``.
+        kinds: which of :data:`KINDS` to build.
+    """
+    no_penalty = ("SMALLOBJ.EWC.LAMBDA", "0.0")
+
+    def penalty(fisher: str, strength: float) -> Variant:
+        return Variant(
+            f"ce_sb_{fisher}_{strength:g}",
+            f"CE → L_SB, {fisher} Fisher, λ = {strength:g}",
+            (
+                *("SMALLOBJ.EWC.FISHER", fisher, "SMALLOBJ.EWC.LAMBDA", str(float(strength))),
+                *("SMALLOBJ.EWC.STEP", step),
+            ),
+        )
+
+    from_start = ("SMALLOBJ.TASK_A.ITERS", "0", *no_penalty)
+    by_kind = {
+        "ce": [Variant("ce", BASELINE, ("SMALLOBJ.TASK_B.LOSS", "cross_entropy", *no_penalty))],
+        "sw": [Variant("sw", "L_SW from the start", from_start, shares_task_a=False)],
+        "ce_sw": [Variant("ce_sw", "CE → L_SW", no_penalty)],
+        "ce_sb_online": [penalty("online", strength) for strength in strengths_online],
+        "ce_sb_empirical": [penalty("empirical", strength) for strength in strengths_empirical],
+    }
+    return [variant for kind in KINDS if kind in kinds for variant in by_kind[kind]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Ablation:
     """All runs of an ablation on one training set.
 
-    A run that is complete is not repeated, and one that was cut off resumes.
+    A complete run is not repeated, and an interrupted one resumes.
 
     Attributes:
         train_net: path of ``tools/train_net.py``.
         config_file: a two-task config.
-        output_dir: holds one folder a variant and seed.
-        variants: what to run, in the order of the table.
-        seeds: what to run it with.
+        output_dir: holds one folder per variant and seed.
+        variants: the rows of the table, in its order.
+        seeds: of the runs of each variant.
         num_gpus: GPUs of one run.
         options: config overrides of all runs.
-        method: what made the labels of the training set, where several are compared; in front of
-            the rows of the table.
+        method: what made the labels of the training set, where several are compared; the first
+            column of the table.
     """
 
     train_net: Path
@@ -64,12 +130,8 @@ class Ablation:
     options: tuple[str, ...] = ()
     method: str = ""
 
-    def run(self, jobs: int | None = 1, devices: Sequence[str] = ()) -> None:
-        """Run whatever is not complete yet; see :func:`run_all`."""
-        run_all([self], jobs, devices)
-
     def jobs(self) -> list[Job]:
-        """What is not complete yet; seed by seed, one variant makes the task A of the others.
+        """List the incomplete runs; for each seed, one variant makes the task A of the others.
 
         Raises:
             ValueError: if a folder holds a run with other settings; names it and them.
@@ -104,13 +166,8 @@ class Ablation:
         begun = self.folder(variant, seed) / "last_checkpoint"
         return any(path.exists() for path in (begun, *task_a))
 
-    def _run(self, variant: Variant, seed: int, slot: Slot) -> None:
-        if variant.shares_task_a:
-            self._start_from_task_a(variant, seed)
-        self._train(variant, seed, slot)
-
     def folder(self, variant: Variant, seed: int) -> Path:
-        """Where a run writes."""
+        """Return the output folder of a run."""
         return self.output_dir / f"{variant.name}_seed{seed}"
 
     def _start_from_task_a(self, variant: Variant, seed: int) -> None:
@@ -133,14 +190,14 @@ class Ablation:
             return
 
     def _run_options(self, variant: Variant, seed: int) -> list[str]:
-        """Config overrides of one run."""
+        """List the config overrides of one run."""
         return [
             *(*self.options, *variant.options, "SMALLOBJ.EVAL_TASK_A", "False"),
             *("SEED", str(seed), "OUTPUT_DIR", str(self.folder(variant, seed))),
         ]
 
     def _check_settings(self, variant: Variant, seed: int) -> None:
-        """Refuse a folder whose figures another configuration made: the table would mislead."""
+        """Refuse a folder whose figures another config made: the table would mislead."""
         path = self.folder(variant, seed) / "config.yaml"
         if not path.exists():
             return
@@ -153,7 +210,9 @@ class Ablation:
                     f"{value!r} now): choose another --output-dir, or remove that folder"
                 )
 
-    def _train(self, variant: Variant, seed: int, slot: Slot) -> None:
+    def _run(self, variant: Variant, seed: int, slot: Slot) -> None:
+        if variant.shares_task_a:
+            self._start_from_task_a(variant, seed)
         folder = self.folder(variant, seed)
         folder.mkdir(parents=True, exist_ok=True)
         command = [
@@ -171,13 +230,14 @@ class Ablation:
                 check=False,
             ).returncode
         if code != 0 or not _is_complete(folder):
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise RuntimeError(
                 f"{f'{self.method}, ' if self.method else ''}variant {variant.name}, seed {seed} "
-                f"ended with code {code}: {_last_line(log)} (log: {log})"
+                f"ended with code {code}: {lines[-1] if lines else 'no output'} (log: {log})"
             )
 
     def rows(self) -> Iterator[dict[str, object]]:
-        """One row a variant, seed and data set: the figures of the complete runs."""
+        """Yield the figures of the complete runs, one row per variant, seed and data set."""
         method = {"method": self.method} if self.method else {}
         for variant in self.variants:
             for seed in self.seeds:
@@ -186,15 +246,11 @@ class Ablation:
                     headline = {key: figures.get(key, math.nan) for key in HEADLINE}
                     yield {**method, **row, **headline}
 
-    def write_tables(self) -> str:
-        """Write ``ablation.csv`` (every run) and ``ablation.md`` (mean ± sd, returned)."""
-        return write_tables([self], self.output_dir)
-
 
 def run_all(
     ablations: Sequence[Ablation], jobs: int | None = 1, devices: Sequence[str] = ()
 ) -> None:
-    """Run whatever is not complete yet of one or several ablations.
+    """Run all incomplete runs of one or several ablations.
 
     Args:
         ablations: with the same ``num_gpus``.
@@ -221,7 +277,7 @@ def write_tables(
     name: str = "ablation",
     columns: Sequence[str] = HEADLINE,
 ) -> str:
-    """Write ``<name>.csv`` (every run) and ``<name>.md`` (mean ± sd, returned).
+    """Write ``<name>.csv`` (every run) and ``<name>.md`` (mean ± sd over seeds, returned).
 
     Args:
         ablations: whose rows to write.
@@ -236,27 +292,42 @@ def write_tables(
     writer.writeheader()
     writer.writerows(rows)
     atomic_write_text(folder / f"{name}.csv", text.getvalue())
-    table = markdown_table(rows, columns)
+    table = seed_table(rows, columns)
     atomic_write_text(folder / f"{name}.md", table)
     return table
 
 
+def seed_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = HEADLINE) -> str:
+    """Lay out mean ± sample standard deviation over seeds as Markdown, as the paper's Table 4.
+
+    Args:
+        rows: from :meth:`Ablation.rows`; all with a method, or none.
+        columns: the figures to show.
+    """
+    names = ["data set", *(["method"] if rows and "method" in rows[0] else []), "variant"]
+    groups: dict[tuple[object, ...], list[Mapping[str, object]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    lines = [
+        f"| {' | '.join((*names, *columns))} | seeds |",
+        "|---" * (len(names) + len(columns) + 1) + "|",
+    ]
+    for group, members in groups.items():
+        cells = [mean_and_deviation([float(row[key]) for row in members]) for key in columns]
+        lines.append(f"| {' | '.join([*map(str, group), *cells])} | {len(members)} |")
+    return "\n".join(lines) + "\n"
+
+
 def final_results(folder: Path) -> dict[str, dict[str, float]]:
-    """``{data set: {figure: percent}}`` at the end of a run; empty while it is not complete."""
+    """Read ``{data set: {figure: percent}}`` at the end of a run; empty if it is not complete."""
     if not _is_complete(folder):
         return {}
-    noted = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return noted[max(noted)]
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["B"]
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a run has saved its last weights and noted the figures of its last task."""
+    """Whether a run has saved its last weights and the figures of its last task."""
     path = folder / "results.json"
     if not (folder / "model_final.pth").exists() or not path.exists():
         return False
     return "B" in json.loads(path.read_text(encoding="utf-8"))
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no output"

@@ -7,12 +7,11 @@ import math
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from d2_smallobj.engine.tables import HEADLINE
-from d2_smallobj.experiments.ablation import Ablation, final_results, write_tables
-from d2_smallobj.experiments.variants import Variant
+from d2_smallobj.engine.trainer import HEADLINE
+from d2_smallobj.experiments.ablation import Ablation, Variant, final_results
 
-KINDS = ("full", "masks", "boxes", "doubt", "bootstrap", "bootstrap_sw", "bootstrap_sb")
-"""What can be compared; the first is what all are measured by."""
+KINDS = ("full", "masks", "boxes", "uncertainty", "bootstrap", "bootstrap_sw", "bootstrap_sb")
+"""The variants that can be compared; the first is the reference of all."""
 
 FOREGROUND_IOU = "IoU_fg"
 """The mean IoU of the foreground classes; the IoU of the object in a binary task."""
@@ -20,7 +19,7 @@ SHARE = "% of full"
 COLUMNS = (FOREGROUND_IOU, SHARE, *HEADLINE)
 
 _CERTAIN = ("MODEL.META_ARCHITECTURE", "SizeBalancedSegmentor")
-_DOUBTING = ("MODEL.META_ARCHITECTURE", "UncertainSegmentor")
+_UNCERTAIN = ("MODEL.META_ARCHITECTURE", "UncertainSegmentor")
 _NEVER = ("SMALLOBJ.UNCERTAINTY.BOOTSTRAP.WARMUP", "1.0")
 _ALL_MASKS = ("SMALLOBJ.SUPERVISION.MASK_FRACTION", "1.0")
 _NO_BOXES = ("SMALLOBJ.SUPERVISION.REST", "none")
@@ -32,7 +31,7 @@ def build_variants(
     kinds: Collection[str] = KINDS,
     varied: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Variant]:
-    """The variants, in the order of the table.
+    """Build the variants, in the order of the table.
 
     Args:
         fraction: ``SUPERVISION.MASK_FRACTION`` of the config, for the labels.
@@ -46,10 +45,10 @@ def build_variants(
         "full": ("full supervision, 100 % masks", (*_CERTAIN, *_ALL_MASKS)),
         "masks": (f"{masks} only", (*_CERTAIN, *_NO_BOXES)),
         "boxes": (f"{masks} + {boxes} as masks", _CERTAIN),
-        "doubt": (f"{masks} + {boxes}, doubted", (*_DOUBTING, *_NEVER)),
-        "bootstrap": (f"{masks} + {boxes}, doubted, bootstrapped", _DOUBTING),
-        "bootstrap_sw": ("the same with size weights", _DOUBTING),
-        "bootstrap_sb": ("the same with size weights and EWC in the second half", _DOUBTING),
+        "uncertainty": (f"{masks} + {boxes}, doubted", (*_UNCERTAIN, *_NEVER)),
+        "bootstrap": (f"{masks} + {boxes}, doubted, bootstrapped", _UNCERTAIN),
+        "bootstrap_sw": ("the same with size weights", _UNCERTAIN),
+        "bootstrap_sb": ("the same with size weights and EWC in the second half", _UNCERTAIN),
     }
     losses = {
         "bootstrap_sw": _one_task("size_weighted"),
@@ -64,7 +63,7 @@ def build_variants(
         leaf = key.rsplit(".", 1)[-1]
         for value in values:
             label = f"{table['bootstrap'][0]}, {leaf} = {value}"
-            name, options = f"{leaf.lower()}_{value}", (*_DOUBTING, key, value)
+            name, options = f"{leaf.lower()}_{value}", (*_UNCERTAIN, key, value)
             variants.append(_variant(name, label, options, _one_task("cross_entropy")))
     return variants
 
@@ -78,7 +77,7 @@ def _variant(
 
 
 def _one_task(loss: str) -> tuple[str, ...]:
-    """Task B alone, which can be size-weighted from the start, without EWC."""
+    """Configure task B alone, which can be size-weighted from the start, without EWC."""
     return (
         *("SMALLOBJ.TASK_A.ITERS", "0", "SMALLOBJ.TASK_B.LOSS", loss),
         *("SMALLOBJ.EWC.LAMBDA", "0.0"),
@@ -86,7 +85,7 @@ def _one_task(loss: str) -> tuple[str, ...]:
 
 
 def _two_tasks(iterations: int) -> tuple[str, ...]:
-    """Cross-entropy for so many iterations, then the size-balanced loss (paper, Eq. 5)."""
+    """Configure so many iterations of cross-entropy, then the size-balanced loss (Eq. 5)."""
     return (
         *("SMALLOBJ.TASK_A.ITERS", str(iterations), "SMALLOBJ.TASK_A.LOSS", "cross_entropy"),
         *("SMALLOBJ.TASK_B.LOSS", "size_weighted"),
@@ -98,7 +97,7 @@ class MixedSupervision(Ablation):
     """All runs of a comparison; see :class:`.ablation.Ablation`."""
 
     def rows(self) -> Iterator[dict[str, object]]:
-        """One row a variant, seed and data set: the figures of the complete runs, in percent.
+        """Yield the percentages of the complete runs, one row per variant, seed and data set.
 
         ``% of full`` is the foreground IoU in percent of that of full supervision with the same
         seed; NaN where that run is not complete.
@@ -116,13 +115,9 @@ class MixedSupervision(Ablation):
                         **{key: figures.get(key, math.nan) for key in HEADLINE},
                     }
 
-    def write_tables(self) -> str:
-        """Write ``mixed.csv`` (every run) and ``mixed.md`` (mean ± sd over seeds, returned)."""
-        return write_tables([self], self.output_dir, "mixed", COLUMNS)
-
 
 def foreground_iou(figures: Mapping[str, float]) -> float:
-    """Mean IoU over the foreground classes of an evaluation; NaN without any.
+    """Average the IoU over the foreground classes of an evaluation; NaN without any.
 
     Args:
         figures: percent, with ``IoU-<class>`` for every class.

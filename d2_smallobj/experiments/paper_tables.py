@@ -1,28 +1,60 @@
-"""Our own results in the layout of the paper's Tables 1 to 4 and as the data of its Fig. 8."""
+"""The tables of the paper "Small Objects Matters": its published figures, and our own results."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.resources
 import io
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from d2_smallobj.experiments.published import PUBLISHED_FIGURES, load_published
-from d2_smallobj.statistics.ranking import spearman
+from d2_smallobj.statistics.ranking import RankTable, format_rank_table, rank_table, spearman
 from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.options import look_up_option
 from d2_smallobj.utils.tables import markdown_table
+
+PUBLISHED_FIGURES = ("mIoU", "IA-mIoU", "IA-mIoU_S")
+TITLES: Mapping[str, str] = {
+    "voc": "Table 1: PASCAL VOC 2012 val, cross-entropy",
+    "pascal_b": "Table 3: PASCAL-B, cross-entropy",
+    "coco": "Table 2: MS COCO, cross-entropy",
+    "ablation": "Table 4: ablation on PASCAL VOC 2012 val, full supervision",
+}
+# Spearman's rho between mIoU and IA-mIoU as the paper prints it (section 5.2).
+_PRINTED_RHO: Mapping[str, float] = {"voc": 0.79, "pascal_b": 0.38}
 
 TABLES: Mapping[str, tuple[str, str]] = {
     "voc_2012_seg_val": ("table1", "Table 1: PASCAL VOC 2012 val"),
     "coco_2014_val_81": ("table2", "Table 2: MS COCO 2014 val"),
     "pascal_b_val": ("table3", "Table 3: PASCAL-B"),
 }
-"""File and title of the methods' table, by data set; others are called by their names."""
+"""File and title of the methods' table, by data set; others have the data set's name."""
 FULL_SUPERVISION = ("DeepLabV2", "full")
-"""What the paper calls training on ground truth, and its supervision."""
+"""The paper's method and supervision of training on ground truth."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedResult:
+    """One row of a published table.
+
+    Attributes:
+        table: one of :data:`TITLES`.
+        data_set: of the evaluation.
+        method: name as docs/method.md#published-figures gives it.
+        supervision: ``image``, ``image + language``, ``image + saliency``, ``box`` or ``full``.
+        loss: ``CE``, ``L_SW`` or ``L_SB``.
+        figures: percent by figure, :data:`PUBLISHED_FIGURES`.
+    """
+
+    table: str
+    data_set: str
+    method: str
+    supervision: str
+    loss: str
+    figures: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +62,10 @@ class RunResult:
     """The figures of one run on one data set.
 
     Attributes:
-        method: what made the labels it was trained on, e.g. ``"irn"``, or ``"gt"``.
+        method: what made its training labels, e.g. ``"irn"``, or ``"gt"``.
         variant: the loss, e.g. ``"CE"``.
         seed: of the run.
-        data_set: what it was evaluated on, by its registered name.
+        data_set: of the evaluation, by its registered name.
         figures: percent by figure; NaN where undefined.
     """
 
@@ -46,11 +78,11 @@ class RunResult:
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """What a variant changes against the baseline; one bar of Fig. 8.
+    """The change of a figure by a variant against the baseline; one bar of Fig. 8.
 
     Attributes:
-        data_set: what was evaluated on.
-        method: what made the labels.
+        data_set: of the evaluation.
+        method: what made the training labels.
         variant: the loss.
         figure: one of the paper's figures.
         baseline: mean of the baseline over the common seeds, percent.
@@ -67,10 +99,61 @@ class Gain:
     gains: tuple[float, ...]
 
 
-def write_paper_tables(folder: Path, results: Sequence[RunResult], *, baseline: str = "CE") -> str:
-    """Write ``paper_tables.md``, and as CSV every table of it and ``fig8.csv``.
+def load_published(table: str | None = None) -> list[PublishedResult]:
+    """Read the published figures from the package's data.
 
-    Tables 1 to 3 have a row a method, trained with the baseline; Table 4 has a row a variant.
+    Args:
+        table: ``voc``, ``pascal_b``, ``coco`` or ``ablation``; ``None``: all, in this order.
+
+    Returns:
+        The rows, in the paper's order.
+
+    Raises:
+        ValueError: if there is no such table.
+    """
+    if table is not None:
+        look_up_option("table", table, TITLES)
+    source = importlib.resources.files("d2_smallobj.experiments") / "published_tables.csv"
+    rows = csv.DictReader(source.read_text(encoding="utf-8").splitlines())
+    return [
+        PublishedResult(
+            *(row[key] for key in ("table", "data_set", "method", "supervision", "loss")),
+            {name: float(row[name]) for name in PUBLISHED_FIGURES},
+        )
+        for row in rows
+        if table in (None, row["table"])
+    ]
+
+
+def published_ranks(table: str) -> RankTable:
+    """Rank the methods of a published table, and correlate its figures.
+
+    Raises:
+        ValueError: if there is no such table.
+    """
+    return rank_table({row.method: row.figures for row in load_published(table)})
+
+
+def format_published(table: str) -> str:
+    """Lay out a published table with ranks and rank correlations as Markdown.
+
+    Raises:
+        ValueError: if there is no such table.
+    """
+    ranks = published_ranks(table)
+    methods = {row.method: row.supervision for row in load_published(table)}
+    shown = format_rank_table(ranks, extra=("supervision", methods), form=".1f")
+    rho = ranks.spearman[0, 1]
+    sentence = f"Spearman's rho between {ranks.figures[0]} and {ranks.figures[1]}: {rho:.3f}"
+    if table in _PRINTED_RHO:
+        sentence += f" (the paper prints {_PRINTED_RHO[table]})"
+    return f"## {TITLES[table]}\n\n{shown}\n\n{sentence}.\n"
+
+
+def write_paper_tables(folder: Path, results: Sequence[RunResult], *, baseline: str = "CE") -> str:
+    """Write ``paper_tables.md``, every table of it as CSV, and ``fig8.csv``.
+
+    Tables 1 to 3 have a row per method, trained with the baseline; Table 4 has a row per variant.
     Cells are means ± sample standard deviations over seeds.
 
     Args:
@@ -87,7 +170,7 @@ def write_paper_tables(folder: Path, results: Sequence[RunResult], *, baseline: 
         if plain:
             name, title = TABLES.get(data_set, (f"table_{data_set}", data_set))
             groups = _grouped(plain, lambda x: method_name(x.method))
-            _write_csv(folder / f"{name}.csv", ("method", "supervision"), groups)
+            _write_figures(folder / f"{name}.csv", ("method", "supervision"), groups)
             table = _markdown(("Method", "Sup."), groups)
             sections.append(f"## {title}, {baseline}\n\n{table}\n{_agreement(groups)}")
     for data_set in _in_order(result.data_set for result in results):
@@ -97,7 +180,7 @@ def write_paper_tables(folder: Path, results: Sequence[RunResult], *, baseline: 
         sections.append(f"## Table 4: ablation on {set_title(data_set)}\n\n{table}\n")
     columns = ("data_set", "method", "variant")
     groups = _grouped(results, lambda x: (x.data_set, method_name(x.method)[0], x.variant))
-    _write_csv(folder / "table4.csv", columns, groups)
+    _write_figures(folder / "table4.csv", columns, groups)
     _write_gains(folder / "fig8.csv", measure_gains(results, baseline=baseline))
     text = "\n".join(sections)
     atomic_write_text(folder / "paper_tables.md", text)
@@ -112,7 +195,7 @@ def measure_gains(results: Sequence[RunResult], *, baseline: str = "CE") -> list
         baseline: the variant to compare with.
 
     Returns:
-        One gain a data set, method, variant and figure that have a seed in common with the
+        One gain for each data set, method, variant and figure that have a seed in common with the
         baseline, in the order of the results.
     """
     found = {(x.data_set, x.method, x.variant, x.seed): x.figures for x in results}
@@ -141,12 +224,12 @@ def measure_gains(results: Sequence[RunResult], *, baseline: str = "CE") -> list
 
 
 def set_title(data_set: str) -> str:
-    """What the paper calls a data set; its registered name for one that it has not."""
+    """Return the paper's name of a data set, or else its registered name."""
     return TABLES[data_set][1].partition(": ")[2] if data_set in TABLES else data_set
 
 
 def method_name(name: str) -> tuple[str, str]:
-    """What the paper calls a method, and its supervision; ``(name, "-")`` for one it has not.
+    """Return the paper's name of a method and its supervision, or else ``(name, "-")``.
 
     Args:
         name: of a method (``"nsrom"``), or of a training set that ends with one.
@@ -161,16 +244,14 @@ def method_name(name: str) -> tuple[str, str]:
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """``mean ± sample standard deviation``; a dash where a value is undefined.
+    """Write ``mean ± sample standard deviation``; a dash where a value is undefined.
 
     A figure is undefined where there is no instance of its size.
     """
     if any(math.isnan(value) for value in values):
         return "–"
     mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ± {statistics.stdev(values):.1f}"
+    return f"{mean:.1f}" if len(values) < 2 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
 
 
 _Groups = Mapping[tuple[str, ...], Mapping[str, Sequence[float]]]
@@ -190,16 +271,15 @@ def _grouped(
 
 def _markdown(names: Sequence[str], groups: _Groups) -> str:
     rows = [
-        [*key, *(mean_and_deviation(values[figure]) for figure in PUBLISHED_FIGURES),
-         str(len(values[PUBLISHED_FIGURES[0]]))]
+        [*key, *map(mean_and_deviation, values.values()), str(len(next(iter(values.values()))))]
         for key, values in groups.items()
-    ]  # fmt: skip
+    ]
     header = [*names, *PUBLISHED_FIGURES, "seeds"]
     return markdown_table(header, rows, text_columns=len(names))
 
 
 def _agreement(groups: _Groups) -> str:
-    """Whether mIoU and IA-mIoU rank the methods alike, as section 5.2 of the paper asks."""
+    """Say whether mIoU and IA-mIoU rank the methods alike, as section 5.2 of the paper asks."""
     if len(groups) < 3:
         return ""
     means = [
@@ -208,28 +288,31 @@ def _agreement(groups: _Groups) -> str:
     return f"\nSpearman's rho between mIoU and IA-mIoU: {spearman(*means):.2f}\n"
 
 
-def _write_csv(path: Path, names: Sequence[str], groups: _Groups) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def _write_figures(path: Path, names: Sequence[str], groups: _Groups) -> None:
     columns = [part for figure in PUBLISHED_FIGURES for part in (figure, f"{figure}_sd")]
-    writer.writerow([*names, "seeds", *columns])
-    for key, values in groups.items():
-        row: list[object] = [*key, len(values[PUBLISHED_FIGURES[0]])]
-        for figure in PUBLISHED_FIGURES:
-            row += [_cell(statistics.fmean(values[figure])), _cell(_deviation(values[figure]))]
-        writer.writerow(row)
-    atomic_write_text(path, text.getvalue())
+    rows = [
+        [
+            *(*key, len(values[PUBLISHED_FIGURES[0]])),
+            *(_cell(f(v)) for v in values.values() for f in (statistics.fmean, _deviation)),
+        ]
+        for key, values in groups.items()
+    ]
+    _write_csv(path, [*names, "seeds", *columns], rows)
 
 
 def _write_gains(path: Path, gains: Sequence[Gain]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = ("data_set", "method", "variant", "figure", "baseline", "value")
-    writer.writerow([*names, "gain", "gain_sd", "seeds"])
+    rows = []
     for gain in gains:
         row = [gain.data_set, gain.method, gain.variant, gain.figure]
         numbers = [gain.baseline, gain.value, statistics.fmean(gain.gains), _deviation(gain.gains)]
-        writer.writerow([*row, *map(_cell, numbers), len(gain.gains)])
+        rows.append([*row, *map(_cell, numbers), len(gain.gains)])
+    _write_csv(path, [*names, "gain", "gain_sd", "seeds"], rows)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     atomic_write_text(path, text.getvalue())
 
 

@@ -1,36 +1,101 @@
-"""Methods × losses × seeds: one ablation for every training set, and the paper's tables of all."""
+"""Train methods × losses × seeds: one ablation per training set, and the paper's tables of all."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import logging
+import math
+import os
 import re
-from collections.abc import Sequence
+import statistics
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from d2_smallobj.data import register_all
 from d2_smallobj.engine.setup import build_config
-from d2_smallobj.engine.tables import HEADLINE
-from d2_smallobj.experiments.ablation import Ablation, write_tables
-from d2_smallobj.experiments.gain_plot import draw_gains
-from d2_smallobj.experiments.paper_tables import RunResult, measure_gains, write_paper_tables
-from d2_smallobj.experiments.variants import BASELINE
+from d2_smallobj.engine.trainer import HEADLINE
+from d2_smallobj.experiments.ablation import BASELINE, Ablation, run_all, write_tables
+from d2_smallobj.experiments.paper_tables import (
+    PUBLISHED_FIGURES,
+    Gain,
+    RunResult,
+    measure_gains,
+    set_title,
+    write_paper_tables,
+)
+from d2_smallobj.experiments.scheduling import visible_devices
+from d2_smallobj.report.drawing import new_figure, save_figure
 from d2_smallobj.utils.options import look_up_option
 from detectron2.data import DatasetCatalog
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[\w.-]*\w[\w.-]*")
+_BASELINE_COLOR = "#adb5bd"
+_COLORS = ("#d9480f", "#1971c2", "#2f9e44", "#9c36b5", "#f08c00", "#0b7285")
+_MOST_LABELS = 30
+
+
+def add_run_arguments(
+    parser: argparse.ArgumentParser, *, config_file: str, output_dir: str
+) -> None:
+    """Add the options of a tool that runs many trainings, with two of their defaults."""
+    parser.add_argument("--config-file", default=config_file, metavar="FILE")
+    parser.add_argument("--output-dir", type=Path, default=Path(output_dir))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of one run")
+    parser.add_argument(
+        "--jobs", type=int, help="runs at once; default: as the GPUs allow, 1 without one"
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides, last"
+    )
+
+
+def run_and_report(
+    args: argparse.Namespace,
+    build: Callable[[argparse.Namespace], Sequence[Ablation]],
+    write: Callable[[Sequence[Ablation]], str],
+) -> None:
+    """Run all incomplete runs, then write the tables of the complete ones, also after a failure.
+
+    Args:
+        args: with the arguments of :func:`add_run_arguments`.
+        build: makes the runs, all checked.
+        write: writes the tables and returns the one to print.
+
+    Raises:
+        SystemExit: with one line for the user, if something is wrong or a run failed.
+    """
+    failure = None
+    try:
+        ablations = build(args)
+        cpu = build_config(args.config_file, args.opts).MODEL.DEVICE == "cpu"
+        try:
+            run_all(ablations, args.jobs, [] if cpu else visible_devices())
+        except RuntimeError as error:
+            failure = str(error)
+        sys.stdout.write(write(ablations) + "\n")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if failure:
+        sys.exit(f"error: {failure}")
 
 
 def split_by_method(ablation: Ablation, methods: Sequence[str]) -> list[Ablation]:
-    """The same ablation on the training set of every method, each in a folder of its own.
+    """Copy an ablation to the training set of every method, each in a folder of its own.
 
     Args:
         ablation: on the config's training set.
-        methods: ``NAME=DATA_SET``, or ``NAME`` alone: a registered data set, or what takes the
-            place of the last part of the config's (``amn`` where the config has
-            ``voc_2012_trainaug_irn``).
+        methods: ``NAME=DATA_SET``, or ``NAME`` alone: a registered data set, or the last part of
+            its name (``amn`` where the config has ``voc_2012_trainaug_irn``).
 
     Raises:
         ValueError: for an unknown data set, or a name that is given twice or is no folder's name.
@@ -44,8 +109,10 @@ def split_by_method(ablation: Ablation, methods: Sequence[str]) -> list[Ablation
                 f"--methods takes different names of letters, digits, '_', '-' and '.', got "
                 f"{name!r} in {list(methods)}"
             )
-        data_set = data_set or _training_set(ablation, name)
-        look_up_option("--methods", data_set, DatasetCatalog.list())
+        if not data_set and name not in DatasetCatalog.list():
+            configured = build_config(ablation.config_file, ablation.options).DATASETS.TRAIN[0]
+            data_set = f"{configured.rpartition('_')[0]}_{name}"
+        data_set = look_up_option("--methods", data_set or name, DatasetCatalog.list())
         split.append(
             dataclasses.replace(
                 ablation,
@@ -57,16 +124,8 @@ def split_by_method(ablation: Ablation, methods: Sequence[str]) -> list[Ablation
     return split
 
 
-def _training_set(ablation: Ablation, name: str) -> str:
-    """The data set that a method's bare name stands for."""
-    if name in DatasetCatalog.list():
-        return name
-    configured = build_config(ablation.config_file, ablation.options).DATASETS.TRAIN[0]
-    return f"{configured.rpartition('_')[0]}_{name}"
-
-
 def write_all_tables(ablations: Sequence[Ablation], folder: Path) -> str:
-    """Write everything that the complete runs tell.
+    """Write all tables and plots of the complete runs.
 
     ``ablation.csv`` and ``ablation.md`` with all figures, ``paper_tables.md`` with its CSVs in the
     layout of the paper, and ``fig8.png`` where two variants can be compared.
@@ -105,3 +164,97 @@ def _results(ablation: Ablation) -> list[RunResult]:
         )
         for row in rows
     ]
+
+
+def draw_gains(
+    path: str | os.PathLike[str], gains: Sequence[Gain], *, baseline: str = "CE"
+) -> None:
+    """Draw Fig. 8: baseline and other variants as bars, a row per data set, a column per figure.
+
+    The number on a bar is the mean gain over seeds, the whisker its standard error. (The paper's
+    text says what Fig. 8 shows, not how it is drawn.)
+
+    Args:
+        path: PNG to write, atomically.
+        gains: of :func:`.paper_tables.measure_gains`, at least one.
+        baseline: its name for the legend.
+
+    Raises:
+        ValueError: without a gain.
+        ImportError: matplotlib is missing.
+    """
+    if not gains:
+        raise ValueError(f"no gain to draw: no variant shares a seed with {baseline!r}")
+    sets = list(dict.fromkeys(gain.data_set for gain in gains))
+    methods = list(dict.fromkeys(gain.method for gain in gains))
+    variants = list(dict.fromkeys(gain.variant for gain in gains))
+    width = max(3.0, 0.22 * len(methods) * (len(variants) + 1.5) + 0.6)
+    figure = new_figure(width * len(PUBLISHED_FIGURES), 2.6 * len(sets) + 0.4)
+    axes = figure.subplots(len(sets), len(PUBLISHED_FIGURES), squeeze=False)
+    for data_set, row in zip(sets, axes):
+        for name, axis in zip(PUBLISHED_FIGURES, row):
+            here = [g for g in gains if (g.data_set, g.figure) == (data_set, name)]
+            _draw_panel(axis, here, methods, variants)
+            axis.set_title(f"{set_title(data_set)}: {name}", fontsize=9, parse_math=False)
+        row[0].set_ylabel("percent", fontsize=8)
+    _add_legend(figure, [baseline, *variants])
+    save_figure(figure, path, dpi=120)
+
+
+def _add_legend(figure: Figure, names: Sequence[str]) -> None:
+    from matplotlib.patches import Patch
+
+    colors = [_BASELINE_COLOR, *map(_color, range(len(names) - 1))]
+    legend = figure.legend(
+        [Patch(color=color) for color in colors],
+        names,
+        loc="outside upper center",
+        ncols=3,
+        fontsize=8,
+        frameon=False,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _draw_panel(
+    axis: Axes, gains: Sequence[Gain], methods: Sequence[str], variants: Sequence[str]
+) -> None:
+    """Draw the bars of one data set and figure."""
+    bar = 0.8 / (len(variants) + 1)
+    labelled = len(methods) * len(variants) <= _MOST_LABELS
+    for place, method in enumerate(methods):
+        of_method = {gain.variant: gain for gain in gains if gain.method == method}
+        for gain in list(of_method.values())[:1]:
+            axis.bar(place - 0.4 + bar / 2, gain.baseline, bar, color=_BASELINE_COLOR)
+        for number, variant in enumerate(variants):
+            if variant in of_method:
+                x = place - 0.4 + bar * (number + 1.5)
+                _draw_bar(axis, x, bar, of_method[variant], _color(number), labelled)
+    axis.set_xticks(range(len(methods)), methods, fontsize=7, parse_math=False)
+    axis.tick_params(axis="y", labelsize=7)
+    axis.margins(y=0.15)
+
+
+def _draw_bar(axis: Axes, x: float, width: float, gain: Gain, color: str, labelled: bool) -> None:
+    if math.isnan(gain.value):
+        return
+    spread = 0.0
+    if len(gain.gains) > 1:
+        spread = statistics.stdev(gain.gains) / len(gain.gains) ** 0.5
+    axis.bar(x, gain.value, width, color=color, yerr=spread or None, error_kw={"lw": 0.8})
+    if labelled:
+        axis.annotate(
+            f"{statistics.fmean(gain.gains):+.1f}",
+            (x, gain.value + spread),
+            xytext=(0, 1),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=6,
+            rotation=90,
+        )
+
+
+def _color(number: int) -> str:
+    return _COLORS[number % len(_COLORS)]

@@ -227,7 +227,7 @@ def test_all_objects_in_one_class(register, panoptic, tmp_path, kind):
     maps = truth.read_record(record)
     np.testing.assert_array_equal(maps.semantic, labels)
     assert maps.instances is None
-    assert truth.source(record) == record["sem_seg_file_name"]
+    assert maps.source == record["sem_seg_file_name"]
 
 
 # ---- Which classes are stuff -------------------------------------------------------------------
@@ -664,8 +664,9 @@ def test_what_a_mapper_dropped_is_taken_from_the_registered_dict(register, panop
     truth = resolve(register([record], **STANDARD))
     kept = {key: record[key] for key in ("file_name", "image_id")}
     for given in (record, kept, {**kept, "image": object()}):
-        np.testing.assert_array_equal(truth.read_record(given).semantic, semantic)
-        assert truth.source(given) == f"{record['sem_seg_file_name']} and " + str(
+        maps = truth.read_record(given)
+        np.testing.assert_array_equal(maps.semantic, semantic)
+        assert maps.source == f"{record['sem_seg_file_name']} and " + str(
             record["pan_seg_file_name"]
         )
     with pytest.raises(ValueError, match=r"has no ground truth for 'b\.jpg'.*got \['file_name'\]"):

@@ -10,7 +10,7 @@ from torch import nn
 
 from d2_smallobj.engine import SafeCheckpointer, TwoTaskTrainer
 from d2_smallobj.engine.checkpoint import earlier_checkpoints
-from d2_smallobj.engine.fingerprint import config_changes, fingerprint, flatten
+from d2_smallobj.engine.setup import config_changes, fingerprint, flatten
 
 DAMAGE = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-500]),

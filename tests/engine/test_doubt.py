@@ -12,16 +12,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from d2_smallobj.annotations.label_maps import read_label_map, voc_palette
-from d2_smallobj.engine import doubt
-from d2_smallobj.engine.doubt import (
-    PICTURE,
+from d2_smallobj.engine import hooks
+from d2_smallobj.engine.hooks import (
+    BOOTSTRAP_PICTURE,
     BootstrapHook,
-    SigmaWriter,
-    doubt_figures,
-    doubt_hooks,
-    doubt_picture,
-    grey_sigma,
+    bootstrap_figures,
+    bootstrap_picture,
 )
+from d2_smallobj.engine.prediction import SigmaWriter, grey_sigma
 from d2_smallobj.modeling.uncertain_segmentor import Observation
 from detectron2.engine import HookBase
 
@@ -60,7 +58,7 @@ def train(trainer):
 
 
 def test_labels_change_when_the_warm_up_is_over(make_trainer, tmp_path, monkeypatch, log):
-    monkeypatch.setattr(doubt, "LOG_PERIOD", 2)
+    monkeypatch.setattr(hooks, "LOG_PERIOD", 2)
     states = train(make_trainer(DOUBT, folder=tmp_path / "run"))
     assert states == [False] * 4 + [True] * 4
     assert "Bootstrapping starts at iteration 4: box pixels with sigma > 0.4" in log.text
@@ -75,7 +73,7 @@ def test_labels_change_when_the_warm_up_is_over(make_trainer, tmp_path, monkeypa
     # Written at the end, the last value: after the switch, all of a young net is doubted.
     assert events.Scalars("doubt/relabelled")[-1].value > 0
 
-    pictures = events.Images(PICTURE)
+    pictures = events.Images(BOOTSTRAP_PICTURE)
     assert [picture.step for picture in pictures] == [2, 5, 7]
     sheet = np.array(Image.open(io.BytesIO(pictures[-1].encoded_image_string)))
     assert sheet.shape == (48, 4 * 48, 3)
@@ -114,9 +112,8 @@ def test_the_size_balanced_loss_on_top(make_trainer):
     assert np.isfinite(trainer._last_eval_results["small_objects"]["mIoU"])
 
 
-def test_other_models_have_no_such_hook(make_config, make_trainer):
+def test_other_models_have_no_such_hook(make_trainer):
     trainer = make_trainer()
-    assert doubt_hooks(trainer.cfg, trainer._trainer.model) == []
     assert not any(isinstance(hook, BootstrapHook) for hook in trainer._hooks)
 
 
@@ -139,7 +136,7 @@ def observation(**changes):
 
 def test_figures_by_hand():
     """Five pixels count; four of them have a known label: 1, 0, 1, 2."""
-    figures = doubt_figures(observation(), 255)
+    figures = bootstrap_figures(observation(), 255)
     assert figures == {
         "relabelled": 80.0,  # four of five
         "changed": 60.0,  # 1, 1 and 2 to 0
@@ -151,18 +148,18 @@ def test_figures_by_hand():
 
 
 def test_figures_that_rest_on_nothing_are_left_out():
-    unknown = doubt_figures(observation(true_labels=None), 255)
+    unknown = bootstrap_figures(observation(true_labels=None), 255)
     assert set(unknown) == {"relabelled", "changed", "sigma"}
     nowhere = torch.zeros(1, 1, 8, dtype=torch.bool)
-    assert doubt_figures(observation(doubtable=nowhere), 255) == {}
-    assert "relabelled_accuracy" not in doubt_figures(observation(relabelled=nowhere), 255)
+    assert bootstrap_figures(observation(doubtable=nowhere), 255) == {}
+    assert "relabelled_accuracy" not in bootstrap_figures(observation(relabelled=nowhere), 255)
 
 
 def test_the_picture_panel_by_panel():
     image = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1).expand(3, 1, 8)
     mean, std = [1.0, 2.0, 3.0], [2.0, 2.0, 2.0]
     normalised = (image - torch.tensor(mean).view(3, 1, 1)) / 2
-    picture = doubt_picture(observation(image=normalised), mean, std, "BGR")
+    picture = bootstrap_picture(observation(image=normalised), mean, std, "BGR")
     assert picture.dtype == np.uint8
     assert picture.shape == (3, 1, 32)
     row = picture[:, 0].T.reshape(4, 8, 3)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from d2_smallobj.data.mapper import SemSegMapper
-from d2_smallobj.engine.faults import check_loss_scale, dead_worker, named_faults
+from d2_smallobj.engine.loss_log import explain_dead_worker, explained_errors
+from d2_smallobj.engine.step import check_loss_scale
 from d2_smallobj.utils.cli import user_message
 
 
@@ -100,7 +101,7 @@ def test_a_dead_worker_is_named(train_server, tmp_path):
     ],
 )
 def test_what_torch_says_of_dead_workers(text, told):
-    with pytest.raises(ChildProcessError, match=told), named_faults("output"):
+    with pytest.raises(ChildProcessError, match=told), explained_errors("output"):
         raise RuntimeError(text)
 
 
@@ -121,17 +122,17 @@ def test_a_batch_of_a_dead_worker_that_cannot_be_fetched(code, told):
         def fetch(self):
             raise ConnectionResetError(104, "Connection reset by peer")
 
-    with pytest.raises(ChildProcessError, match=told), named_faults("output"):
+    with pytest.raises(ChildProcessError, match=told), explained_errors("output"):
         Iterator().fetch()
     Worker.exitcode = None  # it lives: the connection broke for another reason
-    with pytest.raises(ConnectionResetError, match="reset by peer"), named_faults("output"):
+    with pytest.raises(ConnectionResetError, match="reset by peer"), explained_errors("output"):
         Iterator().fetch()
 
 
 def test_other_errors_pass():
-    assert dead_worker(RuntimeError("CUDA out of memory")) is None
+    assert explain_dead_worker(RuntimeError("CUDA out of memory")) is None
     for error in (RuntimeError("x"), ValueError("y"), OSError(2, "no such file", "z")):
-        with pytest.raises(type(error)) as caught, named_faults("output"):
+        with pytest.raises(type(error)) as caught, explained_errors("output"):
             raise error
         assert caught.value is error
 

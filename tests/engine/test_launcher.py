@@ -6,8 +6,8 @@ import argparse
 
 import pytest
 
-from d2_smallobj.engine import launcher
-from d2_smallobj.engine.launcher import Place, find_place, first_host, joined, run
+from d2_smallobj.engine import distributed
+from d2_smallobj.engine.distributed import Place, find_place, first_host, joined, run
 
 TORCHRUN = {
     "RANK": "5",
@@ -30,7 +30,7 @@ SLURM = {
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch):
-    monkeypatch.setattr(launcher.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(distributed.torch.cuda, "is_available", lambda: False)
 
 
 def test_torchrun():
@@ -43,8 +43,8 @@ def test_torchruns_variables_by_hand(monkeypatch):
     """Rank, world size, local rank and address are enough."""
     by_hand = {k: v for k, v in TORCHRUN.items() if k not in ("LOCAL_WORLD_SIZE", "MASTER_PORT")}
     assert find_place(by_hand) == Place("torchrun", 5, 8, 1, 8, "tcp://node1:29500")
-    monkeypatch.setattr(launcher.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(launcher.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(distributed.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(distributed.torch.cuda, "device_count", lambda: 2)
     assert find_place(by_hand).local_size == 2
 
 
@@ -116,8 +116,8 @@ def arguments(**values):
 
 def test_processes_are_started_where_nothing_else_has(monkeypatch):
     calls = []
-    monkeypatch.setattr(launcher, "launch", lambda main, *a, **k: calls.append((main, a, k)))
-    monkeypatch.setattr(launcher.os, "environ", {})
+    monkeypatch.setattr(distributed, "launch", lambda main, *a, **k: calls.append((main, a, k)))
+    monkeypatch.setattr(distributed.os, "environ", {})
     given = arguments(num_gpus=2, num_machines=3, machine_rank=1, dist_url="tcp://a:1")
     run(print, given, calls.append)
     launched = {
@@ -126,24 +126,24 @@ def test_processes_are_started_where_nothing_else_has(monkeypatch):
         "dist_url": "tcp://a:1",
         "args": (print, given),
     }
-    assert calls == [6, (launcher._run_and_leave, (2,), launched)]
+    assert calls == [6, (distributed._run_and_leave, (2,), launched)]
 
 
 def test_who_starts_the_processes_is_clear(monkeypatch):
-    monkeypatch.setattr(launcher.os, "environ", TORCHRUN)
+    monkeypatch.setattr(distributed.os, "environ", TORCHRUN)
     with pytest.raises(ValueError, match=r"torchrun has started 8 .*leave out .* 2 and 1"):
         run(print, arguments(num_gpus=2), print)
     # One task of SLURM's a machine, which starts that machine's processes itself.
     calls = []
-    monkeypatch.setattr(launcher.os, "environ", SLURM)
-    monkeypatch.setattr(launcher, "launch", lambda main, *a, **k: calls.append(a))
+    monkeypatch.setattr(distributed.os, "environ", SLURM)
+    monkeypatch.setattr(distributed, "launch", lambda main, *a, **k: calls.append(a))
     run(print, arguments(num_gpus=8, num_machines=4), calls.append)
     assert calls == [32, (8,)]
 
 
 def test_fewer_gpus_than_processes(monkeypatch):
-    monkeypatch.setattr(launcher.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(launcher.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(distributed.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(distributed.torch.cuda, "device_count", lambda: 1)
     message = r"started 4 processes on this machine, .* got 1"
     with pytest.raises(ValueError, match=message), joined(find_place(TORCHRUN)):
         pass
@@ -152,7 +152,7 @@ def test_fewer_gpus_than_processes(monkeypatch):
 CHECK = """
 import os, sys
 from torch import distributed as dist
-from d2_smallobj.engine.launcher import _main_process_first
+from d2_smallobj.engine.distributed import _main_process_first
 from detectron2.utils import comm
 
 calls = []

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from d2_smallobj.engine import faults
+from d2_smallobj.engine import loss_log
 from d2_smallobj.engine.loss_log import LossLog, samples_of
 from detectron2.utils.events import EventStorage
 
@@ -117,7 +117,7 @@ def test_a_full_disk_does_not_hide_the_loss(tmp_path, monkeypatch):
     def full(path, text):
         raise OSError(28, f"could not write {path}")
 
-    monkeypatch.setattr(faults, "atomic_write_text", full)
+    monkeypatch.setattr(loss_log, "atomic_write_text", full)
     with pytest.raises(FloatingPointError, match=r"iteration=0: .*lost: .*could not write .*nan_b"):
         log_steps(LossLog(1, str(tmp_path)), [{"a": math.nan}])
 

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
 from torch import nn
 
-from d2_smallobj.engine import TwoTaskTrainer, performance
-from d2_smallobj.engine.performance import (
-    FoldedConv2d,
-    computed_as_before,
-    fold_frozen_norms,
-    memory_format,
-    optimizer_kinds,
-    prepare_model,
-    sgd_options,
-)
-from d2_smallobj.engine.solver import build_optimizer
+from d2_smallobj.engine import TwoTaskTrainer, solver
+from d2_smallobj.engine.performance import FoldedConv2d, fold_frozen_norms, memory_format
+from d2_smallobj.engine.solver import build_optimizer, same_implementation
 from d2_smallobj.losses import ElasticWeightConsolidation
 from detectron2.engine import DefaultTrainer
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.utils.env import seed_all_rng
 
 FROZEN = {"MODEL.RESNETS.NORM": "FrozenBN"}
-PLAIN = {"SMALLOBJ.SPEED.FOLD_FROZEN_BN": False, "SMALLOBJ.SPEED.OPTIMIZER": "loop"}
+PLAIN = {"SMALLOBJ.SPEED.FOLD_FROZEN_BN": False}
 CHANNELS_LAST = {"SMALLOBJ.SPEED.MEMORY_FORMAT": "channels_last"}
 
 
@@ -147,32 +140,24 @@ def test_memory_format(make_config):
     assert memory_format(cfg) is torch.channels_last
 
 
-@pytest.mark.parametrize("kind", ["foreach", "fused"])
-def test_every_kind_of_sgd_takes_the_same_steps(build, kind):
-    """Momentum, decay and every group's own rate included."""
-    models = {}
-    for name in ("loop", kind):
-        cfg, model = build({"SMALLOBJ.SPEED.OPTIMIZER": name})
+def test_fused_sgd_takes_the_steps_of_the_plain_loop(build, monkeypatch):
+    """Momentum, decay and every group's own rate included; an old torch has no fused SGD."""
+    models = []
+    for fused in (True, False):
+        if not fused:
+            without = inspect.signature(lambda params, lr: None)
+            monkeypatch.setattr(solver.inspect, "signature", lambda _, s=without: s)
+        cfg, model = build()
         optimizer = build_optimizer(cfg, model)
-        assert bool(optimizer.defaults.get("fused")) == (name == "fused")
+        assert optimizer.defaults["fused"] is (True if fused else None)
+        assert optimizer.defaults["foreach"] is (None if fused else False)
         for step in range(3):
             for number, parameter in enumerate(model.parameters()):
                 parameter.grad = torch.full_like(parameter, 0.1 * number + step)
             optimizer.step()
-        models[name] = model
-    for a, b in zip(models["loop"].parameters(), models[kind].parameters()):
+        models.append(model)
+    for a, b in zip(*(model.parameters() for model in models)):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
-def test_sgd_that_torch_is_too_old_to_fuse(make_config, monkeypatch):
-    cfg = make_config()
-    assert sgd_options(cfg) == {"fused": True}
-
-    def old(params, lr, momentum=0.0, foreach=None):
-        raise NotImplementedError
-
-    monkeypatch.setattr(performance.torch.optim, "SGD", old)
-    assert sgd_options(cfg) == {"foreach": True}
 
 
 def test_a_checkpoint_does_not_decide_how_to_compute():
@@ -188,9 +173,8 @@ def test_a_checkpoint_does_not_decide_how_to_compute():
     parameter.grad = torch.randn_like(parameter)
     saved.step()
     other, resumed = make(foreach=True)
-    kinds = optimizer_kinds(resumed)
-    resumed.load_state_dict(saved.state_dict())
-    computed_as_before(resumed, kinds)
+    with same_implementation(resumed):
+        resumed.load_state_dict(saved.state_dict())
     group = resumed.param_groups[0]
     assert (group["foreach"], group["fused"]) == (True, None)
     momentum = resumed.state[other]["momentum_buffer"]
@@ -220,36 +204,6 @@ def test_resumed_penalty_has_the_parameters_memory_format():
         saved.weight.add_(0.1)
         loaded.weight.add_(0.1)
     torch.testing.assert_close(other.penalty(), ewc.penalty())
-
-
-def test_compiled_backbone_in_training_only(build, monkeypatch):
-    calls = []
-
-    def compiler(function, dynamic):
-        assert dynamic is False
-        return lambda x: calls.append(x.shape) or function(x)
-
-    monkeypatch.setattr(performance.torch, "compile", compiler)
-    monkeypatch.setattr(performance.shutil, "which", lambda name: "/usr/bin/" + name)
-    _, model = build({"SMALLOBJ.SPEED.COMPILE": True})
-    data = [{**x, "image": x["image"].double()} for x in batch()]
-    model(data)
-    assert calls == [(2, 3, 40, 40)]
-    with torch.no_grad():
-        model.eval()(data[:1])
-    assert len(calls) == 1
-
-
-def test_what_compiling_needs(make_config, monkeypatch):
-    cfg = make_config({"SMALLOBJ.SPEED.COMPILE": True})
-    monkeypatch.setattr(performance.shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match=r"SPEED\.COMPILE needs a C\+\+ compiler: install g\+\+"):
-        TwoTaskTrainer.build_model(cfg)
-    with pytest.raises(ValueError, match=r"SPEED\.COMPILE: Linear has no `backbone` to compile"):
-        prepare_model(cfg, nn.Linear(1, 1))
-    monkeypatch.setattr(performance.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"SPEED\.COMPILE needs Triton on a GPU"):
-        performance._check_compiler(torch.device("cuda"))
 
 
 def test_evaluation_looks_for_no_kernels(make_config, monkeypatch):

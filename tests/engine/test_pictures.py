@@ -13,14 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from d2_smallobj.annotations.label_maps import voc_palette
-from d2_smallobj.engine import TwoTaskTrainer, pictures
-from d2_smallobj.engine.pictures import (
+from d2_smallobj.engine import TwoTaskTrainer, hooks
+from d2_smallobj.engine.hooks import (
     GroupRates,
     TrainingPictures,
     first_samples,
-    monitoring_hooks,
     predict_sample,
     sample_row,
+    training_hooks,
 )
 from d2_smallobj.losses.size_weights import SizeWeights
 from detectron2.utils.events import EventStorage
@@ -111,11 +111,11 @@ def test_rates_are_those_of_the_iteration(make_trainer, tmp_path):
 
 
 def test_only_the_main_process_has_the_hooks(make_config, monkeypatch):
-    cfg = make_config(EVERY_THIRD)
-    assert [type(hook) for hook in monitoring_hooks(cfg)] == [GroupRates, TrainingPictures]
-    assert [type(hook) for hook in monitoring_hooks(make_config(NONE))] == [GroupRates]
-    monkeypatch.setattr(pictures.comm, "is_main_process", lambda: False)
-    assert monitoring_hooks(cfg) == []
+    cfg, model = make_config(EVERY_THIRD), torch.nn.Linear(1, 1)
+    assert [type(hook) for hook in training_hooks(cfg, model)] == [GroupRates, TrainingPictures]
+    assert [type(hook) for hook in training_hooks(make_config(NONE), model)] == [GroupRates]
+    monkeypatch.setattr(hooks.comm, "is_main_process", lambda: False)
+    assert training_hooks(cfg, model) == []
 
 
 def test_samples_are_those_of_the_stream(make_config):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from d2_smallobj.engine import TwoTaskTrainer
-from d2_smallobj.engine.seeding import IterationSeed, iteration_seed
+from d2_smallobj.engine.hooks import IterationSeed, iteration_seed
 
 
 def trainer_at(iteration):

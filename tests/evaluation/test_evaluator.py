@@ -290,10 +290,10 @@ def test_a_bad_prediction_is_named(dataset):
     with pytest.raises(ValueError, match=r"0\.jpg .*prediction must hold 0\.\.3 .*got 9 \("):
         one(dataset, np.full((40, 50), 9))
     with pytest.raises(
-        ValueError, match=r"0\.jpg .*\(4, H, W\) scores .* got shape \(21, 40, 50\)"
+        ValueError, match=r"0\.jpg: .*\(4, H, W\) scores .* got shape \(21, 40, 50\)"
     ):
         one(dataset, torch.zeros(21, 40, 50))
-    with pytest.raises(TypeError, match=r"0\.jpg .*must hold integer labels, got torch\.float32"):
+    with pytest.raises(TypeError, match=r"0\.jpg: .*must hold integer labels, got torch\.float32"):
         one(dataset, torch.zeros(40, 50))
 
 

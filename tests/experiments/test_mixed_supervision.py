@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from d2_smallobj.engine import build_config
-from d2_smallobj.engine.tables import markdown_table
+from d2_smallobj.experiments.ablation import seed_table, write_tables
 from d2_smallobj.experiments.mixed_supervision import (
     COLUMNS,
     KINDS,
@@ -28,7 +28,7 @@ CONFIG = str(Path(__file__).resolve().parents[2] / "configs" / "demo_mixed.yaml"
         ("full", "SizeBalancedSegmentor", 1.0, "boxes", None, "cross_entropy"),
         ("masks", "SizeBalancedSegmentor", 0.18, "none", None, "cross_entropy"),
         ("boxes", "SizeBalancedSegmentor", 0.18, "boxes", None, "cross_entropy"),
-        ("doubt", "UncertainSegmentor", 0.18, "boxes", 1.0, "cross_entropy"),
+        ("uncertainty", "UncertainSegmentor", 0.18, "boxes", 1.0, "cross_entropy"),
         ("bootstrap", "UncertainSegmentor", 0.18, "boxes", None, "cross_entropy"),
         ("bootstrap_sw", "UncertainSegmentor", 0.18, "boxes", None, "size_weighted"),
     ],
@@ -119,7 +119,7 @@ def test_shares_are_taken_seed_by_seed(comparison, tmp_path):
     complete(tmp_path / "full_seed1", a=50.0, b=50.0)
     complete(tmp_path / "masks_seed0", a=70.0, b=56.0)
     complete(tmp_path / "masks_seed1", a=40.0, b=50.0)
-    table = comparison("full", "masks").write_tables()
+    table = write_tables([comparison("full", "masks")], tmp_path, "mixed", COLUMNS)
     rows = list(csv.DictReader((tmp_path / "mixed.csv").read_text().splitlines()))
     assert list(rows[0]) == ["variant", "seed", "data set", *COLUMNS]
     assert [float(row["% of full"]) for row in rows] == [100, 100, 90, 90]
@@ -145,4 +145,4 @@ def test_the_share_needs_full_supervision_done_not_listed(comparison, tmp_path):
 
 def test_incomplete_runs_are_not_in_the_table(comparison):
     assert list(comparison(*KINDS).rows()) == []
-    assert len(markdown_table([], COLUMNS).splitlines()) == 2
+    assert len(seed_table([], COLUMNS).splitlines()) == 2

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.experiments.gain_plot import draw_gains
 from d2_smallobj.experiments.paper_tables import (
     RunResult,
+    load_published,
     mean_and_deviation,
     measure_gains,
     method_name,
     set_title,
     write_paper_tables,
 )
-from d2_smallobj.experiments.published import load_published
+from d2_smallobj.experiments.sweep import draw_gains
 from d2_smallobj.statistics.ranking import spearman
 
 SETS = {"voc": "voc_2012_seg_val", "pascal_b": "pascal_b_val", "coco": "coco_2014_val_81"}

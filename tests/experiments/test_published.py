@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import scipy.stats
 
-from d2_smallobj.experiments.published import (
+from d2_smallobj.experiments.paper_tables import (
     PUBLISHED_FIGURES,
     TITLES,
     format_published,

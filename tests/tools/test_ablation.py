@@ -13,9 +13,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from d2_smallobj.engine.tables import HEADLINE, markdown_table
+from d2_smallobj.engine.trainer import HEADLINE
 from d2_smallobj.experiments import ablation as module
-from d2_smallobj.experiments.ablation import KINDS, Ablation, build_variants, final_results
+from d2_smallobj.experiments.ablation import (
+    KINDS,
+    Ablation,
+    build_variants,
+    final_results,
+    run_all,
+    seed_table,
+    write_tables,
+)
 
 SEEDS = (0, 1)
 ORDER = ("ce", "sw", "ce_sw", "ce_sb_online_1", "ce_sb_empirical_2")
@@ -69,8 +77,8 @@ def trained_task_a(folder):
 
 def test_ablation(make, runner, assert_same):
     ablation = make()
-    ablation.run()
-    table = ablation.write_tables()
+    run_all([ablation])
+    table = write_tables([ablation], ablation.output_dir)
     folder = ablation.output_dir
     assert sorted(runner.started) == sorted(f"{n}_seed{s}" for n in ORDER for s in SEEDS)
 
@@ -101,14 +109,14 @@ def test_ablation(make, runner, assert_same):
 
     # Complete runs are not repeated, and the figures stay.
     runner.started.clear()
-    make().run()
+    run_all([make()])
     assert runner.started == []
-    assert make().write_tables() == table
+    assert write_tables([make()], folder) == table
 
 
 def test_sharing_task_a_changes_no_figure(make, runner, train_server, tiny, tmp_path, assert_same):
     ablation = make(seeds=[3])
-    ablation.run()
+    run_all([ablation])
     for variant in ablation.variants:
         alone = tmp_path / f"alone_{variant.name}"
         options = dict(zip(variant.options[::2], variant.options[1::2]))
@@ -132,14 +140,14 @@ def test_interrupted_ablation_goes_on(make, runner, assert_same):
         match=r"1 run\(s\) failed:\n  variant ce_sb_online_1, seed 0 ended with code -9"
         r"[^\n]*console\.txt\)\n3 more depend on them",
     ):
-        ablation.run()
+        run_all([ablation])
     assert {row["variant"] for row in ablation.rows()} == {"L_SW from the start"}
     runner.pending[:] = [{}, {}, {"strikes": [[step, 3, "kill"]]}]
     with pytest.raises(RuntimeError, match=r"variant ce_sw, seed 0 ended with code -9"):
-        ablation.run()
+        run_all([ablation])
     assert len(list(ablation.rows())) == len(ORDER) - 1
     before = list(runner.started)
-    ablation.run()
+    run_all([ablation])
     assert runner.started[len(before) :] == ["ce_sw_seed0"]
     assert len(list(ablation.rows())) == len(ORDER)
 
@@ -148,28 +156,28 @@ def test_failed_seed_does_not_stop_the_others(make, runner):
     runner.pending[:] = [{"strikes": [["os:replace", 1, "full disk"]]}]
     ablation = make(kinds=["ce"])
     with pytest.raises(RuntimeError, match=r"seed 0 ended with code 1: error: .*could not write"):
-        ablation.run()
+        run_all([ablation])
     assert runner.started == ["ce_seed0", "ce_seed1"]
     assert [row["seed"] for row in ablation.rows()] == [1]
 
 
 def test_online_variant_added_later_trains_its_own_task_a(make, runner):
     """Task A of a plain run holds no Fisher information that the online variant could use."""
-    make(kinds=["ce"], seeds=[0]).run()
+    run_all([make(kinds=["ce"], seeds=[0])])
     later = make(kinds=["ce", "ce_sb_online"], seeds=[0])
-    later.run()
+    run_all([later])
     assert trained_task_a(later.output_dir / "ce_sb_online_1_seed0")
     assert len(list(later.rows())) == 2
 
 
 def test_other_settings_are_not_mixed_in(make, runner):
-    make(kinds=["ce"], seeds=[0]).run()
+    run_all([make(kinds=["ce"], seeds=[0])])
     runner.started.clear()
     with pytest.raises(
         ValueError, match=r"ce_seed0 holds a run with other settings \(SOLVER\.BASE_LR 0\.02"
     ):
-        make({"SOLVER.BASE_LR": 0.01}, kinds=["ce"], seeds=[0]).run()
-    make({"DATALOADER.NUM_WORKERS": 1}, kinds=["ce"], seeds=[0]).run()
+        run_all([make({"SOLVER.BASE_LR": 0.01}, kinds=["ce"], seeds=[0])])
+    run_all([make({"DATALOADER.NUM_WORKERS": 1}, kinds=["ce"], seeds=[0])])
     assert runner.started == []
 
 
@@ -187,9 +195,7 @@ def test_markdown_gives_mean_and_sample_deviation():
     def row(variant, value):
         return {"data set": "set", "variant": variant, **dict.fromkeys(HEADLINE, value)}
 
-    lines = markdown_table(
-        [row("a", 1.0), row("b", 5.0), row("a", 2.0), row("a", 6.0)]
-    ).splitlines()
+    lines = seed_table([row("a", 1.0), row("b", 5.0), row("a", 2.0), row("a", 6.0)]).splitlines()
     # Mean 3, squared deviations 4 + 1 + 9 over n - 1 = 2: 7.
     assert lines[2] == "| set | a |" + " 3.0 ± 2.6 |" * len(HEADLINE) + " 3 |"
     assert lines[3] == "| set | b |" + " 5.0 |" * len(HEADLINE) + " 1 |"
@@ -199,7 +205,7 @@ def test_undefined_figure_is_a_dash():
     row = {"data set": "set", "variant": "a", **dict.fromkeys(HEADLINE, 1.0)}
     row[HEADLINE[-1]] = math.nan
     for rows in ([row], [row, row]):
-        assert markdown_table(rows).splitlines()[2].endswith(f"| – | {len(rows)} |")
+        assert seed_table(rows).splitlines()[2].endswith(f"| – | {len(rows)} |")
 
 
 @pytest.fixture

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from d2_smallobj.experiments import ablation as module
-from d2_smallobj.experiments.mixed_supervision import KINDS, MixedSupervision, build_variants
+from d2_smallobj.experiments.ablation import run_all, write_tables
+from d2_smallobj.experiments.mixed_supervision import (
+    COLUMNS,
+    KINDS,
+    MixedSupervision,
+    build_variants,
+)
 
 MIXED = {
     "SMALLOBJ.SUPERVISION.NUM_IMAGES": 0,
@@ -77,8 +83,8 @@ def test_the_comparison(compare, started, tmp_path):
     varied = {key: ["per_class", "shared"]}
     kinds = KINDS
     comparison = compare(*kinds, varied=varied)
-    comparison.run()
-    table = comparison.write_tables()
+    run_all([comparison])
+    table = write_tables([comparison], tmp_path / "mixed", "mixed", COLUMNS)
     expected = [f"{name}_seed3" for name in (*kinds, "form_per_class", "form_shared")]
     assert started == expected
     rows = list(csv.DictReader((tmp_path / "mixed/mixed.csv").read_text().splitlines()))
@@ -90,14 +96,14 @@ def test_the_comparison(compare, started, tmp_path):
 
     started.clear()
     again = compare(*kinds, varied=varied)
-    again.run()
+    run_all([again])
     assert started == []
-    assert again.write_tables() == table
+    assert write_tables([again], tmp_path / "mixed", "mixed", COLUMNS) == table
 
 
 def test_a_binary_task(compare, started):
     comparison = compare("bootstrap", more=[BINARY])
-    comparison.run()
+    run_all([comparison])
     (row,) = comparison.rows()
     assert row["data set"] == "smallobj_demo_val:any"
     assert 0 <= row["IoU_fg"] <= 100
@@ -144,9 +150,9 @@ def test_mistakes_are_one_line(ask, tiny, tmp_path, arguments, message):
 
 
 def test_sigma_maps_of_predictions(ask, started, compare, options, tiny, tmp_path):
-    compare("doubt").run()
+    run_all([compare("uncertainty")])
     config = tiny.repository / "configs" / "demo_mixed.yaml"
-    weights = ("MODEL.WEIGHTS", tmp_path / "mixed/doubt_seed3/model_final.pth")
+    weights = ("MODEL.WEIGHTS", tmp_path / "mixed/uncertainty_seed3/model_final.pth")
     command = ("predict.py", "--config-file", config, "--output", tmp_path / "out", "--uncertainty")
     answer = ask(*command, *options(), *weights)
     assert answer.code == 0, answer.stderr

@@ -65,7 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="on a GPU"
     )
-    parser.add_argument("--compile", action="store_true", help="also compile the backbone")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -80,7 +79,6 @@ def run(args: argparse.Namespace) -> Measurement:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     problem = Problem(args.depth, args.width, args.crop, args.batch, args.seed)
     mixed = [*_MIXED, "SMALLOBJ.AMP_DTYPE", args.amp_dtype]
-    mixed += ["SMALLOBJ.SPEED.COMPILE", str(args.compile)]
     torch.backends.cudnn.benchmark = True  # as the recipe's configs say
     problem.config(mixed)  # a wrong size is an error before anything is drawn
     host = d2_smallobj.host()
@@ -97,14 +95,12 @@ def run(args: argparse.Namespace) -> Measurement:
             "steps": args.steps,
             "seed": args.seed,
         },
-        **measure(problem, mixed, rounds=args.rounds, count=args.steps, compiled=args.compile),
+        **measure(problem, mixed, rounds=args.rounds, count=args.steps),
     }
     return Measurement(figures, format_figures(figures), find_missed(figures, gpu))
 
 
-def measure(
-    problem: Problem, mixed: Sequence[str], *, rounds: int, count: int, compiled: bool
-) -> dict[str, Any]:
+def measure(problem: Problem, mixed: Sequence[str], *, rounds: int, count: int) -> dict[str, Any]:
     """All figures of a size; see :func:`format_figures` for what they are."""
     batches = problem.batches()
     plain = PlainSteps(problem, batches)
@@ -116,7 +112,7 @@ def measure(
         figures["waits"] = find_wait(ours[MIXED])
     # Their memory is needed again.
     del plain, ours
-    names = option_names(device, compiled=compiled)
+    names = option_names(device)
     figures["options"] = measure_options(problem, batches, names, rounds=rounds, count=count)
     figures["weights"] = measure_weights(batches, rounds)
     return figures

@@ -19,12 +19,9 @@ from benchmarks.train_steps import FISHER, PLAIN, OurSteps, Problem, num_bytes
 OPTIONS = {
     "folded frozen norms": ("SMALLOBJ.SPEED.FOLD_FROZEN_BN", "True"),
     "channels-last": ("SMALLOBJ.SPEED.MEMORY_FORMAT", "channels_last"),
-    "foreach SGD": ("SMALLOBJ.SPEED.OPTIMIZER", "foreach"),
-    "fused SGD": ("SMALLOBJ.SPEED.OPTIMIZER", "fused"),
     "prefetch": ("SMALLOBJ.SPEED.PREFETCH", "True"),
     "bfloat16": ("SOLVER.AMP.ENABLED", "True", "SMALLOBJ.AMP_DTYPE", "bfloat16"),
     "float16": ("SOLVER.AMP.ENABLED", "True", "SMALLOBJ.AMP_DTYPE", "float16"),
-    "compiled backbone": ("SMALLOBJ.SPEED.COMPILE", "True"),
 }
 """Overrides of :data:`.train_steps.PLAIN`, by themselves."""
 
@@ -42,12 +39,9 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def option_names(device: torch.device, *, compiled: bool) -> list[str]:
-    """Those of :data:`OPTIONS` that do something here."""
-    left_out = set(_GPU_ONLY) if device.type == "cpu" else set()
-    if not compiled:
-        left_out.add("compiled backbone")
-    return [name for name in OPTIONS if name not in left_out]
+def option_names(device: torch.device) -> list[str]:
+    """List those of :data:`OPTIONS` that have an effect on a device."""
+    return [name for name in OPTIONS if device.type != "cpu" or name not in _GPU_ONLY]
 
 
 def measure_options(

@@ -37,7 +37,7 @@ FISHER = "CE with online Fisher"
 LOSSES = ("CE", FISHER, "L_SW", "L_SB")
 PLAIN = (
     *("SMALLOBJ.SPEED.FOLD_FROZEN_BN", "False", "SMALLOBJ.SPEED.MEMORY_FORMAT", "contiguous"),
-    *("SMALLOBJ.SPEED.OPTIMIZER", "loop", "SMALLOBJ.SPEED.PREFETCH", "False"),
+    *("SMALLOBJ.SPEED.PREFETCH", "False"),
 )
 """Options of a step without anything that makes it faster."""
 

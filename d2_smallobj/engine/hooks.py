@@ -1,0 +1,291 @@
+"""Hooks of a training: learning rates, pictures, label bootstrapping, and the seed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from d2_smallobj.data.loaders import dataset_dicts
+from d2_smallobj.data.mapper import SemSegMapper
+from d2_smallobj.data.stream import StreamDataset, StreamSampler
+from d2_smallobj.data.supervision import apply_supervision
+from d2_smallobj.engine.distributed import unwrap
+from d2_smallobj.engine.prediction import grey_sigma, most_probable, rgb_image
+from d2_smallobj.losses.size_weights import SizeWeights
+from d2_smallobj.modeling.segmentor import build_size_weights
+from d2_smallobj.modeling.uncertain_segmentor import Observation, UncertainSegmentor
+from d2_smallobj.report.drawing import colour_labels, colour_weights
+from d2_smallobj.utils.opencv import cv2
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+_MARGIN = 4  # white pixels between panels
+LOG_PERIOD = 20
+"""Iterations between two logs of label bootstrapping, as of detectron2's writers."""
+BOOTSTRAP_PICTURE = "image, labels, labels used, sigma"
+
+
+class IterationSeed(HookBase):
+    """Seeds torch's random numbers before every iteration.
+
+    Dropout and the like then draw the same after a kill as without one, on every process and
+    device, and the checkpoint needs no generator state (the main process alone writes it, and the
+    number of devices may change).
+
+    Args:
+        seed: of the run; negative: nothing is seeded, as detectron2 leaves it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_step(self) -> None:
+        """Seed for this iteration."""
+        if self.seed >= 0:
+            # A loader's iterator draws a number when it is made, in the first iteration of a run.
+            _ = self.trainer._trainer._data_loader_iter
+            torch.manual_seed(iteration_seed(self.seed, comm.get_rank(), self.trainer.iter))
+
+
+def iteration_seed(seed: int, rank: int, iteration: int) -> int:
+    """Return a seed in 0..2^63 - 1; neighbouring arguments give unrelated seeds."""
+    low, high = np.random.SeedSequence([seed, rank, iteration]).generate_state(2)
+    return int(high) % 2**31 << 32 | int(low)
+
+
+def training_hooks(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
+    """List the hooks of this module that a run needs; those that log on the main process only."""
+    hooks: list[HookBase] = []
+    if isinstance(unwrap(model), UncertainSegmentor):
+        hooks.append(BootstrapHook(cfg))
+    if comm.is_main_process():
+        hooks.append(GroupRates())
+        if cfg.SMALLOBJ.PICTURES.PERIOD > 0:
+            hooks.append(TrainingPictures(cfg))
+    return hooks
+
+
+def _is_due(trainer: Any, period: int) -> bool:
+    """Whether an action every ``period`` iterations (0: never) and at the end is due now."""
+    following = trainer.iter + 1
+    return period > 0 and (following % period == 0 or following == trainer.max_iter)
+
+
+class GroupRates(HookBase):
+    """Logs the learning rate of every parameter group as ``lr/<name of the group>``.
+
+    detectron2's own scalar ``lr`` is that of one group.
+    """
+
+    def before_step(self) -> None:
+        """Log the rates of this iteration."""
+        for number, group in enumerate(self.trainer.optimizer.param_groups):
+            name = f"lr/{group.get('name', number)}"
+            self.trainer.storage.put_scalar(name, group["lr"], smoothing_hint=False)
+
+
+class TrainingPictures(HookBase):
+    """Shows the first training samples every ``PICTURES.PERIOD`` iterations and at the end.
+
+    One row per sample: image, label map, size-weight map (even if the current task does not use
+    it), prediction; the same augmented samples every time, so that the predictions can be followed.
+    Training is not touched: no sample is taken from its stream, no random number is drawn from a
+    global generator, and the model's state stays as it is.
+
+    Args:
+        cfg: the config.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+        self.period = cfg.SMALLOBJ.PICTURES.PERIOD
+        self.size_weights = build_size_weights(cfg)
+        self._samples: list[dict[str, Any]] = []
+
+    def after_step(self) -> None:
+        """Draw, if it is time."""
+        if not _is_due(self.trainer, self.period):
+            return
+        self._samples = self._samples or first_samples(
+            self.cfg, self.cfg.SMALLOBJ.PICTURES.NUM_IMAGES
+        )
+        model = unwrap(self.trainer._trainer.model)
+        rows = [
+            sample_row(
+                rgb_image(x["image"], self.cfg.INPUT.FORMAT),
+                x["sem_seg"].numpy(),
+                predict_sample(model, x),
+                self.size_weights,
+            )
+            for x in self._samples
+        ]
+        sheet = torch.from_numpy(np.concatenate(rows)).permute(2, 0, 1)
+        self.trainer.storage.put_image("image, label, size weights, prediction", sheet)
+
+
+def first_samples(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
+    """Make the first samples of the training stream as training sees them, without its loader."""
+    dataset = StreamDataset(apply_supervision(cfg, dataset_dicts(cfg.DATASETS.TRAIN)))
+    sampler = StreamSampler(len(dataset), seed=max(cfg.SEED, 0))
+    mapper = SemSegMapper(cfg, True)
+    return [mapper(dataset[code]) for code in itertools.islice(sampler, count)]
+
+
+def predict_sample(model: nn.Module, x: dict[str, Any]) -> np.ndarray:
+    """Predict the label map int64 (H, W) of a sample with a model that is in training."""
+    with _evaluating(model), torch.no_grad():
+        return most_probable(model([{"image": x["image"]}])[0])
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Set evaluation mode, and every module's own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def sample_row(
+    image: np.ndarray, labels: np.ndarray, prediction: np.ndarray, size_weights: SizeWeights
+) -> np.ndarray:
+    """Put image, labels, size weights and prediction side by side, with white margins.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        labels: integers (H, W).
+        prediction: integers (H, W).
+        size_weights: makes the weight map.
+
+    Returns:
+        uint8 (H + 4, 4 (W + 4), 3), RGB.
+    """
+    weights = colour_weights(size_weights(labels), size_weights.tau)
+    panels = (image, colour_labels(labels), weights, colour_labels(prediction))
+    margins = ((0, _MARGIN), (0, _MARGIN), (0, 0))
+    return np.concatenate([np.pad(x, margins, constant_values=255) for x in panels], axis=1)
+
+
+class BootstrapHook(HookBase):
+    """Begins to relabel box pixels when the warm-up is over, and logs what that changes.
+
+    The method: docs/method.md#label-uncertainty. The start follows from the iteration, so that a
+    resumed run does the same. Every :data:`LOG_PERIOD` iterations the scalars of
+    :func:`bootstrap_figures` are logged with the prefix ``doubt/``, and every
+    ``SMALLOBJ.PICTURES.PERIOD`` and at the end a picture for TensorBoard: of the main process,
+    which writes them, and its share of the batch.
+
+    Args:
+        cfg: the config.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.start = bootstrap_start(cfg)
+        self.picture_period = cfg.SMALLOBJ.PICTURES.PERIOD
+        self.mean = cfg.MODEL.PIXEL_MEAN
+        self.std = cfg.MODEL.PIXEL_STD
+        self.format = cfg.INPUT.FORMAT
+
+    def before_step(self) -> None:
+        """Set whether the loss of this iteration relabels, and whether it is observed."""
+        model = unwrap(self.trainer._trainer.model)
+        if self.trainer.iter == self.start < self.trainer.max_iter:
+            logger.info(
+                f"Bootstrapping starts at iteration {self.start}: box pixels with sigma > "
+                f"{model.loss.threshold:g} take the model's own label"
+            )
+        model.loss.bootstrapping = self.trainer.iter >= self.start
+        due = _is_due(self.trainer, LOG_PERIOD) or _is_due(self.trainer, self.picture_period)
+        model.watched = due and comm.is_main_process()
+
+    def after_step(self) -> None:
+        """Log the observation of the step."""
+        model = unwrap(self.trainer._trainer.model)
+        seen, model.observation, model.watched = model.observation, None, False
+        if seen is None:
+            return
+        for name, value in bootstrap_figures(seen, model.ignore_label).items():
+            self.trainer.storage.put_scalar(f"doubt/{name}", value, smoothing_hint=False)
+        if _is_due(self.trainer, self.picture_period):
+            picture = bootstrap_picture(seen, self.mean, self.std, self.format)
+            self.trainer.storage.put_image(BOOTSTRAP_PICTURE, torch.from_numpy(picture))
+
+
+def bootstrap_start(cfg: CfgNode) -> int:
+    """Return the first iteration that relabels pixels."""
+    return round(cfg.SMALLOBJ.UNCERTAINTY.BOOTSTRAP.WARMUP * cfg.SOLVER.MAX_ITER)
+
+
+def bootstrap_figures(seen: Observation, ignore_label: int) -> dict[str, float]:
+    """Measure the labels of one step; figures without any pixel are left out.
+
+    Args:
+        seen: the loss's observation.
+        ignore_label: label of pixels that do not count.
+
+    Returns:
+        In percent of the pixels inside boxes: ``relabelled``, those with the model's own label;
+        ``changed``, those of them for which that is another one than the box's. In percent of the
+        pixels inside boxes whose true label is known: ``box_accuracy``, those whose box label is
+        true; ``accuracy``, those whose label is true as the loss used it. ``relabelled_accuracy``:
+        the share of relabelled pixels whose new label is true. And ``sigma``, the mean inside
+        boxes.
+    """
+    inside = seen.doubtable & (seen.labels != ignore_label)
+    if not inside.any():
+        return {}
+    changed = seen.used != seen.labels
+    figures = {
+        "relabelled": 100 * seen.relabelled[inside].double().mean().item(),
+        "changed": 100 * changed[inside].double().mean().item(),
+        "sigma": seen.sigma[inside].mean().item(),
+    }
+    if seen.true_labels is None:
+        return figures
+    known = inside & (seen.true_labels != ignore_label)
+    for name, labels, pixels in (
+        ("box_accuracy", seen.labels, known),
+        ("accuracy", seen.used, known),
+        ("relabelled_accuracy", seen.used, known & seen.relabelled),
+    ):
+        if pixels.any():
+            right = labels[pixels] == seen.true_labels[pixels]
+            figures[name] = 100 * right.double().mean().item()
+    return figures
+
+
+def bootstrap_picture(
+    seen: Observation, mean: list[float], std: list[float], image_format: str
+) -> np.ndarray:
+    """Draw the first image of a step beside its labels, the labels used, and sigma.
+
+    Args:
+        seen: the loss's observation.
+        mean: per channel, that was subtracted.
+        std: per channel, that was divided by.
+        image_format: order of the channels, ``"BGR"`` or ``"RGB"``.
+
+    Returns:
+        uint8 (3, H', 4 W'), RGB. Sigma is grey as in :func:`.grey_sigma`, and black outside boxes,
+        where it has no effect.
+    """
+    height, width = seen.labels.shape[1:]
+    channels = [torch.tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (std, mean)]
+    image = rgb_image(seen.image.cpu() * channels[0] + channels[1], image_format)
+    labels, used = (colour_labels(x[0].cpu().numpy()) for x in (seen.labels, seen.used))
+    grey = grey_sigma(torch.where(seen.doubtable[0], seen.sigma[0], 0))
+    panels = [cv2.resize(image, (width, height)), labels, used, np.stack([grey] * 3, axis=2)]
+    return np.ascontiguousarray(np.concatenate(panels, axis=1).transpose(2, 0, 1))
