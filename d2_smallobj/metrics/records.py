@@ -150,7 +150,7 @@ def parse_size_bins(text: str) -> SizeBins:
         if not name or math.isnan(bound):
             raise ValueError(f"size bins: expected {_SYNTAX}, got {pair!r} in {text!r}")
         if name in bounds:
-            raise ValueError(f"size bins: every name once, got {name!r} again in {text!r}")
+            raise ValueError(f"size bins: duplicate bin name {name!r} in {text!r}")
         bounds[name] = bound
     return SizeBins(bounds, relative=relative)
 
