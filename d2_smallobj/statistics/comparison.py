@@ -12,11 +12,11 @@ from d2_smallobj.metrics.image_sums import Run
 from d2_smallobj.metrics.records import COCO_SIZE_BINS, SizeBins, as_size_bins, parse_size_bins
 from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.statistics.intervals import (
-    Cell,
+    FewInstances,
     Interval,
     bootstrap_figures,
-    cell_warnings,
     check_settings,
+    few_instances,
     intervals,
     number_of_swaps,
     score,
@@ -85,7 +85,7 @@ class Comparison:
         intervals: by method and figure.
         differences: for every pair of methods and every figure.
         ranks: methods ranked by figure, and correlations between figures.
-        cells: classes and sizes with fewer than :data:`.statistics.MINIMUM_INSTANCES` instances.
+        few_instances: classes and sizes with fewer than ``MINIMUM_INSTANCES`` instances.
         remarks: settings that differ, and the runs' own remarks, one sentence each.
         samples: number of resamples and of permutations.
         seed: of both.
@@ -97,7 +97,7 @@ class Comparison:
     intervals: Mapping[str, Mapping[str, Interval]]
     differences: tuple[PairedDifference, ...]
     ranks: RankTable
-    cells: tuple[Cell, ...]
+    few_instances: tuple[FewInstances, ...]
     remarks: tuple[str, ...]
     samples: int
     seed: int
@@ -162,7 +162,7 @@ def compare_runs(
         },
         differences=_adjusted(names, found),
         ranks=rank_table({name: method.figures for name, method in zip(names, scores)}),
-        cells=tuple(cell_warnings(runs[0].table, class_names, bins, stuff=stuff)),
+        few_instances=tuple(few_instances(runs[0].table, class_names, bins, stuff=stuff)),
         remarks=tuple(_remarks(runs)),
         samples=samples,
         seed=seed,

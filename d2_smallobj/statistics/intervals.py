@@ -31,6 +31,7 @@ from d2_smallobj.metrics.image_sums import (
 )
 from d2_smallobj.metrics.records import COCO_SIZE_BINS, InstanceTable
 from d2_smallobj.metrics.summary import headline_names, summarize
+from d2_smallobj.utils.messages import listed
 
 MINIMUM_INSTANCES = 10
 
@@ -54,8 +55,8 @@ class Interval:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """A class and size with few instances.
+class FewInstances:
+    """A class and size with too few instances for a mean.
 
     Attributes:
         category: class name.
@@ -231,38 +232,49 @@ def percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def cell_warnings(
+def few_instances(
     table: InstanceTable,
     class_names: Sequence[str],
     size_bins: Mapping[str, float] = COCO_SIZE_BINS,
     *,
     stuff: Collection[int] = (0,),
     minimum: int = MINIMUM_INSTANCES,
-) -> list[Cell]:
-    """Find the classes and sizes with too few instances for their mean to say anything.
+) -> list[FewInstances]:
+    """List the thing classes and sizes with fewer than ``minimum`` instances, by size, then class.
 
-    Args:
-        table: the records.
-        class_names: C names.
-        size_bins: exclusive upper bounds by name.
-        stuff: ids of the stuff classes.
-        minimum: cells with fewer instances are listed.
-
-    Returns:
-        By size, then class; cells without any instance included (they are in no mean, so the
-        figures of two sizes are means over different classes). No stuff.
+    Those without any instance are listed, too: they are in no mean, so that the figures of two
+    sizes are means over different classes.
     """
     positions, count = table.size_of(size_bins), len(class_names)
-    cells = []
+    found = []
     for position, size in enumerate(size_bins):
         chosen = table.category_id[(positions == position) & table.things]
         numbers = np.bincount(chosen, minlength=count).tolist()
-        cells += [
-            Cell(class_names[category], size, numbers[category])
+        found += [
+            FewInstances(class_names[category], size, numbers[category])
             for category in range(count)
             if category not in stuff and numbers[category] < minimum
         ]
-    return cells
+    return found
+
+
+def few_instances_warnings(found: Sequence[FewInstances]) -> list[str]:
+    """Say, a sentence for every size, on how few instances its mean rests."""
+    sentences = []
+    for size in dict.fromkeys(one.size for one in found):
+        few = [one for one in found if one.size == size and one.instances]
+        none = sum(one.size == size and not one.instances for one in found)
+        if few:
+            names = [f"{one.category} ({one.instances})" for one in few]
+            sentences.append(
+                f"IA-mIoU_{size} rests on fewer than {MINIMUM_INSTANCES} instances of each of"
+                f" {len(few)} class(es): {listed(names)}."
+            )
+        if none:
+            sentences.append(
+                f"IA-mIoU_{size} leaves out {none} class(es) without such an instance."
+            )
+    return sentences
 
 
 def bootstrap_weights(images: int, samples: int, seed: int) -> Iterator[np.ndarray]:
