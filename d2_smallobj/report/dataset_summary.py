@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from d2_smallobj.annotations.accounting import FATES, Accounting
+from d2_smallobj.annotations.coco_maps import FATES, Accounting
 from d2_smallobj.report.drawing import hide_frame, new_figure, save_figure
 from d2_smallobj.statistics.balance import SizeStatistics
 from d2_smallobj.utils.files import atomic_write_text
@@ -249,7 +249,7 @@ def format_accounting(result: Accounting) -> str:
     """A table with a row for each category that has annotations, and a row for all.
 
     Args:
-        result: of :func:`d2_smallobj.annotations.accounting.account`.
+        result: of :func:`d2_smallobj.annotations.coco_maps.account`.
     """
     total = result.total
     fates = [fate for fate in FATES if total[fate]]
@@ -274,7 +274,7 @@ def write_accounting(path: str | os.PathLike[str], result: Accounting) -> None:
 
     Args:
         path: the file to write, atomically.
-        result: of :func:`d2_smallobj.annotations.accounting.account`.
+        result: of :func:`d2_smallobj.annotations.coco_maps.account`.
     """
     header = ["category_id", "category", *(fate.replace(" ", "_") for fate in FATES)]
     rows = []

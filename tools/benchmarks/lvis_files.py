@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.pascal_b.categories import COCO_RULES, CORE, LVIS_RULES, UNCERTAIN
 
 from benchmarks.lvis_objects import OUTLINES, Objects, draw_outlines, write_objects
