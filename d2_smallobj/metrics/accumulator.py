@@ -256,8 +256,8 @@ class Accumulator:
 
     def _take(self, match: ImageMatch) -> None:
         """Add what was found."""
-        truth, guess, count = match.cells.T
-        self._confusion[truth, guess] += count
+        truth, predicted, count = match.entries.T
+        self._confusion[truth, predicted] += count
         for attribute, tables in self._tables.items():
             tables.append(getattr(match, attribute))
 

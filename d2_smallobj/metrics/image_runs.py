@@ -19,6 +19,7 @@ from d2_smallobj.metrics.runs import (
     find_runs,
     pixel_components,
     run_components,
+    stack_runs,
 )
 from d2_smallobj.metrics.validation import VOID_INSTANCE
 from d2_smallobj.utils.options import look_up_option
@@ -68,15 +69,15 @@ class MatchSettings:
 
     @functools.cached_property
     def is_thing(self) -> np.ndarray:
-        """Mark the classes of objects, bool (C,)."""
-        things = np.ones(self.num_classes, bool)
-        things[list(self.stuff)] = False
+        """Mark the classes of objects, bool (C + 1,); index -1, no class, is none."""
+        things = np.ones(self.num_classes + 1, bool)
+        things[[*self.stuff, -1]] = False
         return things
 
     @functools.cached_property
     def stuff_number(self) -> np.ndarray:
-        """Number the stuff classes from 1, int64 (C,); 0 for things."""
-        number = np.zeros(self.num_classes, np.int64)
+        """Number the stuff classes from 1, int64 (C + 1,); 0 for things and no class (-1)."""
+        number = np.zeros(self.num_classes + 1, np.int64)
         number[list(self.stuff)] = np.arange(1, len(self.stuff) + 1)
         return number
 
@@ -93,7 +94,7 @@ class ImageRuns:
         image_id: its name.
         area: H·W.
         runs: where the R runs are.
-        guess: int64 (R,), predicted class; -1 for what is no class, below ignored pixels.
+        predicted: int64 (R,), predicted class; -1 for what is no class, below ignored pixels.
         region: int64 (R,), number 0..G-1 of the pair of label and instance that each run lies on.
         label: int64 (G,), value of the semantic map there.
         instance: int64 (G,), value of the instance map there.
@@ -105,7 +106,7 @@ class ImageRuns:
     image_id: str
     area: int
     runs: Runs
-    guess: np.ndarray
+    predicted: np.ndarray
     region: np.ndarray
     label: np.ndarray
     instance: np.ndarray
@@ -113,7 +114,7 @@ class ImageRuns:
     class_of: np.ndarray | None = None
 
     @property
-    def is_short(self) -> bool:
+    def is_noise(self) -> bool:
         """Whether the runs are so short that the pixels are the better thing to look at."""
         short = len(self.runs) * _SHORT_RUN >= self.area >= _SMALLEST_AREA
         return short and self.number is None
@@ -143,11 +144,11 @@ def read_image(
     validation.check_maps(prediction=prediction, semantic=semantic, instances=instances)
     maps = (prediction, semantic) if instances is None else (prediction, semantic, instances)
     runs = find_runs(*maps)
-    guess, label = runs.sample(prediction), runs.sample(semantic)
+    predicted, label = runs.sample(prediction), runs.sample(semantic)
     limit, outside = settings.num_classes, None
-    if guess.max(initial=0) >= limit or _has_negative(prediction, guess):
-        outside = _out_of_range(guess, limit)
-        guess[outside] = -1
+    if predicted.max(initial=0) >= limit or _has_negative(prediction, predicted):
+        outside = _out_of_range(predicted, limit)
+        predicted[outside] = -1
     no_class = _out_of_range(label, limit)
     ignored = label == settings.ignore_label
     wrong = np.count_nonzero(no_class) != np.count_nonzero(ignored)
@@ -167,7 +168,7 @@ def read_image(
     np.minimum(label, limit, out=label)
     region, label, instance = _regions(label, instance, limit + 1)
     label[label == limit] = settings.ignore_label
-    image = ImageRuns(image_id, semantic.size, runs, guess, region, label, instance)
+    image = ImageRuns(image_id, semantic.size, runs, predicted, region, label, instance)
     _check_instances(image, settings)
     if settings.mode == "official":
         image.number, image.class_of = predicted_components(image, prediction, settings)
@@ -218,8 +219,13 @@ def _component_ids(
     runs: Runs, label: np.ndarray, skipped: Collection[int], void_instance: int | None
 ) -> np.ndarray:
     """Instance ids of the runs (R,) from the components of the semantic map."""
-    number, first = run_components(runs.starts(), label, ~np.isin(label, list(skipped)))
+    chosen = (~np.isin(label, list(skipped))).nonzero()[0]
+    start, end, width = stack_runs([(runs, chosen)])
+    label = label.take(chosen)
+    tree, first = run_components(start, end, label, width)
     class_of = label.take(first)
+    number = np.zeros(len(runs), np.int64)
+    number[chosen] = tree + 1
     # The first run of a component holds its first pixel. Of several values the last one written
     # stays, so they are written backwards.
     first = np.zeros(len(class_of) + 1, np.int64)
@@ -264,9 +270,10 @@ def _numbered(values: np.ndarray, below: int) -> tuple[np.ndarray, np.ndarray]:
     if below > 8 * _LARGEST_TABLE:
         distinct, place = np.unique(values, return_inverse=True)
         return distinct, place.ravel()
-    number = np.zeros(below, np.int64)
-    number[values] = 1
-    distinct = number.nonzero()[0]
+    seen = np.zeros(below, bool)
+    seen[values] = True
+    distinct = seen.nonzero()[0]
+    number = np.empty(below, np.int64)
     number[distinct] = np.arange(len(distinct))
     return distinct, number.take(values)
 
@@ -298,8 +305,8 @@ def predicted_components(
         component k at index k - 1.
     """
     if settings.mode == "official":
-        guess = np.unique(image.guess[image.guess >= 0])
-        present = guess[settings.is_thing.take(guess)].tolist()
+        predicted = np.unique(image.predicted[image.predicted >= 0])
+        present = predicted[settings.is_thing.take(predicted)].tolist()
         parts = class_components(prediction, skip=(), only=present, filled=True)
         return image.runs.sample(parts.map), parts.class_of
     # Values beyond the classes, which lie below ignored pixels, are not wanted.

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.metrics.outcomes import OUTCOMES, blob_summary, outcome_summary
-from d2_smallobj.metrics.sizes import SizeBins
+from d2_smallobj.metrics.records import SizeBins
+from d2_smallobj.metrics.summary import OUTCOMES, blob_summary, outcome_summary
 from d2_smallobj.statistics.comparison import run_size_bins, run_stuff, run_worst
 from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES
 
@@ -76,7 +76,7 @@ class Method:
 
     @functools.cached_property
     def outcomes(self) -> dict[str, Any]:
-        """Outcomes of the instances; see :func:`d2_smallobj.metrics.outcomes.outcome_summary`."""
+        """Outcomes of the instances; see :func:`d2_smallobj.metrics.summary.outcome_summary`."""
         return outcome_summary(self.run.table, self.class_names, self.bins, stuff=self.stuff)
 
     def outcome_row(self, size: str) -> dict[str, dict[str, float]]:
@@ -89,7 +89,7 @@ class Method:
 
     @functools.cached_property
     def blobs(self) -> dict[str, Any]:
-        """False-positive blobs; see :func:`d2_smallobj.metrics.outcomes.blob_summary`."""
+        """False-positive blobs; see :func:`d2_smallobj.metrics.summary.blob_summary`."""
         return blob_summary(self.run.blobs, self.class_names, self.bins, stuff=self.stuff)
 
     @property

@@ -6,8 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from d2_smallobj.metrics.outcomes import OUTCOMES
-from d2_smallobj.metrics.summary import headline_names, split_headline
+from d2_smallobj.metrics.summary import OUTCOMES, headline_names, split_headline
 from d2_smallobj.report.methods import Method, outcome_shares, size_word
 from d2_smallobj.report.page import percent, thousands
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from d2_smallobj.metrics.outcomes import OUTCOMES, classify
+from d2_smallobj.metrics.summary import OUTCOMES, classify
 from d2_smallobj.report.methods import Method
 from d2_smallobj.report.scored_pixels import ScoredPixels, SourceError, read_map, read_scored_pixels
 from d2_smallobj.utils.opencv import cv2

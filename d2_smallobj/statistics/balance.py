@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from d2_smallobj.metrics.matching import match_image
-from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, SizeBins, as_size_bins
+from d2_smallobj.metrics.records import COCO_SIZE_BINS, SizeBins, as_size_bins
 
 
 @dataclasses.dataclass(frozen=True)

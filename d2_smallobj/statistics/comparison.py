@@ -9,14 +9,16 @@ from typing import Any, Protocol
 
 from d2_smallobj.metrics.image_means import WORST_PERCENT
 from d2_smallobj.metrics.image_sums import Run
-from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, SizeBins, as_size_bins, parse_size_bins
+from d2_smallobj.metrics.records import COCO_SIZE_BINS, SizeBins, as_size_bins, parse_size_bins
 from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.statistics.intervals import (
     Cell,
     Interval,
     bootstrap_figures,
     cell_warnings,
+    check_settings,
     intervals,
+    number_of_swaps,
     score,
 )
 from d2_smallobj.statistics.pairing import (
@@ -27,7 +29,6 @@ from d2_smallobj.statistics.pairing import (
     swap_test,
 )
 from d2_smallobj.statistics.ranking import RankTable, rank_table
-from d2_smallobj.statistics.resampling import check_settings, number_of_swaps
 
 # Options under which two runs may be compared, but not without saying so.
 _TOLD = ("mode", "ignore_label", "version")
@@ -36,7 +37,7 @@ _TOLD = ("mode", "ignore_label", "version")
 class NamedRun(Run, Protocol):
     """A scored method; :class:`d2_smallobj.scoring.ScoredRun` is one.
 
-    Of the options, ``size_bins`` (a mapping, or text for :func:`.sizes.parse_size_bins`; default
+    Of the options, ``size_bins`` (a mapping, or text for :func:`.records.parse_size_bins`; default
     COCO's), ``stuff`` (class ids; default ``[0]``), ``worst`` (percent of images; default 5),
     ``include_background`` (default true), ``mode`` and ``ignore_label`` are looked at.
     """

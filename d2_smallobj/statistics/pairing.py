@@ -14,13 +14,16 @@ import numpy as np
 
 from d2_smallobj.metrics.image_means import WORST_PERCENT, joined, resampled_figures
 from d2_smallobj.metrics.image_sums import Run, joint_sums
-from d2_smallobj.metrics.records import InstanceTable, PixelTable
-from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
-from d2_smallobj.statistics.intervals import Scores, bootstrap_figures, intervals, resampled, score
-from d2_smallobj.statistics.resampling import (
+from d2_smallobj.metrics.records import COCO_SIZE_BINS, InstanceTable, PixelTable
+from d2_smallobj.statistics.intervals import (
+    Scores,
+    bootstrap_figures,
     check_settings,
+    intervals,
     is_complete,
     number_of_swaps,
+    resampled,
+    score,
     swap_weights,
 )
 from d2_smallobj.utils.messages import listed

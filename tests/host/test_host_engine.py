@@ -418,24 +418,6 @@ def test_setup_logger_writes_files_per_rank(tmp_path):
     assert len(logging.getLogger("host_test_0").handlers) == 2  # stdout and file, once
 
 
-def test_default_setup(run_python, tmp_path):
-    code = (
-        "import host_toy, torch, numpy, random\n"
-        "from detectron2.engine import default_setup, default_argument_parser\n"
-        "cfg = host_toy.config('out'); cfg.SEED = 5\n"
-        "args = default_argument_parser().parse_args(['SEED', '5'])\n"
-        "for _ in range(2):\n"
-        "    default_setup(cfg, args)\n"
-        "    print('DRAWN', torch.rand(1).item(), numpy.random.rand(), random.random())"
-    )
-    drawn = [line for line in run_python(code).splitlines() if line.startswith("DRAWN")]
-    assert len(drawn) == 2
-    assert drawn[0] == drawn[1]
-    assert "SEED: 5" in (tmp_path / "out" / "config.yaml").read_text()
-    log = (tmp_path / "out" / "log.txt").read_text()
-    assert log.count("config.yaml") == 2
-
-
 def test_arguments():
     args = default_argument_parser().parse_args(
         ["--config-file", "a.yaml", "--num-gpus", "2", "--resume", "SOLVER.BASE_LR", "1"]

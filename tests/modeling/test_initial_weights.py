@@ -325,8 +325,7 @@ def test_features_are_torchvisions(narrow_cfg, depth):
         *("MODEL.RESNETS.STRIDE_IN_1X1", False, "SMALLOBJ.OUTPUT_STRIDE", 32),
     )
     ours = build_model(cfg).eval()
-    loaded = load_weights(ours, theirs.state_dict(), source="file")
-    assert loaded.layout.name == "torchvision"
+    load_weights(ours, theirs.state_dict(), source="file")
     x = torch.randn(2, 3, 70, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         y = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
@@ -446,8 +445,8 @@ def test_a_missing_head_is_an_error_in_an_evaluation(model):
 @pytest.mark.parametrize(
     ("depths", "told"),
     [
-        ((101, 50), r"only in the model: backbone\.res4\.6\..*… \(255 in all\)"),
-        ((50, 101), r"only in the file: res4\.6\..*… \(255 in all\)"),
+        ((101, 50), r"only in the model: backbone\.res4\.6\..* and 245 more"),
+        ((50, 101), r"only in the file: res4\.6\..* and 245 more"),
     ],
 )
 def test_another_depth_is_refused(built, depths, told, complete):
@@ -470,7 +469,7 @@ def test_a_file_of_another_model_is_refused(model):
     with pytest.raises(
         ValueError,
         match=r"vgg\.pth \(detectron2's names\) fits nothing in the model: it has features\.0\.we"
-        r".*\(5 in all\); the model has backbone\.stem",
+        r".* and 2 more; the model has backbone\.stem",
     ):
         load_weights(model, values, source="vgg.pth")
 

@@ -10,7 +10,7 @@ import pytest
 
 from d2_smallobj.metrics import SizeBins
 from d2_smallobj.metrics.summary import headline_names
-from d2_smallobj.statistics import resampling
+from d2_smallobj.statistics import intervals
 from d2_smallobj.statistics.comparison import compare_runs, run_size_bins
 from d2_smallobj.statistics.intervals import bootstrap, cell_warnings
 from d2_smallobj.statistics.pairing import holm, paired
@@ -69,7 +69,7 @@ def test_one_run_has_intervals_but_no_differences(runs):
     ("count", "images", "total"), [(2, 25, 40), (1, 25, 20), (2, 4, 20 + 2**4)]
 )
 def test_progress_counts_all_draws(runs, monkeypatch, count, images, total):
-    monkeypatch.setattr(resampling, "_BLOCK_CELLS", 8 * 25)
+    monkeypatch.setattr(intervals, "_BLOCK_CELLS", 8 * 25)
     seen = []
     short = [head(run, images) for run in runs[:count]]
     compare_runs(short, samples=20, progress=lambda *numbers: seen.append(numbers))

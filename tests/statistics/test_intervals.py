@@ -21,18 +21,18 @@ from d2_smallobj.metrics import (
 from d2_smallobj.metrics.image_means import resampled_figures
 from d2_smallobj.metrics.image_sums import fixed_point, image_sums, joint_sums
 from d2_smallobj.metrics.summary import headline_names
-from d2_smallobj.statistics import resampling
+from d2_smallobj.statistics import intervals
 from d2_smallobj.statistics.intervals import (
     Cell,
     Interval,
     bootstrap,
     bootstrap_figures,
+    bootstrap_weights,
     cell_warnings,
     percentiles,
     resampled,
     score,
 )
-from d2_smallobj.statistics.resampling import bootstrap_weights
 
 HEADLINE = ["mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_S", "IA-mIoU_M", "IA-mIoU_L"]
 BY_IMAGE = ["mIoU_I", "mIoU_C", "mIoU_I@5", "mIoU_C@5"]
@@ -150,7 +150,7 @@ def test_a_seed_settles_everything(random_run, monkeypatch):
     )
     assert same(first, intervals_of(shuffled, samples=300, seed=7))
     for cells in (1, 31, 1000):
-        monkeypatch.setattr(resampling, "_BLOCK_CELLS", cells)
+        monkeypatch.setattr(intervals, "_BLOCK_CELLS", cells)
         assert same(first, intervals_of(run, samples=300, seed=7))
 
 
