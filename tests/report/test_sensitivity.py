@@ -315,7 +315,7 @@ def test_tool_on_folders(repository, tmp_path, realdata):
         if row["figure"] == "IA-mIoU"
     }
     assert {scored[key] for key in scored} == {"100.000000"}
-    assert "| truth | 23 | 0 | 0.00 |" in result.stdout
+    assert "| truth | 23 | 0 | 0.00 |" in " ".join(result.stdout.split())
     for name in ("corner_cases.png", "removal.png"):
         assert Image.open(tmp_path / name).size[0] > 400
 
