@@ -21,11 +21,7 @@ _CSV_COLUMNS = (
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """Lay out a comparison as Markdown: figures, paired differences, ranks, warnings.
-
-    Args:
-        comparison: what :func:`d2_smallobj.statistics.comparison.compare_runs` returns.
-    """
+    """Lay out a comparison as Markdown: figures, paired differences, ranks, warnings."""
     level = f"{100 * comparison.level:g} %"
     sections = [_figures(comparison, level)]
     if comparison.differences:
@@ -39,13 +35,13 @@ def format_comparison(comparison: Comparison) -> str:
 
 
 def format_interval(interval: Interval) -> str:
-    """A figure with its interval, e.g. ``45.21 [40.33, 50.29]``; the plain figure without one."""
+    """Write a figure and its interval, if any: ``45.21 [40.33, 50.29]``."""
     text = number(interval.estimate)
     return text + ("" if math.isnan(interval.low) else f" {_ends(interval.low, interval.high)}")
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """Everything in one long table.
+    """Write a comparison as one long table.
 
     Returns:
         CSV with a header; ``kind`` is ``figure`` (value, ends, rank of a method), ``difference``
@@ -132,7 +128,7 @@ def p_value_table(comparison: Comparison) -> PageTable:
 
 
 def _figures(comparison: Comparison, level: str) -> str:
-    """The section with every method's figures."""
+    """Lay out every method's figures."""
     tables = []
     for names in split_headline(comparison.ranks.figures):
         rows = [
@@ -148,7 +144,7 @@ def _figures(comparison: Comparison, level: str) -> str:
 
 
 def _differences(comparison: Comparison, level: str) -> str:
-    """The section with paired differences."""
+    """Lay out the paired differences."""
     rows = [
         [
             f"{item.second} − {item.first}",

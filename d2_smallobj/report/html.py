@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from d2_smallobj.metrics.summary import headline_names, split_headline
 from d2_smallobj.report import comparison_tables, page_tables
-from d2_smallobj.report.methods import Method, make_methods, size_range, size_word
+from d2_smallobj.report.methods import ScoredMethod, make_methods, size_range, size_word
 from d2_smallobj.report.page import content_policy, percent, read_asset, render_page, thousands
 from d2_smallobj.report.size_curve_chart import CurveLine, SizeCurveChart
 from d2_smallobj.report.thumbnails import make_thumbnails, worst_small
@@ -133,7 +133,7 @@ def render_report(
     )
 
 
-def _cards(methods: Sequence[Method]) -> list[dict[str, Any]]:
+def _cards(methods: Sequence[ScoredMethod]) -> list[dict[str, Any]]:
     """A card for mIoU, IA-mIoU, and IA-mIoU by size."""
     cards = []
     for key in split_headline(headline_names(methods[0].bins))[0]:
@@ -154,7 +154,7 @@ def _cards(methods: Sequence[Method]) -> list[dict[str, Any]]:
     return cards
 
 
-def _charts(methods: Sequence[Method], level: float) -> list[SizeCurveChart]:
+def _charts(methods: Sequence[ScoredMethod], level: float) -> list[SizeCurveChart]:
     """The size curves of the methods; empty where no method has objects of several sizes."""
     lines = []
     for method in methods:
@@ -175,7 +175,7 @@ def _charts(methods: Sequence[Method], level: float) -> list[SizeCurveChart]:
     return [SizeCurveChart(*chart, lines, bounds, sides) for chart in _CHARTS]
 
 
-def _summary(methods: Sequence[Method], *, paired: bool) -> list[str]:
+def _summary(methods: Sequence[ScoredMethod], *, paired: bool) -> list[str]:
     """The report in a few sentences; ``paired``: it holds paired differences as well."""
     first = methods[0]
     size = next(iter(first.bins))
@@ -198,7 +198,7 @@ def _summary(methods: Sequence[Method], *, paired: bool) -> list[str]:
     ]
 
 
-def _best_methods(methods: Sequence[Method], key: str, *, paired: bool) -> list[str]:
+def _best_methods(methods: Sequence[ScoredMethod], key: str, *, paired: bool) -> list[str]:
     """Name the methods with the highest mIoU and the highest figure of small objects."""
     by_pixels, by_small = (
         max(
@@ -226,7 +226,7 @@ def _best_methods(methods: Sequence[Method], key: str, *, paired: bool) -> list[
     return sentences
 
 
-def _warnings(methods: Sequence[Method], comparison: Comparison | None) -> list[str]:
+def _warnings(methods: Sequence[ScoredMethod], comparison: Comparison | None) -> list[str]:
     """What a reader should know before trusting the figures."""
     found = []
     for method in methods:
@@ -245,7 +245,7 @@ def _warnings(methods: Sequence[Method], comparison: Comparison | None) -> list[
     return found
 
 
-def _mismatches(first: Method, other: Method) -> list[str]:
+def _mismatches(first: ScoredMethod, other: ScoredMethod) -> list[str]:
     """Reasons why the figures of two methods cannot be compared."""
     found = []
     images, others = (frozenset(map(str, method.run.images)) for method in (first, other))
@@ -265,7 +265,7 @@ def _mismatches(first: Method, other: Method) -> list[str]:
     return found
 
 
-def _rare_classes(method: Method) -> list[str]:
+def _rare_classes(method: ScoredMethod) -> list[str]:
     """Classes and sizes with few instances or none."""
     found = few_instances(method.run.table, method.class_names, method.bins, stuff=method.stuff)
     # A class that the data set lacks altogether needs no sentence about every size.
@@ -274,7 +274,7 @@ def _rare_classes(method: Method) -> list[str]:
     )
 
 
-def _options(methods: Sequence[Method]) -> dict[str, list[str]]:
+def _options(methods: Sequence[ScoredMethod]) -> dict[str, list[str]]:
     """The values of every option, by method."""
     keys = dict.fromkeys(key for method in methods for key in method.run.options)
     return {key: [_plain(method.run.options.get(key)) for method in methods] for key in keys}
