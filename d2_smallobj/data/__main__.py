@@ -23,17 +23,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.annotations.accounting import account, image_fates
 from d2_smallobj.annotations.classes import choose_categories, read_class_names
 from d2_smallobj.annotations.coco import PAINTINGS, Annotation, InstanceAnnotations
 from d2_smallobj.annotations.coco_file import KINDS
-from d2_smallobj.annotations.files import FileCheck
+from d2_smallobj.annotations.coco_maps import account, image_fates
+from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.data.catalog import ALIASES, canonical_name, register_all, registered
 from d2_smallobj.data.specs import IGNORE_LABEL, DatasetSpec
 from d2_smallobj.data.supervision import read_instances, read_labels
 from d2_smallobj.metrics.matching import match_image
 from d2_smallobj.pseudo_labels.targets import TargetImage
-from d2_smallobj.report.accounting import format_accounting, write_accounting
+from d2_smallobj.report.dataset_summary import format_accounting, write_accounting
 from d2_smallobj.utils.cli import positive_int, readable_errors
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option
