@@ -111,10 +111,7 @@ def _place(
 
 
 def _propose(
-    rng: np.random.Generator,
-    stamp: Stamp,
-    partner: tuple[Stamp, int, int] | None,
-    size: int,
+    rng: np.random.Generator, stamp: Stamp, partner: tuple[Stamp, int, int] | None, size: int
 ) -> tuple[int, int]:
     """Propose (top, left): anywhere with the centre in the scene, or close beside a partner."""
     height, width = stamp.mask.shape

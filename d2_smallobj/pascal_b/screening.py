@@ -223,9 +223,7 @@ def _reason_to_drop(composition: Composition, options: ScreeningOptions) -> Outc
 
 
 def write_candidate_list(
-    path: str | os.PathLike[str],
-    candidates: Mapping[int, Candidate],
-    verdicts: Sequence[Verdict],
+    path: str | os.PathLike[str], candidates: Mapping[int, Candidate], verdicts: Sequence[Verdict]
 ) -> None:
     """Write the verdict on every candidate as CSV, with its instances by class and size."""
     text = io.StringIO()
