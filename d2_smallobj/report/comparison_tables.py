@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
 
 from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.report.page_tables import PageTable, TableCell, TableColumn, text_cell
 from d2_smallobj.statistics.comparison import Comparison, PairedDifference
-from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, Cell, Interval
+from d2_smallobj.statistics.intervals import Interval, few_instances_warnings
 from d2_smallobj.statistics.ranking import format_rank_table
-from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.tables import markdown_table, number
 
 _SIGNIFICANT = 0.05
@@ -30,7 +28,7 @@ def format_comparison(comparison: Comparison) -> str:
         sections.append(_differences(comparison, level))
     ranks = comparison.ranks.only(split_headline(comparison.ranks.figures)[0])
     sections.append(f"## Ranks\n\n{format_rank_table(ranks)}")
-    warnings = [*format_cells(comparison.cells), *comparison.remarks]
+    warnings = [*few_instances_warnings(comparison.few_instances), *comparison.remarks]
     if warnings:
         sections.append("## Beware\n\n" + "\n".join(f"- {line}" for line in warnings))
     return "\n\n".join(sections) + "\n"
@@ -40,26 +38,6 @@ def format_interval(interval: Interval) -> str:
     """Write a figure and its interval, if any: ``45.21 [40.33, 50.29]``."""
     text = number(interval.estimate)
     return text + ("" if math.isnan(interval.low) else f" {_ends(interval.low, interval.high)}")
-
-
-def format_cells(cells: Sequence[Cell]) -> list[str]:
-    """Say, a sentence for every size, which classes have too few instances.
-
-    Args:
-        cells: what :func:`d2_smallobj.statistics.intervals.cell_warnings` returns.
-    """
-    lines = []
-    for size in dict.fromkeys(cell.size for cell in cells):
-        few = [cell for cell in cells if cell.size == size and cell.instances > 0]
-        none = [cell.category for cell in cells if cell.size == size and cell.instances == 0]
-        parts = []
-        if few:
-            shown = listed([f"{cell.category} ({cell.instances})" for cell in few])
-            parts.append(f"few instances (under {MINIMUM_INSTANCES}) of {shown}")
-        if none:
-            parts.append(f"none of {listed(none)}, which its mean leaves out")
-        lines.append(f"IA-mIoU_{size} rests on {'; '.join(parts)}.")
-    return lines
 
 
 def comparison_csv(comparison: Comparison) -> str:

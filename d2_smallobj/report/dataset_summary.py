@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from d2_smallobj.annotations.accounting import FATES, Accounting
+from d2_smallobj.annotations.coco_maps import FATES, Accounting
 from d2_smallobj.report.drawing import hide_frame, new_figure, save_figure
 from d2_smallobj.statistics.balance import SizeStatistics
 from d2_smallobj.utils.files import atomic_write_text

@@ -21,10 +21,9 @@ from d2_smallobj.report.page import content_policy, percent, read_asset, render_
 from d2_smallobj.report.size_curve_chart import CurveLine, SizeCurveChart
 from d2_smallobj.report.thumbnails import make_thumbnails, worst_small
 from d2_smallobj.statistics.comparison import Comparison
-from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, cell_warnings
+from d2_smallobj.statistics.intervals import few_instances, few_instances_warnings
 from d2_smallobj.statistics.size_curve import size_curve
 from d2_smallobj.utils.files import atomic_write_text
-from d2_smallobj.utils.messages import listed
 
 _TITLE = "Small objects in semantic segmentation"
 _HEADLINE_TEXTS = {
@@ -34,7 +33,6 @@ _HEADLINE_TEXTS = {
 }
 _CHARTS = (("wide", 860, 400), ("narrow", 400, 340))
 _LONGEST_OPTION = 300
-_MAX_CLASSES = 24
 
 
 def write_report(
@@ -269,27 +267,11 @@ def _mismatches(first: ScoredMethod, other: ScoredMethod) -> list[str]:
 
 def _rare_classes(method: ScoredMethod) -> list[str]:
     """Classes and sizes with few instances or none."""
-    cells = cell_warnings(method.run.table, method.class_names, method.bins, stuff=method.stuff)
-    found = []
-    few = [f"{one.category} {one.size} ({one.instances})" for one in cells if one.instances]
-    if few:
-        found.append(
-            f"Fewer than {MINIMUM_INSTANCES} instances, too few to mean anything, yet a class"
-            " with few weighs as much in a mean as one with many:"
-            f" {listed(few, _MAX_CLASSES)}."
-        )
-    # Classes that the data set does not have at all are no news size by size.
-    none = [
-        f"{one.category} {one.size}"
-        for one in cells
-        if not one.instances and method.figure(f"instances-{one.category}") > 0
-    ]
-    if none:
-        found.append(
-            "Without any instance, and so in no mean (figures of two sizes are then means over"
-            f" different classes): {listed(none, _MAX_CLASSES)}."
-        )
-    return found
+    found = few_instances(method.run.table, method.class_names, method.bins, stuff=method.stuff)
+    # A class that the data set lacks altogether needs no sentence about every size.
+    return few_instances_warnings(
+        [one for one in found if method.figure(f"instances-{one.category}") > 0]
+    )
 
 
 def _options(methods: Sequence[ScoredMethod]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.annotations.truth import folder_truth
 from d2_smallobj.metrics import SizeBins
