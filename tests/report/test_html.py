@@ -234,24 +234,27 @@ def test_blobs_are_counted_beside(make_run):
     ]
 
 
-def test_runs_must_fit_together(scenes):
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (None, {}, "runs must hold at least one scored run, got none"),
+        ({"name": "Coarse"}, {}, r"distinct names, got \['Coarse', 'Coarse'\]"),
+        ({"class_names": ("x", "y")}, {}, r"must share their classes .*'Coarse' has.*'Fine' has"),
+        (
+            {"options": {"size_bins": "A:10,B:inf"}},
+            {},
+            r"must share their size bins .*'Fine' has A:10,B:inf",
+        ),
+        ({}, {"intervals": {"x": {}}}, r"intervals: no run is called \['x'\]; the runs are"),
+        ({}, {"max_thumbnails": -1}, "max_thumbnails must be >= 0, got -1"),
+        ({}, {"level": 95}, "level must lie between 0 and 1, got 95"),
+    ],
+)
+def test_runs_must_fit_together(scenes, change, options, message):
     first, second = scenes.runs[:2]
-    with pytest.raises(ValueError, match="runs must hold at least one scored run, got none"):
-        render_report([])
-    with pytest.raises(ValueError, match=r"distinct names, got \['Coarse', 'Coarse'\]"):
-        render_report([first, first])
-    other = dataclasses.replace(second, class_names=tuple(reversed(second.class_names)))
-    with pytest.raises(ValueError, match=r"must share their classes .*'Coarse' has.*'Fine' has"):
-        render_report([first, other])
-    other = dataclasses.replace(second, options={"size_bins": "A:10,B:inf"})
-    with pytest.raises(ValueError, match=r"must share their size bins .*'Fine' has A:10,B:inf"):
-        render_report([first, other])
-    with pytest.raises(ValueError, match=r"intervals: no run is called \['x'\]; the runs are"):
-        render_report([first], intervals={"x": {}})
-    with pytest.raises(ValueError, match="max_thumbnails must be >= 0, got -1"):
-        render_report([first], max_thumbnails=-1)
-    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
-        render_report([first], level=95)
+    runs = [] if change is None else [first, dataclasses.replace(second, **change)]
+    with pytest.raises(ValueError, match=message):
+        render_report(runs, **options)
 
 
 def test_writing_is_atomic(scenes, tmp_path, monkeypatch):
