@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, DEMO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.dataset_files import (
     COCO_FOLDER,
     COCO_YEARS,
@@ -24,7 +24,7 @@ from d2_smallobj.annotations.dataset_files import (
 )
 from d2_smallobj.annotations.image_lists import coco_dicts, voc_dicts
 from d2_smallobj.annotations.label_maps import voc_palette
-from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES, PREPARE_COMMAND, PSEUDO_LABELS, ensure_demo
+from d2_smallobj.demo.dataset import PREPARE_COMMAND, PSEUDO_LABELS, ensure_demo
 from d2_smallobj.pseudo_labels.formats import METHODS as METHOD_FOLDERS
 
 IGNORE_LABEL = 255
