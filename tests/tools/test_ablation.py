@@ -27,6 +27,7 @@ from d2_smallobj.experiments.ablation import (
 
 SEEDS = (0, 1)
 ORDER = ("ce", "sw", "ce_sw", "ce_sb_online_1", "ce_sb_empirical_2")
+PROXIMAL = {"SMALLOBJ.EWC.STEP": "proximal"}
 SHARING = tuple(name for name in ORDER if name != "sw")
 
 
@@ -61,9 +62,9 @@ def make(tiny, tmp_path):
             train_net=tiny.repository / "tools" / "train_net.py",
             config_file=tiny.config_file,
             output_dir=tmp_path / "ablation",
-            variants=build_variants([1.0], [2.0], "proximal", kinds),
+            variants=build_variants([1.0], [2.0], kinds),
             seeds=seeds,
-            options=tuple(tiny.as_options(tiny.options, *overrides)),
+            options=tuple(tiny.as_options(tiny.options, PROXIMAL, *overrides)),
         )
 
     return build
@@ -120,7 +121,9 @@ def test_sharing_task_a_changes_no_figure(make, runner, train_server, tiny, tmp_
     for variant in ablation.variants:
         alone = tmp_path / f"alone_{variant.name}"
         options = dict(zip(variant.options[::2], variant.options[1::2]))
-        answer = train_server.train(alone, options, {"SEED": 3, "SMALLOBJ.EVAL_TASK_A": False})
+        answer = train_server.train(
+            alone, options, PROXIMAL, {"SEED": 3, "SMALLOBJ.EVAL_TASK_A": False}
+        )
         assert answer.code == 0, answer.stderr
         final, own = (
             torch.load(f / "model_final.pth", weights_only=True)
