@@ -24,11 +24,14 @@ setup(
     ),
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.9",
     # Namespace packages too: the embedded host lies in a folder that cannot be imported itself.
     packages=find_namespace_packages(include=["d2_smallobj", "d2_smallobj.*"]),
     package_data={
         "d2_smallobj": [
+            "py.typed",
             "_embedded/README.md",
             "pascal_b/*.j2",
             "report/html_assets/*",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Measure what things cost, each against a yardstick in the same run.
+r"""Measure speed and memory, each against a yardstick in the same run.
 
 `benchmark.py NAME --help` says what the yardstick of a benchmark is.
 
@@ -19,13 +19,12 @@ from collections.abc import Sequence
 # Before numpy, OpenCV and torch start their threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-try:
+from d2_smallobj.utils.cli import readable_errors
+
+with readable_errors():
     from benchmarks import BENCHMARKS, Measurement, load
 
     from d2_smallobj.utils.files import atomic_write_text
-except (ValueError, ImportError) as error:
-    # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
-    sys.exit(f"error: {error}")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -51,16 +50,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@readable_errors()
 def main() -> None:
     """Measure, print, write, check."""
-    try:
-        args = parse_arguments(sys.argv[1:])
-        found: Measurement = args.run(args)
-        print(found.text)
-        if args.json:
-            atomic_write_text(args.json, json.dumps(found.figures, indent=2) + "\n")
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    args = parse_arguments(sys.argv[1:])
+    found: Measurement = args.run(args)
+    print(found.text)
+    if args.json:
+        atomic_write_text(args.json, json.dumps(found.figures, indent=2) + "\n")
     if args.check and found.missed:
         sys.exit(f"error: missed: {'; '.join(found.missed)}")
 

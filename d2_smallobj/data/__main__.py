@@ -19,10 +19,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from d2_smallobj.annotations.accounting import account
 from d2_smallobj.annotations.classes import choose_categories, read_class_names
 from d2_smallobj.annotations.coco import PAINTINGS, InstanceAnnotations
 from d2_smallobj.annotations.coco_file import KINDS
+from d2_smallobj.annotations.coco_maps import account
 from d2_smallobj.data.catalog import ALIASES, canonical_name, register_all, registered
 from d2_smallobj.data.presence import Presence, check_files, find_files
 from d2_smallobj.data.specs import DatasetSpec

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.annotations.layouts import datasets_root
+from d2_smallobj.annotations.dataset_files import datasets_root
 from d2_smallobj.data.specs import DatasetSpec, all_specs, training_sets
 from d2_smallobj.data.supervision_sets import SEPARATOR, binary_spec, supervision_specs
 from d2_smallobj.utils.options import look_up_option

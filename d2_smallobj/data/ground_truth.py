@@ -28,7 +28,7 @@ import numpy as np
 from d2_smallobj.annotations.cityscapes import bare_name
 from d2_smallobj.annotations.classes import Stuff, stuff_beside_background
 from d2_smallobj.annotations.image_sources import ImageSource, SourceReader
-from d2_smallobj.annotations.instance_maps import VOID, without_stuff
+from d2_smallobj.annotations.label_rules import VOID, without_stuff
 from d2_smallobj.annotations.truth import (
     AnnotationTruth,
     GroundTruth,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from d2_smallobj.annotations.accounting import image_fates
 from d2_smallobj.annotations.coco import IGNORE_LABEL, Annotation
+from d2_smallobj.annotations.coco_maps import image_fates
 from d2_smallobj.annotations.label_maps import check_label_values, read_label_map
 from d2_smallobj.metrics.matching import match_image
 from d2_smallobj.pseudo_labels.targets import TargetImage

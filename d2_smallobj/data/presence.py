@@ -6,7 +6,7 @@ import dataclasses
 import functools
 
 from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.files import FileCheck
+from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.data.image_check import check_image
 from d2_smallobj.data.specs import DatasetSpec
 from d2_smallobj.utils.parallel import parallel_map

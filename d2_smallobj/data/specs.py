@@ -9,22 +9,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
-from d2_smallobj.annotations.coco_lists import coco_dicts
-from d2_smallobj.annotations.files import FileCheck
-from d2_smallobj.annotations.label_maps import voc_palette
-from d2_smallobj.annotations.layouts import (
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.dataset_files import (
     COCO_FOLDER,
     COCO_YEARS,
     DEMO_FOLDER,
     METHODS,
     VOC_FOLDER,
+    FileCheck,
     coco_annotations,
     coco_images,
     coco_labels,
     voc_labels,
 )
-from d2_smallobj.annotations.voc import voc_dicts
+from d2_smallobj.annotations.image_lists import coco_dicts, voc_dicts
+from d2_smallobj.annotations.label_maps import voc_palette
 from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES, PREPARE_COMMAND, PSEUDO_LABELS, ensure_demo
 from d2_smallobj.pseudo_labels.formats import METHODS as METHOD_FOLDERS
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.annotations.boxes import only_class, read_voc_boxes
+from d2_smallobj.annotations.boxes import coco_boxes, only_class, read_voc_boxes
 from d2_smallobj.annotations.cityscapes import (
     CITYSCAPES_CLASS_NAMES,
     CITYSCAPES_FOLDER,
@@ -17,11 +17,14 @@ from d2_smallobj.annotations.cityscapes import (
     cityscapes_dicts,
     cityscapes_rule,
 )
-from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
-from d2_smallobj.annotations.coco_boxes import coco_boxes
-from d2_smallobj.annotations.files import FileCheck
+from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
+from d2_smallobj.annotations.dataset_files import (
+    COCO_YEARS,
+    VOC_FOLDER,
+    FileCheck,
+    coco_annotations,
+)
 from d2_smallobj.annotations.label_rules import LabelRule, identity_rule
-from d2_smallobj.annotations.layouts import COCO_YEARS, VOC_FOLDER, coco_annotations
 from d2_smallobj.data.specs import DatasetSpec
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option

@@ -22,7 +22,7 @@ from d2_smallobj.data.things import Stuff
 from d2_smallobj.evaluation.model_outputs import PredictionFn, class_number_remedy, predicted_labels
 from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator
 from d2_smallobj.metrics.image_means import check_worst
-from d2_smallobj.metrics.sizes import as_size_bins
+from d2_smallobj.metrics.records import as_size_bins
 from d2_smallobj.metrics.summary import headline_names
 from d2_smallobj.scoring.run_figures import format_figures
 from d2_smallobj.scoring.run_folder import METRICS_FILE, save_run

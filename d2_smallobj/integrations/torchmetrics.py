@@ -50,7 +50,7 @@ class InstanceAwareIoU(Metric):
         void_instance: value of instance pixels that are left out; ``None``: there are none.
         mode: ``"exact"`` or ``"official"``.
         size_bins: exclusive upper bounds by bin name; see
-            :class:`d2_smallobj.metrics.sizes.SizeBins`.
+            :class:`d2_smallobj.metrics.records.SizeBins`.
         worst: share of the worst images, in percent, for the figures with ``@``.
         **kwargs: those of ``torchmetrics.Metric``.
 
@@ -210,11 +210,11 @@ def _columns(kind: type[InstanceTable | BlobTable | PixelTable]) -> list[str]:
 
 
 def _encode(image_id: str, match: ImageMatch) -> np.ndarray:
-    """One image as int64 numbers: lengths, name, confusion cells, and its tables."""
+    """One image as int64 numbers: lengths, name, confusion entries, and its tables."""
     name = np.frombuffer(image_id.encode(), np.uint8)
     tables = [getattr(match, attribute) for attribute in _TABLES]
-    lengths = [len(name), len(match.cells), *map(len, tables)]
-    parts = [lengths, name, *match.cells.T]
+    lengths = [len(name), len(match.entries), *map(len, tables)]
+    parts = [lengths, name, *match.entries.T]
     for table in tables:
         # The bits of the one float column travel as an integer.
         parts += [getattr(table, column).view(np.int64) for column in _columns(type(table))]
@@ -223,11 +223,11 @@ def _encode(image_id: str, match: ImageMatch) -> np.ndarray:
 
 def _decode(message: np.ndarray, num_classes: int) -> tuple[str, ImageMatch, np.ndarray]:
     """Read the first image of a stream: its name, its match, and the stream after it."""
-    letters, cells, *rows = message[: 2 + len(_TABLES)].tolist()
-    sizes = [2 + len(_TABLES), letters, cells, cells, cells]
+    letters, entries, *rows = message[: 2 + len(_TABLES)].tolist()
+    sizes = [2 + len(_TABLES), letters, entries, entries, entries]
     for kind, length in zip(_TABLES.values(), rows):
         sizes += [length] * len(_columns(kind))
-    _, name, truth, guess, count, *parts, rest = np.split(message, np.cumsum(sizes))
+    _, name, truth, predicted, count, *parts, rest = np.split(message, np.cumsum(sizes))
     image_id = bytes(name.astype(np.uint8)).decode()
     tables = {}
     for (attribute, kind), length in zip(_TABLES.items(), rows):
@@ -235,5 +235,5 @@ def _decode(message: np.ndarray, num_classes: int) -> tuple[str, ImageMatch, np.
         if "charged" in columns:
             columns["charged"] = columns["charged"].view(np.float64)
         tables[attribute] = kind(image_id=np.full(length, image_id), **columns)
-    cells = np.stack([truth, guess, count], axis=1)
-    return image_id, ImageMatch(num_classes, cells, **tables), rest
+    entries = np.stack([truth, predicted, count], axis=1)
+    return image_id, ImageMatch(num_classes, entries, **tables), rest

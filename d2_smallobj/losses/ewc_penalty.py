@@ -109,14 +109,7 @@ class ParameterGroup:
 def optimizer_groups(
     optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]]
 ) -> list[ParameterGroup]:
-    """Describe an SGD optimiser's groups by the names of the parameters in them.
-
-    Args:
-        optimizer: ``torch.optim.SGD`` or a subclass.
-        named_parameters: the parameters that the penalty knows.
-
-    Returns:
-        One entry per group that holds at least one of them, at its present rate.
+    """Describe the groups of an SGD optimiser that hold penalised parameters, at present rates.
 
     Raises:
         ValueError: if a parameter is in no group.
@@ -164,14 +157,9 @@ def rate_limit(momentum: float, *, nesterov: bool = False) -> float:
 
 
 def strength_limit(group: ParameterGroup, max_fisher: Mapping[str, float]) -> float:
-    """Return the λ that a group's penalty must stay below: ``min (1 + momentum) / (lr max F)``.
+    """Return the λ that a group's penalty must stay below: ``(1 + momentum) / (lr max F)``.
 
-    Args:
-        group: the optimiser group.
-        max_fisher: plain parameter name to its largest Fisher value.
-
-    Returns:
-        The limit; infinite if no parameter of the group both moves and is held.
+    It is infinite if no parameter of the group both moves and is held.
 
     Raises:
         ValueError: if the group's rate or momentum is out of its range.
@@ -187,12 +175,7 @@ def strength_limit(group: ParameterGroup, max_fisher: Mapping[str, float]) -> fl
 def check_strength(
     strength: float, groups: Iterable[ParameterGroup], max_fisher: Mapping[str, float]
 ) -> None:
-    """Refuse a λ at which plain SGD would diverge: ``lr * 2λ * max F >= 2 (1 + momentum)``.
-
-    Args:
-        strength: λ.
-        groups: the optimiser's groups.
-        max_fisher: plain parameter name to its largest Fisher value.
+    """Refuse a λ (``strength``) at which SGD would diverge: ``lr 2λ max F >= 2 (1 + momentum)``.
 
     Raises:
         ValueError: naming the first such group, its rate, its largest Fisher value and the

@@ -1,11 +1,10 @@
 """The two estimates of the diagonal Fisher information (docs/method.md#fisher-information).
 
-Both square gradients of the *mean* negative log-likelihood over the valid pixels of what they are
-given, the loss that training uses. They differ in what that is: the online estimate squares the
-gradient of a batch, so its raw size falls as batches grow, and only its normalised form is used;
-the empirical one squares the gradient of every image by itself and depends on no batch size. With
-the likelihood summed over pixels instead it would be (number of pixels)² times as large: the
-penalty's strength is meant for the mean.
+Both square gradients of the *mean* negative log-likelihood over valid pixels, the loss of the
+training. The online estimate squares the gradient of a batch: its raw size falls as batches grow,
+and only its normalised form is used. The empirical one squares the gradient of every image. With
+the likelihood summed over pixels it would be (number of pixels)² times as large: the penalty's
+strength is meant for the mean.
 """
 
 from __future__ import annotations
@@ -45,9 +44,8 @@ def update_online_(
         scale: factor on the gradients (a gradient scaler's).
 
     Returns:
-        0-d bool tensor on the gradients' device: whether they were finite. If not, ``fisher`` is
-        left as it was: mixed precision overflows now and then, and one infinity would stay in the
-        estimate for ever.
+        0-d bool tensor on the gradients' device: true if they are finite. If not, ``fisher`` stays
+        as it is: one infinity, from an overflow in half precision, would never leave it.
     """
     # Half-precision gradients are widened first: their squares would underflow.
     wide = [None if g is None else g.detach().to(f.dtype) for f, g in zip(fisher, gradients)]
@@ -77,7 +75,7 @@ def _zero_unless(condition: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 def normalize_min_max_(fisher: Sequence[Tensor]) -> None:
     """Bring every tensor to [0, 1] by itself, in place: ``(F - min) / (max - min + 1e-8)``.
 
-    A tensor of one value, or of one element, becomes 0: it is not anchored.
+    A tensor of one value becomes 0: it is not anchored.
     """
     for tensor in fisher:
         low, high = torch.aminmax(tensor)
@@ -85,10 +83,7 @@ def normalize_min_max_(fisher: Sequence[Tensor]) -> None:
 
 
 def check_fisher(fisher: Mapping[str, Tensor]) -> None:
-    """Refuse a Fisher estimate with negative or non-finite values. Waits for the device once.
-
-    Args:
-        fisher: parameter name to tensor; at least one.
+    """Refuse an estimate with negative or non-finite values; waits for the device once.
 
     Raises:
         ValueError: naming the first such tensor and its range.
@@ -182,7 +177,7 @@ def _add_squared_gradient(
 
 
 def _finite(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Whether squares of the gradients can be added up: a 0-d bool on ``device``."""
+    """0-d bool on ``device``: true if the squares of the gradients are finite."""
     if not gradients:
         return torch.ones((), dtype=torch.bool, device=device)
     # Euclidean norms, not maxima: an order of magnitude faster on the CPU, and infinite exactly

@@ -1,4 +1,4 @@
-"""Which parameters are trained, and what they are called whatever wraps the model."""
+"""Trained parameters under names that do not depend on what wraps the model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,10 @@ _GPU_CHUNK = 1 << 24
 
 
 def plain_name(name: str) -> str:
-    """Name a parameter as the bare model does.
+    """Name a parameter as the bare model does: without leading ``module.`` and any ``_orig_mod.``.
 
-    DistributedDataParallel puts ``module.`` in front and ``torch.compile`` puts ``_orig_mod.``
-    before what it compiled; wrapped and bare model must agree on names, or an anchor taken from
-    the one never matches the other (the authors' penalty is always 0 for that reason).
-
-    Args:
-        name: a name from ``named_parameters()``.
-
-    Returns:
-        The name without leading ``module.`` and without any ``_orig_mod.`` part.
+    DistributedDataParallel adds the one and ``torch.compile`` the other. Without this an anchor
+    taken from a wrapped model never matches the bare one (the authors' penalty is then always 0).
     """
     parts = [part for part in name.split(".") if part != "_orig_mod"]
     while len(parts) > 1 and parts[0] == "module":
@@ -36,13 +29,7 @@ def plain_name(name: str) -> str:
 def trained_parameters(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
 ) -> dict[str, nn.Parameter]:
-    """Keep the parameters that require a gradient, under their plain names.
-
-    Args:
-        named_parameters: as ``model.named_parameters()`` gives them.
-
-    Returns:
-        Plain name to parameter, in the given order.
+    """Keep the parameters that require a gradient, by plain name, in the given order.
 
     Raises:
         ValueError: if two parameters get one name, one parameter has two names, or none is left.
@@ -70,15 +57,7 @@ def trained_parameters(
 def optimized_parameters(
     named_parameters: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
 ) -> list[tuple[str, nn.Parameter]]:
-    """Keep the named parameters that an optimiser moves.
-
-    Args:
-        named_parameters: as ``model.named_parameters()`` gives them.
-        optimizer: the optimiser of the training.
-
-    Returns:
-        Those of ``named_parameters`` that are in one of the optimiser's groups.
-    """
+    """Keep the named parameters that are in one of the optimiser's groups."""
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return [(name, parameter) for name, parameter in named_parameters if id(parameter) in moved]
 
@@ -93,7 +72,7 @@ def match_tensors(
     """Order named tensors as the parameters, on their devices.
 
     Args:
-        argument: what ``given`` is, for messages.
+        argument: name of ``given``, for messages.
         given: parameter name (a wrapper's is fine) to tensor.
         parameters: plain name to parameter.
         copy: always copy, rather than only where device, dtype or memory format differ.
@@ -137,14 +116,11 @@ def _as_state(tensor: Tensor, parameter: nn.Parameter, *, copy: bool) -> Tensor:
 def match_rates(
     names: Sequence[str], learning_rates: Mapping[str, float] | Sequence[float]
 ) -> list[float]:
-    """Order learning rates as the parameters.
+    """Return one learning rate per plain name.
 
     Args:
         names: plain parameter names.
         learning_rates: by parameter name (others may be there too), or in the order of ``names``.
-
-    Returns:
-        One rate per name.
 
     Raises:
         ValueError: if a rate is missing, negative or not finite, or a sequence has another length.

@@ -143,11 +143,7 @@ class SizeWeightedCrossEntropy(nn.Module):
 
 
 def batch_size_weights(labels: Tensor, weights: SizeWeights) -> Tensor:
-    """Weigh the label maps of a batch, on the CPU.
-
-    Args:
-        labels: integer (N, H, W) on any device; fetching them from a GPU waits for it.
-        weights: the rule.
+    """Weigh the label maps (N, H, W) of a batch, on the CPU; a GPU must wait for it.
 
     Returns:
         float32 (N, H, W) on the labels' device.
@@ -162,9 +158,8 @@ def batch_size_weights(labels: Tensor, weights: SizeWeights) -> Tensor:
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize label maps to the nearest pixel, centres aligned.
 
-    Output pixel i takes input pixel ``floor((i + 1/2) * H / h)``, computed in integers. This is
-    PyTorch's ``"nearest-exact"`` (which takes no integer maps, and rounds the scale), and PIL's
-    NEAREST, which the authors use, at the recipe's sizes (321 to 41, 21 and 31).
+    Output pixel i takes input pixel ``floor((i + 1/2) * H / h)``, computed in integers: PyTorch's
+    ``"nearest-exact"``, and at the recipe's sizes (321 to 41, 21, 31) PIL's NEAREST, the authors'.
 
     Args:
         labels: (N, H, W), any dtype.

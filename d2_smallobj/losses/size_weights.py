@@ -22,7 +22,7 @@ COMPATS = ("exact", "contour")
 
 @dataclasses.dataclass(frozen=True)
 class SizeWeights:
-    """The rule that turns a label map into pixel weights; picklable, so loader workers carry it.
+    """The rule from a label map to pixel weights; picklable, for loader workers.
 
     Component k weighs ``min(tau, S_fg / S_k)`` on each of its pixels, background weighs 1 and
     ignored pixels 0 (paper, Eq. 3).
@@ -32,11 +32,10 @@ class SizeWeights:
         total: S_fg is ``"foreground"``: all foreground pixels of the map, all classes together
             (the authors' code); ``"class"``: the pixels of the component's own class.
         compat: S_k is ``"exact"``: the component's pixels; ``"contour"``: the pixels inside its
-            outer contour, so that holes and what lies in them count. In either mode the weight
-            goes to the component's own pixels, and a blob in another blob's hole is a component
-            of its own; a weight falls below 1 where holes are larger than the rest of the
-            foreground. (The authors' code also paints that weight on the hole's background, and
-            the hole's inverse area on its rim; here background always weighs 1.)
+            outer contour, holes and what lies in them included. In either mode the weight goes to
+            the component's own pixels, and it falls below 1 where holes are larger than the rest
+            of the foreground. (The authors' code also paints the weight on the hole's background,
+            and the hole's inverse area on its rim; here background always weighs 1.)
         ignore_label: label of the pixels to leave out; not 0, which is the background.
 
     Raises:
@@ -129,11 +128,7 @@ def size_weights(
 
 
 def check_ignore_label(ignore_label: int) -> None:
-    """Refuse an ignore label that is no integer, or that is the background.
-
-    Raises:
-        ValueError: if ``ignore_label`` is not an integer, or is 0.
-    """
+    """Raise ValueError if an ignore label is no integer, or is 0, the background."""
     if isinstance(ignore_label, bool) or not isinstance(ignore_label, (int, np.integer)):
         raise ValueError(f"ignore_label must be an integer, got {ignore_label!r}")
     if ignore_label == 0:

@@ -24,6 +24,7 @@ C in the form ``"per_class"``, else 1; H, W label map; h, w logit map.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,6 @@ from d2_smallobj.losses.size_balanced import (
     check_batch,
     resize_labels,
 )
-from d2_smallobj.losses.size_weights import SizeWeights
 from d2_smallobj.utils.options import look_up_option
 
 SIGMA_FORMS = ("per_class", "object")
@@ -59,13 +59,8 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             share of the pixels, in [0, 1), keeps its labels, and they are certain: an object is
             there, and one that the model does not know yet must not be relabelled as background.
             0: no such rule.
-        ignore_label: as in the parent, like the next five.
-        resolution: resolution at which the loss is taken.
-        normalize: divisor of the summed loss.
-        weights: the rule of size weights. All pixels of a box weigh as the box, also
-            where labels change.
-        size_weighted: compute size weights from the labels where none are given.
-        global_divisor: average the divisor over processes.
+        **options: those of the parent. All pixels of a box weigh as the box, also where labels
+            change.
 
     Attributes:
         bootstrapping: whether labels are changed; the trainer sets it when the warm-up is over.
@@ -80,21 +75,9 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         threshold: float = 1.0,
         form: str = "per_class",
         min_object: float = 0.0,
-        ignore_label: int = 255,
-        resolution: str = "input",
-        normalize: str = "weights",
-        weights: SizeWeights | None = None,
-        size_weighted: bool = False,
-        global_divisor: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            ignore_label=ignore_label,
-            resolution=resolution,
-            normalize=normalize,
-            weights=weights,
-            size_weighted=size_weighted,
-            global_divisor=global_divisor,
-        )
+        super().__init__(**options)
         if not threshold > 0:
             raise ValueError(f"threshold must be > 0, got {threshold!r}")
         if not 0 <= min_object < 1:
@@ -264,13 +247,9 @@ def sigma_offset(sigma: float) -> float:
 
 
 def _emptied(doubtable: Tensor, inside: Tensor, lost: Tensor, least: float) -> Tensor:
-    """The pixels of boxes that would keep less than a share of their object: bool (N, H, W).
+    """The pixels of boxes of which less than the share ``least`` is not ``lost``: bool (N, H, W).
 
-    Args:
-        doubtable: bool or int64 (N, H, W), numbers of boxes, 0 outside.
-        inside: bool (N, H, W), the pixels that count.
-        lost: bool (N, H, W), those of them that would be background.
-        least: share of a box's pixels that must stay.
+    Only the pixels ``inside`` count; ``lost`` are those of them that would be background.
     """
     number = doubtable.long()
     step = number.amax() + 1

@@ -4,10 +4,15 @@ from d2_smallobj.metrics.accumulator import Accumulator
 from d2_smallobj.metrics.components import Components, class_components, label_components
 from d2_smallobj.metrics.image_runs import component_instances
 from d2_smallobj.metrics.matching import ImageMatch, match_image
-from d2_smallobj.metrics.outcomes import OUTCOMES, blob_summary, classify, outcome_summary
-from d2_smallobj.metrics.records import BlobTable, InstanceTable, PixelTable
-from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, SizeBins, parse_size_bins
-from d2_smallobj.metrics.summary import summarize
+from d2_smallobj.metrics.records import (
+    COCO_SIZE_BINS,
+    BlobTable,
+    InstanceTable,
+    PixelTable,
+    SizeBins,
+    parse_size_bins,
+)
+from d2_smallobj.metrics.summary import OUTCOMES, blob_summary, classify, outcome_summary, summarize
 
 __all__ = [
     "COCO_SIZE_BINS",

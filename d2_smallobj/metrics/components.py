@@ -1,4 +1,4 @@
-"""Connected components of label maps, the objects of the metric and of the loss's size weights.
+"""Connected components of label maps: the objects of the loss's size weights and of boxes.
 
 Shapes: H, W image height and width; K number of components.
 """
@@ -10,8 +10,10 @@ from collections.abc import Collection
 
 import numpy as np
 
-from d2_smallobj.metrics.histogram import label_histogram, narrow
 from d2_smallobj.utils.opencv import cv2
+
+# cv2.calcHist returns float32, which counts exactly up to 2**24 pixels.
+_EXACT_PIXELS = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,3 +162,24 @@ def _present(labels: np.ndarray) -> list[int]:
 
 def _join(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def narrow(labels: np.ndarray) -> np.ndarray:
+    """Bring an integer map (H, W) to uint8 where its values allow it, to int64 otherwise.
+
+    The result is C-contiguous; ``labels`` itself where it is so already.
+    """
+    if labels.dtype != np.uint8 and labels.size:
+        small = labels.min() >= 0 and labels.max() <= 255
+        labels = labels.astype(np.uint8 if small else np.int64, copy=False)
+    return np.ascontiguousarray(labels)
+
+
+def label_histogram(labels: np.ndarray, length: int) -> np.ndarray:
+    """Count the pixels of every label of a map with values 0..length-1: int64 (length,)."""
+    if 0 < labels.size < _EXACT_PIXELS and length <= 256:
+        narrowed = labels.astype(np.uint8, copy=False)
+        # The shape of a 1-D histogram differs between OpenCV 4 and 5.
+        counts = cv2.calcHist([narrowed], [0], None, [256], [0, 256]).ravel()
+        return counts[:length].astype(np.int64)
+    return np.bincount(labels.ravel(), minlength=length)

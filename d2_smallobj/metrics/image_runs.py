@@ -1,4 +1,4 @@
-"""Three label maps of an image, checked and cut into runs: what matching works on.
+"""Check the label maps of an image and cut them into runs of equal pixels.
 
 Shapes: H, W image height and width; C number of classes; R number of runs; G number of regions,
 i.e. of pairs of a label and an instance that occur.
@@ -19,6 +19,7 @@ from d2_smallobj.metrics.runs import (
     find_runs,
     pixel_components,
     run_components,
+    stack_runs,
 )
 from d2_smallobj.metrics.validation import VOID_INSTANCE
 from d2_smallobj.utils.options import look_up_option
@@ -34,7 +35,7 @@ _LARGEST_TABLE = 1 << 14
 
 @dataclasses.dataclass(frozen=True)
 class MatchSettings:
-    """How images are matched; checked when it is made.
+    """Settings of matching; checked when they are made.
 
     Attributes:
         num_classes: C.
@@ -68,15 +69,15 @@ class MatchSettings:
 
     @functools.cached_property
     def is_thing(self) -> np.ndarray:
-        """Mark the classes of objects, bool (C,)."""
-        things = np.ones(self.num_classes, bool)
-        things[list(self.stuff)] = False
+        """Mark the classes of objects, bool (C + 1,); index -1, no class, is none."""
+        things = np.ones(self.num_classes + 1, bool)
+        things[[*self.stuff, -1]] = False
         return things
 
     @functools.cached_property
     def stuff_number(self) -> np.ndarray:
-        """Number the stuff classes from 1, int64 (C,); 0 for things."""
-        number = np.zeros(self.num_classes, np.int64)
+        """Number the stuff classes from 1, int64 (C + 1,); 0 for things and no class (-1)."""
+        number = np.zeros(self.num_classes + 1, np.int64)
         number[list(self.stuff)] = np.arange(1, len(self.stuff) + 1)
         return number
 
@@ -93,7 +94,7 @@ class ImageRuns:
         image_id: its name.
         area: H·W.
         runs: where the R runs are.
-        guess: int64 (R,), predicted class; -1 for what is no class, below ignored pixels.
+        predicted: int64 (R,), predicted class; -1 for other values, below ignored pixels.
         region: int64 (R,), number 0..G-1 of the pair of label and instance that each run lies on.
         label: int64 (G,), value of the semantic map there.
         instance: int64 (G,), value of the instance map there.
@@ -105,7 +106,7 @@ class ImageRuns:
     image_id: str
     area: int
     runs: Runs
-    guess: np.ndarray
+    predicted: np.ndarray
     region: np.ndarray
     label: np.ndarray
     instance: np.ndarray
@@ -113,8 +114,8 @@ class ImageRuns:
     class_of: np.ndarray | None = None
 
     @property
-    def is_short(self) -> bool:
-        """Whether the runs are so short that the pixels are the better thing to look at."""
+    def is_noise(self) -> bool:
+        """True if runs are so short that looking at pixels is faster."""
         short = len(self.runs) * _SHORT_RUN >= self.area >= _SMALLEST_AREA
         return short and self.number is None
 
@@ -126,28 +127,19 @@ def read_image(
     settings: MatchSettings,
     image_id: str = "",
 ) -> ImageRuns:
-    """Check the maps of an image and cut them into runs.
-
-    Args:
-        prediction: (H, W) integers.
-        semantic: (H, W) integers.
-        instances: (H, W) integers; ``None``: the components of ``semantic`` are the instances.
-        settings: how the image will be matched.
-        image_id: its name.
+    """Check the maps (H, W) of an image and cut them into runs.
 
     Raises:
-        TypeError: if a map is not an integer array.
-        ValueError: if shapes differ, a value is out of range, or an instance lies on stuff or on
-            two classes.
+        TypeError, ValueError: as :func:`.matching.match_image`.
     """
     validation.check_maps(prediction=prediction, semantic=semantic, instances=instances)
     maps = (prediction, semantic) if instances is None else (prediction, semantic, instances)
     runs = find_runs(*maps)
-    guess, label = runs.sample(prediction), runs.sample(semantic)
+    predicted, label = runs.sample(prediction), runs.sample(semantic)
     limit, outside = settings.num_classes, None
-    if guess.max(initial=0) >= limit or _has_negative(prediction, guess):
-        outside = _out_of_range(guess, limit)
-        guess[outside] = -1
+    if predicted.max(initial=0) >= limit or _has_negative(prediction, predicted):
+        outside = _out_of_range(predicted, limit)
+        predicted[outside] = -1
     no_class = _out_of_range(label, limit)
     ignored = label == settings.ignore_label
     wrong = np.count_nonzero(no_class) != np.count_nonzero(ignored)
@@ -167,7 +159,7 @@ def read_image(
     np.minimum(label, limit, out=label)
     region, label, instance = _regions(label, instance, limit + 1)
     label[label == limit] = settings.ignore_label
-    image = ImageRuns(image_id, semantic.size, runs, guess, region, label, instance)
+    image = ImageRuns(image_id, semantic.size, runs, predicted, region, label, instance)
     _check_instances(image, settings)
     if settings.mode == "official":
         image.number, image.class_of = predicted_components(image, prediction, settings)
@@ -205,21 +197,26 @@ def component_instances(
 
 
 def _has_negative(labels: np.ndarray, sample: np.ndarray) -> bool:
-    """Whether a map has a value below 0, by its values at the runs."""
+    """Look for a value below 0 among a map's values at the runs."""
     return labels.dtype.kind == "i" and bool(sample.min(initial=0) < 0)
 
 
 def _out_of_range(values: np.ndarray, limit: int) -> np.ndarray:
-    """Where int64 ``values`` are not in 0..limit-1; negative ones are large without their sign."""
+    """Mark int64 values outside 0..limit-1; negative ones are large without their sign."""
     return values.view(np.uint64) >= limit
 
 
 def _component_ids(
     runs: Runs, label: np.ndarray, skipped: Collection[int], void_instance: int | None
 ) -> np.ndarray:
-    """Instance ids of the runs (R,) from the components of the semantic map."""
-    number, first = run_components(runs.starts(), label, ~np.isin(label, list(skipped)))
+    """Take the components of the semantic map for instances: their ids at the runs (R,)."""
+    chosen = (~np.isin(label, list(skipped))).nonzero()[0]
+    start, end, width = stack_runs([(runs, chosen)])
+    label = label.take(chosen)
+    tree, first = run_components(start, end, label, width)
     class_of = label.take(first)
+    number = np.zeros(len(runs), np.int64)
+    number[chosen] = tree + 1
     # The first run of a component holds its first pixel. Of several values the last one written
     # stays, so they are written backwards.
     first = np.zeros(len(class_of) + 1, np.int64)
@@ -233,12 +230,7 @@ def _component_ids(
 def _regions(
     label: np.ndarray, instance: np.ndarray, labels: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number the pairs of label and instance.
-
-    Args:
-        label: int64 (R,), in 0..labels-1.
-        instance: int64 (R,).
-        labels: number of labels.
+    """Number the pairs of label, in 0..labels-1, and instance.
 
     Returns:
         int64 (R,), number of each run's pair; label and instance of each pair, int64 (G,).
@@ -255,28 +247,20 @@ def _regions(
 
 
 def _numbered(values: np.ndarray, below: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the distinct values, ascending, and the position of each value (R,) among them.
-
-    Args:
-        values: int64 (R,), 0..below-1.
-        below: above the largest value.
-    """
+    """Find the distinct values of 0..below-1, ascending, and each one's position (R,) there."""
     if below > 8 * _LARGEST_TABLE:
         distinct, place = np.unique(values, return_inverse=True)
         return distinct, place.ravel()
-    number = np.zeros(below, np.int64)
-    number[values] = 1
-    distinct = number.nonzero()[0]
+    seen = np.zeros(below, bool)
+    seen[values] = True
+    distinct = seen.nonzero()[0]
+    number = np.empty(below, np.int64)
     number[distinct] = np.arange(len(distinct))
     return distinct, number.take(values)
 
 
 def _check_instances(image: ImageRuns, settings: MatchSettings) -> None:
-    """Check that every instance lies on one class of things, ignored pixels aside.
-
-    Raises:
-        ValueError: if one does not; names up to ten.
-    """
+    """Check that every instance lies on one class of things, ignored pixels aside."""
     held = image.instance != 0
     held &= image.label != settings.ignore_label
     if settings.void_instance is not None:
@@ -298,8 +282,8 @@ def predicted_components(
         component k at index k - 1.
     """
     if settings.mode == "official":
-        guess = np.unique(image.guess[image.guess >= 0])
-        present = guess[settings.is_thing.take(guess)].tolist()
+        predicted = np.unique(image.predicted[image.predicted >= 0])
+        present = predicted[settings.is_thing.take(predicted)].tolist()
         parts = class_components(prediction, skip=(), only=present, filled=True)
         return image.runs.sample(parts.map), parts.class_of
     # Values beyond the classes, which lie below ignored pixels, are not wanted.

@@ -1,13 +1,12 @@
-"""From label maps to one record per instance: the instance-aware IoU of images.
+"""Match predicted components with ground-truth instances: the instance-aware IoU of images.
 
-The runs of an image, or of several at once, are connected to components and counted by what they
-lie on; the rest is arithmetic on these few counts. The steps: number the components, count
-overlaps, find the instances, charge components to them, make the records.
-docs/method.md#instance-aware-iou tells the definition.
+Every image is cut into runs of equal pixels. The steps: check and read the maps, number the
+predicted components, count their overlaps with the ground truth, find the instances, charge
+components to them, make the records. docs/method.md#instance-aware-iou has the definition.
 
 Shapes: H, W image height and width; C number of classes; R number of runs; K number of predicted
-components, number 0 for "no class" included; E number of overlaps, i.e. of pairs of a component
-and a region (label and instance) that occur; T number of records.
+components; E number of overlaps, i.e. of pairs of a component and a region (label and instance)
+that occur; T number of records.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from d2_smallobj.metrics.charging import charge_pairs
 from d2_smallobj.metrics.image_runs import (
     ImageRuns,
     MatchSettings,
@@ -26,8 +24,9 @@ from d2_smallobj.metrics.image_runs import (
     read_image,
 )
 from d2_smallobj.metrics.overlaps import (
-    Components,
     Overlaps,
+    PredictedComponents,
+    charge_instances,
     count_overlaps,
     number_components,
     overlaps_of,
@@ -47,18 +46,18 @@ class ImageMatch:
 
     Attributes:
         num_classes: C.
-        cells: int64 (N, 3), the cells of the confusion matrix that are not 0: ground truth,
-            prediction, number of pixels. Semantic ignore is left out (instance void is not: mIoU
-            knows no instances).
-        pixels: the margins of that matrix, by image and class.
+        entries: int64 (N, 3), entries of the confusion matrix that are not 0: ground truth,
+            prediction, number of pixels. Pixels with the ignore label are left out (void
+            instances are not: mIoU knows no instances).
+        pixels: row sums, column sums and diagonal of that matrix, by image and class.
         table: one record per instance that has a valid pixel, and one per image and stuff class
             that has.
-        blobs: the predicted components of thing classes that overlap no instance of their class
-            and have a valid pixel.
+        blobs: the unmatched components: predicted, of thing classes, with a valid pixel, and
+            overlapping no instance of their class.
     """
 
     num_classes: int
-    cells: np.ndarray
+    entries: np.ndarray
     pixels: PixelTable
     table: InstanceTable
     blobs: BlobTable
@@ -67,7 +66,7 @@ class ImageMatch:
     def confusion(self) -> np.ndarray:
         """Confusion matrix, int64 (C, C), rows ground truth, columns prediction."""
         confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
-        confusion[self.cells[:, 0], self.cells[:, 1]] = self.cells[:, 2]
+        confusion[self.entries[:, 0], self.entries[:, 1]] = self.entries[:, 2]
         return confusion
 
 
@@ -102,13 +101,12 @@ def match_image(
         ignore_label: semantic value that is left out.
         void_instance: value of instance pixels that are left out; ``None``: there are none.
         mode: ``"exact"``, or ``"official"`` for the authors' code: components are filled outer
-            contours (a blob in another blob's hole belongs to it), and the share of pixels
-            beyond the overlap, ``a_jt − n_jt``, is cut to an integer (computed as there:
-            the double-precision product ``n_jt / Σ_s n_js · (|P_j| − Σ_s n_js)``).
+            contours (one inside another's hole belongs to it), and each share of the pixels
+            outside the overlap, ``n_jt / Σ_s n_js · (|P_j| − Σ_s n_js)``, is cut to an integer.
         image_id: name that the records carry.
 
     Returns:
-        The image's confusion matrix, pixel counts, records and blobs.
+        The image's confusion matrix, pixel counts, records and unmatched components.
 
     Raises:
         TypeError: if a map is not an integer array.
@@ -129,51 +127,48 @@ def read_or_match(
 ) -> ImageRuns | ImageMatch:
     """Read an image for :func:`match_images`; one of noise, which has no long runs, is matched.
 
-    Args:
-        prediction: (H, W) integers.
-        semantic: (H, W) integers.
-        instances: (H, W) integers, or ``None``.
-        settings: how to match.
-        image_id: name that the records carry.
-
-    Raises:
-        TypeError, ValueError: as :func:`match_image`.
+    Arguments and errors are those of :func:`match_image`.
     """
     image = read_image(prediction, semantic, instances, settings, image_id)
     few = len(image.label) * (settings.num_classes + 1) <= _LARGEST_TABLE
-    return _match_short(image, prediction, settings) if image.is_short and few else image
+    return _match_noise(image, prediction, settings) if image.is_noise and few else image
 
 
 def match_images(images: Sequence[ImageRuns], settings: MatchSettings) -> ImageMatch:
-    """Match several images at once: what :func:`match_image` finds in each, one after the other.
+    """Match images read with these settings, at least one: faster than one by one.
 
     Numpy's calls cost more than the arithmetic on a single image's few counts.
-
-    Args:
-        images: at least one, read with these settings.
-        settings: how to match.
     """
     components = number_components(images, settings)
     overlaps = count_overlaps(components, images)
     valid = overlaps.label != settings.ignore_label
-    cells, pixels = _confusion(overlaps, valid, components, len(images), settings.num_classes)
-    records, index = _find_records(overlaps, valid, len(images), settings)
+    entries, pixels = _confusion(overlaps, valid, components, len(images), settings.num_classes)
+    records, record = _find_records(overlaps, valid, len(images), settings)
     if settings.void_instance is not None:
         valid &= overlaps.instance != settings.void_instance
-    cut = settings.mode == "official"
-    table, blobs = _charge(overlaps, valid, components, records, index, cut=cut)
-    return _finish(images, settings, cells, pixels, table, blobs)
+    chosen = valid.nonzero()[0]
+    component, count = overlaps.component.take(chosen), overlaps.count.take(chosen)
+    record = record.take(chosen)
+    size = sum_by(component, count, len(components.category))
+    # Pixels on an instance of another class are surplus. What is left is one overlap for each
+    # component and instance, as an instance has one label.
+    category = np.append(records["category_id"], -1)
+    same = (category.take(record) == components.category.take(component)).nonzero()[0]
+    pairs = (component.take(same), record.take(same), count.take(same))
+    truncate = settings.mode == "official"
+    table, unmatched = charge_instances(size, pairs, components, records, truncate=truncate)
+    return _make_match(images, settings, entries, pixels, table, unmatched)
 
 
-def _match_short(image: ImageRuns, prediction: np.ndarray, settings: MatchSettings) -> ImageMatch:
+def _match_noise(image: ImageRuns, prediction: np.ndarray, settings: MatchSettings) -> ImageMatch:
     """Match an image whose components are about as many as its pixels.
 
     Overlaps are counted by class, not by component; the few pixels that are right tell the rest.
     """
     number, class_of = predicted_components(image, prediction, settings)
     regions, length = len(image.label), image.runs.length
-    classes = Components(
-        image.guess + 1,
+    classes = PredictedComponents(
+        image.predicted + 1,
         np.append(0, np.arange(settings.num_classes)),
         np.zeros(settings.num_classes + 1, np.int64),
         0,
@@ -182,27 +177,27 @@ def _match_short(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
     key += image.region
     sums = sum_by(key, length, regions * len(classes.category))
     present = sums.nonzero()[0]
-    guess, region = np.divmod(present, regions)
-    overlaps = overlaps_of(guess, region, sums.take(present), [image])
+    predicted, region = np.divmod(present, regions)
+    overlaps = overlaps_of(predicted, region, sums.take(present), [image])
     valid = overlaps.label != settings.ignore_label
-    cells, pixels = _confusion(overlaps, valid, classes, 1, settings.num_classes)
-    records, index = _find_records(overlaps, valid, 1, settings)
+    entries, pixels = _confusion(overlaps, valid, classes, 1, settings.num_classes)
+    records, record = _find_records(overlaps, valid, 1, settings)
     # What is true of a region, and of a predicted class in it, looked up by the runs.
     counted = image.label != settings.ignore_label
     if settings.void_instance is not None:
         counted &= image.instance != settings.void_instance
     total = len(records["pixels"])
     record_of = np.full(regions, total)
-    record_of[overlaps.region] = index
+    record_of[overlaps.region] = record
     is_hit = np.zeros(len(sums), bool)
-    is_hit[present] = (guess - 1 == overlaps.label) & (counted & (record_of < total)).take(region)
+    is_hit[present] = (predicted - 1 == overlaps.label) & (counted & (record_of < total)).take(
+        region
+    )
     stuff = len(settings.stuff)
-    of_run = settings.stuff_number.take(image.guess)
+    of_run = settings.stuff_number.take(image.predicted)
     of_run += number
     of_run += (number > 0) * stuff
-    if image.guess.min() < 0:
-        of_run[image.guess < 0] = 0
-    components = Components(
+    components = PredictedComponents(
         of_run,
         np.concatenate([[0], settings.stuff, class_of]).astype(np.int64),
         np.zeros(1 + stuff + len(class_of), np.int64),
@@ -215,50 +210,48 @@ def _match_short(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
     pair = pair.take(order)
     heads = changes(pair)
     count = np.add.reduceat(length.take(hit.take(order)), heads) if len(heads) else heads
-    component, index = np.divmod(pair.take(heads), max(total, 1))
-    cut = settings.mode == "official"
-    table, blobs = charge_pairs(size, (component, index, count), components, records, cut=cut)
-    return _finish([image], settings, cells, pixels, table, blobs)
+    pairs = (*np.divmod(pair.take(heads), max(total, 1)), count)
+    truncate = settings.mode == "official"
+    table, unmatched = charge_instances(size, pairs, components, records, truncate=truncate)
+    return _make_match([image], settings, entries, pixels, table, unmatched)
 
 
-def _finish(
+def _make_match(
     images: Sequence[ImageRuns],
     settings: MatchSettings,
-    cells: np.ndarray,
+    entries: np.ndarray,
     pixels: dict[str, np.ndarray],
     table: dict[str, np.ndarray],
-    blobs: dict[str, np.ndarray],
+    unmatched: dict[str, np.ndarray],
 ) -> ImageMatch:
-    """Put names and areas of the images in the columns, and make the tables."""
+    """Make the tables, with names and areas of the images instead of their positions."""
     names = np.array([image.image_id for image in images])
     areas = np.array([image.area for image in images])
-    for part in (pixels, table, blobs):
-        part["image_id"] = names.take(part["image"])
-    for part in (table, blobs):
+    for part in (table, unmatched):
         part["image_area"] = areas.take(part["image"])
-    for part in (pixels, table, blobs):
-        del part["image"]
+    for part in (pixels, table, unmatched):
+        part["image_id"] = names.take(part.pop("image"))
     return ImageMatch(
         settings.num_classes,
-        cells,
+        entries,
         PixelTable(**pixels),
         InstanceTable(**table),
-        BlobTable(**blobs),
+        BlobTable(**unmatched),
     )
 
 
 def _confusion(
     overlaps: Overlaps,
     valid: np.ndarray,
-    components: Components,
+    components: PredictedComponents,
     images: int,
     num_classes: int,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Cells (N, 3) of the confusion matrix that are not 0, and its margins by image and class."""
+    """Entries (N, 3) of the confusion matrix that are not 0; its sums by image and class."""
     chosen = valid.nonzero()[0]
     truth, count = overlaps.label.take(chosen), overlaps.count.take(chosen)
-    guess = components.category.take(overlaps.component.take(chosen))
-    place = truth * num_classes + guess
+    predicted = components.category.take(overlaps.component.take(chosen))
+    place = truth * num_classes + predicted
     # A matrix of all classes would cost more than all the rest where they are many.
     if num_classes**2 <= 4 * len(place) + 4096:
         sums = sum_by(place, count, num_classes**2)
@@ -267,17 +260,19 @@ def _confusion(
     else:
         place, index = np.unique(place, return_inverse=True)
         sums = sum_by(index.ravel(), count, len(place))
-    cells = np.stack([*np.divmod(place, num_classes), sums], axis=1)
-    same = (truth == guess).nonzero()[0]
+    entries = np.empty((len(place), 3), np.int64)
+    entries[:, 0], entries[:, 1] = np.divmod(place, num_classes)
+    entries[:, 2] = sums
+    same = (truth == predicted).nonzero()[0]
     if images > 1:
         first = overlaps.image.take(chosen) * num_classes
-        truth, guess = first + truth, first + guess
+        truth, predicted = first + truth, first + predicted
     length = images * num_classes
-    rows, columns = sum_by(truth, count, length), sum_by(guess, count, length)
+    rows, columns = sum_by(truth, count, length), sum_by(predicted, count, length)
     hits = sum_by(truth.take(same), count.take(same), length)
     present = (rows + columns).nonzero()[0]
     image, category = np.divmod(present, num_classes)
-    return cells, {
+    return entries, {
         "image": image,
         "category_id": category,
         "intersection": hits.take(present),
@@ -291,24 +286,20 @@ def _find_records(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Find the stuff classes and the instances that have a valid pixel, in each image.
 
-    Args:
-        overlaps: of the images.
-        valid: bool (E,), overlaps that the semantic map does not ignore.
-        images: their number.
-        settings: how to match.
-
     Returns:
         Their columns image, instance_id, category_id, area and pixels, int64 (T,) each, stuff
-        first; and int64 (E,), which of them each overlap belongs to, T for none.
+        first; and int64 (E,), the record of each overlap, T for none.
     """
     identity, label, count = overlaps.instance, overlaps.label, overlaps.count
     classes, below = settings.num_classes, int(overlaps.instance.max(initial=0)) + 1
     if images * below > max(_LARGEST_TABLE, len(identity)):
         distinct, identity = np.unique(identity, return_inverse=True)
         below = len(distinct)
-    # An instance's image and id as one number; those without one are 0.
+    # An instance's image and id, and a label's image and class, as one number each.
+    category = label
     if images > 1:
         identity = overlaps.image * below + identity
+        category = overlaps.image * classes + label
     is_object = overlaps.instance != 0
     counted = valid.nonzero()[0]
     # A stuff class is here by its valid pixels outside every instance.
@@ -317,36 +308,33 @@ def _find_records(
     if settings.void_instance is not None:
         is_object &= overlaps.instance != settings.void_instance
     on_object = counted[is_object.take(counted)]
-    # Numbers of the records by image and class, and by image and instance; T where there is none.
-    kind = overlaps.image * classes + label if images > 1 else label
-    kinds = _present(kind.take(on_stuff), images * classes)
+    stuff = _present(category.take(on_stuff), images * classes)
     ids = _present(identity.take(on_object), images * below)
-    total = len(kinds) + len(ids)
+    total = len(stuff) + len(ids)
     table = np.full(images * below, total)
-    table[ids] = np.arange(len(kinds), total)
-    index = np.where(is_object, table.take(identity), total)
+    table[ids] = np.arange(len(stuff), total)
+    record = np.where(is_object, table.take(identity), total)
     table = np.empty(images * classes, np.int64)
-    table[kinds] = np.arange(len(kinds))
-    index[on_stuff] = table.take(kind.take(on_stuff))
+    table[stuff] = np.arange(len(stuff))
+    record[on_stuff] = table.take(category.take(on_stuff))
     # Any overlap of a record tells its image and instance, any valid one its class.
     member = np.empty(total + 1, np.int64)
-    member[index.take(counted)] = counted
+    member[record.take(counted)] = counted
     member = member[:total]
-    area = sum_by(index, count, total + 1)[:total]
-    if len(kinds):
+    area = sum_by(record, count, total + 1)[:total]
+    if len(stuff):
         # The void of the instance map belongs to the area of stuff, as it does to the others'.
-        everywhere = sum_by(kind.take(counted), count.take(counted), images * classes)
-        area[: len(kinds)] = everywhere.take(kinds)
+        everywhere = sum_by(category.take(counted), count.take(counted), images * classes)
+        area[: len(stuff)] = everywhere.take(stuff)
     instance_id = overlaps.instance.take(member)
-    instance_id[: len(kinds)] = 0
-    records = {
+    instance_id[: len(stuff)] = 0
+    return {
         "image": overlaps.image.take(member),
         "instance_id": instance_id,
         "category_id": label.take(member),
         "area": area,
-        "pixels": sum_by(index.take(counted), count.take(counted), total + 1)[:total],
-    }
-    return records, index
+        "pixels": sum_by(record.take(counted), count.take(counted), total + 1)[:total],
+    }, record
 
 
 def _present(values: np.ndarray, length: int) -> np.ndarray:
@@ -354,37 +342,3 @@ def _present(values: np.ndarray, length: int) -> np.ndarray:
     seen = np.zeros(length, bool)
     seen[values] = True
     return seen.nonzero()[0]
-
-
-def _charge(
-    overlaps: Overlaps,
-    counted: np.ndarray,
-    components: Components,
-    records: dict[str, np.ndarray],
-    index: np.ndarray,
-    *,
-    cut: bool,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Charge the predicted components to the instances that they overlap.
-
-    Args:
-        overlaps: of the images.
-        counted: bool (E,), overlaps that neither map leaves out.
-        components: the predicted components.
-        records: columns of the records.
-        index: int64 (E,), record of each overlap.
-        cut: truncate the share beyond the overlap.
-
-    Returns:
-        Columns of the records and of the blobs.
-    """
-    chosen = counted.nonzero()[0]
-    component, count = overlaps.component.take(chosen), overlaps.count.take(chosen)
-    index = index.take(chosen)
-    size = sum_by(component, count, len(components.category))
-    # An instance of another class is only more of the component's surplus. What is left is one
-    # overlap for each component and instance, as an instance has one label.
-    category = np.append(records["category_id"], -1)
-    same = (category.take(index) == components.category.take(component)).nonzero()[0]
-    pairs = (component.take(same), index.take(same), count.take(same))
-    return charge_pairs(size, pairs, components, records, cut=cut)

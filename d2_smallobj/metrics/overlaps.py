@@ -1,26 +1,28 @@
-"""What predicted components lie on: counts of pixels by component and region of the ground truth.
+"""Overlaps of predicted components with the ground truth, and what each instance is charged.
 
-Shapes: C number of classes; R number of runs; K number of predicted components, number 0 for "no
-class" included; E number of overlaps, i.e. of pairs of a component and a region that occur.
+Shapes: C number of classes; R number of runs; K number of predicted components; E number of
+overlaps, i.e. of pairs of a component and a region (label and instance) that occur; T number of
+records.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from d2_smallobj.metrics.image_runs import ImageRuns, MatchSettings
-from d2_smallobj.metrics.runs import RunStarts, changes, run_components
+from d2_smallobj.metrics.runs import changes, join, run_components, stack_runs
 
-# Bits of an int64 that is not negative.
-_KEY_BITS = 63
+# Largest table of components and regions, by run; a larger one costs more than sorting.
+_TABLE_PER_RUN = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Overlaps:
-    """What lies on what, all int64 (E,), ascending by component.
+    """Overlaps of components and regions, all int64 (E,), ascending by component.
 
     Attributes:
         component: number of the predicted component.
@@ -40,14 +42,14 @@ class Overlaps:
 
 
 @dataclasses.dataclass(frozen=True)
-class Components:
-    """The predicted components of the images; number 0 is what is no class.
+class PredictedComponents:
+    """The predicted components of the images; some numbers stand for no class.
 
     Attributes:
         of_run: int64 (R,), component of each run.
         category: int64 (K,), class of each component.
         image: int64 (K,), its image.
-        first_thing: number of the first one that is no stuff.
+        first_thing: number of the first one that is a thing.
     """
 
     of_run: np.ndarray
@@ -61,91 +63,165 @@ def sum_by(index: np.ndarray, values: np.ndarray, length: int) -> np.ndarray:
     return np.bincount(index, values, length).astype(np.int64)
 
 
-def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> Components:
-    """Number the predicted components of all images: no class, stuff, things."""
-    guess = join([image.guess for image in images])
-    number = np.empty_like(guess)
-    stuff = len(settings.stuff)
-    category = [np.zeros(1, np.int64), np.tile(np.array(settings.stuff, np.int64), len(images))]
-    image_of = [np.zeros(1, np.int64), np.arange(len(images)).repeat(stuff)]
-    first_thing = total = 1 + stuff * len(images)
-    things = settings.is_thing.take(guess)
-    starts = np.cumsum([0, *(len(image.runs) for image in images)])
+def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> PredictedComponents:
+    """Number the predicted components: of each image no class and stuff, then all things."""
+    kinds, total = 1 + len(settings.stuff), (1 + len(settings.stuff)) * len(images)
+    category = [np.array([0, *settings.stuff] * len(images), np.int64)]
+    image_of = [np.arange(len(images)).repeat(kinds)]
+    numbers, parts, classes, places = [], [], [], []
     for place, image in enumerate(images):
-        part = slice(starts[place], starts[place + 1])
-        table = settings.stuff_number + (settings.stuff_number > 0) * (place * stuff)
-        # -1, what is no class, takes the value of the last class and is corrected below.
-        table.take(image.guess, out=number[part], mode="wrap")
-        if image.number is not None:
-            # Found in the pixels; the others are found from the runs, all at once.
-            number[part] += np.where(image.number > 0, image.number + (total - 1), 0)
-            things[part] = False
+        number = settings.stuff_number.take(image.predicted)
+        if place:
+            number += place * kinds
+        numbers.append(number)
+        if image.number is None:
+            # From the runs, those of all images at once.
+            chosen = settings.is_thing.take(image.predicted).nonzero()[0]
+            parts.append((image.runs, chosen))
+            classes.append(image.predicted.take(chosen))
+            places.append(place)
+        else:
+            chosen = image.number.nonzero()[0]
+            number[chosen] = image.number.take(chosen) + (total - 1)
             category.append(image.class_of)
             image_of.append(np.full(len(image.class_of), place))
             total += len(image.class_of)
-    if guess.min(initial=0) < 0:
-        things[guess < 0], number[guess < 0] = False, 0
-    found, first = run_components(_stacked(images), guess, things, offset=total - 1)
-    number += found
-    category.append(guess.take(first))
-    image_of.append(starts.searchsorted(first, side="right") - 1)
-    return Components(number, np.concatenate(category), np.concatenate(image_of), first_thing)
+    if parts:
+        start, end, width = stack_runs(parts)
+        predicted = join(classes)
+        tree, first = run_components(start, end, predicted, width)
+        tree += total
+        ends = np.array([len(chosen) for _, chosen in parts]).cumsum()
+        begin = 0
+        for place, (_, chosen), stop in zip(places, parts, ends.tolist()):
+            numbers[place][chosen] = tree[begin:stop]
+            begin = stop
+        category.append(predicted.take(first))
+        image_of.append(np.array(places).take(ends.searchsorted(first, side="right")))
+    return PredictedComponents(join(numbers), join(category), join(image_of), kinds * len(images))
 
 
-def join(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenate; a single array is taken as it is."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _stacked(images: Sequence[ImageRuns]) -> RunStarts:
-    """Put the runs of the images below one another, with an empty row between them."""
-    width, row = 1 + max(image.runs.width for image in images), 0
-    start = np.empty(sum(len(image.runs) for image in images), np.int64)
-    end = 0
-    for image in images:
-        first, end = end, end + len(image.runs)
-        image.runs.place(width, row, start[first:end])
-        row += image.area // max(image.runs.width, 1) + 1
-    return RunStarts(width, start, join([image.runs.length for image in images]))
-
-
-def count_overlaps(components: Components, images: Sequence[ImageRuns]) -> Overlaps:
+def count_overlaps(components: PredictedComponents, images: Sequence[ImageRuns]) -> Overlaps:
     """Count the pixels of runs (R,) by component and region."""
-    sizes = [len(image.label) for image in images]
-    first = np.cumsum([0, *sizes]).tolist()
-    of_region, of_length = (
-        int(top).bit_length() for top in (first[-1], max(image.runs.width for image in images))
-    )
-    numbers = components.of_run << of_region
-    end = 0
-    for image, offset in zip(images, first):
-        start, end = end, end + len(image.runs)
-        numbers[start:end] += image.region
-        if offset:
-            numbers[start:end] += offset
+    regions = max(1, *(len(image.label) for image in images))
+    key = components.of_run * regions
+    key += join([image.region for image in images])
     length = join([image.runs.length for image in images])
-    if len(components.category).bit_length() + of_region + of_length <= _KEY_BITS:
-        # Everything in one number, as sorting numbers is faster than finding their order.
-        numbers <<= of_length
-        numbers |= length
-        numbers.sort()
-        key = numbers >> of_length
-        numbers &= (1 << of_length) - 1
+    size = len(components.category) * regions
+    if size <= _TABLE_PER_RUN * len(key):
+        sums = sum_by(key, length, size)
+        key = sums.nonzero()[0]
+        count = sums.take(key)
     else:
-        order = numbers.argsort(kind="stable")
-        key, numbers = numbers.take(order), length.take(order)
-    heads = changes(key)
-    count = np.add.reduceat(numbers, heads) if len(heads) else heads
-    key = key.take(heads)
-    return overlaps_of(key >> of_region, key & ((1 << of_region) - 1), count, images)
+        order = key.argsort()
+        key, length = key.take(order), length.take(order)
+        heads = changes(key)
+        count = np.add.reduceat(length, heads) if len(heads) else heads
+        key = key.take(heads)
+    component, region = np.divmod(key, regions)
+    if len(images) > 1:
+        first = np.cumsum([0, *(len(image.label) for image in images)])
+        region += first.take(components.image.take(component))
+    return overlaps_of(component, region, count, images)
 
 
 def overlaps_of(
     component: np.ndarray, region: np.ndarray, count: np.ndarray, images: Sequence[ImageRuns]
 ) -> Overlaps:
-    """Look up what the regions are; all int64 (E,)."""
-    label, instance = (join([getattr(x, name) for x in images]) for name in ("label", "instance"))
+    """Look up image, instance and label of regions; all int64 (E,)."""
+    label = join([image.label for image in images])
+    instance = join([image.instance for image in images])
     image = np.arange(len(images)).repeat([len(image.label) for image in images])
     return Overlaps(
         component, region, image.take(region), instance.take(region), label.take(region), count
     )
+
+
+def charge_instances(
+    size: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    components: PredictedComponents,
+    records: dict[str, np.ndarray],
+    *,
+    truncate: bool,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Charge components to the instances of their class that they overlap.
+
+    Args:
+        size: int64 (K,), counted pixels of each component.
+        pairs: component, record and pixels of each overlap of a component with an instance of
+            its class, int64 (E,), ascending by component.
+        components: the predicted components.
+        records: columns of the records.
+        truncate: cut each share of the pixels outside the overlap to an integer.
+
+    Returns:
+        Columns of the records and of the unmatched components.
+    """
+    component, record, count = pairs
+    total = len(records["pixels"])
+    overlap = sum_by(component, count, len(size))
+    surplus, overlapped = (size - overlap).take(component), overlap.take(component)
+    whole, rest = np.divmod(surplus * count, overlapped)
+    if truncate:
+        # The authors cut a floating-point product, which may be just short of a whole number.
+        whole = (count / overlapped * surplus).astype(np.int64)
+    intersection = sum_by(record, count, total)
+    charged = (intersection + sum_by(record, whole, total)).astype(np.float64)
+    if not truncate:
+        _add_fractions(charged, record, rest, overlapped)
+    unmatched = (overlap == 0) & (size > 0)
+    unmatched[: components.first_thing] = False
+    unmatched = unmatched.nonzero()[0]
+    return {
+        **records,
+        "intersection": intersection,
+        "charged": charged,
+        "components": np.bincount(record, minlength=total),
+        "shared": _count_sharing(component, record, total),
+    }, {
+        "image": components.image.take(unmatched),
+        "category_id": components.category.take(unmatched),
+        "area": size.take(unmatched),
+    }
+
+
+def _count_sharing(component: np.ndarray, record: np.ndarray, length: int) -> np.ndarray:
+    """Count the other instances that each instance (T,) shares a component with.
+
+    ``component`` ascends; both are int64 (E,).
+    """
+    shared = np.zeros(length, np.int64)
+    size = np.bincount(component, minlength=1)
+    joint = (size[component] > 1).nonzero()[0]
+    if len(joint) == 0:
+        return shared
+    component, record = component[joint], record[joint]
+    shared[record] = size[component] - 1
+    # Two instances may share several components, but count once.
+    groups: dict[int, set[int]] = {}
+    for pair in np.flatnonzero(np.bincount(record, minlength=length)[record] > 1).tolist():
+        start, end = np.searchsorted(component, [component[pair], component[pair] + 1]).tolist()
+        groups.setdefault(int(record[pair]), set()).update(record[start:end].tolist())
+    for one, group in groups.items():
+        shared[one] = len(group) - 1
+    return shared
+
+
+def _add_fractions(
+    charged: np.ndarray, record: np.ndarray, rest: np.ndarray, overlap: np.ndarray
+) -> None:
+    """Add Σ rest / overlap to ``charged``, in place and rounded once.
+
+    Integer arithmetic makes the sum independent of the order of components, so that a mirrored
+    image gets the same bits. Only components that several instances share have a rest.
+    """
+    where = rest.nonzero()[0]
+    sums: dict[int, tuple[int, int]] = {}
+    for one, above, below in zip(*(x[where].tolist() for x in (record, rest, overlap))):
+        other, common = sums.get(one, (0, 1))
+        whole = math.lcm(common, below)
+        sums[one] = other * (whole // common) + above * (whole // below), whole
+    for one, (above, below) in sums.items():
+        # A quotient of Python's integers is rounded once.
+        charged[one] = (int(charged[one]) * below + above) / below

@@ -1,24 +1,161 @@
-"""The record tables, the one data structure of evaluation: instances, false-positive blobs, pixels.
+"""Record tables of instances, unmatched components and pixels; size bins.
 
-Sizes, class means, outcomes and intervals are functions of them; none needs the maps again.
-Shapes: R number of instance records; B number of blobs; P number of pixel records; C number of
-classes.
+Class means, outcomes and intervals are functions of the tables; none needs the maps again.
+Shapes: R number of records; B number of unmatched components; P number of pixel records; C number
+of classes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
 
-from d2_smallobj.metrics.sizes import COCO_SIZE_BINS, as_size_bins
-
 FOUND_IOU = 0.5
 """IoU from which an instance counts as found."""
 
+_RELATIVE = "relative:"
+_SYNTAX = (
+    "'coco', 'S:1024,M:9216,L:inf' (pixels) or 'relative:S:0.01,M:0.1,L:1' (share of the image)"
+)
+
+_DTYPES = {"image_id": np.str_, "charged": np.float64}
+
 _Table = TypeVar("_Table", bound="_Columns")
+
+
+class SizeBins(Mapping[str, float]):
+    """Exclusive upper bounds by bin name, ascending; a mapping, as a plain dict of pixels is.
+
+    An instance falls into the first bin whose bound exceeds its area (``relative=False``), or
+    its area divided by the number of pixels of the image, ignored ones included
+    (``relative=True``; a bound of 1 takes in an instance that fills the image, too).
+
+    Args:
+        bounds: upper bound by name.
+        relative: whether bounds are shares of the image, in (0, 1] or inf, instead of pixels.
+
+    Raises:
+        ValueError: if there is no bin, a bound is not above the one before it (the first: above
+            0), or a share exceeds 1.
+
+    Example:
+        >>> bins = SizeBins({"tiny": 0.01, "rest": 1}, relative=True)
+        >>> bins.positions([99, 100, 10000], 10000).tolist()
+        [0, 1, 1]
+    """
+
+    def __init__(self, bounds: Mapping[str, float], *, relative: bool = False) -> None:
+        self._bounds = {str(name): float(bound) for name, bound in bounds.items()}
+        self.relative = relative
+        limits = [0.0, *self._bounds.values()]
+        if len(limits) == 1 or not all(low < high for low, high in zip(limits, limits[1:])):
+            raise ValueError(
+                f"bins must map names to ascending upper bounds, got {dict(self._bounds)}"
+            )
+        wrong = [bound for bound in limits if relative and 1 < bound < math.inf]
+        if wrong:
+            raise ValueError(
+                f"bins: a relative bound is a share of the image and at most 1, got {wrong}"
+            )
+
+    def __getitem__(self, name: str) -> float:
+        return self._bounds[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bounds)
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return list(self.items()) == list(other.items()) and self.relative == getattr(
+            other, "relative", False
+        )
+
+    def __hash__(self) -> int:
+        return hash((tuple(self._bounds.items()), self.relative))
+
+    def __repr__(self) -> str:
+        return f"SizeBins({self._bounds}, relative={self.relative})"
+
+    def __str__(self) -> str:
+        """The text that :func:`parse_size_bins` reads back."""
+        parts = [f"{name}:{_plain(bound)}" for name, bound in self._bounds.items()]
+        return (_RELATIVE if self.relative else "") + ",".join(parts)
+
+    def positions(self, area: np.ndarray, image_area: np.ndarray | int) -> np.ndarray:
+        """Find the bin of every area.
+
+        Args:
+            area: (R,) pixels.
+            image_area: (R,) or one number, pixels of the image, for relative bins.
+
+        Returns:
+            int64 (R,), position of the first bin whose bound exceeds the area; ``len(self)`` if
+            none does.
+        """
+        bounds = np.array(list(self._bounds.values()))
+        if not self.relative:
+            return np.searchsorted(bounds, area, side="right")
+        # Nothing is larger than its image, so a share of 1 is no limit.
+        bounds[bounds == 1] = math.inf
+        return np.searchsorted(bounds, np.divide(area, image_area), side="right")
+
+
+# docs/method.md#sizes: S < 32², M < 96², L the rest.
+COCO_SIZE_BINS = SizeBins({"S": 32.0**2, "M": 96.0**2, "L": math.inf})
+
+
+def as_size_bins(bins: Mapping[str, float]) -> SizeBins:
+    """Take a plain mapping for absolute bins."""
+    return bins if isinstance(bins, SizeBins) else SizeBins(bins)
+
+
+def parse_size_bins(text: str) -> SizeBins:
+    """Read bins from an option's text.
+
+    Args:
+        text: ``coco``; or ``NAME:BOUND`` pairs separated by commas, bounds ascending, in pixels
+            (a number or ``inf``); with ``relative:`` in front, as shares of the image.
+
+    Returns:
+        The bins; ``str()`` of them gives the pairs back.
+
+    Raises:
+        ValueError: if the text has another form, a name comes twice, or bounds do not ascend.
+
+    Example:
+        >>> dict(parse_size_bins("S:1024,L:inf"))
+        {'S': 1024.0, 'L': inf}
+    """
+    text = text.strip()
+    if text.lower() == "coco":
+        return COCO_SIZE_BINS
+    relative = text.startswith(_RELATIVE)
+    bounds: dict[str, float] = {}
+    for pair in text[len(_RELATIVE) if relative else 0 :].split(","):
+        name, _, number = pair.strip().partition(":")
+        try:
+            bound = float(number)
+        except ValueError:
+            bound = math.nan
+        if not name or math.isnan(bound):
+            raise ValueError(f"size bins: expected {_SYNTAX}, got {pair!r} in {text!r}")
+        if name in bounds:
+            raise ValueError(f"size bins: duplicate bin name {name!r} in {text!r}")
+        bounds[name] = bound
+    return SizeBins(bounds, relative=relative)
+
+
+def _plain(bound: float) -> str:
+    """A bound without a superfluous ``.0``."""
+    return str(int(bound)) if bound.is_integer() else repr(bound)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +163,9 @@ class _Columns:
     """A table as a struct of equally long one-dimensional arrays."""
 
     def __post_init__(self) -> None:
-        """Check that all columns are arrays of one length.
-
-        Raises:
-            ValueError: if a column is not one-dimensional or differs in length.
-        """
-        columns = self.__dict__.values()
-        if len({np.shape(column) for column in columns}) != 1 or np.ndim(self.image_id) != 1:
+        """Check that all columns are one-dimensional arrays of one length."""
+        lengths = {getattr(column, "shape", None) for column in self.__dict__.values()}
+        if lengths != {(len(self.image_id),)}:
             shapes = {name: np.shape(column) for name, column in self.columns().items()}
             raise ValueError(
                 f"columns of {type(self).__name__} must share one length, got {shapes}"
@@ -55,18 +188,15 @@ class _Columns:
         return type(self)(**{name: column[index] for name, column in self.columns().items()})
 
     def size_of(self, bins: Mapping[str, float] = COCO_SIZE_BINS) -> np.ndarray:
-        """Find the size bin of every record.
+        """Find the size bin of every record, stuff included.
 
         Args:
             bins: exclusive upper bounds by bin name, ascending: a mapping to pixels of ``area``,
-                or :class:`d2_smallobj.metrics.sizes.SizeBins`, which may be shares of the image.
+                or :class:`SizeBins`, which may be shares of the image.
 
         Returns:
-            int64 (R,), position of the first bin in ``bins`` whose bound exceeds the area;
-            ``len(bins)`` if none does. Stuff is binned like any other record.
-
-        Raises:
-            ValueError: if the bounds do not ascend.
+            int64 (R,), position of the first bin whose bound exceeds the area; ``len(bins)`` if
+            none does.
         """
         columns = self.columns()
         return as_size_bins(bins).positions(columns["area"], columns["image_area"])
@@ -81,7 +211,9 @@ class _Columns:
         names = cls.names()
         if set(columns) != set(names):
             raise ValueError(f"columns must be {names}, got {sorted(columns)}")
-        return cls(**{name: np.asarray(columns[name], _dtype(name)) for name in names})
+        return cls(
+            **{name: np.asarray(columns[name], _DTYPES.get(name, np.int64)) for name in names}
+        )
 
     @classmethod
     def concatenate(cls: type[_Table], tables: Iterable[_Table]) -> _Table:
@@ -141,14 +273,13 @@ class InstanceTable(_Columns):
         return self.instance_id != 0
 
     def sorted(self) -> InstanceTable:
-        """Order by (image, category, instance), so that the way it was gathered leaves no trace."""
-        keys = (self.instance_id, self.category_id, self.image_id)
-        return self.select(np.lexsort(keys))
+        """Order by (image, category, instance)."""
+        return self.select(np.lexsort((self.instance_id, self.category_id, self.image_id)))
 
 
 @dataclasses.dataclass(frozen=True)
 class BlobTable(_Columns):
-    """False-positive blobs: predicted components that overlap no instance of their class.
+    """Unmatched components: predicted ones that overlap no instance of their class.
 
     IA-IoU does not see them (a component that overlaps nothing is charged to nobody), so they
     are reported beside it. Thing classes only, those without any instance in the image included.
@@ -166,7 +297,7 @@ class BlobTable(_Columns):
     image_area: np.ndarray
 
     def sorted(self) -> BlobTable:
-        """Order by (image, category, area): equal blobs cannot be told apart."""
+        """Order by (image, category, area)."""
         return self.select(np.lexsort((self.area, self.category_id, self.image_id)))
 
 
@@ -214,8 +345,3 @@ class PixelTable(_Columns):
         present = np.flatnonzero(truth + predicted)
         names = np.full(len(present), image_id)
         return cls(names, present, hit[present], truth[present], predicted[present])
-
-
-def _dtype(column: str) -> type:
-    """dtype of a column."""
-    return {"image_id": np.str_, "charged": np.float64}.get(column, np.int64)

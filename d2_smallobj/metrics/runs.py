@@ -1,4 +1,4 @@
-"""Label maps as horizontal runs of equal pixels: every later step touches runs, not pixels.
+"""Label maps as horizontal runs of equal pixels, and their 8-connected components.
 
 A segmentation map of 500 x 375 pixels has some 3,000 runs, so that counting and connecting them
 costs less than counting its pixels once does.
@@ -9,6 +9,7 @@ Shapes: H, W image height and width; R number of runs; K number of components.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,11 +19,13 @@ class Runs:
     """Horizontal runs of pixels that cover an image, in raster order.
 
     Attributes:
+        height: H.
         width: W.
         start: int64 (R,), flat index of the first pixel.
         length: int64 (R,), number of pixels; no run goes on in the next row.
     """
 
+    height: int
     width: int
     start: np.ndarray
     length: np.ndarray
@@ -30,82 +33,55 @@ class Runs:
     def __len__(self) -> int:
         return len(self.start)
 
-    def starts(self) -> RunStarts:
-        """Place the runs in a map that is one column wider, so that ends of rows do not touch."""
-        start = np.empty(len(self), np.int64)
-        self.place(self.width + 1, 0, start)
-        return RunStarts(self.width + 1, start, self.length)
-
-    def place(self, width: int, first_row: int, start: np.ndarray) -> None:
-        """Write the flat index of each run's first pixel in a wider map.
-
-        Args:
-            width: columns of that map, more than :attr:`width`.
-            first_row: row of that map in which the image begins.
-            start: int64 (R,), written.
-        """
-        np.floor_divide(self.start, max(self.width, 1), out=start)
-        start *= width - self.width
-        start += self.start
-        start += first_row * width
-
     def sample(self, labels: np.ndarray) -> np.ndarray:
         """Read a (H, W) integer map that is constant on each run: int64 (R,)."""
         return labels.ravel().take(self.start).astype(np.int64)
 
 
-@dataclasses.dataclass(frozen=True)
-class RunStarts:
-    """Runs of one or more images in a map whose last column stays empty.
-
-    Attributes:
-        width: number of columns.
-        start: int64 (R,), ascending, flat index of the first pixel.
-        length: int64 (R,), number of pixels.
-    """
-
-    width: int
-    start: np.ndarray
-    length: np.ndarray
-
-
 def find_runs(*maps: np.ndarray) -> Runs:
-    """Cut an image into the longest runs on which none of the maps changes.
-
-    Args:
-        maps: (H, W) integer arrays of one shape, at least one.
-
-    Returns:
-        The runs.
-    """
-    width, size = maps[0].shape[1], maps[0].size
+    """Cut an image into the longest runs on which none of the integer maps (H, W) changes."""
+    height, width = maps[0].shape
+    size = height * width
     if size == 0:
-        return Runs(width, np.zeros(0, np.int64), np.zeros(0, np.int64))
-    changed = np.empty(size, bool)
-    inner = changed[1:]
-    other = np.empty_like(inner)
+        return Runs(height, width, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    # Bytes that are not 0 where a run begins, filled up to whole words.
+    changed = np.zeros(size + -size % 8, np.uint8)
+    inner, other = changed[1:size], np.empty(size - 1, np.uint8)
     for number, labels in enumerate(maps):
-        flat = labels.ravel()
-        np.not_equal(flat[1:], flat[:-1], out=other if number else inner)
+        flat, out = labels.ravel(), other if number else inner
+        if flat.dtype == np.uint8:
+            np.bitwise_xor(flat[1:], flat[:-1], out=out)
+        else:
+            np.not_equal(flat[1:], flat[:-1], out=out.view(bool))
         if number:
-            np.logical_or(inner, other, out=inner)
-    changed[::width] = True
-    start = changed.nonzero()[0]
+            np.bitwise_or(inner, other, out=inner)
+    changed[:size:width] = 1
+    start = _nonzero_bytes(changed)
     length = np.empty_like(start)
     np.subtract(start[1:], start[:-1], out=length[:-1])
     length[-1] = size - start[-1]
-    return Runs(width, start, length)
+    return Runs(height, width, start, length)
+
+
+def _nonzero_bytes(values: np.ndarray) -> np.ndarray:
+    """Find the bytes, uint8 (8 n,), that are not 0, by words of eight if they are few."""
+    words = values.view(np.uint64)
+    filled = (words != 0).nonzero()[0]
+    if 4 * len(filled) > len(words):
+        return (values != 0).nonzero()[0]
+    place = (words.take(filled).view(np.uint8) != 0).nonzero()[0]
+    found = filled.take(place >> 3)
+    found <<= 3
+    place &= 7
+    found += place
+    return found
 
 
 def pixel_components(labels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the 8-connected components of all wanted labels at once, pixel by pixel.
+    """Number the 8-connected components of wanted pixels, bool (H, W), in labels (H, W).
 
-    Finds what :func:`run_components` finds; faster where most runs are short, as then few of
-    them touch another one of their label.
-
-    Args:
-        labels: (H, W) integers.
-        wanted: bool (H, W), pixels to look at; equal labels are wanted or unwanted together.
+    Faster than :func:`run_components` where most runs are short, as few of them touch then. Equal
+    labels are wanted or unwanted together.
 
     Returns:
         int64 (H, W), number 1..K of each pixel's component, 0 where not wanted; and int64 (K,), the
@@ -141,48 +117,75 @@ def pixel_components(labels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray
     return number.reshape(labels.shape), runs.sample(labels)
 
 
-def run_components(
-    runs: RunStarts, labels: np.ndarray, wanted: np.ndarray, *, offset: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Number the 8-connected components of all wanted labels at once.
+def stack_runs(
+    parts: Sequence[tuple[Runs, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Put runs of several images below one another in one map, with an empty row between them.
 
     Args:
-        runs: R runs; a row of equal labels may be cut into several.
-        labels: int64 (R,), label of each; pixels of different labels never join.
-        wanted: bool (R,), runs to look at; equal labels are wanted or unwanted together.
-        offset: added to the numbers of the components.
+        parts: runs of each image, and positions of those to take, ascending.
 
     Returns:
-        int64 (R,), number 1..K of each run's component, 0 where not wanted; and int64 (K,), a run
-        of each component. Numbers are in no particular order.
+        int64 (R,), flat index of the first pixel of each run taken, and after its last pixel; and
+        the columns of the map, of which the last is empty, so that ends of rows do not touch.
     """
-    number = np.zeros(len(labels), np.int64)
-    chosen = wanted.nonzero()[0]
-    if len(chosen) == 0:
-        return number, np.zeros(0, np.int64)
-    label, start = labels.take(chosen), runs.start.take(chosen)
-    end = start + runs.length.take(chosen)
+    width = 1 + max(runs.width for runs, _ in parts)
+    starts, ends, row = [], [], 0
+    for runs, chosen in parts:
+        start = runs.start.take(chosen)
+        place = start // max(runs.width, 1)
+        place *= width - runs.width
+        place += start
+        place += row * width
+        starts.append(place)
+        ends.append(place + runs.length.take(chosen))
+        row += runs.height + 1
+    return join(starts), join(ends), width
+
+
+def run_components(
+    start: np.ndarray, end: np.ndarray, label: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number the 8-connected components of runs; those of different labels never join.
+
+    Args:
+        start: int64 (R,), ascending, flat index of the first pixel; a row of equal labels may
+            be cut into several runs.
+        end: int64 (R,), flat index after the last pixel.
+        label: int64 (R,).
+        width: number of columns, of which the last is empty.
+
+    Returns:
+        int64 (R,), number 0..K-1 of each run's component, and int64 (K,), a run of each component.
+        Numbers are in no particular order.
+    """
+    if len(start) == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     # Put together what other maps have cut.
-    apart = np.empty(len(chosen), bool)
+    apart = np.empty(len(start), bool)
     apart[0] = True
     np.not_equal(label[1:], label[:-1], out=apart[1:])
     apart[1:] |= start[1:] != end[:-1]
     heads = apart.nonzero()[0]
     parts = np.empty_like(heads)
     np.subtract(heads[1:], heads[:-1], out=parts[:-1])
-    parts[-1] = len(chosen) - heads[-1]
+    parts[-1] = len(start) - heads[-1]
     label, start, end = label.take(heads), start.take(heads), end.take(heads + (parts - 1))
-    repeats = _repeats(start, end, label, runs.width)
+    repeats = _repeats(start, end, label, width)
     if repeats is None:
-        tree, roots = _join(len(heads), *_touching(start, end, label, runs.width))
+        tree, roots = _join(len(heads), *_touching(start, end, label, width))
     else:
         # Rows like the one above them add no component; they get the numbers of that row.
         kept, place, moved = repeats
         start, end = start.take(kept) - moved, end.take(kept) - moved
-        tree, roots = _join(len(kept), *_touching(start, end, label.take(kept), runs.width))
+        tree, roots = _join(len(kept), *_touching(start, end, label.take(kept), width))
         tree, roots = tree.take(place), kept.take(roots)
-    number[chosen] = (tree + (offset + 1)).repeat(parts)
-    return number, chosen.take(heads.take(roots))
+    return tree.repeat(parts), heads.take(roots)
+
+
+def join(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenate; a single array is taken as it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def changes(values: np.ndarray) -> np.ndarray:
@@ -197,12 +200,6 @@ def _repeats(
     start: np.ndarray, end: np.ndarray, label: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Find rows that repeat the row above them, as maps enlarged to the nearest pixel have.
-
-    Args:
-        start: int64 (R,), ascending, flat index of the first pixel.
-        end: int64 (R,), flat index after the last pixel.
-        label: int64 (R,).
-        width: number of columns, of which the last is empty.
 
     Returns:
         ``None`` if such rows are not the greater part. Otherwise positions of the runs of the rows
@@ -236,14 +233,7 @@ def _repeats(
 def _touching(
     start: np.ndarray, end: np.ndarray, label: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (upper run, lower run) of one label that touch by an edge or a corner.
-
-    Args:
-        start: int64 (R,), ascending, flat index of the first pixel.
-        end: int64 (R,), flat index after the last pixel.
-        label: int64 (R,).
-        width: number of columns, of which the last is empty.
-    """
+    """Find pairs (upper run, lower run) of one label that touch by an edge or a corner."""
     above = end.searchsorted(start - width)
     count = start.searchsorted(end - width, side="right") - above
     lower = np.arange(len(start)).repeat(count)
@@ -254,11 +244,7 @@ def _touching(
 
 
 def _join(length: int, upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Join the nodes 0..length-1 by edges (upper, lower), upper < lower.
-
-    Returns:
-        int64 (length,), number 0..K-1 of each node's tree, and int64 (K,), a node of each.
-    """
+    """Join nodes by edges, upper < lower: number (length,) of each node's tree, a node of each."""
     parent = np.arange(length)
     # Each run hangs on one above it (the last that is written stays), which makes trees ...
     parent[lower] = upper
@@ -275,7 +261,7 @@ def _join(length: int, upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray
 
 
 def _join_trees(length: int, one: np.ndarray, two: np.ndarray) -> np.ndarray | None:
-    """Root of each tree, int64 (length,), when trees are joined by edges; ``None`` if none is."""
+    """Find each tree's root (length,) after joining trees by edges; ``None`` if nothing joins."""
     parent, downwards = None, False
     apart = one != two
     while apart.any():

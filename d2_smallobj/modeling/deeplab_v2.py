@@ -35,8 +35,8 @@ _FEATURES = ("stem", "res2", "res3", "res4", "res5")
 class CeilPoolStem(BasicStem):
     """detectron2's stem, with the sizes after the max pooling rounded up.
 
-    kazuto1011/deeplab-pytorch, where the recipe comes from, does so: the crop of 321 gives logit
-    maps of 41, and at the scales 0.5 and 0.75 of 21 and 31.
+    kazuto1011/deeplab-pytorch does so: at the scales 0.5 and 0.75 the recipe's crop of 321 gives
+    logit maps of 21 and 31.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -50,12 +50,8 @@ class DilatedBasicBlock(CNNBlockBase):
 
     Parameter names are those of ``detectron2.modeling.backbone.BasicBlock``: checkpoints load.
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        stride: stride of the first convolution.
-        dilation: dilation of both convolutions.
-        norm: name of the normalisation, see ``detectron2.layers.get_norm``.
+    ``stride`` is that of the first convolution, ``dilation`` that of both; ``norm`` names a
+    normalisation of ``detectron2.layers.get_norm``.
     """
 
     def __init__(
@@ -119,13 +115,9 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
     in_channels, stride = options.STEM_OUT_CHANNELS, _STEM_STRIDE
     dilation = 1
     for index, num_blocks in enumerate(BLOCKS_PER_STAGE[options.DEPTH]):
-        first_stride = 1
-        if index > 0:
-            if stride * 2 <= cfg.SMALLOBJ.OUTPUT_STRIDE:
-                first_stride = 2
-                stride *= 2
-            else:
-                dilation *= 2
+        first_stride = 2 if index > 0 and stride * 2 <= cfg.SMALLOBJ.OUTPUT_STRIDE else 1
+        stride *= first_stride
+        dilation *= 2 if index > 0 and first_stride == 1 else 1
         out_channels = options.RES2_OUT_CHANNELS * 2**index
         stages.append(
             ResNet.make_stage(
@@ -139,12 +131,8 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
             )
         )
         in_channels = out_channels
-    return ResNet(
-        stem,
-        stages,
-        out_features=options.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
+    return ResNet(stem, stages, out_features=options.OUT_FEATURES, freeze_at=freeze_at)
 
 
 def _block_arguments(cfg: CfgNode, stage: int) -> dict:
@@ -201,14 +189,9 @@ class DeepLabV2Head(nn.Module):
         self.common_stride = input_shape[in_feature].stride
         self.loss = loss
         self.ignore_value = ignore_value
+        channels = input_shape[in_feature].channels
         self.aspp = nn.ModuleList(
-            nn.Conv2d(
-                input_shape[in_feature].channels,
-                num_classes,
-                3,
-                padding=dilation,
-                dilation=dilation,
-            )
+            nn.Conv2d(channels, num_classes, 3, padding=dilation, dilation=dilation)
             for dilation in dilations
         )
         for convolution in self.aspp:
@@ -218,20 +201,20 @@ class DeepLabV2Head(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         """Map config keys to constructor arguments."""
-        features = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
-        if len(features) != 1:
+        head = cfg.MODEL.SEM_SEG_HEAD
+        if len(head.IN_FEATURES) != 1:
             raise ValueError(
                 "MODEL.SEM_SEG_HEAD.IN_FEATURES must name one backbone output for DeepLabV2Head, "
-                f"got {list(features)}"
+                f"got {list(head.IN_FEATURES)}"
             )
         return {
             "input_shape": input_shape,
-            "in_feature": features[0],
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "in_feature": head.IN_FEATURES[0],
+            "num_classes": head.NUM_CLASSES,
             "dilations": cfg.SMALLOBJ.ASPP_DILATIONS,
             "init_std": cfg.SMALLOBJ.ASPP_INIT_STD,
             "loss": None if brings_a_loss(cfg) else build_loss(cfg),
-            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "ignore_value": head.IGNORE_VALUE,
         }
 
     def layers(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -20,19 +20,18 @@ from detectron2.config import CfgNode
 
 
 class MultiViewInference(nn.Module):
-    """Averages a model's predictions over scales and mirrored copies, and refines them.
+    """Average a model's predictions over scales and mirrored copies, and refine them.
 
-    The model may be any of detectron2's that answers with ``sem_seg`` logits; it need not be
-    ours. Training passes through unchanged.
+    Training passes through unchanged.
 
     Args:
-        model: answers dataset dicts with ``{"sem_seg": (K, H', W') logits}``.
+        model: any that answers dataset dicts with ``{"sem_seg": (K, H', W') logits}``.
         scales: factors on the size of the input, each > 0.
-        flip: whether every scale is predicted mirrored too.
+        flip: predict every scale mirrored too.
         average: ``"softmax"``: the mean of the views' probabilities; ``"logits"``: the softmax of
             their mean logits.
-        refine: called with probabilities float32 (K, H', W') and the image uint8 (H', W', 3),
-            returns refined probabilities; None: nothing is refined.
+        refine: from probabilities float32 (K, H', W') and the image uint8 (H', W', 3) to refined
+            probabilities; None: nothing is refined.
     """
 
     def __init__(
@@ -62,12 +61,14 @@ class MultiViewInference(nn.Module):
                 ``height`` and ``width`` of the output, H' and W'.
 
         Returns:
-            The model's answers to the first view, with ``sem_seg`` replaced by probabilities,
-            float32 (K, H', W').
+            The model's answers to the first view, but ``sem_seg`` is probabilities, float32
+            (K, H', W').
         """
         if self.training:
             return self.model(batched_inputs)
-        sized = [_with_output_size(x) for x in batched_inputs]
+        sized = [
+            {**dict(zip(("height", "width"), x["image"].shape[-2:])), **x} for x in batched_inputs
+        ]
         outputs: list[dict[str, Any]] = []
         totals: list[torch.Tensor] = []
         for scale, mirrored in self.views:
@@ -81,7 +82,7 @@ class MultiViewInference(nn.Module):
         ]
 
     def _scores(self, logits: torch.Tensor, mirrored: bool) -> torch.Tensor:
-        """What is averaged of one view, in the direction of the image."""
+        """Scores of one view to be averaged, turned back if it was mirrored."""
         scores = logits.float()
         scores = scores.softmax(dim=0) if self.average == "softmax" else scores.clone()
         return scores.flip(-1) if mirrored else scores
@@ -97,12 +98,12 @@ class MultiViewInference(nn.Module):
 
 
 def build_inference(cfg: CfgNode, model: nn.Module, *, always: bool = False) -> nn.Module:
-    """The model as ``SMALLOBJ.TEST`` wants it to predict.
+    """Wrap a model as ``SMALLOBJ.TEST`` asks.
 
     Args:
         cfg: the config.
         model: any of detectron2's semantic models, wrapped in DDP or not.
-        always: whether it shall answer with probabilities in any case.
+        always: wrap it in any case, so that it answers with probabilities.
 
     Returns:
         A :class:`MultiViewInference`; ``model`` itself, which answers with logits, when the keys
@@ -122,23 +123,10 @@ def build_inference(cfg: CfgNode, model: nn.Module, *, always: bool = False) -> 
 
 
 def build_crf(cfg: CfgNode) -> DenseCrf:
-    """The CRF that ``SMALLOBJ.TEST.CRF`` describes, enabled or not."""
-    node = cfg.SMALLOBJ.TEST
-    return DenseCrf(
-        CrfOptions(
-            iterations=node.CRF.ITERATIONS,
-            gaussian_sxy=node.CRF.GAUSSIAN_SXY,
-            gaussian_weight=node.CRF.GAUSSIAN_WEIGHT,
-            bilateral_sxy=node.CRF.BILATERAL_SXY,
-            bilateral_srgb=node.CRF.BILATERAL_SRGB,
-            bilateral_weight=node.CRF.BILATERAL_WEIGHT,
-        )
-    )
-
-
-def _with_output_size(x: dict[str, Any]) -> dict[str, Any]:
-    height, width = x["image"].shape[-2:]
-    return {"height": height, "width": width, **x}
+    """Build the CRF of ``SMALLOBJ.TEST.CRF``, enabled or not."""
+    options = {key.lower(): value for key, value in cfg.SMALLOBJ.TEST.CRF.items()}
+    del options["enabled"]
+    return DenseCrf(CrfOptions(**options))
 
 
 def _view(x: dict[str, Any], scale: float, mirrored: bool) -> dict[str, Any]:

@@ -106,9 +106,8 @@ class SizeBalancedSegmentor(nn.Module):
         Returns:
             A dict of scalar losses, or one ``{"sem_seg": (K, height, width) logits}`` an image.
         """
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-                  for x in batched_inputs]  # fmt: skip
-        images = self._pad(images, 0.0)
+        images = [x["image"].to(self.device) for x in batched_inputs]
+        images = self._pad([(x - self.pixel_mean) / self.pixel_std for x in images], 0.0)
         if self.training:
             return self.training_losses(batched_inputs, images.tensor)
         outputs = []
@@ -121,10 +120,12 @@ class SizeBalancedSegmentor(nn.Module):
     def training_losses(
         self, batched_inputs: Sequence[dict[str, Any]], images: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The losses of a training batch and its normalised images (N, 3, H, W)."""
-        labels = self._labels(batched_inputs)
-        weights = self._size_weights(batched_inputs)
-        return self.losses(self.logits(images), labels, weights)
+        """One loss per logit map of a training batch, and its normalised images (N, 3, H, W)."""
+        labels, weights = self._labels(batched_inputs), self._size_weights(batched_inputs)
+        return {
+            f"loss_sem_seg{suffix}": self.loss(x, labels, weights_for(x, weights))
+            for suffix, x in self.logits(images).items()
+        }
 
     def output(self, scores: torch.Tensor) -> dict[str, torch.Tensor]:
         """The prediction of one image from its :meth:`upsampled_scores` at its own size."""
@@ -150,21 +151,6 @@ class SizeBalancedSegmentor(nn.Module):
         ]
         maps["_max"] = torch.stack(resized).amax(dim=0)
         return maps
-
-    def losses(
-        self,
-        logits: dict[str, torch.Tensor],
-        labels: torch.Tensor,
-        size_weights: torch.Tensor | dict[tuple[int, int], torch.Tensor] | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """One loss per logit map (N, K, h, w) on labels (N, H, W).
-
-        ``size_weights`` are (N, H, W) for all maps, or by (h, w), (N, h, w); see the loss.
-        """
-        return {
-            f"loss_sem_seg{suffix}": self.loss(x, labels, weights_for(x, size_weights))
-            for suffix, x in logits.items()
-        }
 
     def upsampled_scores(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, H, W) of images (N, 3, H, W); the maximum map under MSC."""
@@ -202,19 +188,17 @@ class SizeBalancedSegmentor(nn.Module):
 
     def _pad(self, tensors: list[torch.Tensor], pad_value: float) -> ImageList:
         """Pad to one size that the backbone takes."""
+        backbone = self.backbone
         return ImageList.from_tensors(
-            tensors,
-            self.backbone.size_divisibility,
-            pad_value,
-            self.backbone.padding_constraints,
+            tensors, backbone.size_divisibility, pad_value, backbone.padding_constraints
         )
 
 
 def _rescale(images: torch.Tensor, scale: float) -> torch.Tensor:
     """Images of ``scale`` times the size, rounded down, at least one pixel."""
     size = [max(1, math.floor(side * scale)) for side in images.shape[-2:]]
-    # Output pixel i is sampled at (i + 1/2) / scale, as the released code does: given the size
-    # alone, a side of 321 halved to 160 would be sampled at steps of 321 / 160.
+    # Output pixel i is sampled at (i + 1/2) / scale, as in the released code; given the size alone,
+    # a side of 321 halved to 160 would be sampled at steps of 321 / 160.
     if all(side * scale >= 1 for side in images.shape[-2:]):
         return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
@@ -284,13 +268,8 @@ _known_sizes: dict[str, LogitSizes] = {}
 def logit_sizes(cfg: CfgNode) -> LogitSizes:
     """Find the sizes of a model's logit maps by running it on tensors without memory.
 
-    So the loader's workers can make the size weights of any head's logits from the config alone.
-
-    Args:
-        cfg: the config; its meta-architecture should be ``SizeBalancedSegmentor`` or derived.
-
-    Returns:
-        No maps for other architectures, and where an operation needs real tensors.
+    The config is all that is needed, for any head. No maps are found for architectures other than
+    ``SizeBalancedSegmentor``, and where an operation needs real tensors.
     """
     key = cfg.dump()
     if key not in _known_sizes:

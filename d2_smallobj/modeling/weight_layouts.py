@@ -14,22 +14,21 @@ from collections.abc import Callable, Iterable, Sequence
 from detectron2.config import CfgNode
 
 # Published means of one data set differ by under a level, another channel order by twenty.
-_MEAN_TOLERANCE = 3.0
-_STD_TOLERANCE = 3.0
-# What training code wraps a network in; none of these is part of a layout.
+_TOLERANCE = 3.0
+# Prefixes that training code adds to a network's names; none is part of a layout.
 _WRAPPERS = re.compile(r"^(?:(?:module|model|net|encoder|backbone|base|scale)\.)+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
-    """What a net was trained on: the config must feed it the same.
+    """Input and geometry that a net was trained with; the config must give it the same.
 
     Attributes:
         image_format: ``"BGR"`` or ``"RGB"``.
         pixel_mean: per channel in that order, 0..255.
         pixel_std: per channel in that order.
-        stride_in_1x1: whether the first 1x1 convolution of a bottleneck has its stride.
-        stem_pool_ceil: whether the stem's pooling rounds sizes up; None: not known to matter.
+        stride_in_1x1: true if the first 1x1 convolution of a bottleneck has its stride.
+        stem_pool_ceil: true if the stem's pooling rounds sizes up; None: not known to matter.
     """
 
     image_format: str
@@ -48,7 +47,7 @@ class Layout:
         description: for the log.
         mark: matches a name that files of this layout always hold, and no others do.
         rename: from a name of the layout, less wrappers, to detectron2's.
-        conventions: what such nets were trained on; None: not known.
+        conventions: of such nets; None: not known.
     """
 
     name: str
@@ -160,7 +159,7 @@ DETECTRON2 = Layout("detectron2", "detectron2's names", re.compile(r"(?!)"), lam
 
 
 def detect_layout(names: Iterable[str]) -> Layout:
-    """The layout that names are in; :data:`DETECTRON2` where they have the mark of no other."""
+    """Return the layout of names; :data:`DETECTRON2` where they have the mark of no other."""
     bare = [strip_wrappers(name) for name in names]
     for layout in (CAFFE2, TORCHVISION, KAZUTO):
         if any(layout.mark.match(name) for name in bare):
@@ -169,56 +168,32 @@ def detect_layout(names: Iterable[str]) -> Layout:
 
 
 def strip_wrappers(name: str) -> str:
-    """A name less the prefixes of what the network was wrapped in."""
+    """Remove from a name the prefixes of what the network was wrapped in."""
     return _WRAPPERS.sub("", name)
 
 
 def convention_mismatches(cfg: CfgNode, conventions: Conventions) -> list[str]:
     """Name every config key that does not fit the weights.
 
-    Args:
-        cfg: the config.
-        conventions: what the weights were trained on.
-
     Returns:
         One part of a sentence a key, with its value and the one that fits; empty: all fit.
     """
-    resnet = cfg.MODEL.RESNETS
-    checks = [
-        (
-            "INPUT.FORMAT",
-            cfg.INPUT.FORMAT,
-            conventions.image_format,
-            conventions.image_format == cfg.INPUT.FORMAT,
-        ),
-        (
-            "MODEL.PIXEL_MEAN",
-            list(cfg.MODEL.PIXEL_MEAN),
-            list(conventions.pixel_mean),
-            _near(cfg.MODEL.PIXEL_MEAN, conventions.pixel_mean, _MEAN_TOLERANCE),
-        ),
-        (
-            "MODEL.PIXEL_STD",
-            list(cfg.MODEL.PIXEL_STD),
-            list(conventions.pixel_std),
-            _near(cfg.MODEL.PIXEL_STD, conventions.pixel_std, _STD_TOLERANCE),
-        ),
-        (
-            "MODEL.RESNETS.STRIDE_IN_1X1",
-            resnet.STRIDE_IN_1X1,
-            conventions.stride_in_1x1,
-            # ResNet-18 and -34 have no 1x1 convolution but the shortcut.
-            resnet.DEPTH < 50 or conventions.stride_in_1x1 == resnet.STRIDE_IN_1X1,
-        ),
-        (
-            "SMALLOBJ.STEM_POOL_CEIL",
-            cfg.SMALLOBJ.STEM_POOL_CEIL,
-            conventions.stem_pool_ceil,
-            conventions.stem_pool_ceil in (None, cfg.SMALLOBJ.STEM_POOL_CEIL),
-        ),
+    resnet, own = cfg.MODEL.RESNETS, conventions
+    now = {
+        "INPUT.FORMAT": (cfg.INPUT.FORMAT, own.image_format),
+        "MODEL.PIXEL_MEAN": (list(cfg.MODEL.PIXEL_MEAN), list(own.pixel_mean)),
+        "MODEL.PIXEL_STD": (list(cfg.MODEL.PIXEL_STD), list(own.pixel_std)),
+    }
+    if resnet.DEPTH >= 50:  # ResNet-18 and -34 have no 1x1 convolution but the shortcut
+        now["MODEL.RESNETS.STRIDE_IN_1X1"] = (resnet.STRIDE_IN_1X1, own.stride_in_1x1)
+    if own.stem_pool_ceil is not None:
+        now["SMALLOBJ.STEM_POOL_CEIL"] = (cfg.SMALLOBJ.STEM_POOL_CEIL, own.stem_pool_ceil)
+    return [
+        f"{key} is {value}, they need {needed}"
+        for key, (value, needed) in now.items()
+        if not (_near(value, needed) if isinstance(needed, list) else value == needed)
     ]
-    return [f"{key} is {now}, they need {needed}" for key, now, needed, fits in checks if not fits]
 
 
-def _near(a: Sequence[float], b: Sequence[float], tolerance: float) -> bool:
-    return len(a) == len(b) and all(abs(x - y) <= tolerance for x, y in zip(a, b))
+def _near(a: Sequence[float], b: Sequence[float]) -> bool:
+    return len(a) == len(b) and all(abs(x - y) <= _TOLERANCE for x, y in zip(a, b))

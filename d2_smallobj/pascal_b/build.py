@@ -13,7 +13,7 @@ from typing import Any, Union
 
 from tqdm import tqdm
 
-from d2_smallobj.annotations.voc import IMAGE_FOLDER
+from d2_smallobj.annotations.image_lists import IMAGE_FOLDER
 from d2_smallobj.pascal_b.candidates import (
     AnnotationSources,
     Candidate,

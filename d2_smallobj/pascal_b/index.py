@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from d2_smallobj.annotations.coco_file import AnnotationFile, ImageEntry, read_annotation_file
-from d2_smallobj.annotations.files import resolve_inside
+from d2_smallobj.annotations.dataset_files import resolve_inside
 from d2_smallobj.pascal_b.categories import COCO_RULES, LVIS_RULES
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option

@@ -16,8 +16,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
-from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
+from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
+from d2_smallobj.metrics.records import COCO_SIZE_BINS
 from d2_smallobj.pascal_b.candidates import AnnotationSources, Candidate, Outcome
 from d2_smallobj.pascal_b.index import AnnotationIndex
 from d2_smallobj.pascal_b.sampling import Sample

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from d2_smallobj.annotations.files import resolve_inside
+from d2_smallobj.annotations.dataset_files import resolve_inside
+from d2_smallobj.annotations.image_lists import IMAGE_FOLDER
 from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
-from d2_smallobj.annotations.voc import IMAGE_FOLDER
 from d2_smallobj.pascal_b.candidates import Candidate
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.opencv import cv2

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
+from d2_smallobj.annotations.image_lists import IMAGE_FOLDER
 from d2_smallobj.annotations.label_maps import write_label_map
-from d2_smallobj.annotations.voc import IMAGE_FOLDER
 from d2_smallobj.pascal_b.candidates import Candidate, Outcome
 from d2_smallobj.pascal_b.compose import Composition
 from d2_smallobj.pascal_b.manifest import (

@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
-from d2_smallobj.annotations.masks import encode_mask
-from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
+from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
+from d2_smallobj.annotations.coco_file import encode_mask
+from d2_smallobj.metrics.records import COCO_SIZE_BINS
 from d2_smallobj.pascal_b.candidates import AnnotationSources, Candidate, Outcome
 from d2_smallobj.pascal_b.categories import COCO_CLASS_OPTIONS, class_id
 from d2_smallobj.pascal_b.compose import Composition, Mask, compose

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.metrics.outcomes import OUTCOMES, blob_summary, outcome_summary
-from d2_smallobj.metrics.sizes import SizeBins
+from d2_smallobj.metrics.records import SizeBins
+from d2_smallobj.metrics.summary import OUTCOMES, blob_summary, outcome_summary
 from d2_smallobj.statistics.comparison import run_size_bins, run_stuff, run_worst
 from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES
 
@@ -26,7 +26,7 @@ _SHARED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class ScoredMethod:
     """One scored run as the report shows it.
 
     Attributes:
@@ -76,7 +76,7 @@ class Method:
 
     @functools.cached_property
     def outcomes(self) -> dict[str, Any]:
-        """Outcomes of the instances; see :func:`d2_smallobj.metrics.outcomes.outcome_summary`."""
+        """Outcomes of the instances; see :func:`d2_smallobj.metrics.summary.outcome_summary`."""
         return outcome_summary(self.run.table, self.class_names, self.bins, stuff=self.stuff)
 
     def outcome_row(self, size: str) -> dict[str, dict[str, float]]:
@@ -89,7 +89,7 @@ class Method:
 
     @functools.cached_property
     def blobs(self) -> dict[str, Any]:
-        """False-positive blobs; see :func:`d2_smallobj.metrics.outcomes.blob_summary`."""
+        """False-positive blobs; see :func:`d2_smallobj.metrics.summary.blob_summary`."""
         return blob_summary(self.run.blobs, self.class_names, self.bins, stuff=self.stuff)
 
     @property
@@ -130,7 +130,7 @@ class Method:
 def make_methods(
     runs: Sequence[Any],
     intervals: Mapping[str, Mapping[str, Any]] | None,
-) -> list[Method]:
+) -> list[ScoredMethod]:
     """Check that scored runs can stand in one report, and prepare them.
 
     Args:
@@ -155,7 +155,9 @@ def make_methods(
     if unknown:
         raise ValueError(f"intervals: no run is called {unknown}; the runs are {names}")
     methods = [
-        Method(run, position, _bounds(intervals.get(str(run.name), getattr(run, "intervals", {}))))
+        ScoredMethod(
+            run, position, _bounds(intervals.get(str(run.name), getattr(run, "intervals", {})))
+        )
         for position, run in enumerate(runs)
     ]
     first = methods[0]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from d2_smallobj.annotations.coco import IGNORE_LABEL, Annotation, paint
 from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
-from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
+from d2_smallobj.metrics.records import COCO_SIZE_BINS
 from d2_smallobj.utils.opencv import cv2
 
 _TOLERANCE = 0.3

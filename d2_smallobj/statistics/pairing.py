@@ -1,4 +1,4 @@
-"""Two methods on the same images: differences with intervals and p-values.
+"""Paired tests of two methods on the same images: differences, intervals, p-values.
 
 Shapes: N images; S draws of one block; C classes; V sums of one class.
 """
@@ -14,13 +14,16 @@ import numpy as np
 
 from d2_smallobj.metrics.image_means import WORST_PERCENT, joined, resampled_figures
 from d2_smallobj.metrics.image_sums import Run, joint_sums
-from d2_smallobj.metrics.records import InstanceTable, PixelTable
-from d2_smallobj.metrics.sizes import COCO_SIZE_BINS
-from d2_smallobj.statistics.intervals import Scores, bootstrap_figures, intervals, resampled, score
-from d2_smallobj.statistics.resampling import (
+from d2_smallobj.metrics.records import COCO_SIZE_BINS, InstanceTable, PixelTable
+from d2_smallobj.statistics.intervals import (
+    Scores,
+    bootstrap_figures,
     check_settings,
+    intervals,
     is_complete,
     number_of_swaps,
+    resampled,
+    score,
     swap_weights,
 )
 from d2_smallobj.utils.messages import listed
@@ -81,7 +84,7 @@ def paired(
         samples: number of resamples and of permutations.
         seed: same seed, same result.
         level: of the intervals.
-        include_background: whether stuff classes count in ``IA-mIoU``.
+        include_background: count stuff classes in ``IA-mIoU``.
         worst: share of the worst images, in percent.
 
     Raises:

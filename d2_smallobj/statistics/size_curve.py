@@ -13,7 +13,7 @@ import numpy as np
 
 from d2_smallobj.metrics.image_sums import fixed_point
 from d2_smallobj.metrics.records import InstanceTable
-from d2_smallobj.statistics.resampling import bootstrap_weights, check_settings
+from d2_smallobj.statistics.intervals import bootstrap_weights, check_settings
 from d2_smallobj.utils.messages import listed
 
 # The narrowest bandwidth that is chosen unasked: a quarter of a doubling of the area.

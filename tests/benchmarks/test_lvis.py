@@ -98,11 +98,6 @@ def test_targets(measured, drawn, changes, missed):
     assert found.figures["settings"] == {"images": 100_000, "jobs": 2, "seed": 0}
 
 
-def test_options_are_checked():
-    with pytest.raises(ValueError, match="--num-images must be at least 1, got 0"):
-        lvis.run(arguments("--num-images", 0))
-
-
 def test_a_measurement(drawn):
     figures = lvis.measure(*drawn, number=10, jobs=1, seed=0)
     assert figures["sampling"]["requested_images"] == 10

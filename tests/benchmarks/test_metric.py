@@ -8,9 +8,8 @@ import time
 
 import numpy as np
 import pytest
-from benchmarks import Measurement, metric, ragged, summary_costs
+from benchmarks import Measurement, metric, race, scenes
 from benchmarks.scenes import VOC_SIZE, draw_maps
-from benchmarks.timing import race, slope
 
 from d2_smallobj.metrics import match_image
 
@@ -75,7 +74,7 @@ def test_the_first_function_is_the_yardstick():
 
 
 def test_slope():
-    assert slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2.0)
+    assert metric.slope([1, 2, 4], [3, 12, 48]) == pytest.approx(2.0)
 
 
 @pytest.fixture
@@ -84,7 +83,6 @@ def short(monkeypatch):
     monkeypatch.setattr(metric, "CROWDED_SIZE", (300, 225))
     line = {"sizes": [250], "ms": [80.0], "exponent": 1.02}
     monkeypatch.setattr(metric, "scaling_in_images", lambda *_: line)
-    monkeypatch.setattr(metric, "peers", lambda _: {"another": lambda _: None})
     monkeypatch.setattr(metric, "VOC_SIZE", (100, 75))
 
 
@@ -101,7 +99,6 @@ def test_figures_and_missed_targets(monkeypatch, short):
     assert len(found.missed) == 1
     assert found.missed[0].startswith("VOC-like: ours takes ")
     assert found.missed[0].endswith(" times the yardstick, not 0.0")
-    assert "another" in found.figures["peers"]
     assert "summary" not in found.figures
     rows = ["21", "150, few", "150, spread", "847, few", "847, spread"]
     assert list(found.figures["classes"]) == rows
@@ -116,7 +113,7 @@ def test_every_target_is_that_of_a_row(short):
 
 def test_the_summary_on_request(monkeypatch, short):
     found = Measurement({"81": {"seconds": 1.0}}, "the summary's table", ["summary is slow"])
-    monkeypatch.setattr(summary_costs, "measure", lambda seed: found)
+    monkeypatch.setattr(metric, "measure_summary", lambda seed: found)
     monkeypatch.setattr(metric, "TARGETS", {})
     measured = metric.run(options(summary=True))
     assert measured.figures["summary"] == found.figures
@@ -126,7 +123,7 @@ def test_the_summary_on_request(monkeypatch, short):
 
 def test_ragged_predictions_are_seeded_and_ragged():
     _, semantic, instances = draw(4)
-    for predict in (ragged.predict_blocks, ragged.predict_borders):
+    for predict in (scenes.predict_blocks, scenes.predict_borders):
         guess = predict(np.random.default_rng(0), semantic)
         assert (guess.shape, guess.dtype) == (semantic.shape, np.uint8)
         assert np.array_equal(guess, predict(np.random.default_rng(0), semantic))
@@ -141,7 +138,7 @@ def test_ragged_predictions_are_seeded_and_ragged():
 
 def test_blocks_are_cells_of_eight_pixels():
     semantic = np.zeros((20, 30), np.uint8)
-    guess = ragged.predict_blocks(np.random.default_rng(1), semantic)
+    guess = scenes.predict_blocks(np.random.default_rng(1), semantic)
     for top in range(0, 20, 8):
         for left in range(0, 30, 8):
             assert len(np.unique(guess[top : top + 8, left : left + 8])) == 1
@@ -152,14 +149,14 @@ def test_blocks_are_cells_of_eight_pixels():
 def test_more_classes_have_the_same_regions(classes, spread):
     maps = draw(5)
     rng = np.random.default_rng(0)
-    prediction, semantic, instances = ragged.spread_classes(maps, rng, classes, spread=spread)
+    prediction, semantic, instances = scenes.spread_classes(maps, rng, classes, spread=spread)
     assert np.array_equal(instances, maps[2])
     for old, new in zip(maps, (prediction, semantic)):
         assert len(np.unique(new)) == len(np.unique(old)) == len(set(zip(old.flat, new.flat)))
         assert np.array_equal(new == 0, old == 0)
         if not spread:
             assert np.array_equal(new[old < 255], old[old < 255])
-    void = ragged.void_of(classes)
+    void = scenes.void_of(classes)
     assert np.array_equal(semantic == void, maps[1] == 255)
     assert prediction.max() < classes <= void
     one = match_image(*maps, num_classes=21)
@@ -168,7 +165,7 @@ def test_more_classes_have_the_same_regions(classes, spread):
 
 
 def test_voc_images(realdata, tmp_path):
-    images = ragged.read_voc(realdata / "voc" / "VOC2012")
+    images = scenes.read_voc(realdata / "voc" / "VOC2012")
     assert len(images) == 24
     for semantic, instances in images:
         assert semantic.shape == instances.shape
@@ -176,11 +173,11 @@ def test_voc_images(realdata, tmp_path):
     with pytest.raises(
         ValueError, match=r"--voc: expected SegmentationObject/\*\.png in a VOC2012"
     ):
-        ragged.read_voc(tmp_path)
+        scenes.read_voc(tmp_path)
 
 
 def test_tables_of_the_summary():
-    table, pixels, ids = summary_costs.make_run(200, 1500, 81, 0)
+    table, pixels, ids = scenes.make_run(200, 1500, 81, 0)
     assert len(ids) == len(set(ids)) == 200
     assert (len(table), table.things.sum()) == (1700, 1500)
     assert set(table.image_id.tolist()) == set(ids) == set(pixels.image_id.tolist())
@@ -195,20 +192,14 @@ def test_tables_of_the_summary():
 
 
 def test_costs_of_the_summary(monkeypatch):
-    monkeypatch.setattr(summary_costs, "CLASSES", (5, 9))
+    monkeypatch.setattr(metric, "SUMMARY_CLASSES", (5, 9))
     limits = {5: {"seconds": 0.0, "MiB": math.inf}, 9: {"seconds": math.inf, "MiB": math.inf}}
-    monkeypatch.setattr(summary_costs, "TARGETS", limits)
-    found = summary_costs.measure(0, images=40, instances=100, samples=10)
+    monkeypatch.setattr(metric, "SUMMARY_TARGETS", limits)
+    found = metric.measure_summary(0, images=40, instances=100, samples=10)
     assert list(found.figures) == ["5", "9"]
     for row in found.figures.values():
         assert 0 < row["plain seconds"] < row["seconds"]
         assert 10 < row["MiB before"] <= row["MiB"]
     assert len(found.missed) == 1
     assert found.missed[0].startswith("summary of 5 classes takes ")
-    assert "| 9 | " in found.text
-
-
-@pytest.mark.parametrize("name", ["images", "crowded", "rounds"])
-def test_options_are_checked(name):
-    with pytest.raises(ValueError, match=rf"--{name} must be at least 1, got 0"):
-        metric.run(options(**{name: 0}))
+    assert "\n| 9 " in found.text

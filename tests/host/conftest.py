@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -21,11 +22,11 @@ host_toy = sys.modules["host_toy"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(host_toy)
 
 
-@pytest.fixture
-def run_python(tmp_path):
+@pytest.fixture(scope="session")
+def run_python_in():
     """Run code in a new process; returns its stdout, or the stderr of one that must fail."""
 
-    def run(code, *, host=None, fails=False, path=(), arguments=()):
+    def run(folder, code, *, host=None, fails=False, path=(), arguments=()):
         environment = {k: v for k, v in os.environ.items() if k != "D2_SMALLOBJ_HOST"}
         if host is not None:
             environment["D2_SMALLOBJ_HOST"] = host
@@ -36,7 +37,7 @@ def run_python(tmp_path):
             [sys.executable, "-c", code, *map(str, arguments)],
             capture_output=True,
             text=True,
-            cwd=tmp_path,
+            cwd=folder,
             env=environment,
             timeout=300,
             check=False,
@@ -45,6 +46,12 @@ def run_python(tmp_path):
         return done.stderr if fails else done.stdout
 
     return run
+
+
+@pytest.fixture
+def run_python(run_python_in, tmp_path):
+    """``run_python_in`` an empty folder."""
+    return functools.partial(run_python_in, tmp_path)
 
 
 @pytest.fixture

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections import OrderedDict
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from d2_smallobj.engine import SafeCheckpointer
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
 from detectron2.engine.hooks import PeriodicCheckpointer
-from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from detectron2.modeling import build_backbone
 from detectron2.utils.file_io import PathManager
 
 
@@ -103,78 +98,6 @@ def test_data_parallel_weights_load(tmp_path):
     model = net(1)
     DetectionCheckpointer(nn.DataParallel(model)).load(str(tmp_path / "parallel.pth"))
     assert same(model, source)
-
-
-class Segmentor(nn.Module):
-    """A ResNet-50's stem and res2 under a prefix, and a head of its own."""
-
-    def __init__(self):
-        super().__init__()
-        cfg = get_cfg()
-        cfg.MODEL.RESNETS.OUT_FEATURES = ["res2"]
-        self.backbone = build_backbone(cfg)
-        self.head = Conv2d(256, 3, 1)
-        self.register_buffer("pixel_mean", torch.zeros(3, 1, 1))
-
-
-def caffe2_blobs(model):
-    """Random weights for the backbone, as MSRA's .pkl files name them."""
-    random, blobs = np.random.default_rng(0), {}
-    for key, value in model.backbone.state_dict().items():
-        if "running" in key:
-            continue  # folded into scale and bias
-        array = random.standard_normal(tuple(value.shape)).astype(np.float32)
-        if key.startswith("stem"):
-            name = {"stem.conv1.weight": "conv1_w", "stem.conv1.norm.weight": "res_conv1_bn_s"}
-            blobs[name.get(key, "res_conv1_bn_b")] = array
-            continue
-        stage, block, layer, *rest = key.split(".")
-        branch = {"shortcut": "1", "conv1": "2a", "conv2": "2b", "conv3": "2c"}[layer]
-        end = {"weight": "w", "norm.weight": "bn_s", "norm.bias": "bn_b"}[".".join(rest)]
-        blobs[f"{stage}_{block}_branch{branch}_{end}"] = array
-    return blobs
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_caffe2_weights_find_their_places(tmp_path, wrapped, protocol):
-    model = Segmentor()
-    blobs = caffe2_blobs(model)
-    data = {**blobs, "fc1000_w": np.zeros((10, 4)), "conv1_w_momentum": blobs["conv1_w"]}
-    with open(tmp_path / "R-50.pkl", "wb") as stream:
-        pickle.dump({"blobs": data} if wrapped else data, stream, protocol=protocol)
-    head = model.head.weight.clone()
-    SafeCheckpointer(model).load(str(tmp_path / "R-50.pkl"))
-    backbone = model.backbone
-    for parameter, name in (
-        (backbone.stem.conv1.weight, "conv1_w"),
-        (backbone.stem.conv1.norm.bias, "res_conv1_bn_b"),
-        (backbone.res2[0].shortcut.weight, "res2_0_branch1_w"),
-        (backbone.res2[1].conv2.norm.weight, "res2_1_branch2b_bn_s"),
-        (backbone.res2[2].conv3.weight, "res2_2_branch2c_w"),
-    ):
-        np.testing.assert_array_equal(parameter.detach().numpy(), blobs[name])
-    assert torch.equal(model.head.weight, head)
-    assert isinstance(backbone.stem.conv1.norm, FrozenBatchNorm2d)
-    assert torch.all(backbone.stem.conv1.norm.running_var == 1)
-
-
-def test_zoo_pickles_match_by_the_ends_of_names(tmp_path):
-    model = Segmentor()
-    weights = {k: torch.full_like(v, 2).numpy() for k, v in model.backbone.state_dict().items()}
-    data = {"model": OrderedDict(weights), "__author__": "us", "matching_heuristics": True}
-    with open(tmp_path / "zoo.pkl", "wb") as stream:
-        pickle.dump(data, stream)
-    SafeCheckpointer(model).load(str(tmp_path / "zoo.pkl"))
-    assert all(torch.all(v == 2) for v in model.backbone.state_dict().values())
-
-
-def test_a_weight_for_two_keys_is_an_error(tmp_path):
-    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
-    data = {"model": {"weight": np.zeros((2, 2))}, "__author__": "us", "matching_heuristics": True}
-    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(data))
-    with pytest.raises(ValueError, match=r"matches|match one"):
-        SafeCheckpointer(model).load(str(tmp_path / "zoo.pkl"))
 
 
 class Command:

@@ -1,12 +1,17 @@
-"""Two processes on the CPU."""
+"""Several processes on the CPU, and what a new process knows of the host."""
 
 from __future__ import annotations
 
 import json
 
+import host_toy
 import pytest
+import torch
 
 import d2_smallobj
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import create_ddp_model, launch
+from detectron2.utils import comm
 
 WORKER = """
 import json
@@ -48,30 +53,81 @@ def main(folder, word):
         json.dump(out, stream)
 """
 
-LAUNCH = """
-import sys
+PARENT = """
+import importlib, json, multiprocessing, pkgutil, random, sys
 
-import d2_smallobj
-from detectron2.engine import launch
-import two_processes
+import d2_smallobj, host_toy, numpy, torch, two_processes
+import detectron2
+from d2_smallobj import add_smallobj_config
+from detectron2.engine import default_argument_parser, default_setup, launch
 
+found = {"public name": add_smallobj_config.__name__}
+if d2_smallobj.host().name == "embedded":
+    modules = [m.name for m in pkgutil.walk_packages(detectron2.__path__, "detectron2.")]
+    for module in map(importlib.import_module, modules):
+        for public in getattr(module, "__all__", ()):
+            getattr(module, public)
+    found["modules"] = len(modules)
 launch(two_processes.main, 2, dist_url="auto", args=(sys.argv[1], "hello"))
+
+multiprocessing.set_start_method("spawn", force=True)
+cfg = host_toy.config("out")
+cfg.DATALOADER.NUM_WORKERS = 1
+batch = next(iter(host_toy.HostToyTrainer.build_train_loader(cfg)))
+found["labels"] = [x["label"].item() for x in batch]
+
+cfg.SEED = 5
+args = default_argument_parser().parse_args(["SEED", "5"])
+found["drawn"] = []
+for _ in range(2):
+    default_setup(cfg, args)
+    found["drawn"].append([torch.rand(1).item(), numpy.random.rand(), random.random()])
+with open(f"{sys.argv[1]}/found.json", "w") as stream:
+    json.dump(found, stream)
 """
 
 
-@pytest.fixture
-def ranks(run_python, tmp_path):
-    # Given with -c, the main module is not imported again by the children: they learn of the
-    # embedded host from the function that they are told to run, or not at all.
-    (tmp_path / "two_processes.py").write_text(WORKER)
+@pytest.fixture(scope="module")
+def run(run_python_in, tmp_path_factory):
+    """Folder of one process that starts two others, and then a loader worker.
+
+    Given with -c, the main module is not imported again by its children: they learn of the
+    embedded host from what they unpickle, or not at all.
+    """
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "two_processes.py").write_text(WORKER)
     mode = d2_smallobj.host().name
-    run_python(LAUNCH, host=mode, path=[tmp_path], arguments=[tmp_path])
-    return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    run_python_in(folder, PARENT, host=mode, path=[folder], arguments=[folder])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(run):
+    return [json.loads((run / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    return json.loads((run / "found.json").read_text())
+
+
+def test_modules_of_the_host_and_names_of_the_plugin_are_there(found):
+    assert found["public name"] == "add_smallobj_config"
+    assert found.get("modules", 30) >= 30
+
+
+def test_loader_workers_started_by_spawn_know_the_host(found):
+    order = iter(TrainingSampler(host_toy.SIZE, seed=3))
+    assert found["labels"] == [next(order) for _ in range(4)]
+
+
+def test_default_setup_seeds_and_keeps_the_config(run, found):
+    assert found["drawn"][0] == found["drawn"][1]
+    assert "SEED: 5" in (run / "out" / "config.yaml").read_text()
+    assert (run / "out" / "log.txt").read_text().count("config.yaml") == 2
 
 
 def test_two_processes_work_together(ranks):
-    import torch
-
     generator = torch.Generator()
     generator.manual_seed(1)
     order = [i for _ in range(2) for i in torch.randperm(5, generator=generator).tolist()]
@@ -87,9 +143,6 @@ def test_two_processes_work_together(ranks):
 
 
 def test_one_process_is_the_function_itself(tmp_path):
-    from detectron2.engine import create_ddp_model, launch
-    from detectron2.utils import comm
-
     seen = []
     launch(seen.append, 1, args=("called",))
     assert seen == ["called"]
@@ -101,25 +154,17 @@ def test_one_process_is_the_function_itself(tmp_path):
 
 
 def test_auto_is_for_one_machine():
-    from detectron2.engine import launch
-
     with pytest.raises((ValueError, AssertionError), match="dist_url"):
         launch(print, 1, num_machines=2, dist_url="auto")
 
 
 def test_more_processes_than_gpus_are_an_error(monkeypatch, embedded_only):
-    import torch
-
-    from detectron2.engine import launch
-
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match=r"has 1 GPU\(s\), got 2"):
         launch(print, 2, dist_url="auto")
 
 
 def test_a_local_rank_needs_launch(monkeypatch, embedded_only):
-    from detectron2.utils import comm
-
     monkeypatch.setattr(comm, "_initialized", lambda: True)
     with pytest.raises(RuntimeError, match=r"launch\(\)"):
         comm.get_local_rank()

@@ -17,7 +17,6 @@ from detectron2.modeling import (
     build_model,
     build_sem_seg_head,
 )
-from detectron2.modeling.backbone import BottleneckBlock, ResNet
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 
@@ -59,13 +58,6 @@ def test_frozen_batch_norm_loads_weights_without_statistics():
     assert not loaded.missing_keys
     assert net[0].running_mean.tolist() == [0, 0]
     assert net[0].running_var.tolist() == [1, 1]
-
-
-def test_conversion_reaches_every_batch_norm_and_nothing_else():
-    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), nn.GroupNorm(2, 4))
-    assert FrozenBatchNorm2d.convert_frozen_batchnorm(net) is net
-    assert isinstance(net[0][1], FrozenBatchNorm2d)
-    assert isinstance(net[1], nn.GroupNorm)
 
 
 def test_conv_normalises():
@@ -139,34 +131,6 @@ def test_resnet_returns_what_it_is_asked_for():
         size = (1, shape.channels, 64 // shape.stride, 96 // shape.stride)
         assert features[name].shape == size
     assert (backbone.size_divisibility, backbone.padding_constraints) == (0, {})
-
-
-@pytest.mark.parametrize("freeze_at", [0, 1, 2, 3])
-def test_resnet_freezes_its_first_stages(freeze_at):
-    cfg = resnet_cfg(18, norm="BN", OUT_FEATURES=["res3"])
-    cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
-    backbone = build_backbone(cfg)
-    parts = {"stem": 1, "res2": 2, "res3": 3}
-    for name, parameter in backbone.named_parameters():
-        assert parameter.requires_grad == (parts[name.split(".")[0]] > freeze_at), name
-    for name, module in backbone.named_modules():
-        if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
-            frozen = parts[name.split(".")[0]] <= freeze_at
-            assert isinstance(module, FrozenBatchNorm2d) == frozen
-
-
-def test_stride_and_dilation_are_where_they_are_asked_for():
-    stage = ResNet.make_stage(
-        BottleneckBlock, 2, stride_per_block=[2, 1], dilation_per_block=[1, 2],
-        in_channels=8, out_channels=16, bottleneck_channels=4, stride_in_1x1=True,
-    )  # fmt: skip
-    assert (stage[0].conv1.stride, stage[0].conv2.stride) == ((2, 2), (1, 1))
-    assert stage[0].shortcut.stride == (2, 2)
-    assert stage[1].shortcut is None
-    assert (stage[1].conv2.dilation, stage[1].conv2.padding) == ((2, 2), (2, 2))
-    res5 = build_backbone(resnet_cfg(50, OUT_FEATURES=["res5"], RES5_DILATION=2)).res5
-    assert [block.conv2.dilation[0] for block in res5] == [2, 2, 2]
-    assert all(block.stride == 1 for block in res5)
 
 
 def test_registries_build_what_the_config_names():

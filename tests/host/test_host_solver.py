@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fvcore.common.param_scheduler import LinearParamScheduler, PolynomialDecayParamScheduler
+from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
 from detectron2.solver import LRMultiplier
@@ -26,17 +26,6 @@ def test_gradients_are_clipped_per_parameter(toy_cfg, kind, expected):
     torch.testing.assert_close(second.data, torch.tensor([0.0, -0.1]))
 
 
-def test_without_clipping_the_optimizer_is_returned(toy_cfg):
-    assert maybe_add_gradient_clipping(toy_cfg, torch.optim.SGD) is torch.optim.SGD
-
-
-def test_an_unknown_way_of_clipping_is_an_error(toy_cfg):
-    toy_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
-    toy_cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "values"
-    with pytest.raises(ValueError, match="values"):
-        maybe_add_gradient_clipping(toy_cfg, torch.optim.SGD)
-
-
 def rates(scheduler, optimizer, n):
     out = []
     for _ in range(n):
@@ -54,19 +43,3 @@ def test_lr_multiplier_scales_every_group():
         assert low == pytest.approx((1 - i / 10) ** 0.9)
         assert high == pytest.approx(10 * low)
     assert set(scheduler.state_dict()) == {"base_lrs", "last_epoch"}
-
-
-def test_lr_multiplier_resumes():
-    def build(last_iter=-1):
-        optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
-        return optimizer, LRMultiplier(optimizer, LinearParamScheduler(1, 0), 10, last_iter)
-
-    optimizer, scheduler = build()
-    straight = rates(scheduler, optimizer, 8)
-    optimizer, scheduler = build()
-    rates(scheduler, optimizer, 4)
-    states = optimizer.state_dict(), scheduler.state_dict()
-    optimizer, scheduler = build()
-    optimizer.load_state_dict(states[0])
-    scheduler.load_state_dict(states[1])
-    assert rates(scheduler, optimizer, 4) == straight[4:]

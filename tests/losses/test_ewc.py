@@ -460,18 +460,28 @@ def test_bad_options(options, message):
         ElasticWeightConsolidation(make_model().named_parameters(), **options)
 
 
-def test_bad_parameters():
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (lambda m, named: [], "no parameter that requires a gradient, got 0"),
+        (
+            lambda m, named: m.requires_grad_(False).named_parameters(),
+            "no parameter that requires a gradient, got 0",
+        ),
+        (
+            lambda m, named: [*named, ("module.0.weight", nn.Parameter(torch.ones(1)))],
+            r"two parameters are called '0\.weight'",
+        ),
+        (
+            lambda m, named: [*named, ("tied", m[0].weight)],
+            r"'0\.weight' and 'tied' are one parameter",
+        ),
+    ],
+)
+def test_bad_parameters(parameters, message):
     model = make_model()
-    named = list(model.named_parameters())
-    with pytest.raises(ValueError, match="no parameter that requires a gradient, got 0"):
-        ElasticWeightConsolidation([])
-    with pytest.raises(ValueError, match="no parameter that requires a gradient, got 0"):
-        ElasticWeightConsolidation(model.requires_grad_(False).named_parameters())
-    model.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"two parameters are called '0\.weight'"):
-        ElasticWeightConsolidation([*named, ("module.0.weight", nn.Parameter(torch.ones(1)))])
-    with pytest.raises(ValueError, match=r"'0\.weight' and 'tied' are one parameter"):
-        ElasticWeightConsolidation([*named, ("tied", model[0].weight)])
+    with pytest.raises(ValueError, match=message):
+        ElasticWeightConsolidation(parameters(model, list(model.named_parameters())))
 
 
 def test_a_fisher_that_would_never_act_is_refused():
@@ -490,18 +500,20 @@ def test_a_fisher_that_would_never_act_is_refused():
     assert ElasticWeightConsolidation(model.named_parameters(), strength=0).anchor().tensors == 5
 
 
-def test_set_fisher_errors():
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: without(f, "1.bias"), r"fisher: names do not match.*missing \['1\.bias'\]"),
+        (lambda f: {**f, "0.bias": torch.ones(4)}, r"fisher: names.*unknown \['0\.bias'\]"),
+        (lambda f: {**f, "1.bias": torch.ones(5)}, r"1\.bias must have shape \(4,\), got \(5,\)"),
+        (lambda f: {**f, "1.bias": -torch.ones(4)}, r"values of 1\.bias .*range of -1 to -1"),
+    ],
+)
+def test_set_fisher_errors(change, message):
     model = make_model()
-    fisher = random_fisher(model)
     ewc = ElasticWeightConsolidation(model.named_parameters(), fisher="empirical")
-    with pytest.raises(ValueError, match=r"fisher: names do not match.*missing \['1\.bias'\]"):
-        ewc.set_fisher(without(fisher, "1.bias"))
-    with pytest.raises(ValueError, match=r"fisher: names do not match.*unknown \['0\.bias'\]"):
-        ewc.set_fisher({**fisher, "0.bias": torch.ones(4)})
-    with pytest.raises(ValueError, match=r"fisher: 1\.bias must have shape \(4,\), got \(5,\)"):
-        ewc.set_fisher({**fisher, "1.bias": torch.ones(5)})
-    with pytest.raises(ValueError, match=r"fisher: values of 1\.bias must be .*range of -1 to -1"):
-        ewc.set_fisher({**fisher, "1.bias": -torch.ones(4)})
+    with pytest.raises(ValueError, match=message):
+        ewc.set_fisher(change(random_fisher(model)))
     assert ewc.fisher == {}
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from d2_smallobj.metrics import component_instances, image_runs, match_image, matching, overlaps
 from d2_smallobj.metrics.components import class_components
-from d2_smallobj.metrics.runs import find_runs, run_components
+from d2_smallobj.metrics.runs import find_runs, run_components, stack_runs
 
 
 @st.composite
@@ -33,8 +33,12 @@ def paint(runs, values, shape):
 def numbered_by_runs(labels, *others):
     runs = find_runs(labels, *others)
     values = runs.sample(labels)
-    number, first = run_components(runs.starts(), values, values != 0)
-    return paint(runs, number, labels.shape), values[first]
+    chosen = np.flatnonzero(values)
+    start, end, width = stack_runs([(runs, chosen)])
+    tree, first = run_components(start, end, values[chosen], width)
+    number = np.zeros(len(runs), np.int64)
+    number[chosen] = tree + 1
+    return paint(runs, number, labels.shape), values[chosen][first]
 
 
 @given(label_maps(), st.integers(0, 2**32 - 1))
@@ -174,7 +178,7 @@ def test_huge_ids_are_numbered_anew(monkeypatch):
     # The same road taken with small ids.
     monkeypatch.setattr(matching, "_LARGEST_TABLE", 0)
     monkeypatch.setattr(image_runs, "_LARGEST_TABLE", 0)
-    monkeypatch.setattr(overlaps, "_KEY_BITS", 0)
+    monkeypatch.setattr(overlaps, "_TABLE_PER_RUN", 0)
     again = match_image(guess, semantic, instances, num_classes=3)
     assert again.table.charged.tolist() == expected.table.charged.tolist()
     assert again.table.instance_id.tolist() == expected.table.instance_id.tolist()

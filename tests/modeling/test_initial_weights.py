@@ -325,8 +325,7 @@ def test_features_are_torchvisions(narrow_cfg, depth):
         *("MODEL.RESNETS.STRIDE_IN_1X1", False, "SMALLOBJ.OUTPUT_STRIDE", 32),
     )
     ours = build_model(cfg).eval()
-    loaded = load_weights(ours, theirs.state_dict(), source="file")
-    assert loaded.layout.name == "torchvision"
+    load_weights(ours, theirs.state_dict(), source="file")
     x = torch.randn(2, 3, 70, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         y = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
@@ -446,8 +445,8 @@ def test_a_missing_head_is_an_error_in_an_evaluation(model):
 @pytest.mark.parametrize(
     ("depths", "told"),
     [
-        ((101, 50), r"only in the model: backbone\.res4\.6\..*… \(255 in all\)"),
-        ((50, 101), r"only in the file: res4\.6\..*… \(255 in all\)"),
+        ((101, 50), r"only in the model: backbone\.res4\.6\..* and 245 more"),
+        ((50, 101), r"only in the file: res4\.6\..* and 245 more"),
     ],
 )
 def test_another_depth_is_refused(built, depths, told, complete):
@@ -459,47 +458,64 @@ def test_another_depth_is_refused(built, depths, told, complete):
     assert unchanged(model, before, set(expected) & set(before))
 
 
-def test_another_width_is_refused(model):
-    values, _ = values_of(torchvision(50, {**NARROW, "out": 16}))
-    with pytest.raises(ValueError, match=r"another ResNet.*with other shapes: backbone\.res2\.0"):
-        load_weights(model, values, source="file")
+def test_zoo_pickles_match_by_the_ends_of_names(model, tmp_path):
+    weights = {k: torch.full_like(v, 2) for k, v in model.backbone.state_dict().items()}
+    data = {"model": as_arrays(weights), "__author__": "us", "matching_heuristics": True}
+    SafeCheckpointer(model).load(str(pickled(data, tmp_path)))
+    assert all(torch.all(v == 2) for v in model.backbone.state_dict().values())
+    two = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    data["model"] = {"weight": np.zeros((2, 2))}
+    with pytest.raises(ValueError, match=r"'weight' in the file matches both 'a\.weight' and 'b"):
+        SafeCheckpointer(two).load(str(pickled(data, tmp_path)))
 
 
-def test_a_file_of_another_model_is_refused(model):
-    values = {f"features.{i}.weight": torch.zeros(3) for i in range(5)}
-    with pytest.raises(
-        ValueError,
-        match=r"vgg\.pth \(detectron2's names\) fits nothing in the model: it has features\.0\.we"
-        r".*\(5 in all\); the model has backbone\.stem",
-    ):
-        load_weights(model, values, source="vgg.pth")
+def with_nan(values):
+    values["layer2.0.conv1.weight"][0, 0] = float("nan")
+    return values
+
+
+def with_two_names(values):
+    return {**values, "res2_0_branch2a_bn_gamma": values["res2_0_branch2a_bn_s"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            lambda: {f"features.{i}.weight": torch.zeros(3) for i in range(5)},
+            r"file \(detectron2's names\) fits nothing in the model: it has features\.0\.we"
+            r".* and 2 more; the model has backbone\.stem",
+        ),
+        (
+            lambda: {"backbone.stem.conv1.weight": torch.zeros(3)},
+            r"file holds another ResNet .*with other shapes: backbone\.stem",
+        ),
+        (
+            lambda: with_nan(values_of(torchvision(50, NARROW))[0]),
+            r"file holds values that are not finite in layer2\.0\.co",
+        ),
+        (
+            lambda: {"a": "text", "b": np.array(["x"], dtype=object)},
+            r"file holds no weights, but a, b",
+        ),
+        (
+            lambda: with_two_names(values_of(caffe2(50, NARROW, "detectron"))[0]),
+            r"'res2_0_branch2a_bn_s' and 'res2_0_branch2a_bn_gamma' are both 'res2",
+        ),
+        (
+            lambda: values_of(torchvision(50, {**NARROW, "out": 16}))[0],
+            r"another ResNet.*with other shapes: backbone\.res2\.0",
+        ),
+    ],
+)
+def test_files_that_are_refused(model, values, message):
+    with pytest.raises(ValueError, match=message):
+        load_weights(model, values(), source="file")
 
 
 def test_a_file_that_fits_in_names_alone_is_refused():
     with pytest.raises(ValueError, match=r"file fits the model nowhere: shapes differ: weight \(3"):
         load_weights(nn.Linear(2, 2), {"weight": torch.zeros(3)}, source="file")
-
-
-def test_values_that_are_not_finite_are_refused(model):
-    values, _ = values_of(torchvision(50, NARROW))
-    values["layer2.0.conv1.weight"][0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"file holds values that are not finite in layer2\.0\.co"):
-        load_weights(model, values, source="file")
-
-
-def test_a_file_without_tensors_is_refused(model):
-    objects = {"a": "text", "b": np.array(["x"], dtype=object)}
-    with pytest.raises(ValueError, match=r"file holds no weights, but a, b"):
-        load_weights(model, objects, source="file")
-
-
-def test_two_names_for_one_tensor_are_refused(model):
-    values, _ = values_of(caffe2(50, NARROW, "detectron"))
-    values["res2_0_branch2a_bn_gamma"] = values["res2_0_branch2a_bn_s"]
-    with pytest.raises(
-        ValueError, match=r"'res2_0_branch2a_bn_s' and 'res2_0_branch2a_bn_gamma' are both 'res2"
-    ):
-        load_weights(model, values, source="file")
 
 
 def test_a_pickle_of_other_objects_is_refused(model, tmp_path):

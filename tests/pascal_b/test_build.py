@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.image_lists import voc_dicts
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
-from d2_smallobj.annotations.voc import voc_dicts
 from d2_smallobj.pascal_b import (
     BuildOptions,
     BuildPaths,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from d2_smallobj.annotations.label_maps import read_label_map
-from d2_smallobj.metrics.sizes import SizeBins, parse_size_bins
+from d2_smallobj.metrics.records import SizeBins, parse_size_bins
 from d2_smallobj.statistics.balance import (
     InstanceSizes,
     class_size_counts,

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from d2_smallobj.statistics.intervals import score
+from d2_smallobj.statistics.intervals import is_complete, score, swap_weights
 from d2_smallobj.statistics.pairing import check_same_truth, holm, paired, swap_test
-from d2_smallobj.statistics.resampling import is_complete, swap_weights
 
 
 def compare(first, second, **options):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from d2_smallobj.metrics import InstanceTable
-from d2_smallobj.statistics import resampling
-from d2_smallobj.statistics.resampling import bootstrap_weights
+from d2_smallobj.statistics import intervals
+from d2_smallobj.statistics.intervals import bootstrap_weights
 from d2_smallobj.statistics.size_curve import size_curve
 
 
@@ -101,7 +101,7 @@ def test_a_seed_settles_everything(noisy, monkeypatch):
     assert not np.array_equal(first, numbers(noisy, seed=4), equal_nan=True)
     shuffled = noisy.select(np.random.default_rng(0).permutation(len(noisy)))
     assert np.array_equal(first, numbers(shuffled), equal_nan=True)
-    monkeypatch.setattr(resampling, "_BLOCK_CELLS", 100)
+    monkeypatch.setattr(intervals, "_BLOCK_CELLS", 100)
     assert np.array_equal(first, numbers(noisy), equal_nan=True)
 
 

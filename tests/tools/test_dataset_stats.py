@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import os
-import subprocess
-import sys
+import re
 
 import numpy as np
 import pytest
 
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES, make_demo
-
-
-@pytest.fixture(scope="module")
-def tool(repository):
-    spec = importlib.util.spec_from_file_location(
-        "dataset_stats_tool", repository / "tools" / "dataset_stats.py"
-    )
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +33,18 @@ def folders(data):
 
 
 @pytest.fixture
-def run(tool, tmp_path, monkeypatch, capfd):
-    """Run the command in this process; returns its stdout and the rows of its tables."""
+def run(run_tool, tmp_path):
+    """Run the command; returns its stdout and the rows of its tables."""
 
     def call(*arguments):
         output = tmp_path / "stats"
-        monkeypatch.setattr(
-            sys, "argv", ["dataset_stats.py", "--output", str(output), *map(str, arguments)]
-        )
-        tool.main()
+        done = run_tool("dataset_stats", "--output", output, *arguments)
+        assert done.returncode == 0, done.stderr
         tables = [
             list(csv.DictReader((output / name).read_text().splitlines()))
             for name in ("counts.csv", "balance.csv")
         ]
-        return capfd.readouterr().out, *tables
+        return done.stdout, *tables
 
     return call
 
@@ -67,16 +53,8 @@ def annotations(data):
     return data / "smallobj_demo/annotations/instances_val.json"
 
 
-def test_as_a_user_runs_it(repository, tmp_path, data, folders):
-    command = [sys.executable, str(repository / "tools/dataset_stats.py"), *folders]
-    command += ["--output", str(tmp_path / "stats")]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": str(repository)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+def test_files_and_figures(run_tool, tmp_path, folders):
+    done = run_tool("dataset_stats", *folders, "--output", tmp_path / "stats")
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(tmp_path / "stats")) == [
         *("balance.csv", "classes.png", "counts.csv", "sizes.png")
@@ -143,6 +121,7 @@ def test_sizes_and_quiet(run, data):
         (["--coco-json", "a.json", "--instances", "x"], "--instances x: must follow"),
         (["--coco-json", "A=x.json", "--coco-json", "A=y.json"], "two data sets are called 'A'"),
         (["--coco-json", "{absent}.json"], "absent.json"),
+        (["--coco-json", "{half}"], "half: not a complete JSON file"),
         (["--semantic", "{absent}"], "no such folder of label maps"),
         (["--coco-json", "{json}", "--category-map", "m.json"], "--category-map needs --classes"),
         (["--coco-json", "{json}", "--size-bins", "S:9,M:5"], "ascending"),
@@ -154,27 +133,20 @@ def test_sizes_and_quiet(run, data):
         (["--dataset", "smallobj_demo_val", "--classes", "voc"], "--classes goes with --semantic"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_leaves_no_file(
-    run, data, tmp_path, capfd, arguments, message
-):
-    places = {"absent": tmp_path / "absent", "json": annotations(data)}
-    with pytest.raises(SystemExit) as caught:
-        run(*(argument.format(**places) for argument in arguments))
-    text = f"{capfd.readouterr().err}{caught.value}"
-    assert "error: " in text
-    assert message in text
+def test_what_is_wrong_is_one_line_and_leaves_no_file(run_tool, data, tmp_path, arguments, message):
+    places = {"absent": tmp_path / "absent", "json": annotations(data), "half": tmp_path / "half"}
+    places["half"].write_bytes(annotations(data).read_bytes()[:-100])
     output = tmp_path / "stats"
+    arguments = [argument.format(**places) for argument in arguments]
+    done = run_tool("dataset_stats", "--output", output, *arguments)
+    assert done.returncode in (1, 2)
+    assert "error: " in done.stderr
+    assert message in done.stderr
     assert not output.exists() or not os.listdir(output)
 
 
-def test_a_truncated_file_is_named(run, data, tmp_path):
-    path = tmp_path / "half.json"
-    path.write_bytes(annotations(data).read_bytes()[:-100])
-    with pytest.raises(SystemExit, match=r"error: .*half\.json: not a complete JSON file"):
-        run("--coco-json", path)
-
-
-def test_without_matplotlib_the_way_out_is_told(run, tool, data, monkeypatch):
+def test_without_matplotlib_the_way_out_is_told(run_tool, load_tool, data, tmp_path, monkeypatch):
+    tool = load_tool("dataset_stats")
     monkeypatch.setattr(tool.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"d2_smallobj\[report\].* --no-figures"):
-        run("--coco-json", annotations(data))
+    done = run_tool("dataset_stats", "--output", tmp_path, "--coco-json", annotations(data))
+    assert re.search(r"d2_smallobj\[report\].* --no-figures", done.stderr)

@@ -1,4 +1,4 @@
-"""What things cost: one module for each sub-command of ``tools/benchmark.py``.
+"""Speed measurements: one module for each sub-command of ``tools/benchmark.py``.
 
 A module has
 
@@ -14,9 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+
+from d2_smallobj.utils.opencv import cv2
+from d2_smallobj.utils.tables import markdown_table
+
+_Case = TypeVar("_Case")
 
 BENCHMARKS = {
     "metric": "IA-mIoU of one image against a confusion matrix",
@@ -30,7 +39,7 @@ BENCHMARKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What a benchmark found.
+    """Result of a benchmark.
 
     Attributes:
         figures: settings, times and ratios, to be written as JSON.
@@ -46,3 +55,57 @@ class Measurement:
 def load(name: str) -> ModuleType:
     """Import the module of a benchmark; ``name`` is a key of :data:`BENCHMARKS`."""
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def race(
+    cases: Sequence[_Case],
+    functions: Mapping[str, Callable[[_Case], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, dict[str, float]]:
+    """Time functions on cases, in turn, so that a busy machine slows all of them alike.
+
+    Args:
+        cases: arguments of the functions.
+        functions: by name; the first is the yardstick.
+        rounds: timings of each function on each case.
+        clock: seconds; ``time.process_time`` leaves out the time of other programs.
+
+    Returns:
+        For each function ``median`` of all timings in milliseconds, ``quiet``, the median over
+        cases of the best round (as on a machine without other work), and ``ratio`` and
+        ``quiet_ratio`` of these to the yardstick's.
+    """
+    times = {name: np.empty((rounds, len(cases))) for name in functions}
+    for turn in range(rounds):
+        for number, case in enumerate(cases):
+            for name, function in functions.items():
+                begin = clock()
+                function(case)
+                times[name][turn, number] = 1e3 * (clock() - begin)
+    found = {
+        name: {"median": float(np.median(t)), "quiet": float(np.median(t.min(axis=0)))}
+        for name, t in times.items()
+    }
+    base = found[next(iter(functions))]
+    for row in found.values():
+        row["ratio"] = row["median"] / base["median"]
+        row["quiet_ratio"] = row["quiet"] / base["quiet"]
+    return found
+
+
+def race_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Format the result of :func:`race` as a Markdown table."""
+    forms = {"median": ".3f", "ratio": ".2f", "quiet": ".3f", "quiet_ratio": ".2f"}
+    return markdown_table(
+        ["what", "median ms", "×", "best-round ms", "×"],
+        [[what, *(format(row[k], f) for k, f in forms.items())] for what, row in rows.items()],
+    )
+
+
+def machine() -> str:
+    """Describe processor and library versions."""
+    return (
+        f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__},"
+        f" OpenCV {cv2.__version__}"
+    )

@@ -15,9 +15,7 @@ import argparse
 import concurrent.futures
 import multiprocessing
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,15 +24,16 @@ import numpy as np
 from PIL import Image
 
 from d2_smallobj.annotations import png
-from d2_smallobj.annotations.label_files import read_labels
+from d2_smallobj.annotations.label_maps import read_labels
 from d2_smallobj.scoring.inputs import Inputs
 from d2_smallobj.scoring.pipeline import Settings, prepare, score
 from d2_smallobj.scoring.run_folder import save_run
+from d2_smallobj.utils.cli import positive_int
 from d2_smallobj.utils.opencv import cv2
+from d2_smallobj.utils.tables import markdown_table
 
-from benchmarks import Measurement
+from benchmarks import Measurement, machine, race
 from benchmarks.scenes import FOLDERS, draw_folders
-from benchmarks.timing import machine
 
 TARGET = 1.3
 """Highest ratio of scoring to decoding with Pillow."""
@@ -44,19 +43,14 @@ _CHUNK = 96
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("--images", type=int, default=1449, help="default: as many as VOC val")
-    parser.add_argument(
-        "--jobs", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of processes"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="timings of each kind of work")
+    parser.add_argument("--images", type=positive_int, default=1449, help="default: VOC val's")
+    parser.add_argument("--jobs", type=positive_int, nargs="+", default=[1, 2], help="processes")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="timings of each")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def run(args: argparse.Namespace) -> Measurement:
     """Draw the PNGs in a temporary folder and measure for every number of processes."""
-    for name, value in (("images", args.images), ("jobs", min(args.jobs)), ("rounds", args.rounds)):
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
     figures: dict[str, Any] = {
         "machine": f"{machine()}, pixels unpacked by {png.zlib.__name__}",
         "settings": {"images": args.images, "rounds": args.rounds, "seed": args.seed},
@@ -79,9 +73,9 @@ def measure_folder(
     """Measure decoding and scoring.
 
     Args:
-        folder: what :func:`.scenes.draw_folders` drew.
+        folder: the folder of :func:`.scenes.draw_folders`.
         jobs: number of processes, the same for all kinds of work.
-        rounds: how often.
+        rounds: number of timings.
 
     Returns:
         For ``pillow``, ``opencv``, ``verifying`` (our decoder) and ``score`` the median
@@ -90,33 +84,22 @@ def measure_folder(
     """
     folder = Path(folder)
     paths = [str(path) for kind in FOLDERS for path in sorted((folder / kind).glob("*.png"))]
-    work: dict[str, Callable[[], object]] = {
-        "pillow": lambda: _decode_all(_pillow, paths, jobs),
-        "opencv": lambda: _decode_all(_opencv, paths, jobs),
-        "verifying": lambda: _decode_all(_verifying, paths, jobs),
-        "score": lambda: _score(folder, jobs),
+    work: dict[str, Callable[[None], object]] = {
+        "pillow": lambda _: _decode_all(_pillow, paths, jobs),
+        "opencv": lambda _: _decode_all(_opencv, paths, jobs),
+        "verifying": lambda _: _decode_all(_verifying, paths, jobs),
+        "score": lambda _: _score(folder, jobs),
     }
-    taken: dict[str, list[float]] = {name: [] for name in work}
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        for _ in range(rounds):
-            for name, do in work.items():
-                begin = time.perf_counter()
-                do()
-                taken[name].append(time.perf_counter() - begin)
+        rows = race([None], work, rounds)
     finally:
         cv2.setNumThreads(threads)
-    base = taken["pillow"]
-    return {
-        name: {
-            "seconds": statistics.median(laps),
-            "ratio": statistics.median(laps) / statistics.median(base),
-            "quiet": min(laps),
-            "quiet_ratio": min(laps) / min(base),
-        }
-        for name, laps in taken.items()
-    }
+    for row in rows.values():
+        row["seconds"] = row.pop("median") / 1e3
+        row["quiet"] /= 1e3
+    return rows
 
 
 def _score(folder: Path, jobs: int) -> None:
@@ -127,7 +110,7 @@ def _score(folder: Path, jobs: int) -> None:
 
 
 def _decode_all(decode: Callable[[Sequence[str]], int], paths: Sequence[str], jobs: int) -> int:
-    """Decode all files in so many processes; the number of pixels."""
+    """Decode all files in so many processes; returns the number of pixels."""
     if jobs == 1:
         return decode(paths)
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
@@ -164,11 +147,10 @@ def _format(figures: dict[str, Any]) -> str:
     for title, rows in figures.items():
         if not title.startswith("jobs"):
             continue
-        lines += ["", f"{title}, seconds", "", "| what | median | × | best round | × |"]
-        lines += ["|---|---|---|---|---|"]
-        lines += [
-            f"| {text} | {row['seconds']:.3f} | {row['ratio']:.2f}"
-            f" | {row['quiet']:.3f} | {row['quiet_ratio']:.2f} |"
-            for text, row in zip(names.values(), map(rows.__getitem__, names))
-        ]
+        forms = {"seconds": ".3f", "ratio": ".2f", "quiet": ".3f", "quiet_ratio": ".2f"}
+        table = markdown_table(
+            ["what", "median", "×", "best round", "×"],
+            [[t, *(format(rows[n][k], f) for k, f in forms.items())] for n, t in names.items()],
+        )
+        lines += ["", f"{title}, seconds", "", table]
     return "\n".join(lines)

@@ -22,18 +22,18 @@ import torch
 from torch import nn
 
 import d2_smallobj
-from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.engine import build_config
 from d2_smallobj.engine.trainer import EVALUATOR_WORKERS
 from d2_smallobj.evaluation import SmallObjectEvaluator
+from d2_smallobj.utils.cli import positive_int
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from detectron2.modeling import build_model
 
-from benchmarks import Measurement
+from benchmarks import Measurement, machine, race, race_table
 from benchmarks.scenes import CLASSES, FOLDERS, VOC_SIZE, VOID, draw_folders
-from benchmarks.timing import machine, race, race_table
 
 TARGET = 1.05
 """Highest ratio to the yardstick with worker threads on a GPU."""
@@ -52,11 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a model of 21 classes; default: configs/Base-DeepLabV2-R101.yaml with a GPU, "
         "configs/Base-Demo.yaml without",
     )
-    parser.add_argument("--images", type=int, help="default: 300 with a GPU, 20 without")
-    parser.add_argument(
-        "--workers", type=int, default=EVALUATOR_WORKERS, help="threads that match (%(default)s)"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="timings of each kind of run")
+    parser.add_argument("--images", type=positive_int, help="default: 300 with a GPU, 20 without")
+    parser.add_argument("--workers", type=positive_int, default=EVALUATOR_WORKERS, help="threads")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="timings of each")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -64,9 +62,6 @@ def run(args: argparse.Namespace) -> Measurement:
     """Measure on the GPU, or where there is none on the CPU."""
     gpu = torch.cuda.is_available()
     images = (300 if gpu else 20) if args.images is None else args.images
-    for name, value in (("images", images), ("workers", args.workers), ("rounds", args.rounds)):
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
     default = _CONFIGS / ("Base-DeepLabV2-R101.yaml" if gpu else "Base-Demo.yaml")
     config = args.config_file or str(default)
     model = build(config, args.seed)

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from d2_smallobj.pascal_b import IMAGES, BuildOptions, BuildPaths, build_pascal_b
+from d2_smallobj.utils.cli import positive_int
+from d2_smallobj.utils.tables import markdown_table
 
-from benchmarks import Measurement
+from benchmarks import Measurement, machine
 from benchmarks.lvis_files import COCO_NAME, LVIS_NAME, draw_annotation_files
-from benchmarks.timing import machine
 
 SECONDS, GIBIBYTES = 300.0, 6.0
 """Most that a build may take."""
@@ -36,9 +37,9 @@ SECONDS, GIBIBYTES = 300.0, 6.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("--images", type=int, default=100_000, help="of the annotation files")
-    parser.add_argument("--num-images", type=int, default=IMAGES, help="of the set")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--images", type=positive_int, default=100_000, help="of the files")
+    parser.add_argument("--num-images", type=positive_int, default=IMAGES, help="of the set")
+    parser.add_argument("--jobs", type=positive_int, default=2, help="processes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--folder", metavar="DIR", help="keep the annotation files here, and use those that are"
@@ -47,11 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Measurement:
     """Draw the files and build the set."""
-    for name in ("images", "num_images", "jobs"):
-        if getattr(args, name) < 1:
-            raise ValueError(
-                f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}"
-            )
     with contextlib.ExitStack() as stack:
         folder = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
         paths = tuple(Path(folder, name) for name in (LVIS_NAME, COCO_NAME))
@@ -70,14 +66,7 @@ def run(args: argparse.Namespace) -> Measurement:
 
 
 def measure(lvis: Path, coco: Path, *, number: int, jobs: int, seed: int) -> dict[str, Any]:
-    """Build a set in a process of its own.
-
-    Args:
-        lvis: LVIS file.
-        coco: COCO file.
-        number: images of the set.
-        jobs: number of processes.
-        seed: of the sample.
+    """Build a set of ``number`` images in a process of its own.
 
     Returns:
         ``seconds`` (wall clock), ``cpu_seconds`` (all processes), ``peak_gib``; ``input``, the
@@ -85,16 +74,16 @@ def measure(lvis: Path, coco: Path, *, number: int, jobs: int, seed: int) -> dic
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=lvis.parent) as folder:
-        place = BuildPaths([lvis], [coco], Path(folder, "pascal_b"), jobs=jobs, progress=True)
+        paths = BuildPaths([lvis], [coco], Path(folder, "pascal_b"), jobs=jobs, progress=True)
         with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-            return pool.submit(_build, place, BuildOptions(number=number, seed=seed)).result()
+            return pool.submit(_build, paths, BuildOptions(number=number, seed=seed)).result()
 
 
-def _build(place: BuildPaths, options: BuildOptions) -> dict[str, Any]:
-    """Build, and report what it took; runs in a fresh process."""
+def _build(paths: BuildPaths, options: BuildOptions) -> dict[str, Any]:
+    """Build, and measure time and memory; runs in a fresh process."""
     begin = time.perf_counter()
     with _PeakMemory() as memory:
-        manifest = build_pascal_b(place, options).manifest
+        manifest = build_pascal_b(paths, options).manifest
     seconds = time.perf_counter() - begin
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     sampling = {k: v for k, v in manifest["sampling"].items() if k != "cells"}
@@ -116,8 +105,8 @@ def _build(place: BuildPaths, options: BuildOptions) -> dict[str, Any]:
 class _PeakMemory:
     """Peak memory of this process plus those of its child processes, each at its own time.
 
-    getrusage alone would charge a child with what its parent held when it was started, so their
-    peaks are read from /proc while they run, where there is one.
+    getrusage would count what the parent held when a child was started, so the children's peaks
+    are read from /proc while they run, where there is one.
     """
 
     def __init__(self) -> None:
@@ -169,15 +158,16 @@ def _format(figures: Mapping[str, Any]) -> str:
         f"the target of {sampling['per_cell']} per cell: {sampling['distance']}, bound "
         f"{sampling['bound']}",
         "",
-        "| instances over class × size | normalised entropy | coefficient of variation |",
-        "|---|---|---|",
     ]
-    for label, name in (
-        (f"all {balance['source']['images']:,} fit images", "source"),
-        (f"as many at random, mean of {balance['random']['draws']}", "random"),
-        ("the set", "achieved"),
-    ):
-        row = balance[name]
-        entropy, variation = row["normalized_entropy"], row["coefficient_of_variation"]
-        lines.append(f"| {label} | {entropy:.3f} | {variation:.3f} |")
+    labels = {
+        "source": f"all {balance['source']['images']:,} fit images",
+        "random": f"as many at random, mean of {balance['random']['draws']}",
+        "achieved": "the set",
+    }
+    columns = ("normalized_entropy", "coefficient_of_variation")
+    table = markdown_table(
+        ["instances over class × size", "normalised entropy", "coefficient of variation"],
+        [[t, *(f"{balance[name][k]:.3f}" for k in columns)] for name, t in labels.items()],
+    )
+    lines.append(table)
     return "\n".join(lines)

@@ -24,7 +24,10 @@ validation set, with their intervals, by themselves in a process each.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import functools
+import multiprocessing
+import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -32,17 +35,13 @@ from typing import Any
 import numpy as np
 
 from d2_smallobj.metrics import Accumulator, match_image
+from d2_smallobj.metrics.summary import summarize
+from d2_smallobj.statistics.intervals import bootstrap
+from d2_smallobj.utils.cli import positive_int
 from d2_smallobj.utils.opencv import cv2
+from d2_smallobj.utils.tables import markdown_table
 
-from benchmarks import Measurement, summary_costs
-from benchmarks.peers import peers
-from benchmarks.ragged import (
-    predict_blocks,
-    predict_borders,
-    read_voc,
-    spread_classes,
-    void_of,
-)
+from benchmarks import Measurement, machine, race, race_table
 from benchmarks.scenes import (
     CLASSES,
     MOST_INSTANCES,
@@ -50,8 +49,13 @@ from benchmarks.scenes import (
     VOID,
     Maps,
     draw_maps,
+    make_run,
+    predict_blocks,
+    predict_borders,
+    read_voc,
+    spread_classes,
+    void_of,
 )
-from benchmarks.timing import machine, race, race_table, slope
 
 CROWDED_SIZE, CROWDED_INSTANCES = (1500, 1125), 36
 RAGGED_IMAGES = 24
@@ -67,13 +71,16 @@ TARGETS: dict[str, dict[str, float]] = {
     "classes": {"150, few": 1.2, "150, spread": 1.2, "847, few": 1.5, "847, spread": 1.5},
 }
 """Highest ratio to the yardstick, by maps and row."""
+SUMMARY_CLASSES = (81, 150, 847)
+SUMMARY_TARGETS = {81: {"seconds": 60.0, "MiB": 2048.0}}
+"""Most seconds and mebibytes, by number of classes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("--images", type=int, default=60, help="VOC-like images")
-    parser.add_argument("--crowded", type=int, default=8, help="crowded images")
-    parser.add_argument("--rounds", type=int, default=9, help="timings of every image")
+    parser.add_argument("--images", type=positive_int, default=60, help="VOC-like images")
+    parser.add_argument("--crowded", type=positive_int, default=8, help="crowded images")
+    parser.add_argument("--rounds", type=positive_int, default=9, help="timings of every image")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--voc", metavar="FOLDER", help="VOC2012 folder; default: drawn scenes")
     parser.add_argument("--summary", action="store_true", help="also time the summary (minutes)")
@@ -81,11 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Measurement:
     """Run everything, with one thread."""
-    for name in ("images", "crowded", "rounds"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     # First, as a process starts with the peak memory of the one that starts it.
-    summary = summary_costs.measure(args.seed) if args.summary else None
+    summary = measure_summary(args.seed) if args.summary else None
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -99,7 +103,7 @@ def run(args: argparse.Namespace) -> Measurement:
         for row, limit in limits.items()
         if figures[name][row]["ratio"] > limit
     ]
-    text = format_figures(figures)
+    text = _format(figures)
     if summary is not None:
         figures["summary"] = summary.figures
         text += f"\n\n{summary.text}"
@@ -133,8 +137,6 @@ def measure(
         # Longer than all the others together, and nothing like them in caches.
         NOISE: race_images([(guess, truth, truth)], OURS, min(rounds, 5)),
         "classes": race_classes(borders, seed, rounds),
-        # By themselves: what they leave behind in caches and allocator would be charged to us.
-        "peers": race_images(drawn[:8], {**RAGGED, **others(drawn[:8])}, rounds),
         "pixels": scaling_in_pixels(seed, rounds),
         "images": scaling_in_images(drawn[:8], rounds),
     }
@@ -169,13 +171,9 @@ def count_labels(maps: Maps) -> np.ndarray:
 
 
 def ours(
-    images: Iterable[Maps],
-    *,
-    classes: int = CLASSES,
-    mode: str = "exact",
-    annotated: bool = True,
+    images: Iterable[Maps], *, classes: int = CLASSES, mode: str = "exact", annotated: bool = True
 ) -> Accumulator:
-    """mIoU and IA-mIoU of all sizes: everything but the figures is there."""
+    """mIoU and IA-mIoU of all sizes: everything but the figures is computed."""
     accumulator = Accumulator(classes, ignore_label=void_of(classes), mode=mode)
     for number, (prediction, semantic, instances) in enumerate(images):
         accumulator.update(number, prediction, semantic, instances if annotated else None)
@@ -190,33 +188,22 @@ def ours_alone(images: Iterable[Maps]) -> None:
         match_image(*maps, num_classes=CLASSES)
 
 
-OURS: dict[str, Callable[[Sequence[Maps]], object]] = {
-    "bincount": bincount,
-    "ours": ours,
-    ALONE: ours_alone,
-    "ours, components as instances": functools.partial(ours, annotated=False),
-    "ours, official": functools.partial(ours, mode="official"),
-}
 RAGGED: dict[str, Callable[[Sequence[Maps]], object]] = {
     "bincount": bincount,
     "ours": ours,
     ALONE: ours_alone,
 }
-
-
-def others(images: Sequence[Maps]) -> dict[str, Callable[[Sequence[Maps]], object]]:
-    """Find other packages' functions, as functions of all images."""
-
-    def all_of(function: Callable[[Maps], object]) -> Callable[[Sequence[Maps]], object]:
-        return lambda given: [function(maps) for maps in given]
-
-    return {name: all_of(function) for name, function in peers(images).items()}
+OURS: dict[str, Callable[[Sequence[Maps]], object]] = {
+    **RAGGED,
+    "ours, components as instances": functools.partial(ours, annotated=False),
+    "ours, official": functools.partial(ours, mode="official"),
+}
 
 
 def race_classes(images: Sequence[Maps], seed: int, rounds: int) -> dict[str, Any]:
-    """The same regions as images of data sets with more and more classes.
+    """Time the same regions as images of data sets with more and more classes.
 
-    What an accumulator costs once, its confusion matrix, is shared by ten times the images.
+    The confusion matrix, made once for an accumulator, is shared by ten times the images.
     """
     rng = np.random.default_rng(seed)
     kinds = {f"{CLASSES}": (CLASSES, False)}
@@ -226,19 +213,16 @@ def race_classes(images: Sequence[Maps], seed: int, rounds: int) -> dict[str, An
         name: [spread_classes(maps, rng, count, spread=wide) for maps in images]
         for name, (count, wide) in kinds.items()
     }
-    functions = {
-        name: functools.partial(_evaluate, held[name], count) for name, (count, _) in kinds.items()
-    }
+
+    def evaluate(name: str, order: Iterable[int]) -> None:
+        ours((held[name][number] for number in order), classes=kinds[name][0])
+
+    functions = {name: functools.partial(evaluate, name) for name in kinds}
     return race_images(10 * list(range(len(images))), functions, rounds)
 
 
-def _evaluate(held: Sequence[Maps], classes: int, order: Iterable[int]) -> None:
-    """Give an accumulator of so many classes the images, some of them again."""
-    ours((held[number] for number in order), classes=classes)
-
-
 def scaling_in_pixels(seed: int, rounds: int) -> dict[str, Any]:
-    """The same scene at rising resolution: an exponent of 1 is linear in pixels."""
+    """Time the same scene at rising resolution: an exponent of 1 is linear in pixels."""
     times, sizes = [], []
     for factor in (1, 2, 4):
         width, height = (factor * side for side in VOC_SIZE)
@@ -249,7 +233,7 @@ def scaling_in_pixels(seed: int, rounds: int) -> dict[str, Any]:
 
 
 def scaling_in_images(images: Sequence[Maps], rounds: int) -> dict[str, Any]:
-    """One accumulator over more and more images, figures included: 1 is linear in images."""
+    """Time one accumulator over more and more images, figures included: 1 is linear in images."""
     names = ["background", *(f"class {number}" for number in range(1, CLASSES))]
 
     def evaluate(count: int) -> None:
@@ -258,19 +242,21 @@ def scaling_in_images(images: Sequence[Maps], rounds: int) -> dict[str, Any]:
             accumulator.update(number, *images[number % len(images)])
         accumulator.summarize(names)
 
-    counts, times = [250, 500, 1000], []
-    for count in counts:
-        laps = []
-        for _ in range(min(rounds, 3)):
-            begin = time.process_time()
-            evaluate(count)
-            laps.append(1e3 * (time.process_time() - begin))
-        times.append(min(laps))
+    counts = [250, 500, 1000]
+    times = [
+        race([count], {"ours": evaluate}, min(rounds, 3), time.process_time)["ours"]["quiet"]
+        for count in counts
+    ]
     return {"sizes": counts, "ms": times, "exponent": slope(counts, times)}
 
 
-def format_figures(figures: Mapping[str, Any]) -> str:
-    """The figures as Markdown."""
+def slope(sizes: Sequence[float], times: Sequence[float]) -> float:
+    """Exponent of the power law through the points, by least squares of the logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
+
+
+def _format(figures: Mapping[str, Any]) -> str:
+    """Format the figures as Markdown."""
     lines = [f"{figures['machine']}; {figures['settings']}"]
     for name, rows in figures.items():
         if name in ("machine", "settings"):
@@ -283,3 +269,61 @@ def format_figures(figures: Mapping[str, Any]) -> str:
         target = f" (targets: {'; '.join(limits)})" if limits else ""
         lines += ["", f"{name}{target}", "", race_table(rows)]
     return "\n".join(lines)
+
+
+def measure_summary(
+    seed: int, images: int = 40_000, instances: int = 300_000, samples: int = 1000
+) -> Measurement:
+    """Summarise made-up data sets with 81, 150 and 847 classes."""
+    figures = {}
+    for classes in SUMMARY_CLASSES:
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+            job = pool.submit(_summarize_alone, images, instances, classes, samples, seed)
+            figures[str(classes)] = job.result()
+    missed = [
+        f"summary of {classes} classes takes {figures[str(classes)][unit]:.0f} {unit},"
+        f" not {limit:.0f}"
+        for classes, limits in SUMMARY_TARGETS.items()
+        for unit, limit in limits.items()
+        if figures[str(classes)][unit] > limit
+    ]
+    forms = {"seconds": ".1f", "plain seconds": ".1f", "MiB": ".0f", "MiB before": ".0f"}
+    table = markdown_table(
+        ["classes", "seconds", "of these without intervals", "peak MiB", "with the tables only"],
+        [[c, *(format(row[k], f) for k, f in forms.items())] for c, row in figures.items()],
+    )
+    title = (
+        f"Summary of {images} images with {instances} instances, {samples} resamples"
+        " (targets: 81 classes 60 s, 2048 MiB)"
+    )
+    return Measurement(figures, f"{title}\n\n{table}", missed)
+
+
+def _summarize_alone(
+    images: int, instances: int, classes: int, samples: int, seed: int
+) -> dict[str, float]:
+    """Summarise one made-up data set; the peak memory is that of the whole process.
+
+    Returns:
+        ``seconds`` for figures and intervals, ``plain seconds`` for the figures alone, ``MiB`` of
+        memory at the peak and ``MiB before`` with nothing but the tables.
+    """
+    names = [f"class {number}" for number in range(classes)]
+    run = make_run(images, instances, classes, seed)
+    before = _peak()
+    begin = time.perf_counter()
+    summarize(run.table, run.pixels, names, images=images)
+    plain = time.perf_counter() - begin
+    bootstrap(run, class_names=names, samples=samples, seed=seed)
+    return {
+        "seconds": time.perf_counter() - begin,
+        "plain seconds": plain,
+        "MiB": _peak(),
+        "MiB before": before,
+    }
+
+
+def _peak() -> float:
+    """Peak memory of this process so far, in MiB (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

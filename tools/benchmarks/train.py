@@ -24,29 +24,40 @@ from typing import Any
 import torch
 
 import d2_smallobj
+from d2_smallobj.utils.cli import at_least, positive_int
+from d2_smallobj.utils.tables import markdown_table
 
-from benchmarks import Measurement
-from benchmarks.timing import machine, race
-from benchmarks.train_costs import (
-    clock,
-    measure_options,
-    measure_penalty,
-    measure_weights,
-    option_names,
-    wait,
-)
+from benchmarks import Measurement, machine, race
 from benchmarks.train_steps import (
     LOSSES,
+    PLAIN,
     OurSteps,
     PlainSteps,
     Problem,
+    clock,
+    measure_penalty,
+    measure_weights,
     num_bytes,
     peak_bytes,
+    wait,
 )
 
 YARDSTICK = "plain CE, float32"
 MIXED = "mixed"
 SB_TARGET, MIXED_TARGET, COPIES_TARGET = 1.03, 2.5, 2.0
+_STEP_COLUMNS = {
+    "ms": ("ms", ".1f"),
+    "images_per_s": ("images/s", ".1f"),
+    "speedup": ("× plain", ".2f"),
+    "to_CE": ("/ CE", ".3f"),
+    "best_to_CE": ("best / CE", ".3f"),
+    "peak_mib": ("peak MiB", ".0f"),
+}
+_OPTION_COLUMNS = {
+    "speedup": ("×", ".2f"),
+    "loss": ("loss", ".1e"),
+    "gradient": ("gradient", ".1e"),
+}
 _ON_GPU = {"depth": 101, "width": 256, "crop": 321, "batch": 10, "steps": 10}
 _ON_CPU = {"depth": 50, "width": 64, "crop": 161, "batch": 4, "steps": 1}
 _MIXED = ("SOLVER.AMP.ENABLED", "True", "SMALLOBJ.SPEED.MEMORY_FORMAT", "channels_last")
@@ -58,10 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--width", type=int, help="of its first stage; 256 (as in DeepLabV2) with a GPU, 64 without"
     )
-    parser.add_argument("--crop", type=int, help="side of the crops; 321 with a GPU, 161 without")
-    parser.add_argument("--batch", type=int, help="images a step; 10 with a GPU, 4 without")
-    parser.add_argument("--rounds", type=int, default=5, help="timings of each step (%(default)s)")
-    parser.add_argument("--steps", type=int, help="steps a timing; 10 with a GPU, 1 without")
+    parser.add_argument("--crop", type=at_least(8), help="side; 321 with a GPU, 161 without")
+    parser.add_argument("--batch", type=positive_int, help="images; 10 with a GPU, 4 without")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="timings of each step")
+    parser.add_argument("--steps", type=positive_int, help="a timing; 10 with a GPU, 1 without")
     parser.add_argument(
         "--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="on a GPU"
     )
@@ -74,9 +85,6 @@ def run(args: argparse.Namespace) -> Measurement:
     for name, default in (_ON_GPU if gpu else _ON_CPU).items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    for name, least in (("crop", 8), ("batch", 1), ("rounds", 1), ("steps", 1)):
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     problem = Problem(args.depth, args.width, args.crop, args.batch, args.seed)
     mixed = [*_MIXED, "SMALLOBJ.AMP_DTYPE", args.amp_dtype]
     torch.backends.cudnn.benchmark = True  # as the recipe's configs say
@@ -101,7 +109,7 @@ def run(args: argparse.Namespace) -> Measurement:
 
 
 def measure(problem: Problem, mixed: Sequence[str], *, rounds: int, count: int) -> dict[str, Any]:
-    """All figures of a size; see :func:`format_figures` for what they are."""
+    """Measure all figures of a size."""
     batches = problem.batches()
     plain = PlainSteps(problem, batches)
     device = plain.device
@@ -121,7 +129,7 @@ def measure(problem: Problem, mixed: Sequence[str], *, rounds: int, count: int) 
 def measure_steps(
     plain: PlainSteps, ours: Mapping[str, OurSteps], rounds: int, count: int, batch: int
 ) -> dict[str, dict[str, float]]:
-    """Time and memory of the yardstick and of every loss in every number format.
+    """Measure time and memory of the yardstick and of every loss in every number format.
 
     Returns:
         By name ``ms`` of a step, ``images_per_s``, ``speedup`` over the yardstick, and
@@ -166,7 +174,7 @@ def measure_steps(
 
 
 def _strict(plain: PlainSteps, count: int) -> None:
-    """Steps in true float32; PyTorch's default for convolutions on a GPU is TF32."""
+    """Run steps in true float32; PyTorch's default for convolutions on a GPU is TF32."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -176,7 +184,7 @@ def _strict(plain: PlainSteps, count: int) -> None:
 
 
 def find_wait(steps: OurSteps) -> str:
-    """Whether a step with the size-balanced loss lets the host wait for the GPU: "" if not."""
+    """Find a place where an L_SB step lets the host wait for the GPU; "" if there is none."""
     steps.run("L_SB", 2)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -190,7 +198,7 @@ def find_wait(steps: OurSteps) -> str:
 
 
 def find_missed(figures: Mapping[str, Any], gpu: bool) -> list[str]:
-    """The targets that were missed, a sentence each."""
+    """List the targets that were missed, a sentence each."""
     steps, missed = figures["steps"], []
     for kind in ("float32", MIXED) if gpu else ("float32",):
         ratio = steps[f"L_SB, {kind}"]["best_to_CE"]
@@ -208,32 +216,32 @@ def find_missed(figures: Mapping[str, Any], gpu: bool) -> list[str]:
     return missed
 
 
+def _table(
+    rows: Mapping[str, Mapping[str, float]], what: str, columns: Mapping[str, tuple[str, str]]
+) -> str:
+    """Format rows as a Markdown table; columns are a title and a format by key."""
+    return markdown_table(
+        [what, *(title for title, _ in columns.values())],
+        [
+            [name, *(format(row[k], f) if k in row else "" for k, (_, f) in columns.items())]
+            for name, row in rows.items()
+        ],
+    )
+
+
 def format_figures(figures: Mapping[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Format the figures as Markdown."""
     lines = [figures["machine"], f"{figures['device']}; {figures['settings']}"]
     if figures["device"] == "CPU":
         lines.append("On a CPU, so a narrow net: mixed precision here says nothing of GPUs.")
     lines += [
         "",
-        "| step | ms | images/s | × plain | / CE | best / CE | peak MiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in figures["steps"].items():
-        ratios = [f"{row[key]:.3f}" if key in row else "" for key in ("to_CE", "best_to_CE")]
-        lines.append(
-            f"| {name} | {row['ms']:.1f} | {row['images_per_s']:.1f} | {row['speedup']:.2f} | "
-            f"{' | '.join(ratios)} | {row['peak_mib']:.0f} |"
-        )
-    lines += [
+        _table(figures["steps"], "step", _STEP_COLUMNS),
         "",
         "Each option by itself in our CE step; relative changes of its loss and gradient:",
         "",
+        _table(figures["options"], "option", _OPTION_COLUMNS),
     ]
-    lines += ["| option | × | loss | gradient |", "|---|---|---|---|"]
-    for name, row in figures["options"].items():
-        lines.append(
-            f"| {name} | {row['speedup']:.2f} | {row['loss']:.1e} | {row['gradient']:.1e} |"
-        )
     penalty, weights = figures["penalty"], figures["weights"]
     times = ", ".join(f"{name} {ms:.2f}" for name, ms in penalty["ms"].items())
     lines += [
@@ -246,3 +254,72 @@ def format_figures(figures: Mapping[str, Any]) -> str:
     if "waits" in figures:
         lines.append(f"Host waits for the GPU inside a step: {figures['waits'] or 'never'}")
     return "\n".join(lines)
+
+
+OPTIONS = {
+    "folded frozen norms": ("SMALLOBJ.SPEED.FOLD_FROZEN_BN", "True"),
+    "channels-last": ("SMALLOBJ.SPEED.MEMORY_FORMAT", "channels_last"),
+    "prefetch": ("SMALLOBJ.SPEED.PREFETCH", "True"),
+    "bfloat16": ("SOLVER.AMP.ENABLED", "True", "SMALLOBJ.AMP_DTYPE", "bfloat16"),
+    "float16": ("SOLVER.AMP.ENABLED", "True", "SMALLOBJ.AMP_DTYPE", "float16"),
+}
+"""Overrides of :data:`.train_steps.PLAIN`, by themselves."""
+_GPU_ONLY = ("prefetch", "float16")
+
+
+def option_names(device: torch.device) -> list[str]:
+    """List those of :data:`OPTIONS` that have an effect on a device."""
+    return [name for name in OPTIONS if device.type != "cpu" or name not in _GPU_ONLY]
+
+
+def measure_options(
+    problem: Problem, batches: Sequence[Any], names: Sequence[str], *, rounds: int, count: int
+) -> dict[str, dict[str, float]]:
+    """Time the cross-entropy step with each option by itself, and measure what it changes.
+
+    Returns:
+        By name ``speedup`` over the step with none, and of the first step from the same weights
+        and images ``loss``, its relative difference, and ``gradient``, the norm of the
+        difference of the gradients over that of the gradient.
+    """
+    plain = OurSteps(problem, batches, PLAIN)
+    rows, timer = {}, clock(plain.model.device)
+    for name in names:
+        other = OurSteps(problem, batches, [*PLAIN, *OPTIONS[name]])
+        row = _differences(plain, other, batches[0])
+        work = {"plain": _timed(plain, count), name: _timed(other, count)}
+        rows[name] = {"speedup": 1 / race([None], work, rounds, timer)[name]["ratio"], **row}
+        for steps in (plain, other):
+            steps.read_losses()
+    return rows
+
+
+def _timed(steps: OurSteps, count: int) -> Callable[[object], None]:
+    steps.run("CE", 1)  # kernels are chosen and momentum is made
+
+    def work(_: object) -> None:
+        steps.run("CE", count)
+        wait(steps.model.device)
+
+    return work
+
+
+def _differences(plain: OurSteps, other: OurSteps, batch: Any) -> dict[str, float]:
+    losses, gradients = [], []
+    for steps in (plain, other):
+        other.model.load_state_dict(plain.model.state_dict())
+        steps.optimizer.zero_grad()
+        dtype = steps.trainer.amp_dtype
+        with torch.autocast(steps.model.device.type, dtype=dtype, enabled=dtype is not None):
+            loss = sum(steps.model(batch).values())
+        scale = 2.0**16 if dtype is torch.float16 else 1.0  # where a gradient scaler starts
+        (scale * loss).backward()
+        losses.append(loss.item())
+        parameters = [p for p in steps.model.parameters() if p.requires_grad]
+        gradients.append([p.grad.float() / scale for p in parameters])
+    distance = torch.stack(torch._foreach_norm(torch._foreach_sub(*gradients))).norm()
+    length = torch.stack(torch._foreach_norm(gradients[0])).norm()
+    return {
+        "loss": abs(losses[1] / losses[0] - 1),
+        "gradient": (distance / length).item(),
+    }

@@ -1,4 +1,4 @@
-"""The training steps that ``benchmark.py train`` measures, on synthetic crops in memory.
+"""The training steps that ``benchmark.py train`` measures, and their parts, on synthetic crops.
 
 Shapes: N images a batch, H, W the crop.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,15 @@ from d2_smallobj.engine.solver import build_optimizer
 from d2_smallobj.engine.step import TaskStepTrainer
 from d2_smallobj.engine.tasks import build_ewc, set_loss
 from d2_smallobj.engine.trainer import amp_dtype
-from d2_smallobj.losses.size_weights import size_weights
+from d2_smallobj.losses.ewc import ElasticWeightConsolidation
+from d2_smallobj.losses.size_balanced import resize_labels
+from d2_smallobj.losses.size_weights import SizeWeights, size_weights
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from benchmarks import race
 from benchmarks.scenes import MOST_INSTANCES, VOID, draw_maps
 
 FISHER = "CE with online Fisher"
@@ -40,7 +44,6 @@ PLAIN = (
     *("SMALLOBJ.SPEED.PREFETCH", "False"),
 )
 """Options of a step without anything that makes it faster."""
-
 _CONFIG = Path(__file__).resolve().parents[2] / "configs" / "Base-DeepLabV2-R101.yaml"
 _BATCHES = 4
 _NEVER = 10**9  # losses are read between the timings, not in them
@@ -50,7 +53,7 @@ _RATE = 1e-6  # so low that untrained weights stay sane
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """The size of what is trained.
+    """The size of net, crop and batch.
 
     Attributes:
         depth: of the ResNet.
@@ -82,7 +85,7 @@ class Problem:
         return build_config(str(_CONFIG), [*size, *options])
 
     def batches(self) -> list[list[dict[str, Any]]]:
-        """Some batches of noise with VOC-like label maps, as loader workers hand them over."""
+        """Make batches of noise with VOC-like label maps, as loader workers return them."""
         rng = np.random.default_rng(self.seed)
         return [[self._sample(rng) for _ in range(self.batch)] for _ in range(_BATCHES)]
 
@@ -102,16 +105,10 @@ class Problem:
 def build_net(
     problem: Problem, batch: Sequence[dict[str, Any]], options: Sequence[str] = ()
 ) -> tuple[CfgNode, nn.Module]:
-    """The net of the recipe with random weights.
+    """Build the net of the recipe with random weights, in training mode.
 
-    Args:
-        problem: its size.
-        batch: gives the frozen norms their statistics; those of an untrained net would let values
-            explode. What residual blocks add is damped, as training does.
-        options: config overrides.
-
-    Returns:
-        The config, and the model in training mode. Weights do not depend on the options.
+    ``batch`` gives the frozen norms their statistics: with those of an untrained net values would
+    explode. Residual branches are damped, as training does. Weights do not depend on the options.
     """
     cfg = problem.config(options)
     torch.manual_seed(problem.seed)
@@ -154,7 +151,7 @@ class PlainSteps:
         self.optimizer = torch.optim.SGD(groups, lr=_RATE, momentum=0.9, weight_decay=5e-4)
 
     def run(self, count: int) -> None:
-        """Some steps."""
+        """Run some steps."""
         for _ in range(count):
             batch = next(self.data)
             images = torch.stack([x["image"] for x in batch]).to(self.device)
@@ -204,7 +201,7 @@ class OurSteps:
         self.ewc["L_SB"] = anchored
 
     def run(self, loss: str, count: int) -> None:
-        """Some steps with one of :data:`LOSSES`."""
+        """Run some steps with one of :data:`LOSSES`."""
         self.loss = loss
         step = self.trainer
         step.in_task_b = not loss.startswith("CE")
@@ -243,13 +240,13 @@ def _persistent(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
 
 
 def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Memory of tensors, storages that they share counted once."""
+    """Memory of tensors in bytes, shared storages counted once."""
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
     return sum(storages.values())
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Most memory that tensors took while ``work`` ran, beyond what they took before."""
+    """Peak memory of tensors in bytes while ``work`` ran, beyond that before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -262,3 +259,74 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     events = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     return max(itertools.accumulate((size for _, size in changes), initial=0))
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    """Choose the clock: on a CPU the time of this process alone."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
+
+
+def wait(device: torch.device) -> None:
+    """Let the device finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_penalty(steps: OurSteps, rounds: int) -> dict[str, Any]:
+    """Time the penalty's value and gradient, analytic and by autograd, against the SGD step.
+
+    Returns:
+        ``ms`` by name, ``to_autograd`` (analytic over autograd), and ``copies``: memory of Fisher
+        and anchor over that of the trained parameters.
+    """
+    ewc, device = steps.ewc["L_SB"], steps.model.device
+    trained = [p for p in steps.model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+
+    def autograd() -> None:
+        ewc.penalty(differentiable=True).backward()
+
+    work = {
+        "SGD step": steps.optimizer.step,
+        "analytic": ewc.add_gradient_,
+        "autograd": autograd,
+        "Fisher recorded": steps.ewc[FISHER].record_gradients,
+        "proximal step": lambda: ewc.proximal_step_([0.0] * len(trained)),
+    }
+
+    def timed(name: str) -> Any:
+        return lambda _: (work[name](), wait(device))
+
+    times = race([None], {name: timed(name) for name in work}, rounds, clock(device))
+    return {
+        "ms": {name: row["median"] for name, row in times.items()},
+        "to_autograd": times["analytic"]["median"] / times["autograd"]["median"],
+        "copies": penalty_copies(ewc, trained),
+    }
+
+
+def penalty_copies(ewc: ElasticWeightConsolidation, trained: Sequence[torch.Tensor]) -> float:
+    """Memory that the penalty holds, in copies of the trained parameters."""
+    return num_bytes((*ewc.fisher.values(), *ewc.anchor_values.values())) / num_bytes(trained)
+
+
+def measure_weights(batches: Sequence[Any], rounds: int) -> dict[str, float]:
+    """Milliseconds an image for the size-weight map of a crop, in one loader worker.
+
+    Returns:
+        ``input``: of the label map; ``logits``: of the maps at the four sizes that the recipe's
+        multi-scale losses have.
+    """
+    rule = SizeWeights()
+    labels = [x["sem_seg"] for batch in batches for x in batch]
+    side = labels[0].shape[-1]
+    sizes = [(-(-side * part // 32),) * 2 for part in (4, 2, 3, 4)]  # stride 8, scales 1, 1/2, 3/4
+
+    def on_logits(x: torch.Tensor) -> list[np.ndarray]:
+        return [rule(resize_labels(x[None], size)[0].numpy()) for size in sizes]
+
+    work = {"input": lambda x: rule(x.numpy()), "logits": on_logits}
+    return {
+        name: row["median"] for name, row in race(labels, work, rounds, time.process_time).items()
+    }

@@ -1,9 +1,14 @@
 """Training: launching processes, trainers, hooks, defaults."""
 
 from . import hooks
-from .defaults import DefaultTrainer
+from .defaults import (
+    DefaultTrainer,
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    default_writers,
+)
 from .launch import launch
-from .setup import create_ddp_model, default_argument_parser, default_setup, default_writers
 from .train_loop import HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [

@@ -1,6 +1,7 @@
 """Backbones."""
 
-from .backbone import BACKBONE_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.build import BACKBONE_REGISTRY, Backbone, build_backbone
+
 from .resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
 
 __all__ = [

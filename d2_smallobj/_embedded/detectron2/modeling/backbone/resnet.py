@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
-
-from .backbone import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.build import BACKBONE_REGISTRY, Backbone
 
 
 def _conv(channels: int, out_channels: int, kernel: int, norm: str, **options: int) -> Conv2d:
