@@ -31,7 +31,7 @@ from pathlib import Path
 from d2_smallobj.utils.cli import positive_int, readable_errors
 
 with readable_errors():
-    from d2_smallobj.annotations.layouts import datasets_root
+    from d2_smallobj.annotations.dataset_files import datasets_root
     from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS
     from d2_smallobj.pseudo_labels.misses import summarize_labels
     from d2_smallobj.pseudo_labels.preparation import check_labels, find_sources, prepare_labels

@@ -25,7 +25,7 @@ from pathlib import Path
 from d2_smallobj.utils.cli import positive_int, readable_errors
 
 with readable_errors():
-    from d2_smallobj.annotations.voc import IMAGE_FOLDER
+    from d2_smallobj.annotations.image_lists import IMAGE_FOLDER
     from d2_smallobj.pascal_b.painting import ANNOTATION_FILE
     from d2_smallobj.report.review import open_review_set, read_suspicions, write_review
     from d2_smallobj.utils.opencv import cv2

@@ -19,7 +19,7 @@ from pathlib import Path
 from metric_drawings import draw_matching, draw_outcomes, draw_pooling
 from metric_examples import example_tables
 
-from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.annotations.truth import folder_truth
 from d2_smallobj.report.conventions import PERTURBATIONS, compare_conventions, convention_table
 from d2_smallobj.report.labelled_images import drawn_pair, drawn_sizes, find_pair, truth_images

@@ -13,6 +13,7 @@ import numpy as np
 
 from d2_smallobj.metrics import OUTCOMES, ImageMatch, classify, match_image, summarize
 from d2_smallobj.report.labelled_images import drawn_discs, growth_order
+from d2_smallobj.utils.tables import markdown_table
 
 CLASS_NAMES = ("background", "object")
 
@@ -110,29 +111,22 @@ def example_tables() -> dict[str, str]:
 
 
 def _pooling_table(examples: Mapping[str, Example]) -> str:
-    lines = [
-        "| | missed pixels | IoU | IoU of each instance | IA-IoU |",
-        "|---|---|---|---|---|",
-    ]
+    header = ["", "missed pixels", "IoU", "IoU of each instance", "IA-IoU"]
+    rows = []
     for name, example in examples.items():
         table, figures = example.match.table, example.figures
         table = table.select(table.things)
         missed = int((table.pixels - table.intersection).sum())
         each = ", ".join(f"{100 * iou:.1f}" for iou in table.iou)
-        lines.append(
-            f"| {name} | {missed} | {figures['IoU-object']:.1f} | {each} | "
-            f"{figures['IA-IoU-object']:.1f} |"
-        )
-    return "\n".join(lines)
+        pooled, by_instance = (f"{figures[key]:.1f}" for key in ("IoU-object", "IA-IoU-object"))
+        rows.append([name, str(missed), pooled, each, by_instance])
+    return markdown_table(header, rows)
 
 
 def _matching_table(example: Example) -> str:
     match = example.match
     table = match.table.select(match.table.things)
-    lines = [
-        "| instance | its pixels | overlap | charged | IoU |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name, pixels, hit, charged, iou in zip(
         example.names,
         table.pixels.tolist(),
@@ -140,26 +134,25 @@ def _matching_table(example: Example) -> str:
         table.charged.tolist(),
         table.iou.tolist(),
     ):
-        lines.append(f"| {name} | {pixels} | {hit} | {charged:.2f} | {100 * iou:.2f} |")
+        rows.append([name, str(pixels), str(hit), f"{charged:.2f}", f"{100 * iou:.2f}"])
     figures = example.figures
-    lines += [
-        "",
-        f"IA-IoU of the class: {figures['IA-IoU-object']:.2f}; IoU, all its pixels pooled: "
+    return (
+        markdown_table(["instance", "its pixels", "overlap", "charged", "IoU"], rows)
+        + f"\n\nIA-IoU of the class: {figures['IA-IoU-object']:.2f}; IoU, all its pixels pooled: "
         f"{figures['IoU-object']:.2f}. False-positive blobs: {len(match.blobs)}, of "
-        f"{int(match.blobs.area.sum())} px.",
-    ]
-    return "\n".join(lines)
+        f"{int(match.blobs.area.sum())} px."
+    )
 
 
 def _outcome_table(example: Example) -> str:
     match = example.match
     table = match.table.select(match.table.things)
     found = classify(table)
-    lines = ["| outcome | instances | IoU | IoU lost |", "|---|---|---|---|"]
+    rows = []
     for position, outcome in enumerate(OUTCOMES):
         iou = table.iou[found == position]
         each = ", ".join(f"{value:.2f}" for value in iou)
-        lines.append(f"| {outcome} | {len(iou)} | {each} | {(1 - iou).sum():.2f} |")
+        rows.append([outcome, str(len(iou)), each, f"{(1 - iou).sum():.2f}"])
     blobs = match.blobs
-    lines.append(f"| (false-positive blobs) | {len(blobs)} | | {int(blobs.area.sum())} px |")
-    return "\n".join(lines)
+    rows.append(["(false-positive blobs)", str(len(blobs)), "", f"{int(blobs.area.sum())} px"])
+    return markdown_table(["outcome", "instances", "IoU", "IoU lost"], rows)

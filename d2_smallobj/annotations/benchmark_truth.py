@@ -12,7 +12,7 @@ from d2_smallobj.annotations.cityscapes import (
     bare_name,
     instance_ids_beside,
 )
-from d2_smallobj.annotations.files import FileCheck
+from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.image_sources import ImageSource, SourceReader
 from d2_smallobj.annotations.panoptic import read_panoptic_file
 from d2_smallobj.annotations.truth import SourceTruth, TruthImage, choose

@@ -22,9 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.annotations.files import FileCheck
-from d2_smallobj.annotations.instance_maps import VOID, fit_instances, thing_pixels, unique_by_runs
-from d2_smallobj.annotations.label_rules import LabelRule
+from d2_smallobj.annotations.dataset_files import FileCheck
+from d2_smallobj.annotations.label_rules import (
+    VOID,
+    LabelRule,
+    fit_instances,
+    thing_pixels,
+    unique_by_runs,
+)
 
 CITYSCAPES_FOLDER = Path("cityscapes")
 SPLITS = ("train", "val")

@@ -18,10 +18,10 @@ from d2_smallobj.annotations.coco_file import (
     AnnotationEntry,
     CategoryEntry,
     Id,
+    decode_mask,
     id_order,
     read_annotation_file,
 )
-from d2_smallobj.annotations.masks import decode_mask
 from d2_smallobj.utils.options import look_up_option
 
 IGNORE_LABEL = 255
@@ -49,7 +49,7 @@ class Annotation(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def segmentation(self) -> Any:
-        """Polygons or run lengths; see :mod:`d2_smallobj.annotations.masks`."""
+        """Polygons or run lengths; see :mod:`d2_smallobj.annotations.coco_file`."""
         text = isinstance(self.stored, msgspec.Raw)
         return msgspec.json.decode(self.stored) if text else self.stored
 

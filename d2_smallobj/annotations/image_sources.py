@@ -20,15 +20,15 @@ from d2_smallobj.annotations.cityscapes import (
 )
 from d2_smallobj.annotations.classes import stuff_beside_background
 from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, paint
-from d2_smallobj.annotations.instance_maps import (
+from d2_smallobj.annotations.label_maps import label_size, read_labels
+from d2_smallobj.annotations.label_rules import (
     VOID,
+    LabelRule,
     annotation_classes,
     fit_instances,
     thing_pixels,
     without_stuff,
 )
-from d2_smallobj.annotations.label_files import label_size, read_labels
-from d2_smallobj.annotations.label_rules import LabelRule
 from d2_smallobj.annotations.panoptic import Segment, panoptic_maps, panoptic_size
 
 Maps = tuple[np.ndarray, "np.ndarray | None"]

@@ -11,6 +11,7 @@ import functools
 import io
 import os
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,135 @@ def check_label_values(
         f"{Path(path)}: label values must be 0..{num_classes - 1} or {ignore_label} (ignored); "
         f"found {shown}{more} in {np.count_nonzero(bad)} of {labels.size} pixels"
     )
+
+
+SUFFIXES = (".png", ".npy")
+
+
+def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of a label map, from its header alone.
+
+    Args:
+        path: a file ending in ``.png`` or ``.npy``.
+
+    Returns:
+        (H, W).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the header is damaged, or is one of a colour picture or of scores; names the
+            file.
+    """
+    if _suffix(path) == ".npy":
+        return _check_array(_load_array(path, header_only=True), path).shape
+    with open(path, "rb") as file:
+        start = file.read(33)
+    if not start.startswith(png.SIGNATURE):
+        # Another lossless format under the name of PNG, or no image: Pillow's reader tells.
+        return read_label_map(path).shape
+    header = png.parse_header(start, path)
+    return header.height, header.width
+
+
+def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a label map; checksums are verified.
+
+    Args:
+        path: a ``.png`` of mode L, P or 16-bit grey, or a ``.npy`` of integers, not pickled.
+
+    Returns:
+        (H, W) integers: the stored indices. uint8, or uint16 from a 16-bit PNG; of a ``.npy``
+        its own dtype.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is corrupt or truncated, or holds colours or scores; names it.
+    """
+    if _suffix(path) == ".npy":
+        return _check_array(_load_array(path, header_only=False), path)
+    return read_label_map(path)
+
+
+def _suffix(path: str | os.PathLike[str]) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _load_array(path: str | os.PathLike[str], *, header_only: bool) -> np.ndarray:
+    """Load a ``.npy`` file without ever unpickling."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return np.load(path, mmap_mode="r" if header_only else None, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, "no such label map", os.fspath(path)) from error
+    except (PermissionError, IsADirectoryError):
+        raise
+    except (OSError, ValueError, EOFError, SyntaxError, struct.error) as error:
+        raise ValueError(
+            f"{Path(path)}: not a complete .npy file of plain numbers ({error})"
+        ) from error
+
+
+def _check_array(labels: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    """Refuse arrays that are no label map."""
+    if not isinstance(labels, np.ndarray):
+        raise ValueError(f"{path}: a label map is one array, this is an archive of several")
+    if labels.ndim == 2 and labels.dtype.kind in "iu" and labels.size:
+        return labels
+    hint = ""
+    if labels.ndim == 3 or labels.dtype.kind == "f":
+        hint = "; of scores, save the labels: scores.argmax(0).astype(numpy.uint8)"
+    raise ValueError(
+        f"{path}: a label map is a non-empty integer array of shape (H, W), got shape "
+        f"{labels.shape} of {labels.dtype}{hint}"
+    )
+
+
+class LabelFolder:
+    """The label maps in a folder, by name without suffix.
+
+    Subfolders, hidden files and files of other kinds are passed over.
+
+    Args:
+        path: the folder.
+        argument: name of the option that gave it, for messages.
+
+    Attributes:
+        path: the folder.
+        files: file name by stem.
+        ambiguous: stems that two files have (``a.png`` and ``a.npy``), with both names.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such folder.
+        ValueError: there is no label map in it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], argument: str) -> None:
+        self.path = Path(path)
+        self.files: dict[str, str] = {}
+        self.ambiguous: dict[str, tuple[str, str]] = {}
+        try:
+            names = sorted(os.listdir(self.path))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise type(error)(
+                error.errno, f"{argument}: no such folder of label maps", os.fspath(path)
+            ) from error
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() not in SUFFIXES or name.startswith("."):
+                continue
+            if stem in self.files:
+                self.ambiguous[stem] = (self.files[stem], name)
+            self.files.setdefault(stem, name)
+        if not self.files:
+            raise ValueError(
+                f"{argument}: no label map ({', '.join(SUFFIXES)}) in {self.path}"
+                f" ({len(names)} other entries)"
+            )
+
+    def find(self, *stems: str) -> str | None:
+        """Path of the label map of the first of these names that has one."""
+        for stem in stems:
+            if stem in self.files:
+                return os.path.join(self.path, self.files[stem])
+        return None

@@ -7,8 +7,12 @@ binary task keeps one class of a data set that has more. Legend: H, W height and
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from d2_smallobj.annotations.coco import Annotation, instance_id
 
 IGNORE_LABEL = 255
 
@@ -91,3 +95,215 @@ class LabelRule:
 def identity_rule(num_classes: int) -> LabelRule:
     """The rule of files that store class ids 0..num_classes-1."""
     return LabelRule(tuple(range(num_classes)))
+
+
+VOID = 255
+"""Instance id of pixels that belong to no instance that could be told."""
+_UNKNOWN = -1
+_LARGEST_LABEL = 65535
+_NEGLIGIBLE = 0.01
+"""Share of an image below which even a complete disagreement may be an annotator's slip."""
+
+
+def label_type(largest: int) -> type[np.unsignedinteger] | type[np.signedinteger]:
+    """The smallest type of a label map that holds labels up to ``largest``."""
+    if largest < 1 << 8:
+        return np.uint8
+    return np.uint16 if largest < 1 << 16 else np.int32
+
+
+def unique_by_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As ``np.unique`` with inverse and counts, fast where neighbours are mostly equal.
+
+    Args:
+        values: integers (N,).
+
+    Returns:
+        The different values, ascending; the place of each one of ``values`` among them, int64
+        (N,); how many there are of each.
+    """
+    starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]][: len(values)])
+    lengths = np.diff(np.r_[starts, len(values)])
+    found, place = np.unique(values[starts], return_inverse=True)
+    counts = np.bincount(place, lengths, minlength=len(found)).astype(np.int64)
+    return found, np.repeat(place, lengths), counts
+
+
+def thing_pixels(semantic: np.ndarray, stuff: Collection[int], ignore_label: int) -> np.ndarray:
+    """Where a semantic map has things: bool (H, W)."""
+    table = np.ones(max([int(semantic.max(initial=0)), ignore_label, *stuff]) + 1, bool)
+    table[[*stuff, ignore_label]] = False
+    return table[semantic]
+
+
+def without_stuff(
+    semantic: np.ndarray,
+    instances: np.ndarray | None,
+    stuff: Collection[int],
+    ignore_label: int,
+) -> np.ndarray | None:
+    """Remove the instances that lie on stuff alone, ignored pixels aside.
+
+    An instance that lies on other classes, too, contradicts the semantic map and is left, for the
+    metric to refuse.
+
+    Args:
+        semantic: (H, W) labels.
+        instances: (H, W) ids, 0 = none, 255 = void, or ``None``.
+        stuff: classes whose segments are no instances.
+        ignore_label: label of ignored pixels.
+
+    Returns:
+        The instance map; the same array if nothing is to be removed, or if the maps are malformed.
+    """
+    if instances is None or not len(stuff) or not _are_maps(semantic, instances):
+        return instances
+    marked = (instances != 0) & (instances != VOID)
+    on_stuff = ~thing_pixels(semantic, stuff, ignore_label) & (semantic != ignore_label) & marked
+    if not on_stuff.any():
+        return instances
+    elsewhere = marked & ~on_stuff & (semantic != ignore_label)
+    candidates, others = (unique_by_runs(instances[part])[0] for part in (on_stuff, elsewhere))
+    removed = np.setdiff1d(candidates, others)
+    return np.where(np.isin(instances, removed), 0, instances)
+
+
+def _are_maps(semantic: np.ndarray, instances: np.ndarray) -> bool:
+    """Whether two maps of a reader's own are what they should be; the metric says what is wrong."""
+    maps = (semantic, instances)
+    if not all(isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" for labels in maps):
+        return False
+    known = semantic.min(initial=0) >= 0 and semantic.max(initial=0) <= _LARGEST_LABEL
+    return known and semantic.shape == instances.shape
+
+
+def fit_instances(
+    semantic: np.ndarray,
+    instances: np.ndarray,
+    classes: Mapping[int, int] | None = None,
+    *,
+    stuff: Collection[int],
+    ignore_label: int,
+    source: str,
+) -> np.ndarray:
+    """Make an instance map agree with a semantic map that was annotated separately.
+
+    Pixels of an instance whose label is neither the instance's class nor ignored become void. An
+    instance of a stuff class is none, and so is one without a pixel of its class.
+
+    Args:
+        semantic: (H, W) labels 0..C-1 and ``ignore_label``.
+        instances: (H, W) ids, 0 = none, 255 = void.
+        classes: class of every instance; ``None``: nothing tells, so that it is the most frequent
+            class under the instance that is no stuff.
+        stuff: classes that have no instances.
+        ignore_label: label of ignored pixels.
+        source: the file or files, for messages.
+
+    Returns:
+        int32 (H, W): 0 = none, ids as they were, 255 = void.
+
+    Raises:
+        ValueError: the maps differ in size; most pixels of the instances lie on other classes
+            than theirs; an id has no class.
+    """
+    if semantic.shape != instances.shape:
+        raise ValueError(
+            f"{source}: the semantic map is {_x(semantic)} (height x width), the instance map "
+            f"{_x(instances)}; do the files belong to the same image?"
+        )
+    fitted = instances.astype(np.int32)
+    inside = (fitted != 0) & (fitted != VOID)
+    if not inside.any():
+        return fitted
+    base = max(int(semantic.max()), ignore_label) + 1
+    pairs = fitted[inside].astype(np.int64) * base + semantic[inside]
+    pairs, place, pixels = unique_by_runs(pairs)
+    ids, labels = pairs // base, pairs % base
+    ignored = labels == ignore_label
+    own = _own_classes(ids, labels, pixels, ignored, classes, stuff, source)
+    no_instance = np.isin(own, list(stuff))
+    agree = labels == own
+    _check_agreement(pixels, agree & ~no_instance, ~ignored & ~no_instance, inside.size, source)
+    alive = np.isin(ids, ids[agree & ~no_instance])
+    values = np.where(agree | ignored, np.where(alive, ids, 0), VOID)
+    values[no_instance] = 0
+    fitted[inside] = values[place]
+    return fitted
+
+
+def _own_classes(
+    ids: np.ndarray,
+    labels: np.ndarray,
+    pixels: np.ndarray,
+    ignored: np.ndarray,
+    classes: Mapping[int, int] | None,
+    stuff: Collection[int],
+    source: str,
+) -> np.ndarray:
+    """Class of the instance of every pair of instance and label."""
+    if classes is not None:
+        strange = sorted(set(ids.tolist()) - set(classes))
+        if strange:
+            raise ValueError(f"{source}: instance(s) {strange[:10]} are of no known class")
+        return np.array([classes[identity] for identity in ids.tolist()], np.int64)
+    likely = np.where(ignored | np.isin(labels, list(stuff)), 0, pixels)
+    # The last one of each instance in this order covers most of it; the lowest class of equals.
+    order = np.lexsort((-labels, likely, ids))
+    last = np.flatnonzero(np.r_[np.diff(ids[order]) != 0, True])
+    chosen = np.where(likely[order][last] > 0, labels[order][last], _UNKNOWN)
+    return chosen[np.searchsorted(ids[order][last], ids)]
+
+
+def _check_agreement(
+    pixels: np.ndarray, agree: np.ndarray, valid: np.ndarray, total: int, source: str
+) -> None:
+    """Refuse an instance map that lies on other classes than its own."""
+    own, all_pixels = int(pixels[agree].sum()), int(pixels[valid].sum())
+    if 2 * own < all_pixels and all_pixels - own > _NEGLIGIBLE * total:
+        raise ValueError(
+            f"{source}: only {own} of the {all_pixels} pixels of its instances lie on their own "
+            "class in the semantic map; do the files belong to the same image?"
+        )
+
+
+def annotation_classes(annotations: Sequence[Annotation]) -> dict[int, int]:
+    """Class of every instance id that :func:`.coco.paint` gives."""
+    instances = [annotation for annotation in annotations if not annotation.crowd]
+    return {instance_id(rank): a.class_id for rank, a in enumerate(instances, start=1)}
+
+
+def dict_annotations(
+    entries: Sequence[Mapping[str, Any]], classes: Sequence[int | None], source: str
+) -> tuple[Annotation, ...]:
+    """Read the ``annotations`` of a detectron2 dict.
+
+    Args:
+        entries: dicts with ``category_id``, ``segmentation`` and, if need be, ``iscrowd``.
+        classes: class id by category id; ``None``: of no class, left out.
+        source: the picture, for messages.
+
+    Raises:
+        ValueError: an entry has no mask, or its category is none of ``classes``.
+    """
+    found = []
+    for number, entry in enumerate(entries):
+        category = entry.get("category_id")
+        if not isinstance(category, (int, np.integer)) or not 0 <= category < len(classes):
+            raise ValueError(
+                f"{source}: annotation {number} has category_id {category!r}, but thing_classes "
+                f"has 0..{len(classes) - 1}"
+            )
+        if "segmentation" not in entry:
+            raise ValueError(
+                f"{source}: annotation {number} has no 'segmentation', which others have"
+            )
+        class_id = classes[category]
+        if class_id is not None:
+            crowd, mask = bool(entry.get("iscrowd", 0)), entry["segmentation"]
+            found.append(Annotation(number, int(category), class_id, crowd, mask))
+    return tuple(found)
+
+
+def _x(labels: np.ndarray) -> str:
+    return " x ".join(map(str, labels.shape))

@@ -17,7 +17,7 @@ import numpy as np
 
 from d2_smallobj.annotations import png
 from d2_smallobj.annotations.coco_file import Id, id_order
-from d2_smallobj.annotations.instance_maps import VOID, label_type, unique_by_runs
+from d2_smallobj.annotations.label_rules import VOID, label_type, unique_by_runs
 from d2_smallobj.utils.messages import itemized
 
 _SHOWN = 10

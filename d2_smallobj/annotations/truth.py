@@ -16,10 +16,9 @@ import numpy as np
 
 from d2_smallobj.annotations.classes import stuff_beside_background
 from d2_smallobj.annotations.coco import IGNORE_LABEL, InstanceAnnotations
-from d2_smallobj.annotations.folders import LabelFolder
 from d2_smallobj.annotations.image_sources import ImageSource, SourceReader
-from d2_smallobj.annotations.instance_maps import VOID, without_stuff
-from d2_smallobj.annotations.label_files import label_size, read_labels
+from d2_smallobj.annotations.label_maps import LabelFolder, label_size, read_labels
+from d2_smallobj.annotations.label_rules import VOID, without_stuff
 from d2_smallobj.utils.problems import Problems
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")

@@ -5,34 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import os
-import pickle
 import zipfile
 from typing import Any
 
 import torch
 
 from d2_smallobj.utils.files import atomic_write
-
-# What numpy arrays in a model-zoo pickle are made of; everything else is refused.
-_PICKLE_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and plain containers only."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _PICKLE_GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
-        return super().find_class(module, name)
+from d2_smallobj.utils.safe_pickle import read_array_pickle
 
 
 def read_weights_file(path: str) -> dict[str, Any]:
@@ -48,7 +27,7 @@ def read_weights_file(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} does not exist (MODEL.WEIGHTS or --resume)")
     if path.endswith(".pkl"):
-        loaded = _model_zoo_layout(load_array_pickle(path))
+        loaded = _model_zoo_layout(read_array_pickle(path))
     else:
         loaded = _with_model(load_torch_file(path))
     if not loaded["model"]:
@@ -112,27 +91,6 @@ def _check_sums(path: str) -> None:
         damaged = archive.testzip()
     if damaged:
         raise ValueError(f"its part {damaged} does not have the checksum it was written with")
-
-
-def load_array_pickle(path: str) -> dict[str, Any]:
-    """Read a model-zoo ``.pkl`` of numpy arrays without running code.
-
-    Raises:
-        ValueError: if the file is damaged or could run code; names it and the reason.
-        OSError: if it cannot be opened or read; names it.
-    """
-    try:
-        with open(path, "rb") as file:
-            loaded = _ArrayUnpickler(file, encoding="latin1").load()
-    except Exception as error:
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"could not read {path}: {error.strerror}") from error
-        raise ValueError(
-            f"{path} cannot be read as a pickle of arrays: {_reason(error)}"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a dict of arrays")
-    return loaded
 
 
 def _model_zoo_layout(data: dict[str, Any]) -> dict[str, Any]:

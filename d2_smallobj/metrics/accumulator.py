@@ -1,4 +1,4 @@
-"""Evaluation over a data set: images in, one table and one confusion matrix out.
+"""Evaluate a data set image by image: record tables and a confusion matrix.
 
 Shapes: H, W image height and width; C number of classes; R number of records.
 """
@@ -61,6 +61,11 @@ class Accumulator:
         mode: str = "exact",
     ) -> None:
         self._settings = MatchSettings(num_classes, stuff, ignore_label, void_instance, mode)
+        self.num_classes = self._settings.num_classes
+        self.stuff = self._settings.stuff
+        self.ignore_label = self._settings.ignore_label
+        self.void_instance = self._settings.void_instance
+        self.mode = self._settings.mode
         self._confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
         self._images: set[str] = set()
         # Read, but not matched yet: a few images together take less time than one by one.
@@ -70,33 +75,8 @@ class Accumulator:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the accumulator was made with, by argument."""
+        """The arguments that the accumulator was made with, by name."""
         return {name: getattr(self._settings, name) for name in _SETTINGS}
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return self._settings.num_classes
-
-    @property
-    def stuff(self) -> tuple[int, ...]:
-        """Ids of the stuff classes, ascending."""
-        return self._settings.stuff
-
-    @property
-    def ignore_label(self) -> int:
-        """Semantic value that is left out."""
-        return self._settings.ignore_label
-
-    @property
-    def mode(self) -> str:
-        """``"exact"`` or ``"official"``."""
-        return self._settings.mode
-
-    @property
-    def void_instance(self) -> int | None:
-        """Value of instance pixels that are left out; ``None``: there are none."""
-        return self._settings.void_instance
 
     @property
     def confusion(self) -> np.ndarray:
@@ -116,7 +96,7 @@ class Accumulator:
 
     @property
     def blobs(self) -> BlobTable:
-        """All false-positive blobs, sorted by image, category and area."""
+        """All unmatched components, sorted by image, category and area."""
         return self._gathered("blobs")
 
     @property
@@ -136,16 +116,9 @@ class Accumulator:
     ) -> None:
         """Add one image; arguments as for :func:`d2_smallobj.metrics.matching.match_image`.
 
-        Args:
-            image_id: a name that no other image of the data set has.
-            prediction: (H, W) integers.
-            semantic: (H, W) integers.
-            instances: (H, W) integers, or ``None``.
-
         Raises:
-            TypeError: if a map is not an integer array.
-            ValueError: if a map is malformed, or if the image was already added. Nothing is
-                added then.
+            TypeError, ValueError: if a map is malformed, or ``image_id`` was already added.
+                Nothing is added then.
         """
         image_id = str(image_id)
         if image_id in self._images:
@@ -161,11 +134,7 @@ class Accumulator:
             self._match_pending()
 
     def add(self, image_id: str, match: ImageMatch) -> None:
-        """Add one image that was matched elsewhere, with this accumulator's settings.
-
-        Args:
-            image_id: the name that the match's records carry.
-            match: what :func:`d2_smallobj.metrics.matching.match_image` returned.
+        """Add one image that was matched elsewhere, with these settings and this name.
 
         Raises:
             ValueError: if the image was already added, or C differs.
@@ -217,7 +186,7 @@ class Accumulator:
         )
 
     def state(self) -> dict[str, Any]:
-        """Everything collected as plain settings, lists of str and numpy arrays, to be sent."""
+        """Settings, image ids and tables as lists and arrays, for another process."""
         return {
             **self.settings,
             "images": self.images,
@@ -255,14 +224,14 @@ class Accumulator:
             self._take(match_images(images, self._settings))
 
     def _take(self, match: ImageMatch) -> None:
-        """Add what was found."""
+        """Add the result of a matching."""
         truth, predicted, count = match.entries.T
         self._confusion[truth, predicted] += count
         for attribute, tables in self._tables.items():
             tables.append(getattr(match, attribute))
 
     def _gathered(self, attribute: str) -> Any:
-        """One of the tables, over everything, sorted."""
+        """Join and sort one of the tables."""
         self._match_pending()
         return _TABLES[attribute].concatenate(self._tables[attribute]).sorted()
 

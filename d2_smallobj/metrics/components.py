@@ -1,4 +1,4 @@
-"""Connected components of label maps, the objects of the metric and of the loss's size weights.
+"""Connected components of label maps: the objects of the loss's size weights and of boxes.
 
 Shapes: H, W image height and width; K number of components.
 """
@@ -165,13 +165,9 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def narrow(labels: np.ndarray) -> np.ndarray:
-    """Bring an integer map to uint8 where its values allow it, to int64 otherwise.
+    """Bring an integer map (H, W) to uint8 where its values allow it, to int64 otherwise.
 
-    Args:
-        labels: (H, W) of any integer dtype.
-
-    Returns:
-        A C-contiguous uint8 or int64 map of equal values; ``labels`` itself where it already is.
+    The result is C-contiguous; ``labels`` itself where it is so already.
     """
     if labels.dtype != np.uint8 and labels.size:
         small = labels.min() >= 0 and labels.max() <= 255
@@ -180,15 +176,7 @@ def narrow(labels: np.ndarray) -> np.ndarray:
 
 
 def label_histogram(labels: np.ndarray, length: int) -> np.ndarray:
-    """Count the pixels of every label.
-
-    Args:
-        labels: (H, W) integer map with values in ``0..length - 1``.
-        length: number of labels.
-
-    Returns:
-        int64 (length,).
-    """
+    """Count the pixels of every label of a map with values 0..length-1: int64 (length,)."""
     if 0 < labels.size < _EXACT_PIXELS and length <= 256:
         narrowed = labels.astype(np.uint8, copy=False)
         # The shape of a 1-D histogram differs between OpenCV 4 and 5.

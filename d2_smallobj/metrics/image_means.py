@@ -1,8 +1,8 @@
-"""Figures with the image as their unit: IoU averaged over images, and over the worst of them.
+"""Figures by image: IoU averaged over images, and over the worst of them.
 
 After Wang et al., "Revisiting Evaluation Metrics for Semantic Segmentation" (NeurIPS 2023, data
-sets and benchmarks); see docs/method.md#image-and-class-means. Other than mIoU over the data set,
-a large image or object has no more say here than a small one.
+sets and benchmarks); see docs/method.md#image-and-class-means. Unlike mIoU over the data set, a
+large image or object counts no more here than a small one.
 
 Shapes: N images; C classes; P pairs of an image and a class that is present in it; S resamples of
 one block.
@@ -53,11 +53,7 @@ def figure_names(worst: int) -> list[str]:
 
 
 def check_worst(worst: int) -> int:
-    """Check the share of worst images.
-
-    Raises:
-        ValueError: if it is no whole number of percent in 1..100.
-    """
+    """Check the share of worst images: a whole number of percent in 1..100, or ValueError."""
     whole = isinstance(worst, (int, np.integer)) and not isinstance(worst, bool)
     if not whole or not 1 <= worst <= 100:
         raise ValueError(f"worst must be a whole number of percent in 1..100, got {worst!r}")
@@ -65,13 +61,7 @@ def check_worst(worst: int) -> int:
 
 
 def image_ious(pixels: PixelTable, images: np.ndarray, num_classes: int) -> ImageIoUs:
-    """Compute the IoU of every image and class; the order of rows leaves no trace.
-
-    Args:
-        pixels: counts by image and class.
-        images: str (N,), ids, sorted, those of ``pixels`` among them.
-        num_classes: C.
-    """
+    """Compute the IoU of every image and class; ``images`` are all ids, sorted."""
     present = pixels.select(pixels.ground_truth > 0)
     image = np.searchsorted(images, present.image_id)
     order = np.lexsort((present.category_id, image))
@@ -96,15 +86,10 @@ def plain_figures(ious: ImageIoUs, worst: int) -> dict[str, float]:
 
 
 def resampled_figures(ious: ImageIoUs, weights: np.ndarray, worst: int) -> dict[str, np.ndarray]:
-    """Compute the figures of resamples, in percent.
+    """Compute the figures of resamples, percent (S,); NaN where the resample has no class.
 
-    Args:
-        ious: rounded, so that sums are exact.
-        weights: float64 (S, N), whole numbers: how often each image is in.
-        worst: share of the worst images, in percent.
-
-    Returns:
-        float64 (S,) by figure; NaN where the resample has no class.
+    ``ious`` are rounded, so that sums are exact; ``weights``, float64 (S, N), are whole numbers:
+    how often each image is in.
     """
     by_image = weights.T
     columns = [

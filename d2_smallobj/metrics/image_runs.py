@@ -1,4 +1,4 @@
-"""Three label maps of an image, checked and cut into runs: what matching works on.
+"""Check the label maps of an image and cut them into runs of equal pixels.
 
 Shapes: H, W image height and width; C number of classes; R number of runs; G number of regions,
 i.e. of pairs of a label and an instance that occur.
@@ -35,7 +35,7 @@ _LARGEST_TABLE = 1 << 14
 
 @dataclasses.dataclass(frozen=True)
 class MatchSettings:
-    """How images are matched; checked when it is made.
+    """Settings of matching; checked when they are made.
 
     Attributes:
         num_classes: C.
@@ -94,7 +94,7 @@ class ImageRuns:
         image_id: its name.
         area: H·W.
         runs: where the R runs are.
-        predicted: int64 (R,), predicted class; -1 for what is no class, below ignored pixels.
+        predicted: int64 (R,), predicted class; -1 for other values, below ignored pixels.
         region: int64 (R,), number 0..G-1 of the pair of label and instance that each run lies on.
         label: int64 (G,), value of the semantic map there.
         instance: int64 (G,), value of the instance map there.
@@ -115,7 +115,7 @@ class ImageRuns:
 
     @property
     def is_noise(self) -> bool:
-        """Whether the runs are so short that the pixels are the better thing to look at."""
+        """True if runs are so short that looking at pixels is faster."""
         short = len(self.runs) * _SHORT_RUN >= self.area >= _SMALLEST_AREA
         return short and self.number is None
 
@@ -127,19 +127,10 @@ def read_image(
     settings: MatchSettings,
     image_id: str = "",
 ) -> ImageRuns:
-    """Check the maps of an image and cut them into runs.
-
-    Args:
-        prediction: (H, W) integers.
-        semantic: (H, W) integers.
-        instances: (H, W) integers; ``None``: the components of ``semantic`` are the instances.
-        settings: how the image will be matched.
-        image_id: its name.
+    """Check the maps (H, W) of an image and cut them into runs.
 
     Raises:
-        TypeError: if a map is not an integer array.
-        ValueError: if shapes differ, a value is out of range, or an instance lies on stuff or on
-            two classes.
+        TypeError, ValueError: as :func:`.matching.match_image`.
     """
     validation.check_maps(prediction=prediction, semantic=semantic, instances=instances)
     maps = (prediction, semantic) if instances is None else (prediction, semantic, instances)
@@ -206,19 +197,19 @@ def component_instances(
 
 
 def _has_negative(labels: np.ndarray, sample: np.ndarray) -> bool:
-    """Whether a map has a value below 0, by its values at the runs."""
+    """Look for a value below 0 among a map's values at the runs."""
     return labels.dtype.kind == "i" and bool(sample.min(initial=0) < 0)
 
 
 def _out_of_range(values: np.ndarray, limit: int) -> np.ndarray:
-    """Where int64 ``values`` are not in 0..limit-1; negative ones are large without their sign."""
+    """Mark int64 values outside 0..limit-1; negative ones are large without their sign."""
     return values.view(np.uint64) >= limit
 
 
 def _component_ids(
     runs: Runs, label: np.ndarray, skipped: Collection[int], void_instance: int | None
 ) -> np.ndarray:
-    """Instance ids of the runs (R,) from the components of the semantic map."""
+    """Take the components of the semantic map for instances: their ids at the runs (R,)."""
     chosen = (~np.isin(label, list(skipped))).nonzero()[0]
     start, end, width = stack_runs([(runs, chosen)])
     label = label.take(chosen)
@@ -239,12 +230,7 @@ def _component_ids(
 def _regions(
     label: np.ndarray, instance: np.ndarray, labels: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number the pairs of label and instance.
-
-    Args:
-        label: int64 (R,), in 0..labels-1.
-        instance: int64 (R,).
-        labels: number of labels.
+    """Number the pairs of label, in 0..labels-1, and instance.
 
     Returns:
         int64 (R,), number of each run's pair; label and instance of each pair, int64 (G,).
@@ -261,12 +247,7 @@ def _regions(
 
 
 def _numbered(values: np.ndarray, below: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the distinct values, ascending, and the position of each value (R,) among them.
-
-    Args:
-        values: int64 (R,), 0..below-1.
-        below: above the largest value.
-    """
+    """Find the distinct values of 0..below-1, ascending, and each one's position (R,) there."""
     if below > 8 * _LARGEST_TABLE:
         distinct, place = np.unique(values, return_inverse=True)
         return distinct, place.ravel()
@@ -279,11 +260,7 @@ def _numbered(values: np.ndarray, below: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_instances(image: ImageRuns, settings: MatchSettings) -> None:
-    """Check that every instance lies on one class of things, ignored pixels aside.
-
-    Raises:
-        ValueError: if one does not; names up to ten.
-    """
+    """Check that every instance lies on one class of things, ignored pixels aside."""
     held = image.instance != 0
     held &= image.label != settings.ignore_label
     if settings.void_instance is not None:

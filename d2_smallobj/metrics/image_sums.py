@@ -1,4 +1,4 @@
-"""What every image adds to the figures: sums that any weights of images can be applied to.
+"""Sums by image and class, from which the figures of resampled images are computed.
 
 Every headline figure is a function of sums over images, so all resamples together are one matrix
 product. IoUs are held as integer multiples of a power of two, which makes every sum exact in
@@ -46,7 +46,7 @@ class Run(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ImageSums:
-    """What every image adds to the figures.
+    """Sums of every image, which add up to the figures.
 
     Attributes:
         images: ids, sorted; a resample's weights are in this order.
@@ -126,10 +126,7 @@ class JointSums:
 def joint_sums(sums: Sequence[ImageSums], *, relative: bool = False) -> JointSums:
     """Put the sums of several methods on the same images together.
 
-    Args:
-        sums: one entry a method.
-        relative: take the first method's from all of them; what the methods have in common is
-            then 0 and costs nothing.
+    ``relative`` subtracts the first method's from all: what they have in common costs nothing then.
     """
     index, values, place = [], [], []
     for category in range(len(sums[0].index)):
@@ -158,13 +155,7 @@ def image_sums(
     size_bins: Mapping[str, float],
     stuff: Collection[int] = (0,),
 ) -> ImageSums:
-    """Sum the records and counts of every image; the order of images leaves no trace.
-
-    Args:
-        run: the records, counts and images.
-        num_classes: C.
-        size_bins: exclusive upper bounds by name.
-        stuff: ids of the stuff classes.
+    """Sum the records and counts of every image.
 
     Raises:
         ValueError: if an id comes twice, a record's image is not among the images, or its
@@ -225,9 +216,9 @@ def figures(sums: ImageSums, totals: np.ndarray, *, include_background: bool = T
     """Compute the figures that are ratios of sums, of every resample, in percent.
 
     Args:
-        sums: what every image adds.
+        sums: the sums by image.
         totals: float64 (S, C, V), see :meth:`JointSums.totals`.
-        include_background: whether stuff classes count in ``IA-mIoU``.
+        include_background: count stuff classes in ``IA-mIoU``.
 
     Returns:
         float64 (S,) by name: ``mIoU``, ``IA-mIoU``, ``IA-mIoU_fg``, ``IA-mIoU_S``, ...,
@@ -254,11 +245,9 @@ def figures(sums: ImageSums, totals: np.ndarray, *, include_background: bool = T
 
 
 def fixed_point(values: np.ndarray, largest_sum: float) -> np.ndarray:
-    """Round to multiples of the smallest power of two that keeps all sums exact in float64.
+    """Round values in -1..1 to multiples of a power of two, so that all sums are exact in float64.
 
-    Args:
-        values: float64 of any shape, of magnitude at most 1.
-        largest_sum: bound on the sum of magnitudes in any resample.
+    ``largest_sum`` bounds the sum of magnitudes in any resample.
     """
     scale = 2.0 ** min(40, _EXACT_BITS - math.ceil(math.log2(max(largest_sum, 1))))
     return np.round(values * scale) / scale
@@ -279,13 +268,9 @@ def _by_class(category: np.ndarray, num_classes: int) -> list[np.ndarray]:
 def _record_sums(
     place: np.ndarray, columns: tuple[np.ndarray, np.ndarray, np.ndarray], length: int, sizes: int
 ) -> np.ndarray:
-    """Sum one class's records by image, all and by size: float64 (length, 3 + 3 sizes).
+    """Sum one class's records by row (``place``), all and by size: (length, 3 + 3 sizes).
 
-    Args:
-        place: int64 (R,), row of each record.
-        columns: IoU, whether it is found, and size bin (-1: none) of each record.
-        length: number of rows.
-        sizes: number of bins.
+    The columns are IoU, 1 where the record is found, and size bin (-1: none).
     """
     iou, found, group = columns
     sums = []

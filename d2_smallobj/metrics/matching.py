@@ -24,8 +24,8 @@ from d2_smallobj.metrics.image_runs import (
     read_image,
 )
 from d2_smallobj.metrics.overlaps import (
-    Components,
     Overlaps,
+    PredictedComponents,
     charge_instances,
     count_overlaps,
     number_components,
@@ -135,13 +135,9 @@ def read_or_match(
 
 
 def match_images(images: Sequence[ImageRuns], settings: MatchSettings) -> ImageMatch:
-    """Match several images at once: what :func:`match_image` finds in each, one after the other.
+    """Match images read with these settings, at least one: faster than one by one.
 
     Numpy's calls cost more than the arithmetic on a single image's few counts.
-
-    Args:
-        images: at least one, read with these settings.
-        settings: how to match.
     """
     components = number_components(images, settings)
     overlaps = count_overlaps(components, images)
@@ -171,7 +167,7 @@ def _match_noise(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
     """
     number, class_of = predicted_components(image, prediction, settings)
     regions, length = len(image.label), image.runs.length
-    classes = Components(
+    classes = PredictedComponents(
         image.predicted + 1,
         np.append(0, np.arange(settings.num_classes)),
         np.zeros(settings.num_classes + 1, np.int64),
@@ -201,7 +197,7 @@ def _match_noise(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
     of_run = settings.stuff_number.take(image.predicted)
     of_run += number
     of_run += (number > 0) * stuff
-    components = Components(
+    components = PredictedComponents(
         of_run,
         np.concatenate([[0], settings.stuff, class_of]).astype(np.int64),
         np.zeros(1 + stuff + len(class_of), np.int64),
@@ -247,7 +243,7 @@ def _make_match(
 def _confusion(
     overlaps: Overlaps,
     valid: np.ndarray,
-    components: Components,
+    components: PredictedComponents,
     images: int,
     num_classes: int,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -289,12 +285,6 @@ def _find_records(
     overlaps: Overlaps, valid: np.ndarray, images: int, settings: MatchSettings
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Find the stuff classes and the instances that have a valid pixel, in each image.
-
-    Args:
-        overlaps: of the images.
-        valid: bool (E,), overlaps without the ignore label.
-        images: their number.
-        settings: how to match.
 
     Returns:
         Their columns image, instance_id, category_id, area and pixels, int64 (T,) each, stuff

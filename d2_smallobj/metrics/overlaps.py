@@ -22,7 +22,7 @@ _TABLE_PER_RUN = 4
 
 @dataclasses.dataclass(frozen=True)
 class Overlaps:
-    """What lies on what, all int64 (E,), ascending by component.
+    """Overlaps of components and regions, all int64 (E,), ascending by component.
 
     Attributes:
         component: number of the predicted component.
@@ -42,7 +42,7 @@ class Overlaps:
 
 
 @dataclasses.dataclass(frozen=True)
-class Components:
+class PredictedComponents:
     """The predicted components of the images; some numbers stand for no class.
 
     Attributes:
@@ -63,8 +63,8 @@ def sum_by(index: np.ndarray, values: np.ndarray, length: int) -> np.ndarray:
     return np.bincount(index, values, length).astype(np.int64)
 
 
-def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> Components:
-    """Number the predicted components of all images: no class and stuff of each, then things."""
+def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> PredictedComponents:
+    """Number the predicted components: of each image no class and stuff, then all things."""
     kinds, total = 1 + len(settings.stuff), (1 + len(settings.stuff)) * len(images)
     category = [np.array([0, *settings.stuff] * len(images), np.int64)]
     image_of = [np.arange(len(images)).repeat(kinds)]
@@ -98,10 +98,10 @@ def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> C
             begin = stop
         category.append(predicted.take(first))
         image_of.append(np.array(places).take(ends.searchsorted(first, side="right")))
-    return Components(join(numbers), join(category), join(image_of), kinds * len(images))
+    return PredictedComponents(join(numbers), join(category), join(image_of), kinds * len(images))
 
 
-def count_overlaps(components: Components, images: Sequence[ImageRuns]) -> Overlaps:
+def count_overlaps(components: PredictedComponents, images: Sequence[ImageRuns]) -> Overlaps:
     """Count the pixels of runs (R,) by component and region."""
     regions = max(1, *(len(image.label) for image in images))
     key = components.of_run * regions
@@ -128,7 +128,7 @@ def count_overlaps(components: Components, images: Sequence[ImageRuns]) -> Overl
 def overlaps_of(
     component: np.ndarray, region: np.ndarray, count: np.ndarray, images: Sequence[ImageRuns]
 ) -> Overlaps:
-    """Look up what the regions are; all int64 (E,)."""
+    """Look up image, instance and label of regions; all int64 (E,)."""
     label = join([image.label for image in images])
     instance = join([image.instance for image in images])
     image = np.arange(len(images)).repeat([len(image.label) for image in images])
@@ -140,7 +140,7 @@ def overlaps_of(
 def charge_instances(
     size: np.ndarray,
     pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
-    components: Components,
+    components: PredictedComponents,
     records: dict[str, np.ndarray],
     *,
     truncate: bool,

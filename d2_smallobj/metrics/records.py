@@ -1,8 +1,8 @@
-"""The record tables, the one data structure of evaluation: instances, false-positive blobs, pixels.
+"""Record tables of instances, unmatched components and pixels; size bins.
 
-Sizes, class means, outcomes and intervals are functions of them; none needs the maps again.
-Shapes: R number of instance records; B number of blobs; P number of pixel records; C number of
-classes.
+Class means, outcomes and intervals are functions of the tables; none needs the maps again.
+Shapes: R number of records; B number of unmatched components; P number of pixel records; C number
+of classes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ _RELATIVE = "relative:"
 _SYNTAX = (
     "'coco', 'S:1024,M:9216,L:inf' (pixels) or 'relative:S:0.01,M:0.1,L:1' (share of the image)"
 )
+
+_DTYPES = {"image_id": np.str_, "charged": np.float64}
 
 _Table = TypeVar("_Table", bound="_Columns")
 
@@ -92,7 +94,7 @@ class SizeBins(Mapping[str, float]):
 
         Args:
             area: (R,) pixels.
-            image_area: (R,) or one number, pixels of the image; looked at by relative bins only.
+            image_area: (R,) or one number, pixels of the image, for relative bins.
 
         Returns:
             int64 (R,), position of the first bin whose bound exceeds the area; ``len(self)`` if
@@ -111,11 +113,7 @@ COCO_SIZE_BINS = SizeBins({"S": 32.0**2, "M": 96.0**2, "L": math.inf})
 
 
 def as_size_bins(bins: Mapping[str, float]) -> SizeBins:
-    """Take a plain mapping for absolute bins.
-
-    Raises:
-        ValueError: as :class:`SizeBins`.
-    """
+    """Take a plain mapping for absolute bins."""
     return bins if isinstance(bins, SizeBins) else SizeBins(bins)
 
 
@@ -165,11 +163,7 @@ class _Columns:
     """A table as a struct of equally long one-dimensional arrays."""
 
     def __post_init__(self) -> None:
-        """Check that all columns are arrays of one length.
-
-        Raises:
-            ValueError: if a column is not one-dimensional or differs in length.
-        """
+        """Check that all columns are one-dimensional arrays of one length."""
         lengths = {getattr(column, "shape", None) for column in self.__dict__.values()}
         if lengths != {(len(self.image_id),)}:
             shapes = {name: np.shape(column) for name, column in self.columns().items()}
@@ -194,18 +188,15 @@ class _Columns:
         return type(self)(**{name: column[index] for name, column in self.columns().items()})
 
     def size_of(self, bins: Mapping[str, float] = COCO_SIZE_BINS) -> np.ndarray:
-        """Find the size bin of every record.
+        """Find the size bin of every record, stuff included.
 
         Args:
             bins: exclusive upper bounds by bin name, ascending: a mapping to pixels of ``area``,
                 or :class:`SizeBins`, which may be shares of the image.
 
         Returns:
-            int64 (R,), position of the first bin in ``bins`` whose bound exceeds the area;
-            ``len(bins)`` if none does. Stuff is binned like any other record.
-
-        Raises:
-            ValueError: if the bounds do not ascend.
+            int64 (R,), position of the first bin whose bound exceeds the area; ``len(bins)`` if
+            none does.
         """
         columns = self.columns()
         return as_size_bins(bins).positions(columns["area"], columns["image_area"])
@@ -220,7 +211,9 @@ class _Columns:
         names = cls.names()
         if set(columns) != set(names):
             raise ValueError(f"columns must be {names}, got {sorted(columns)}")
-        return cls(**{name: np.asarray(columns[name], _dtype(name)) for name in names})
+        return cls(
+            **{name: np.asarray(columns[name], _DTYPES.get(name, np.int64)) for name in names}
+        )
 
     @classmethod
     def concatenate(cls: type[_Table], tables: Iterable[_Table]) -> _Table:
@@ -280,14 +273,13 @@ class InstanceTable(_Columns):
         return self.instance_id != 0
 
     def sorted(self) -> InstanceTable:
-        """Order by (image, category, instance), so that the way it was gathered leaves no trace."""
-        keys = (self.instance_id, self.category_id, self.image_id)
-        return self.select(np.lexsort(keys))
+        """Order by (image, category, instance)."""
+        return self.select(np.lexsort((self.instance_id, self.category_id, self.image_id)))
 
 
 @dataclasses.dataclass(frozen=True)
 class BlobTable(_Columns):
-    """False-positive blobs: predicted components that overlap no instance of their class.
+    """Unmatched components: predicted ones that overlap no instance of their class.
 
     IA-IoU does not see them (a component that overlaps nothing is charged to nobody), so they
     are reported beside it. Thing classes only, those without any instance in the image included.
@@ -305,7 +297,7 @@ class BlobTable(_Columns):
     image_area: np.ndarray
 
     def sorted(self) -> BlobTable:
-        """Order by (image, category, area): equal blobs cannot be told apart."""
+        """Order by (image, category, area)."""
         return self.select(np.lexsort((self.area, self.category_id, self.image_id)))
 
 
@@ -353,8 +345,3 @@ class PixelTable(_Columns):
         present = np.flatnonzero(truth + predicted)
         names = np.full(len(present), image_id)
         return cls(names, present, hit[present], truth[present], predicted[present])
-
-
-def _dtype(column: str) -> type:
-    """dtype of a column."""
-    return {"image_id": np.str_, "charged": np.float64}.get(column, np.int64)

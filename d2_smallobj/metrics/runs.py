@@ -1,4 +1,4 @@
-"""Label maps as horizontal runs of equal pixels: every later step touches runs, not pixels.
+"""Label maps as horizontal runs of equal pixels, and their 8-connected components.
 
 A segmentation map of 500 x 375 pixels has some 3,000 runs, so that counting and connecting them
 costs less than counting its pixels once does.
@@ -39,14 +39,7 @@ class Runs:
 
 
 def find_runs(*maps: np.ndarray) -> Runs:
-    """Cut an image into the longest runs on which none of the maps changes.
-
-    Args:
-        maps: (H, W) integer arrays of one shape, at least one.
-
-    Returns:
-        The runs.
-    """
+    """Cut an image into the longest runs on which none of the integer maps (H, W) changes."""
     height, width = maps[0].shape
     size = height * width
     if size == 0:
@@ -85,14 +78,10 @@ def _nonzero_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def pixel_components(labels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the 8-connected components of all wanted labels at once, pixel by pixel.
+    """Number the 8-connected components of wanted pixels, bool (H, W), in labels (H, W).
 
-    Finds what :func:`run_components` finds; faster where most runs are short, as then few of
-    them touch another one of their label.
-
-    Args:
-        labels: (H, W) integers.
-        wanted: bool (H, W), pixels to look at; equal labels are wanted or unwanted together.
+    Faster than :func:`run_components` where most runs are short, as few of them touch then. Equal
+    labels are wanted or unwanted together.
 
     Returns:
         int64 (H, W), number 1..K of each pixel's component, 0 where not wanted; and int64 (K,), the
@@ -212,12 +201,6 @@ def _repeats(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Find rows that repeat the row above them, as maps enlarged to the nearest pixel have.
 
-    Args:
-        start: int64 (R,), ascending, flat index of the first pixel.
-        end: int64 (R,), flat index after the last pixel.
-        label: int64 (R,).
-        width: number of columns, of which the last is empty.
-
     Returns:
         ``None`` if such rows are not the greater part. Otherwise positions of the runs of the rows
         to keep; int64 (R,), position among these of the run that each run repeats; and int64 by
@@ -250,14 +233,7 @@ def _repeats(
 def _touching(
     start: np.ndarray, end: np.ndarray, label: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (upper run, lower run) of one label that touch by an edge or a corner.
-
-    Args:
-        start: int64 (R,), ascending, flat index of the first pixel.
-        end: int64 (R,), flat index after the last pixel.
-        label: int64 (R,).
-        width: number of columns, of which the last is empty.
-    """
+    """Find pairs (upper run, lower run) of one label that touch by an edge or a corner."""
     above = end.searchsorted(start - width)
     count = start.searchsorted(end - width, side="right") - above
     lower = np.arange(len(start)).repeat(count)
@@ -268,11 +244,7 @@ def _touching(
 
 
 def _join(length: int, upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Join the nodes 0..length-1 by edges (upper, lower), upper < lower.
-
-    Returns:
-        int64 (length,), number 0..K-1 of each node's tree, and int64 (K,), a node of each.
-    """
+    """Join nodes by edges, upper < lower: number (length,) of each node's tree, a node of each."""
     parent = np.arange(length)
     # Each run hangs on one above it (the last that is written stays), which makes trees ...
     parent[lower] = upper
@@ -289,7 +261,7 @@ def _join(length: int, upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray
 
 
 def _join_trees(length: int, one: np.ndarray, two: np.ndarray) -> np.ndarray | None:
-    """Root of each tree, int64 (length,), when trees are joined by edges; ``None`` if none is."""
+    """Find each tree's root (length,) after joining trees by edges; ``None`` if nothing joins."""
     parent, downwards = None, False
     apart = one != two
     while apart.any():

@@ -1,4 +1,4 @@
-"""The figures, in percent, as functions of the record tables.
+"""Figures in percent, and outcomes of instances, as functions of the record tables.
 
 Shapes: C number of classes; R number of records; N number of images.
 """
@@ -33,12 +33,7 @@ _GOOD, _PARTIAL, _FRAGMENTED, _MERGED, _MISSED = range(len(OUTCOMES))
 
 
 def headline_names(size_bins: Iterable[str], worst: int = WORST_PERCENT) -> list[str]:
-    """Names of the figures of a data set, in the order of all tables.
-
-    Args:
-        size_bins: names of the size bins.
-        worst: share of the worst images, in percent.
-    """
+    """Names of the figures of a data set, in the order of all tables."""
     sizes = [f"_{name}" for name in size_bins]
     names = ["mIoU", "IA-mIoU", "IA-mIoU_fg", *(f"IA-mIoU{size}" for size in sizes)]
     names += figure_names(worst)
@@ -46,7 +41,7 @@ def headline_names(size_bins: Iterable[str], worst: int = WORST_PERCENT) -> list
 
 
 def split_headline(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Split the figures of a data set: mIoU and IA-mIoU by size, and those told below them."""
+    """Split the figures of a data set: mIoU and IA-mIoU by size, and the others."""
     names = list(names)
     first = [name for name in names if name == "mIoU" or name.startswith("IA-mIoU")]
     return first, [name for name in names if name not in first]
@@ -128,11 +123,7 @@ def summarize(
 
 
 def class_iou(pixels: PixelTable, num_classes: int) -> np.ndarray:
-    """Compute the IoU of every class over the data set, in percent.
-
-    Returns:
-        float64 (C,), NaN for classes that the ground truth does not have.
-    """
+    """IoU of every class over the data set, percent (C,); NaN where ground truth has none."""
     hit, truth, predicted = pixels.class_sums(num_classes).T
     union = truth + predicted - hit
     return np.where(truth > 0, 100.0 * hit / np.maximum(union, 1), np.nan)
@@ -212,19 +203,10 @@ def blob_summary(
     *,
     stuff: Collection[int] = (0,),
 ) -> dict[str, Any]:
-    """Count false-positive blobs and their pixels.
+    """Count unmatched components and their pixels, by class and by their own size.
 
-    Args:
-        blobs: the blobs.
-        class_names: C names.
-        size_bins: bins of the blobs' own areas, as for instances.
-        stuff: ids of the stuff classes.
-
-    Returns:
-        As :func:`outcome_summary`, a row being ``{"blobs": int, "pixels": int}``.
-
-    Raises:
-        ValueError: if a category has no name.
+    Args and errors are those of :func:`outcome_summary`, and so is the form of the result, a row
+    being ``{"blobs": int, "pixels": int}``.
     """
 
     def row(chosen: np.ndarray) -> dict[str, int]:
@@ -270,7 +252,7 @@ def _check(
     class_names: Sequence[str],
     size_bins: Mapping[str, float],
 ) -> None:
-    """Check that tables and names speak of the same classes, and that keys are unique."""
+    """Check that every class of the tables has a name, and that names are distinct."""
     count = len(class_names)
     if "fg" in size_bins:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Checks of the metric's input; every error carries the values that caused it."""
+"""Checks of the metric's input; every error names the values found."""
 
 from __future__ import annotations
 
@@ -32,14 +32,7 @@ def check_classes(num_classes: int, ignore_label: int) -> None:
 
 
 def check_stuff(stuff: Collection[int], num_classes: int) -> tuple[int, ...]:
-    """Check the stuff classes.
-
-    Args:
-        stuff: class ids in any order.
-        num_classes: C.
-
-    Returns:
-        The ids, ascending.
+    """Check the ids of the stuff classes, in any order, and return them ascending.
 
     Raises:
         TypeError: if ``stuff`` is no collection of ints.
@@ -53,7 +46,7 @@ def check_stuff(stuff: Collection[int], num_classes: int) -> tuple[int, ...]:
     if wrong:
         raise ValueError(f"stuff: class ids must be in 0..{num_classes - 1}, got {wrong}")
     if len(set(ids)) != len(ids):
-        raise ValueError(f"stuff: every class id may be given once, got {ids}")
+        raise ValueError(f"stuff: duplicate class ids in {ids}")
     return tuple(sorted(int(one) for one in ids))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable
 
-from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.utils.options import look_up_option
 
 CORE, EXTENSION, PART = "core", "extension", "part"

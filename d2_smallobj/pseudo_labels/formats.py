@@ -22,7 +22,7 @@ from d2_smallobj.annotations.label_maps import (
     voc_palette,
 )
 from d2_smallobj.utils.options import look_up_option
-from d2_smallobj.utils.safe_npy import read_npy_dict
+from d2_smallobj.utils.safe_pickle import read_npy_dict
 
 IGNORE_LABEL = 255
 FORMATS = {"indices": ".png", "cams": ".npy", "scores": ".npy"}

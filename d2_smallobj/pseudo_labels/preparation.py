@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.annotations.files import FileCheck
+from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS, read_pseudo_label
 from d2_smallobj.pseudo_labels.targets import LabelTarget, TargetImage

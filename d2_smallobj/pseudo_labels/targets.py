@@ -9,23 +9,22 @@ from pathlib import Path
 
 from PIL import Image
 
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.coco_lists import image_index
-from d2_smallobj.annotations.files import FileCheck
-from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
-from d2_smallobj.annotations.layouts import (
+from d2_smallobj.annotations.dataset_files import (
     COCO_FOLDER,
     COCO_YEARS,
     DEMO_FOLDER,
     METHODS,
     VOC_FOLDER,
+    FileCheck,
     coco_annotations,
     coco_labels,
     voc_labels,
 )
+from d2_smallobj.annotations.image_lists import find_list, image_index, image_path, read_image_list
+from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
 from d2_smallobj.annotations.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage
-from d2_smallobj.annotations.voc import find_list, image_path, read_image_list
 from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES
 from d2_smallobj.utils.options import look_up_option
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
 
 from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.report.page_tables import PageTable, TableCell, TableColumn, text_cell
 from d2_smallobj.statistics.comparison import Comparison, PairedDifference
-from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, Cell, Interval
+from d2_smallobj.statistics.intervals import Interval, few_instances_warnings
 from d2_smallobj.statistics.ranking import format_rank_table
-from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.tables import markdown_table, number
 
 _SIGNIFICANT = 0.05
@@ -23,51 +21,27 @@ _CSV_COLUMNS = (
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """Lay out a comparison as Markdown: figures, paired differences, ranks, warnings.
-
-    Args:
-        comparison: what :func:`d2_smallobj.statistics.comparison.compare_runs` returns.
-    """
+    """Lay out a comparison as Markdown: figures, paired differences, ranks, warnings."""
     level = f"{100 * comparison.level:g} %"
     sections = [_figures(comparison, level)]
     if comparison.differences:
         sections.append(_differences(comparison, level))
     ranks = comparison.ranks.only(split_headline(comparison.ranks.figures)[0])
     sections.append(f"## Ranks\n\n{format_rank_table(ranks)}")
-    warnings = [*format_cells(comparison.cells), *comparison.remarks]
+    warnings = [*few_instances_warnings(comparison.few_instances), *comparison.remarks]
     if warnings:
         sections.append("## Beware\n\n" + "\n".join(f"- {line}" for line in warnings))
     return "\n\n".join(sections) + "\n"
 
 
 def format_interval(interval: Interval) -> str:
-    """A figure with its interval, e.g. ``45.21 [40.33, 50.29]``; the plain figure without one."""
+    """Write a figure and its interval, if any: ``45.21 [40.33, 50.29]``."""
     text = number(interval.estimate)
     return text + ("" if math.isnan(interval.low) else f" {_ends(interval.low, interval.high)}")
 
 
-def format_cells(cells: Sequence[Cell]) -> list[str]:
-    """Say, a sentence for every size, which classes have too few instances.
-
-    Args:
-        cells: what :func:`d2_smallobj.statistics.intervals.cell_warnings` returns.
-    """
-    lines = []
-    for size in dict.fromkeys(cell.size for cell in cells):
-        few = [cell for cell in cells if cell.size == size and cell.instances > 0]
-        none = [cell.category for cell in cells if cell.size == size and cell.instances == 0]
-        parts = []
-        if few:
-            shown = listed([f"{cell.category} ({cell.instances})" for cell in few])
-            parts.append(f"few instances (under {MINIMUM_INSTANCES}) of {shown}")
-        if none:
-            parts.append(f"none of {listed(none)}, which its mean leaves out")
-        lines.append(f"IA-mIoU_{size} rests on {'; '.join(parts)}.")
-    return lines
-
-
 def comparison_csv(comparison: Comparison) -> str:
-    """Everything in one long table.
+    """Write a comparison as one long table.
 
     Returns:
         CSV with a header; ``kind`` is ``figure`` (value, ends, rank of a method), ``difference``
@@ -154,7 +128,7 @@ def p_value_table(comparison: Comparison) -> PageTable:
 
 
 def _figures(comparison: Comparison, level: str) -> str:
-    """The section with every method's figures."""
+    """Lay out every method's figures."""
     tables = []
     for names in split_headline(comparison.ranks.figures):
         rows = [
@@ -170,7 +144,7 @@ def _figures(comparison: Comparison, level: str) -> str:
 
 
 def _differences(comparison: Comparison, level: str) -> str:
-    """The section with paired differences."""
+    """Lay out the paired differences."""
     rows = [
         [
             f"{item.second} − {item.first}",

@@ -1,7 +1,7 @@
-"""How far the conventions of the metric move its figures on given data.
+"""The same predictions scored under every convention of the metric.
 
-Each convention is applied to the same predictions: a model's, or the ground truth perturbed in
-ways that models err in. Legend: H, W height and width of a map; C number of classes.
+The predictions are a model's, or the ground truth with errors that models make. Legend: H, W height
+and width of a map.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from d2_smallobj.metrics import Accumulator, InstanceTable
+from d2_smallobj.metrics import Accumulator
 from d2_smallobj.report.labelled_images import IGNORE, LabelledImage
 from d2_smallobj.utils.files import atomic_write_text
 from d2_smallobj.utils.opencv import cv2
+from d2_smallobj.utils.tables import markdown_table
 
 CONVENTIONS: Mapping[str, str] = {
     "exact": "the default",
@@ -27,7 +28,7 @@ CONVENTIONS: Mapping[str, str] = {
     "void dropped first": "predictions on ignored pixels dropped before components are found",
     "components": "no instance maps: the components of the semantic maps are the instances",
 }
-"""What is compared, and what it means."""
+"""Conventions and their meaning."""
 
 Predictor = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
 """``(image_id, semantic, instances) -> prediction``, all maps (H, W)."""
@@ -35,14 +36,14 @@ Predictor = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class ConventionRow:
-    """One set of predictions under every convention.
+    """Figures of one set of predictions under every convention.
 
     Attributes:
         name: of the predictions.
         figures: percent, by convention, then by figure (``mIoU``, ``IA-mIoU``, ``IA-mIoU_S``).
         instances: number of foreground instances.
-        differing: how many of them have another IoU in ``official`` mode than in ``exact``.
-        largest: largest such difference of one instance, in percent.
+        differing: number of those whose IoU differs between ``official`` and ``exact`` mode.
+        largest: largest such difference, in percent.
     """
 
     name: str
@@ -53,7 +54,7 @@ class ConventionRow:
 
 
 def shifted(pixels: int) -> Predictor:
-    """The ground truth moved down and right; background comes in."""
+    """The ground truth moved down and right by some pixels; background fills the gap."""
 
     def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
         labels = _without_void(semantic)
@@ -65,7 +66,7 @@ def shifted(pixels: int) -> Predictor:
 
 
 def eroded(pixels: int) -> Predictor:
-    """Every instance less a border of this width."""
+    """Every instance without a border of some pixels."""
 
     def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
         labels = _without_void(semantic)
@@ -80,7 +81,7 @@ def eroded(pixels: int) -> Predictor:
 
 
 def dilated(pixels: int) -> Predictor:
-    """Every class grown by this width, over void and background: close neighbours merge."""
+    """Every class grown by some pixels over void and background: close instances merge."""
 
     def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
         return _grow(semantic, lambda mask: cv2.dilate(mask, _disc(pixels)))
@@ -89,7 +90,7 @@ def dilated(pixels: int) -> Predictor:
 
 
 def merged(pixels: int) -> Predictor:
-    """Every class closed: gaps up to twice this width between its parts are filled."""
+    """Every class closed: gaps of up to twice this width between its parts are filled."""
 
     def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
         def close(mask: np.ndarray) -> np.ndarray:
@@ -108,7 +109,7 @@ PERTURBATIONS: Mapping[str, Predictor] = {
     "grown by 5 px": dilated(5),
     "merged over 30 px": merged(15),
 }
-"""Perturbed ground truth that stands in for predictions."""
+"""Perturbed ground truth, used as predictions."""
 
 
 def compare_conventions(
@@ -118,35 +119,35 @@ def compare_conventions(
 
     Args:
         images: the data set.
-        predictors: what makes a prediction, by name.
+        predictors: functions that make a prediction, by name.
         class_names: background first.
     """
     return [_score(name, images, predict, class_names) for name, predict in predictors.items()]
 
 
 def convention_table(rows: Sequence[ConventionRow]) -> str:
-    """Two Markdown tables: IA-mIoU / IA-mIoU_S by convention, and official mode by instance."""
-    keys = list(CONVENTIONS)
-    lines = [
-        f"| IA-mIoU / IA-mIoU_S | mIoU | {' | '.join(keys)} |",
-        "|---" * (len(keys) + 2) + "|",
-    ]
-    for row in rows:
-        cells = [f"{row.figures['exact']['mIoU']:.1f}"]
-        cells += [
-            f"{row.figures[key]['IA-mIoU']:.2f} / {row.figures[key]['IA-mIoU_S']:.2f}"
-            for key in keys
+    """Lay out two Markdown tables: figures by convention, and changes by official mode."""
+    figures = [
+        [
+            row.name,
+            f"{row.figures['exact']['mIoU']:.1f}",
+            *(
+                f"{row.figures[key]['IA-mIoU']:.2f} / {row.figures[key]['IA-mIoU_S']:.2f}"
+                for key in CONVENTIONS
+            ),
         ]
-        lines.append(f"| {row.name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| official against exact | instances | of another IoU | largest change of one |",
-        "|---|---|---|---|",
+        for row in rows
     ]
-    lines += [
-        f"| {row.name} | {row.instances} | {row.differing} | {row.largest:.2f} |" for row in rows
+    changes = [
+        [row.name, str(row.instances), str(row.differing), f"{row.largest:.2f}"] for row in rows
     ]
-    return "\n".join(lines)
+    header = ["official against exact", "instances", "of another IoU", "largest change of one"]
+    return "\n\n".join(
+        (
+            markdown_table(["IA-mIoU / IA-mIoU_S", "mIoU", *CONVENTIONS], figures),
+            markdown_table(header, changes),
+        )
+    )
 
 
 def write_conventions(path: str | os.PathLike[str], rows: Sequence[ConventionRow]) -> None:
@@ -165,14 +166,16 @@ def write_conventions(path: str | os.PathLike[str], rows: Sequence[ConventionRow
 def _score(
     name: str, images: Sequence[LabelledImage], predict: Predictor, class_names: Sequence[str]
 ) -> ConventionRow:
-    """One row."""
-    modes = {key: "official" if key == "official" else "exact" for key in CONVENTIONS}
-    modes.pop("no background")
-    found = {key: Accumulator(len(class_names), mode=mode) for key, mode in modes.items()}
+    """Score one set of predictions."""
+    found = {
+        key: Accumulator(len(class_names), mode="official" if key == "official" else "exact")
+        for key in CONVENTIONS
+        if key != "no background"
+    }
     for image in images:
         semantic, instances = image.load()
         prediction = predict(image.image_id, semantic, instances)
-        # What instance void (crowds) hides is ignored in the figures by instance only.
+        # Void of the instance map (crowds) is ignored in the figures by instance only.
         bare = np.where((semantic == IGNORE) | (instances == IGNORE), 0, prediction)
         for key, accumulator in found.items():
             guess = bare if key == "void dropped first" else prediction
@@ -184,8 +187,9 @@ def _score(
         for key in found
     }
     chosen["no background"] = {**chosen["exact"], "IA-mIoU": figures["exact"]["IA-mIoU_fg"]}
-    exact, official = (_foreground(found[key].table) for key in ("exact", "official"))
-    moved = 100.0 * np.abs(exact.iou - official.iou)
+    tables = [found[key].table for key in ("exact", "official")]
+    exact, official = (table.iou[table.things] for table in tables)
+    moved = 100.0 * np.abs(exact - official)
     return ConventionRow(
         name,
         {key: chosen[key] for key in CONVENTIONS},
@@ -193,11 +197,6 @@ def _score(
         int(np.count_nonzero(moved)),
         float(moved.max(initial=0.0)),
     )
-
-
-def _foreground(table: InstanceTable) -> InstanceTable:
-    """Records without the background's."""
-    return table.select(table.things)
 
 
 def _without_void(semantic: np.ndarray) -> np.ndarray:

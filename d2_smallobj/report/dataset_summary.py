@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from d2_smallobj.annotations.accounting import FATES, Accounting
+from d2_smallobj.annotations.coco_maps import FATES, Accounting
 from d2_smallobj.report.drawing import hide_frame, new_figure, save_figure
 from d2_smallobj.statistics.balance import SizeStatistics
 from d2_smallobj.utils.files import atomic_write_text
@@ -36,12 +36,12 @@ _EMPTY = "#c92a2a"
 def draw_class_bars(
     path: str | os.PathLike[str], sets: Sequence[SizeStatistics], *, log: bool = False
 ) -> None:
-    """Draw the instances of every class, sorted, a panel for each data set and size.
+    """Draw sorted bars of the classes' instances, a panel for each data set and size.
 
     Args:
         path: PNG to write, atomically.
         sets: with the same size bins; one row of panels each.
-        log: logarithmic axis; empty cells stay visible as 0.
+        log: logarithmic axis; 0 keeps its place.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -60,7 +60,7 @@ def draw_class_bars(
 
 
 def _sorted_bars(axis: Axes, one: SizeStatistics, column: int) -> None:
-    """The classes of one size, most frequent first; empty ones are marked."""
+    """Draw the classes of one size, most frequent first; names of empty ones are red."""
     counts = one.counts[:, column]
     order = np.argsort(-counts, kind="stable")
     places = np.arange(len(order))
@@ -82,10 +82,10 @@ def _sorted_bars(axis: Axes, one: SizeStatistics, column: int) -> None:
 def draw_size_boxes(
     path: str | os.PathLike[str], sets: Sequence[SizeStatistics], *, log: bool = False
 ) -> None:
-    """Draw how the instances of the classes spread, a box for each size, a panel for each set.
+    """Draw box plots of the classes' instances, a box for each size, a panel for each set.
 
-    Boxes span the quartiles over the C classes, whiskers reach 1.5 interquartile ranges at most,
-    classes beyond are grey points with their names. All panels share one axis.
+    Boxes span the quartiles over the C classes, whiskers reach at most 1.5 interquartile ranges;
+    outliers are grey points with their names. All panels share one axis.
 
     Args:
         path: PNG to write, atomically.
@@ -120,12 +120,12 @@ def draw_size_boxes(
 
 
 def _name_outliers(axis: Axes, one: SizeStatistics, fliers: Sequence) -> None:
-    """Write the classes beside the highest points."""
+    """Write the classes' names beside the highest outliers."""
     for column, points in enumerate(fliers):
         names: dict[int, list[str]] = {}
-        beyond = {int(count) for count in points.get_ydata()}
+        outliers = {int(count) for count in points.get_ydata()}
         for name, count in zip(one.class_names, one.counts[:, column].tolist()):
-            if count in beyond:
+            if count in outliers:
                 names.setdefault(count, []).append(name)
         for count in sorted(names, reverse=True)[:_NAMED_OUTLIERS]:
             equal = names[count]
@@ -146,10 +146,10 @@ def _color(column: int) -> str:
 
 
 def _count_axis(axis: Axes, highest: int, log: bool) -> None:
-    """The axis of counts from 0; a logarithmic one is linear below 1, so that 0 has a place."""
+    """Scale the axis of counts from 0; a logarithmic one is linear below 1, where 0 lies."""
     if log:
         axis.set_yscale("symlog", linthresh=1, linscale=0.3)
-    # Limits by hand: panels share an axis, which would stop growing at the first one's.
+    # Panels share an axis, so that automatic limits would be those of the first panel.
     axis.set_ylim(0, max(highest, 1) * (1.6 if log else 1.06))
     axis.tick_params(axis="y", labelsize=8)
     axis.tick_params(axis="x", length=0)
@@ -159,12 +159,7 @@ def _count_axis(axis: Axes, highest: int, log: bool) -> None:
 
 
 def write_counts(path: str | os.PathLike[str], sets: Sequence[SizeStatistics]) -> None:
-    """Write the instances of every data set and class, a column for each size, as CSV.
-
-    Args:
-        path: the file to write, atomically.
-        sets: with the same size bins.
-    """
+    """Write the instances of all data sets as CSV: a row for each class, a column for each size."""
     rows = [
         [one.name, name, *counts, sum(counts)]
         for one in sets
@@ -174,12 +169,7 @@ def write_counts(path: str | os.PathLike[str], sets: Sequence[SizeStatistics]) -
 
 
 def write_balance(path: str | os.PathLike[str], sets: Sequence[SizeStatistics]) -> None:
-    """Write size and balance of every data set as CSV; undefined figures are empty.
-
-    Args:
-        path: the file to write, atomically.
-        sets: with the same size bins.
-    """
+    """Write size and balance of all data sets as CSV, a row each; undefined figures are empty."""
     header = ["data set", "images", "instances", *sets[0].size_names, "beyond", "classes"]
     header += ["cells", "empty_cells", "normalized_entropy", "coefficient_of_variation"]
     rows = [
@@ -194,9 +184,9 @@ def write_balance(path: str | os.PathLike[str], sets: Sequence[SizeStatistics]) 
 
 
 def format_counts(statistics: SizeStatistics) -> str:
-    """The instances of one data set as a table of text, most frequent classes first.
+    """Lay out the instances of one data set as a Markdown table, most frequent classes first.
 
-    Classes without any instance are one row together if there are several: LVIS has hundreds.
+    Several classes without an instance share one row: LVIS has hundreds.
     """
     counts = statistics.counts
     order = sorted(range(len(counts)), key=lambda row: (-int(counts[row].sum()), row))
@@ -210,7 +200,7 @@ def format_counts(statistics: SizeStatistics) -> str:
 
 
 def format_balance(sets: Sequence[SizeStatistics]) -> str:
-    """Size and balance of the data sets as a table of text, with a line on how to read it."""
+    """Lay out size and balance of the data sets as a Markdown table with its legend."""
     header = ["data set", "images", "instances", "empty cells", "entropy", "variation"]
     rows = [
         [
@@ -246,11 +236,7 @@ def _write_csv(path: str | os.PathLike[str], header: list[str], rows: Iterable[l
 
 
 def format_accounting(result: Accounting) -> str:
-    """A table with a row for each category that has annotations, and a row for all.
-
-    Args:
-        result: of :func:`d2_smallobj.annotations.accounting.account`.
-    """
+    """Lay out the fates as a Markdown table: a row for each category with annotations, and all."""
     total = result.total
     fates = [fate for fate in FATES if total[fate]]
     rows = [
@@ -270,12 +256,7 @@ def format_accounting(result: Accounting) -> str:
 
 
 def write_accounting(path: str | os.PathLike[str], result: Accounting) -> None:
-    """Write the table as CSV, all fates and all categories of the file.
-
-    Args:
-        path: the file to write, atomically.
-        result: of :func:`d2_smallobj.annotations.accounting.account`.
-    """
+    """Write the fates of all categories of the file as CSV."""
     header = ["category_id", "category", *(fate.replace(" ", "_") for fate in FATES)]
     rows = []
     for category, name in result.names.items():

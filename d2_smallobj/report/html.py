@@ -16,15 +16,14 @@ from markupsafe import Markup
 
 from d2_smallobj.metrics.summary import headline_names, split_headline
 from d2_smallobj.report import comparison_tables, page_tables
-from d2_smallobj.report.methods import Method, make_methods, size_range, size_word
+from d2_smallobj.report.methods import ScoredMethod, make_methods, size_range, size_word
 from d2_smallobj.report.page import content_policy, percent, read_asset, render_page, thousands
 from d2_smallobj.report.size_curve_chart import CurveLine, SizeCurveChart
 from d2_smallobj.report.thumbnails import make_thumbnails, worst_small
 from d2_smallobj.statistics.comparison import Comparison
-from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, cell_warnings
+from d2_smallobj.statistics.intervals import few_instances, few_instances_warnings
 from d2_smallobj.statistics.size_curve import size_curve
 from d2_smallobj.utils.files import atomic_write_text
-from d2_smallobj.utils.messages import listed
 
 _TITLE = "Small objects in semantic segmentation"
 _HEADLINE_TEXTS = {
@@ -34,7 +33,6 @@ _HEADLINE_TEXTS = {
 }
 _CHARTS = (("wide", 860, 400), ("narrow", 400, 340))
 _LONGEST_OPTION = 300
-_MAX_CLASSES = 24
 
 
 def write_report(
@@ -135,7 +133,7 @@ def render_report(
     )
 
 
-def _cards(methods: Sequence[Method]) -> list[dict[str, Any]]:
+def _cards(methods: Sequence[ScoredMethod]) -> list[dict[str, Any]]:
     """A card for mIoU, IA-mIoU, and IA-mIoU by size."""
     cards = []
     for key in split_headline(headline_names(methods[0].bins))[0]:
@@ -156,7 +154,7 @@ def _cards(methods: Sequence[Method]) -> list[dict[str, Any]]:
     return cards
 
 
-def _charts(methods: Sequence[Method], level: float) -> list[SizeCurveChart]:
+def _charts(methods: Sequence[ScoredMethod], level: float) -> list[SizeCurveChart]:
     """The size curves of the methods; empty where no method has objects of several sizes."""
     lines = []
     for method in methods:
@@ -177,7 +175,7 @@ def _charts(methods: Sequence[Method], level: float) -> list[SizeCurveChart]:
     return [SizeCurveChart(*chart, lines, bounds, sides) for chart in _CHARTS]
 
 
-def _summary(methods: Sequence[Method], *, paired: bool) -> list[str]:
+def _summary(methods: Sequence[ScoredMethod], *, paired: bool) -> list[str]:
     """The report in a few sentences; ``paired``: it holds paired differences as well."""
     first = methods[0]
     size = next(iter(first.bins))
@@ -200,7 +198,7 @@ def _summary(methods: Sequence[Method], *, paired: bool) -> list[str]:
     ]
 
 
-def _best_methods(methods: Sequence[Method], key: str, *, paired: bool) -> list[str]:
+def _best_methods(methods: Sequence[ScoredMethod], key: str, *, paired: bool) -> list[str]:
     """Name the methods with the highest mIoU and the highest figure of small objects."""
     by_pixels, by_small = (
         max(
@@ -228,7 +226,7 @@ def _best_methods(methods: Sequence[Method], key: str, *, paired: bool) -> list[
     return sentences
 
 
-def _warnings(methods: Sequence[Method], comparison: Comparison | None) -> list[str]:
+def _warnings(methods: Sequence[ScoredMethod], comparison: Comparison | None) -> list[str]:
     """What a reader should know before trusting the figures."""
     found = []
     for method in methods:
@@ -247,7 +245,7 @@ def _warnings(methods: Sequence[Method], comparison: Comparison | None) -> list[
     return found
 
 
-def _mismatches(first: Method, other: Method) -> list[str]:
+def _mismatches(first: ScoredMethod, other: ScoredMethod) -> list[str]:
     """Reasons why the figures of two methods cannot be compared."""
     found = []
     images, others = (frozenset(map(str, method.run.images)) for method in (first, other))
@@ -267,32 +265,16 @@ def _mismatches(first: Method, other: Method) -> list[str]:
     return found
 
 
-def _rare_classes(method: Method) -> list[str]:
+def _rare_classes(method: ScoredMethod) -> list[str]:
     """Classes and sizes with few instances or none."""
-    cells = cell_warnings(method.run.table, method.class_names, method.bins, stuff=method.stuff)
-    found = []
-    few = [f"{one.category} {one.size} ({one.instances})" for one in cells if one.instances]
-    if few:
-        found.append(
-            f"Fewer than {MINIMUM_INSTANCES} instances, too few to mean anything, yet a class"
-            " with few weighs as much in a mean as one with many:"
-            f" {listed(few, _MAX_CLASSES)}."
-        )
-    # Classes that the data set does not have at all are no news size by size.
-    none = [
-        f"{one.category} {one.size}"
-        for one in cells
-        if not one.instances and method.figure(f"instances-{one.category}") > 0
-    ]
-    if none:
-        found.append(
-            "Without any instance, and so in no mean (figures of two sizes are then means over"
-            f" different classes): {listed(none, _MAX_CLASSES)}."
-        )
-    return found
+    found = few_instances(method.run.table, method.class_names, method.bins, stuff=method.stuff)
+    # A class that the data set lacks altogether needs no sentence about every size.
+    return few_instances_warnings(
+        [one for one in found if method.figure(f"instances-{one.category}") > 0]
+    )
 
 
-def _options(methods: Sequence[Method]) -> dict[str, list[str]]:
+def _options(methods: Sequence[ScoredMethod]) -> dict[str, list[str]]:
     """The values of every option, by method."""
     keys = dict.fromkeys(key for method in methods for key in method.run.options)
     return {key: [_plain(method.run.options.get(key)) for method in methods] for key in keys}

@@ -1,4 +1,4 @@
-"""What pseudo labels look like by size: as text, as CSV and as a picture."""
+"""Pseudo labels compared with the true instances by size: as text, as CSV and as a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from d2_smallobj.metrics import OUTCOMES
 from d2_smallobj.pseudo_labels.misses import ALL, LabelSummary
-from d2_smallobj.report.drawing import new_figure, save_figure
+from d2_smallobj.report.drawing import hide_frame, new_figure, save_figure
 from d2_smallobj.utils.files import atomic_write_text
 from d2_smallobj.utils.tables import markdown_table, number
 
@@ -31,11 +31,7 @@ _MOST_CLASSES = 40
 
 
 def format_label_summary(summary: LabelSummary) -> str:
-    """The summary as text: figures, sizes, and the classes at the smallest size.
-
-    Args:
-        summary: of the labels.
-    """
+    """Lay out the summary as text: figures, sizes, and the classes at the smallest size."""
     sizes = tuple(summary.size_bins)
     shown = ["mIoU", "IA-mIoU", *(f"IA-mIoU_{size}" for size in sizes)]
     figures = ", ".join(f"{name} {number(summary.figures[name])}" for name in shown)
@@ -59,12 +55,7 @@ def format_label_summary(summary: LabelSummary) -> str:
 
 
 def write_label_summary(path: str | os.PathLike[str], summary: LabelSummary) -> None:
-    """Write one row per class and size as CSV; undefined figures are empty.
-
-    Args:
-        path: the file to write, atomically.
-        summary: of the labels.
-    """
+    """Write one row per class and size as CSV; undefined figures are empty."""
     rows = summary.rows()
     text = io.StringIO()
     writer = csv.DictWriter(text, ["labels", *rows[0]], lineterminator="\n")
@@ -76,11 +67,7 @@ def write_label_summary(path: str | os.PathLike[str], summary: LabelSummary) -> 
 
 
 def draw_label_summary(path: str | os.PathLike[str], summary: LabelSummary) -> None:
-    """Draw the outcomes of the sizes, and how many smallest objects each class misses.
-
-    Args:
-        path: PNG to write, atomically.
-        summary: of the labels.
+    """Draw the outcomes by size, and the share of missed smallest objects by class, as PNG.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -102,7 +89,7 @@ def draw_label_summary(path: str | os.PathLike[str], summary: LabelSummary) -> N
 
 
 def _draw_sizes(axis: Axes, rows: list[dict[str, Any]], name: str) -> None:
-    """One stacked bar a size."""
+    """Draw one stacked bar of outcomes for each size."""
     labels = [f"{row['size']} ({row['instances']:,})" for row in rows]
     totals = np.array([max(row["instances"], 1) for row in rows])
     start = np.zeros(len(rows))
@@ -120,11 +107,12 @@ def _draw_sizes(axis: Axes, rows: list[dict[str, Any]], name: str) -> None:
     axis.set_title(f"{name}: what became of the objects", fontsize=9, parse_math=False)
     below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.16)}
     axis.legend(fontsize=7, ncols=5, frameon=False, **below)
-    _plain(axis)
+    axis.tick_params(labelsize=7, length=0)
+    hide_frame(axis)
 
 
 def _draw_classes(axis: Axes, rows: list[dict[str, Any]], size: str) -> None:
-    """Share of missed objects, most first."""
+    """Draw the share of missed objects by class, highest first."""
     places = np.arange(len(rows))
     share = [100 * row["missed"] / row["instances"] for row in rows]
     axis.bar(places, share, color=_COLORS["missed"], width=0.75)
@@ -132,17 +120,12 @@ def _draw_classes(axis: Axes, rows: list[dict[str, Any]], size: str) -> None:
     axis.set_xticks(places, names, rotation=90, fontsize=7, parse_math=False)
     axis.set_ylim(0, 100)
     axis.set_title(f"% missed, size {size}", fontsize=9)
-    _plain(axis)
-
-
-def _plain(axis: Axes) -> None:
     axis.tick_params(labelsize=7, length=0)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    hide_frame(axis)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """The cells of a row of the text tables."""
+    """The cells of a row of the text tables after its name."""
     missed = 100 * row["missed"] / row["instances"] if row["instances"] else math.nan
     counts = [str(row[name]) for name in ("instances", *OUTCOMES)]
     return [*counts, number(missed, ".1f"), *(number(row[name], ".1f") for name in _SHARES)]

@@ -25,7 +25,7 @@ IGNORE = 255
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImage:
-    """Ground truth of one image, read when it is needed.
+    """Ground truth of one image, read on demand.
 
     Attributes:
         image_id: its name.
@@ -37,11 +37,11 @@ class LabelledImage:
 
 
 def truth_images(truth: GroundTruth, num_classes: int) -> list[LabelledImage]:
-    """Take the images of any ground truth that can be scored (folders, COCO, LVIS).
+    """List the images of a ground truth (folders, COCO, LVIS).
 
     Args:
-        truth: see :mod:`d2_smallobj.annotations.truth`. Where it has no instances, the 8-connected
-            components of the semantic map are the instances.
+        truth: where it has no instance maps, the 8-connected components of the semantic map are
+            the instances.
         num_classes: number of classes, background included, to check the maps against.
     """
 
@@ -64,7 +64,7 @@ def truth_images(truth: GroundTruth, num_classes: int) -> list[LabelledImage]:
 
 
 def component_instances(semantic: np.ndarray) -> np.ndarray:
-    """Number the 8-connected components of the classes, passing over 255.
+    """Number the 8-connected components of the classes, leaving out the id 255.
 
     Args:
         semantic: (H, W) integers, 0 = background, 255 = ignore.
@@ -76,7 +76,7 @@ def component_instances(semantic: np.ndarray) -> np.ndarray:
 
 
 def drawn_pair(size: int = 240) -> LabelledImage:
-    """A scene for the corner cases: one small and one large disc of class 1.
+    """Draw the scene of the corner cases: one small and one large disc of class 1.
 
     Args:
         size: side of the scene in pixels; at the default the discs are of COCO's sizes S and L.
@@ -85,7 +85,7 @@ def drawn_pair(size: int = 240) -> LabelledImage:
 
 
 def drawn_discs(discs: Sequence[tuple[float, float, float]], size: int, name: str) -> LabelledImage:
-    """A square scene of discs of class 1.
+    """Draw a square scene of discs of class 1.
 
     Args:
         discs: (x of the centre, y, radius) in units of the side; disc k is instance k + 1.
@@ -106,7 +106,7 @@ def drawn_discs(discs: Sequence[tuple[float, float, float]], size: int, name: st
 def drawn_sizes(
     count: int = 24, smallest: float = 8.0, largest: float = 200.0
 ) -> list[LabelledImage]:
-    """Scenes of one disc each, whose diameters grow geometrically, for the removal curve.
+    """Draw the scenes of the removal curve: one disc each, with geometrically growing diameters.
 
     Args:
         count: number of scenes, >= 2.
@@ -126,10 +126,9 @@ class Pair:
     """A small and a large instance of one class, alone in an image (paper, Fig. 4).
 
     Attributes:
-        image_id: where they are from.
+        image_id: their image.
         class_name: their class.
-        instances: uint8 (H, W), 0 background, 1 the small one, 2 the large one, 255 everything
-            else that the image shows.
+        instances: uint8 (H, W), 0 background, 1 the small one, 2 the large one, 255 all else.
     """
 
     image_id: str
@@ -138,7 +137,7 @@ class Pair:
 
     @property
     def areas(self) -> dict[str, int]:
-        """Pixels of the ``small`` and the ``large`` one."""
+        """Number of pixels of the ``small`` and the ``large`` one."""
         return {
             name: int(np.count_nonzero(self.instances == number))
             for name, number in (("small", 1), ("large", 2))
@@ -159,8 +158,8 @@ def find_pair(
         images: the data set.
         class_names: background first.
         class_name: look at this class only.
-        min_area: pixels that the small one must have at least.
-        min_ratio: by which the area of the large one must exceed that of the small one.
+        min_area: least number of pixels of the small one.
+        min_ratio: least ratio of their areas.
 
     Raises:
         ValueError: if the class is unknown, or no image has such a pair.
@@ -181,22 +180,15 @@ def find_pair(
     if best is None:
         raise ValueError(
             f"no image has two instances of {class_name or 'one class'} of at least {min_area} "
-            f"pixels, one {min_ratio:g} times as large as the other: give another class or data set"
+            f"pixels, one {min_ratio:g} times as large as the other: choose another class or data "
+            "set"
         )
     _, image, label, low, high = best
     return isolate(image, label, low, high, class_names[label])
 
 
 def isolate(image: LabelledImage, category: int, small: int, large: int, class_name: str) -> Pair:
-    """Keep two instances of an image and ignore all other objects.
-
-    Args:
-        image: the image.
-        category: class of both.
-        small: instance id of the small one.
-        large: instance id of the large one.
-        class_name: name of the class.
-    """
+    """Keep two instances of an image, given by their ids, and ignore all other objects."""
     semantic, instances = image.load()
     kept = np.full(instances.shape, IGNORE, np.uint8)
     kept[(semantic == 0) & (instances != IGNORE)] = 0
@@ -206,13 +198,13 @@ def isolate(image: LabelledImage, category: int, small: int, large: int, class_n
 
 
 def growth_order(mask: np.ndarray) -> np.ndarray:
-    """Order in which a prediction grows over an instance: from its innermost point outwards.
+    """Order the pixels of an instance from its innermost point outwards.
 
     Args:
         mask: bool (H, W), the instance.
 
     Returns:
-        int64, flat positions of its pixels, first to last.
+        int64, flat positions of its pixels, innermost first.
     """
     inside = cv2.distanceTransform(
         cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5
@@ -224,7 +216,7 @@ def growth_order(mask: np.ndarray) -> np.ndarray:
 
 
 def class_index(class_name: str, class_names: Sequence[str]) -> int:
-    """Position of a foreground class.
+    """Find the position of a foreground class.
 
     Raises:
         ValueError: if there is no such class, or it is the background.
@@ -239,7 +231,7 @@ def perfect_match(
     category: int = 0,
     without: Sequence[int] = (),
 ) -> tuple[InstanceTable, np.ndarray]:
-    """Match the ground truth, less some instances, with itself; ignored pixels are background.
+    """Match the ground truth without some instances with itself; ignored pixels are background.
 
     Args:
         semantic: (H, W) integers.

@@ -26,7 +26,7 @@ _SHARED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class ScoredMethod:
     """One scored run as the report shows it.
 
     Attributes:
@@ -130,7 +130,7 @@ class Method:
 def make_methods(
     runs: Sequence[Any],
     intervals: Mapping[str, Mapping[str, Any]] | None,
-) -> list[Method]:
+) -> list[ScoredMethod]:
     """Check that scored runs can stand in one report, and prepare them.
 
     Args:
@@ -155,7 +155,9 @@ def make_methods(
     if unknown:
         raise ValueError(f"intervals: no run is called {unknown}; the runs are {names}")
     methods = [
-        Method(run, position, _bounds(intervals.get(str(run.name), getattr(run, "intervals", {}))))
+        ScoredMethod(
+            run, position, _bounds(intervals.get(str(run.name), getattr(run, "intervals", {})))
+        )
         for position, run in enumerate(runs)
     ]
     first = methods[0]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from d2_smallobj.metrics.summary import OUTCOMES, headline_names, split_headline
-from d2_smallobj.report.methods import Method, outcome_shares, size_word
+from d2_smallobj.report.methods import ScoredMethod, outcome_shares, size_word
 from d2_smallobj.report.page import percent, thousands
 
 OUTCOME_TEXTS = {
@@ -64,7 +64,7 @@ class TableCell:
     below: str = ""
     bold: bool = False
     heat: float | None = None
-    method: Method | None = None
+    method: ScoredMethod | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def text_cell(text: str) -> TableCell:
     return TableCell(text, text)
 
 
-def further_table(methods: Sequence[Method]) -> PageTable:
+def further_table(methods: Sequence[ScoredMethod]) -> PageTable:
     """The figures by image and by the worst images, and recall by size."""
     with_intervals = any(method.intervals for method in methods)
     columns = [TableColumn("Figure", text=True), TableColumn("what it counts", text=True)]
@@ -141,7 +141,7 @@ def further_table(methods: Sequence[Method]) -> PageTable:
     return PageTable("further-table", caption, columns, rows)
 
 
-def size_table(methods: Sequence[Method]) -> PageTable:
+def size_table(methods: Sequence[ScoredMethod]) -> PageTable:
     """Figures by object size, a row for each size and method."""
     several = len(methods) > 1
     with_intervals = any(method.intervals for method in methods)
@@ -182,7 +182,7 @@ def size_table(methods: Sequence[Method]) -> PageTable:
     return PageTable("size-table", caption, columns, rows)
 
 
-def outcome_table(methods: Sequence[Method]) -> PageTable:
+def outcome_table(methods: Sequence[ScoredMethod]) -> PageTable:
     """Instances and IoU lost by outcome, a row for each size and method."""
     columns = [TableColumn("Objects", text=True), TableColumn("Method", text=True)]
     for kind in ("instances", "IoU lost"):
@@ -204,12 +204,14 @@ def outcome_table(methods: Sequence[Method]) -> PageTable:
     return PageTable("outcome-table", caption, columns, rows)
 
 
-def blob_table(methods: Sequence[Method]) -> PageTable:
+def blob_table(methods: Sequence[ScoredMethod]) -> PageTable:
     """False-positive blobs by class, and by their own size."""
     sizes = list(methods[0].bins)
     kinds = ["blobs", *(f"blobs {size}" for size in sizes), "pixels"]
 
-    def row(title: str, find: Callable[[Method], dict], *, bold: bool = False) -> list[TableCell]:
+    def row(
+        title: str, find: Callable[[ScoredMethod], dict], *, bold: bool = False
+    ) -> list[TableCell]:
         found = [find(method) for method in methods]
         counts = [blobs["all"]["blobs"] for blobs in found]
         for size in sizes:
@@ -234,7 +236,7 @@ def blob_table(methods: Sequence[Method]) -> PageTable:
     )
 
 
-def class_table(methods: Sequence[Method]) -> PageTable:
+def class_table(methods: Sequence[ScoredMethod]) -> PageTable:
     """Figures by class, a column for each figure and method."""
     bins = list(methods[0].bins)
     figures = ["IA-IoU", *(f"IA-IoU_{name}" for name in bins), "IoU"]
@@ -256,7 +258,7 @@ def class_table(methods: Sequence[Method]) -> PageTable:
     )
 
 
-def _columns_by_method(methods: Sequence[Method], names: Iterable[str]) -> list[TableColumn]:
+def _columns_by_method(methods: Sequence[ScoredMethod], names: Iterable[str]) -> list[TableColumn]:
     """A column for every name and method; those of one name are shown together."""
     if len(methods) == 1:
         return [TableColumn(name) for name in names]
@@ -265,7 +267,9 @@ def _columns_by_method(methods: Sequence[Method], names: Iterable[str]) -> list[
     ]
 
 
-def _class_row(methods: Sequence[Method], name: str, figures: Sequence[str]) -> list[TableCell]:
+def _class_row(
+    methods: Sequence[ScoredMethod], name: str, figures: Sequence[str]
+) -> list[TableCell]:
     row = [text_cell(name)]
     for key in (f"{figure}-{name}" for figure in figures):
         values = [method.figure(key) for method in methods]
@@ -293,7 +297,7 @@ def _further_text(key: str) -> str:
     return f"{text}; {size_word(size)} objects" if size else text
 
 
-def _method_cell(method: Method) -> TableCell:
+def _method_cell(method: ScoredMethod) -> TableCell:
     return TableCell(method.name, method.name, method=method)
 
 
@@ -302,7 +306,7 @@ def _size_cell(size: str, place: int) -> TableCell:
     return TableCell(f"{size} ({size_word(size)})" if size else "all", place)
 
 
-def _interval_cell(method: Method, key: str) -> TableCell:
+def _interval_cell(method: ScoredMethod, key: str) -> TableCell:
     if key not in method.intervals:
         return TableCell("–", "")
     low, high = method.intervals[key]

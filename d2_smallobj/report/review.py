@@ -27,7 +27,7 @@ from markupsafe import Markup
 
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.coco_file import Id
-from d2_smallobj.annotations.files import resolve_inside
+from d2_smallobj.annotations.dataset_files import resolve_inside
 from d2_smallobj.metrics.records import COCO_SIZE_BINS
 from d2_smallobj.report.page import content_policy, read_asset, template_environment
 from d2_smallobj.report.review_images import ReviewImage, ReviewTask, draw_review_image

@@ -13,7 +13,7 @@ from typing import Any, Union
 import numpy as np
 from PIL import Image, ImageOps
 
-from d2_smallobj.annotations.label_files import read_labels
+from d2_smallobj.annotations.label_maps import read_labels
 from d2_smallobj.metrics import component_instances
 from d2_smallobj.utils.opencv import cv2
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from d2_smallobj.metrics.summary import OUTCOMES, classify
-from d2_smallobj.report.methods import Method
+from d2_smallobj.report.methods import ScoredMethod
 from d2_smallobj.report.scored_pixels import ScoredPixels, SourceError, read_map, read_scored_pixels
 from d2_smallobj.utils.opencv import cv2
 
@@ -34,7 +34,7 @@ REST_COLOUR = (120, 120, 120)
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
+class PoorObject:
     """A small object that was badly segmented.
 
     Attributes:
@@ -53,15 +53,26 @@ class Candidate:
     ious: dict[int, float]
     outcomes: dict[int, str]
 
+    @property
+    def mean_iou(self) -> float:
+        """Mean over the methods."""
+        return sum(self.ious.values()) / len(self.ious)
 
-def worst_small(methods: Sequence[Method]) -> list[Candidate]:
+    @property
+    def severity(self) -> tuple[int, float]:
+        """Sort key: missed by the most methods first, then the lowest IoU, in steps of 0.1."""
+        missed = sum(outcome == "missed" for outcome in self.outcomes.values())
+        return -missed, round(self.mean_iou, 1)
+
+
+def worst_small(methods: Sequence[ScoredMethod]) -> list[PoorObject]:
     """Find the objects of the first size bin whose mean IoU is below 0.5, worst first.
 
     Those missed by the most methods come first, then those of the smallest mean IoU (in steps
     of 0.1). Among equals, images and classes take turns, and larger objects, which were easier to
     see, come first.
     """
-    found: dict[tuple[str, int, int], Candidate] = {}
+    found: dict[tuple[str, int, int], PoorObject] = {}
     for method in methods:
         table = method.run.table
         small = (table.size_of(method.bins) == 0) & table.things
@@ -70,34 +81,24 @@ def worst_small(methods: Sequence[Method]) -> list[Candidate]:
         rows = zip(*(column.tolist() for column in (*columns, classify(chosen))))
         for image_id, category, instance, area, iou, outcome in rows:
             key = (image_id, category, instance)
-            candidate = found.setdefault(key, Candidate(*key, area, {}, {}))
-            candidate.ious[method.position] = iou
-            candidate.outcomes[method.position] = OUTCOMES[outcome]
-    return _ordered([one for one in found.values() if _mean_iou(one) < 0.5])
+            one = found.setdefault(key, PoorObject(*key, area, {}, {}))
+            one.ious[method.position] = iou
+            one.outcomes[method.position] = OUTCOMES[outcome]
+    return _ordered([one for one in found.values() if one.mean_iou < 0.5])
 
 
-def _mean_iou(candidate: Candidate) -> float:
-    return sum(candidate.ious.values()) / len(candidate.ious)
-
-
-def _ordered(candidates: list[Candidate]) -> list[Candidate]:
+def _ordered(objects: Sequence[PoorObject]) -> list[PoorObject]:
     """Sort as :func:`worst_small` says."""
-
-    def badness(one: Candidate) -> tuple[int, float]:
-        missed = sum(outcome == "missed" for outcome in one.outcomes.values())
-        return -missed, round(_mean_iou(one), 1)
-
-    def place(one: Candidate) -> tuple:
-        return badness(one), -one.area, one.image_id, one.category, one.instance
-
-    turns: list[tuple] = []
-    seen: Counter[object] = Counter()
-    for one in sorted(candidates, key=place):
-        keys = (badness(one), one.image_id), (badness(one), one.category)
-        turns.append((badness(one), seen[keys[0]], seen[keys[1]], place(one)))
-        seen.update(keys)
-    paired = sorted(zip(turns, sorted(candidates, key=place)), key=lambda pair: pair[0])
-    return [one for _, one in paired]
+    first_to_last = sorted(
+        objects, key=lambda one: (one.severity, -one.area, one.image_id, one.category, one.instance)
+    )
+    shown: Counter[object] = Counter()
+    turns = []
+    for place, one in enumerate(first_to_last):
+        image, category = (one.severity, one.image_id), (one.severity, one.category)
+        turns.append((one.severity, shown[image], shown[category], place))
+        shown.update((image, category))
+    return [first_to_last[place] for *_, place in sorted(turns)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +106,14 @@ class Thumbnail:
     """The pictures of one object.
 
     Attributes:
-        candidate: the object.
+        shown: the object.
         image: data URI of the crop; ``None`` if the picture is not known.
         truth: data URI of the ground truth.
         predictions: (method position, data URI, what was predicted on the object) for each.
         colours: (class name, RGB) of what the pictures show, the object's class first.
     """
 
-    candidate: Candidate
+    shown: PoorObject
     image: str | None
     truth: str
     predictions: list[tuple[int, str, str]]
@@ -120,77 +121,70 @@ class Thumbnail:
 
 
 def make_thumbnails(
-    methods: Sequence[Method], candidates: Sequence[Candidate], limit: int
+    methods: Sequence[ScoredMethod], objects: Sequence[PoorObject], limit: int
 ) -> tuple[list[Thumbnail], Counter[str]]:
-    """Draw the first candidates whose files can be read.
+    """Draw the first objects whose files can be read.
 
     Args:
         methods: in the order of the panels.
-        candidates: in order.
+        objects: in order.
         limit: how many to draw.
 
     Returns:
-        The thumbnails, and how often candidates were passed over for which reason.
+        The thumbnails, and how many objects were left out for which reason.
     """
     drawn: list[Thumbnail] = []
     reasons: Counter[str] = Counter()
-    for candidate in candidates[: _TRIES * limit]:
+    for one in objects[: _TRIES * limit]:
         if len(drawn) == limit:
             break
         try:
-            drawn.append(_draw(methods, candidate))
+            drawn.append(_draw(methods, one))
         except SourceError as error:
             reasons[str(error)] += 1
     return drawn, reasons
 
 
-def _draw(methods: Sequence[Method], candidate: Candidate) -> Thumbnail:
+def _draw(methods: Sequence[ScoredMethod], one: PoorObject) -> Thumbnail:
     """Read the files of one object and draw its panels; SourceError if they do not fit."""
-    truth, object_mask = _find(methods, candidate)
-    predictions = {}
-    for method in methods:
-        if method.position in candidate.ious:
-            labels = read_map(method.run, candidate.image_id, "prediction")
-            if labels.shape != truth.semantic.shape:
-                raise SourceError("a prediction no longer has the size of the ground truth")
-            predictions[method.position] = labels
+    truth, object_mask = _find(methods, one)
     window = crop_window(object_mask)
-    semantic = truth.semantic[window]
-    cut = {position: labels[window] for position, labels in predictions.items()}
-    ignore = methods[0].ignore_label
-    names = methods[0].class_names
-    colours = _colours(candidate.category, [semantic, *cut.values()], {*methods[0].stuff, ignore})
-    image, mask = truth.image[window], object_mask[window]
-    panels = [
-        (
-            position,
-            _data_uri(_panel(image, labels, mask, colours, ignore)),
-            _describe(predictions[position][object_mask], names),
-        )
-        for position, labels in cut.items()
-    ]
+    image, mask, semantic = truth.image[window], object_mask[window], truth.semantic[window]
+    names, ignore = methods[0].class_names, methods[0].ignore_label
+    crops, described = {}, {}
+    for method in methods:
+        if method.position in one.ious:
+            labels = read_map(method.run, one.image_id, "prediction")
+            if labels.shape != object_mask.shape:
+                raise SourceError("a prediction no longer has the size of the ground truth")
+            crops[method.position] = labels[window]
+            described[method.position] = _describe(labels[object_mask], names)
+    colours = _colours(one.category, [semantic, *crops.values()], {*methods[0].stuff, ignore})
     return Thumbnail(
-        candidate,
+        one,
         _data_uri(_outlined(_enlarge(image), mask)) if truth.has_image else None,
         _data_uri(_panel(image, semantic, mask, colours, ignore)),
-        panels,
+        [
+            (position, _data_uri(_panel(image, labels, mask, colours, ignore)), described[position])
+            for position, labels in crops.items()
+        ],
         _legend(colours, names),
     )
 
 
-def _find(methods: Sequence[Method], candidate: Candidate) -> tuple[ScoredPixels, np.ndarray]:
+def _find(methods: Sequence[ScoredMethod], one: PoorObject) -> tuple[ScoredPixels, np.ndarray]:
     """Ground truth from the first method that knows it, and the object's mask (H, W)."""
     problems = []
     for method in methods:
-        if method.position not in candidate.ious:
+        if method.position not in one.ious:
             continue
         try:
-            truth = read_scored_pixels(method.run, candidate.image_id)
+            truth = read_scored_pixels(method.run, one.image_id)
         except SourceError as error:
             problems.append(str(error))
             continue
-        mask = truth.instances == candidate.instance
-        if np.count_nonzero(mask) == candidate.area:
+        mask = truth.instances == one.instance
+        if np.count_nonzero(mask) == one.area:
             return truth, mask
         problems.append("the instance maps are no longer those that were scored")
     raise SourceError(problems[0])

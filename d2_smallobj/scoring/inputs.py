@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from d2_smallobj.annotations.benchmark_truth import cityscapes_truth, panoptic_truth
-from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
 from d2_smallobj.annotations.classes import (
+    VOC_CLASS_NAMES,
     choose_categories,
     default_stuff,
     read_class_names,
     stuff_ids,
 )
 from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.image_lists import read_image_list
 from d2_smallobj.annotations.truth import (
     AnnotationTruth,
     GroundTruth,
@@ -23,7 +24,6 @@ from d2_smallobj.annotations.truth import (
     folder_truth,
     with_pictures,
 )
-from d2_smallobj.annotations.voc import read_image_list
 from d2_smallobj.scoring.predictions import Entry, Predictions, check_prediction
 from d2_smallobj.utils.messages import LIMIT
 from d2_smallobj.utils.options import look_up_option

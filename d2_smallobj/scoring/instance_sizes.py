@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from d2_smallobj.annotations.classes import stuff_beside_background
 from d2_smallobj.annotations.coco import Annotation
-from d2_smallobj.annotations.masks import encode_mask
+from d2_smallobj.annotations.coco_file import encode_mask
 from d2_smallobj.annotations.truth import AnnotationTruth, GroundTruth, TruthImage
 from d2_smallobj.scoring.inputs import choose_ignore_label
 from d2_smallobj.statistics.balance import InstanceSizes, map_sizes

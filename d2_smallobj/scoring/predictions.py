@@ -14,9 +14,8 @@ from typing import Any, Protocol, Union
 import numpy as np
 
 from d2_smallobj.annotations.cityscapes import predicted_train_ids
-from d2_smallobj.annotations.folders import LabelFolder
-from d2_smallobj.annotations.label_files import label_size, read_labels
-from d2_smallobj.annotations.masks import decode_mask
+from d2_smallobj.annotations.coco_file import decode_mask
+from d2_smallobj.annotations.label_maps import LabelFolder, label_size, read_labels
 from d2_smallobj.annotations.truth import TruthImage
 from d2_smallobj.utils.problems import Problems
 

@@ -23,7 +23,7 @@ from d2_smallobj.annotations.classes import short_name
 from d2_smallobj.metrics import OUTCOMES, blob_summary, outcome_summary
 from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.scoring.scored_run import ScoredRun
-from d2_smallobj.statistics.intervals import MINIMUM_INSTANCES, Interval, cell_warnings
+from d2_smallobj.statistics.intervals import Interval, few_instances, few_instances_warnings
 from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.opencv import cv2
 from d2_smallobj.utils.tables import markdown_table
@@ -43,7 +43,7 @@ def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str
         The document, with NaN where figures are undefined.
     """
     bins = run.size_bins
-    cells = cell_warnings(run.table, run.class_names, bins, stuff=run.stuff)
+    few = few_instances(run.table, run.class_names, bins, stuff=run.stuff)
     return {
         **(extra or {}),
         **run.headline,
@@ -52,7 +52,7 @@ def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str
         "counts": _counts(run),
         "outcomes": outcome_summary(run.table, run.class_names, bins, stuff=run.stuff),
         "blobs": blob_summary(run.blobs, run.class_names, bins, stuff=run.stuff),
-        "few_instances": [dataclasses.asdict(cell) for cell in cells],
+        "few_instances": [dataclasses.asdict(one) for one in few],
         "warnings": warnings(run),
         "remarks": list(run.remarks),
         "options": dict(run.options),
@@ -81,19 +81,8 @@ def warnings(run: ScoredRun) -> list[str]:
         found.append(
             f"IA-mIoU leaves out {len(absent)} class(es) without an instance: {listed(absent)}."
         )
-    cells = cell_warnings(run.table, run.class_names, run.size_bins, stuff=run.stuff)
-    for size in run.size_bins:
-        few = [cell for cell in cells if cell.size == size and cell.instances]
-        none = sum(cell.size == size and not cell.instances for cell in cells)
-        if few:
-            names = [f"{cell.category} ({cell.instances})" for cell in few]
-            found.append(
-                f"IA-mIoU_{size} rests on fewer than {MINIMUM_INSTANCES} instances of each of"
-                f" {len(few)} class(es): {listed(names)}."
-            )
-        if none:
-            found.append(f"IA-mIoU_{size} leaves out {none} class(es) without such an instance.")
-    return found
+    few = few_instances(run.table, run.class_names, run.size_bins, stuff=run.stuff)
+    return found + few_instances_warnings(few)
 
 
 def versions() -> dict[str, str]:

@@ -117,17 +117,17 @@ class SizeStatistics:
 
     @property
     def entropy(self) -> float:
-        """Normalised entropy over class × size, 0..1; 1 = every cell holds as many."""
+        """Normalised entropy over class × size, 0..1; 1 = all counts are equal."""
         return normalized_entropy(self.counts)
 
     @property
     def variation(self) -> float:
-        """Coefficient of variation over class × size; 0 = every cell holds as many."""
+        """Coefficient of variation over class × size; 0 = all counts are equal."""
         return coefficient_of_variation(self.counts)
 
     @property
     def num_empty(self) -> int:
-        """Number of class × size cells without any instance."""
+        """Number of pairs of class and size without any instance."""
         return int(np.count_nonzero(self.counts == 0))
 
 

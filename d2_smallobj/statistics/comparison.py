@@ -1,4 +1,4 @@
-"""Several methods side by side: intervals, paired differences, ranks, and what to beware of."""
+"""Compare methods: intervals, paired differences, ranks, and remarks on the settings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from d2_smallobj.metrics.image_sums import Run
 from d2_smallobj.metrics.records import COCO_SIZE_BINS, SizeBins, as_size_bins, parse_size_bins
 from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.statistics.intervals import (
-    Cell,
+    FewInstances,
     Interval,
     bootstrap_figures,
-    cell_warnings,
     check_settings,
+    few_instances,
     intervals,
     number_of_swaps,
     score,
@@ -30,8 +30,8 @@ from d2_smallobj.statistics.pairing import (
 )
 from d2_smallobj.statistics.ranking import RankTable, rank_table
 
-# Options under which two runs may be compared, but not without saying so.
-_TOLD = ("mode", "ignore_label", "version")
+# Options that may differ between compared runs; a remark says so.
+_REMARKED = ("mode", "ignore_label", "version")
 
 
 class NamedRun(Run, Protocol):
@@ -77,7 +77,7 @@ class PairedDifference:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare_runs` finds.
+    """Result of :func:`compare_runs`.
 
     Attributes:
         names: the methods, in the order given.
@@ -85,8 +85,8 @@ class Comparison:
         intervals: by method and figure.
         differences: for every pair of methods and every figure.
         ranks: methods ranked by figure, and correlations between figures.
-        cells: classes and sizes with fewer than :data:`.statistics.MINIMUM_INSTANCES` instances.
-        remarks: what else the reader should know, one sentence each.
+        few_instances: classes and sizes with fewer than ``MINIMUM_INSTANCES`` instances.
+        remarks: settings that differ, and the runs' own remarks, one sentence each.
         samples: number of resamples and of permutations.
         seed: of both.
         level: of the intervals.
@@ -97,7 +97,7 @@ class Comparison:
     intervals: Mapping[str, Mapping[str, Interval]]
     differences: tuple[PairedDifference, ...]
     ranks: RankTable
-    cells: tuple[Cell, ...]
+    few_instances: tuple[FewInstances, ...]
     remarks: tuple[str, ...]
     samples: int
     seed: int
@@ -162,7 +162,7 @@ def compare_runs(
         },
         differences=_adjusted(names, found),
         ranks=rank_table({name: method.figures for name, method in zip(names, scores)}),
-        cells=tuple(cell_warnings(runs[0].table, class_names, bins, stuff=stuff)),
+        few_instances=tuple(few_instances(runs[0].table, class_names, bins, stuff=stuff)),
         remarks=tuple(_remarks(runs)),
         samples=samples,
         seed=seed,
@@ -171,11 +171,7 @@ def compare_runs(
 
 
 def run_size_bins(options: Mapping[str, Any]) -> SizeBins:
-    """The size bins of a run's options: a mapping, or text; COCO's where nothing is said.
-
-    Raises:
-        ValueError: if the text cannot be read or bounds do not ascend.
-    """
+    """The size bins of a run's options, a mapping or text; COCO's by default."""
     given = options.get("size_bins")
     if given is None:
         return COCO_SIZE_BINS
@@ -183,7 +179,7 @@ def run_size_bins(options: Mapping[str, Any]) -> SizeBins:
 
 
 def run_stuff(options: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids of the stuff classes of a run's options; (0,), the background, if nothing is said."""
+    """The ids of the stuff classes of a run's options; (0,), the background, by default."""
     return tuple(int(category) for category in options.get("stuff", (0,)))
 
 
@@ -234,7 +230,7 @@ def _check_runs(runs: Sequence[NamedRun], baseline: str | None) -> tuple[str, ..
 
 
 def _shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs must have been scored with alike, for their figures to mean the same."""
+    """Options that compared runs must share."""
     return {
         "size_bins": run_size_bins(options),
         "stuff": run_stuff(options),
@@ -271,7 +267,7 @@ def _adjusted(
 def _remarks(runs: Sequence[NamedRun]) -> list[str]:
     """Say which options differ although the runs could be compared, and pass on the runs' own."""
     remarks = []
-    for key in _TOLD:
+    for key in _REMARKED:
         values = {run.name: run.options.get(key) for run in runs}
         if len({str(value) for value in values.values()}) > 1:
             listed = ", ".join(f"{name} {value}" for name, value in values.items())

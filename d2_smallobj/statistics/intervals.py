@@ -1,9 +1,9 @@
-"""How certain a figure is: intervals, and cells that hold too few instances.
+"""Bootstrap intervals of the figures, and classes and sizes with too few instances.
 
 The image is the unit throughout: its instances share a scene and a photographer, so they are not
 independent draws, and an interval over instances would be too narrow.
 
-Shapes: N images; C classes; R records.
+Shapes: N images; C classes; S resamples of one block.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from d2_smallobj.metrics.image_sums import (
 )
 from d2_smallobj.metrics.records import COCO_SIZE_BINS, InstanceTable
 from d2_smallobj.metrics.summary import headline_names, summarize
+from d2_smallobj.utils.messages import listed
 
 MINIMUM_INSTANCES = 10
 
@@ -54,8 +55,8 @@ class Interval:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """A class and size with few instances.
+class FewInstances:
+    """A class and size with too few instances for a mean.
 
     Attributes:
         category: class name.
@@ -70,13 +71,13 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """A method's plain figures, and what resampling them takes.
+    """A method's plain figures, and what their resampling needs.
 
     Attributes:
         figures: percent by headline figure.
-        sums: what every image adds to those that are ratios of sums.
-        ious: IoU by image, for those that have the image as their unit.
-        include_background: whether stuff classes count in ``IA-mIoU``.
+        sums: sums by image, for figures that are ratios of sums.
+        ious: IoU by image, for figures that are means over images.
+        include_background: count stuff classes in ``IA-mIoU``.
         worst: share of the worst images, in percent.
     """
 
@@ -103,16 +104,7 @@ def score(
 ) -> Scores:
     """Compute the plain headline figures, to the bit those of :func:`.summary.summarize`.
 
-    Args:
-        run: a method's records, counts and images; an :class:`.accumulator.Accumulator` will do.
-        class_names: C names.
-        stuff: ids of the stuff classes.
-        size_bins: exclusive upper bounds by name.
-        include_background: whether stuff classes count in ``IA-mIoU``.
-        worst: share of the worst images, in percent.
-
-    Raises:
-        ValueError: if tables, images and names do not fit together.
+    Arguments and errors are those of :func:`bootstrap`.
     """
     count = len(class_names)
     sums = image_sums(run, num_classes=count, size_bins=size_bins, stuff=stuff)
@@ -153,13 +145,12 @@ def bootstrap(
         samples: number of resamples; 1000 settle the ends to about a tenth of their distance.
         seed: same seed, same intervals, whatever the order of images or the number of threads.
         level: share of the resamples that the interval holds.
-        include_background: whether stuff classes count in ``IA-mIoU``.
+        include_background: count stuff classes in ``IA-mIoU``.
         worst: share of the worst images, in percent.
 
     Returns:
         By figure, as :func:`.summary.headline_names` names them. The estimate is the plain
-        figure; the ends are NaN where fewer than two images bear on it, as nothing can be
-        said about the variation then.
+        figure; the ends are NaN where it rests on fewer than two images.
 
     Raises:
         ValueError: if tables, images and names do not fit together, or an option is out of
@@ -191,7 +182,7 @@ def bootstrap_figures(
         scores: one entry a method, all with the same images.
         samples: number of resamples.
         seed: of the generator.
-        progress: called with the number of resamples of each block that is done.
+        progress: called with the number of resamples in each finished block.
 
     Returns:
         For every method float64 (samples,) by figure; without images, (0,).
@@ -224,7 +215,7 @@ def intervals(
     supports: Mapping[str, int],
     level: float,
 ) -> dict[str, Interval]:
-    """Percentile intervals from resampled figures; NaN where fewer than two images bear on one."""
+    """Percentile intervals of figures; NaN where one rests on fewer than two images."""
     result = {}
     for name, estimate in estimates.items():
         low, high = percentiles(draws[name], level) if supports[name] > 1 else (math.nan,) * 2
@@ -241,50 +232,56 @@ def percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def cell_warnings(
+def few_instances(
     table: InstanceTable,
     class_names: Sequence[str],
     size_bins: Mapping[str, float] = COCO_SIZE_BINS,
     *,
     stuff: Collection[int] = (0,),
     minimum: int = MINIMUM_INSTANCES,
-) -> list[Cell]:
-    """Find the classes and sizes with too few instances for their mean to say anything.
+) -> list[FewInstances]:
+    """List the thing classes and sizes with fewer than ``minimum`` instances, by size, then class.
 
-    Args:
-        table: the records.
-        class_names: C names.
-        size_bins: exclusive upper bounds by name.
-        stuff: ids of the stuff classes.
-        minimum: cells with fewer instances are listed.
-
-    Returns:
-        By size, then class; cells without any instance included (they are in no mean, so the
-        figures of two sizes are means over different classes). No stuff.
+    Those without any instance are listed, too: they are in no mean, so that the figures of two
+    sizes are means over different classes.
     """
     positions, count = table.size_of(size_bins), len(class_names)
-    cells = []
+    found = []
     for position, size in enumerate(size_bins):
         chosen = table.category_id[(positions == position) & table.things]
         numbers = np.bincount(chosen, minlength=count).tolist()
-        cells += [
-            Cell(class_names[category], size, numbers[category])
+        found += [
+            FewInstances(class_names[category], size, numbers[category])
             for category in range(count)
             if category not in stuff and numbers[category] < minimum
         ]
-    return cells
+    return found
+
+
+def few_instances_warnings(found: Sequence[FewInstances]) -> list[str]:
+    """Say, a sentence for every size, on how few instances its mean rests."""
+    sentences = []
+    for size in dict.fromkeys(one.size for one in found):
+        few = [one for one in found if one.size == size and one.instances]
+        none = sum(one.size == size and not one.instances for one in found)
+        if few:
+            names = [f"{one.category} ({one.instances})" for one in few]
+            sentences.append(
+                f"IA-mIoU_{size} rests on fewer than {MINIMUM_INSTANCES} instances of each of"
+                f" {len(few)} class(es): {listed(names)}."
+            )
+        if none:
+            sentences.append(
+                f"IA-mIoU_{size} leaves out {none} class(es) without such an instance."
+            )
+    return sentences
 
 
 def bootstrap_weights(images: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw images with replacement: multinomial counts, block by block.
-
-    Args:
-        images: N >= 1.
-        samples: number of resamples.
-        seed: of the generator; the same images, samples and seed give the same weights.
+    """Draw N = ``images`` images with replacement, ``samples`` times, block by block.
 
     Yields:
-        float64 (S, N), whole numbers, every row summing to N.
+        float64 (S, N), how often each image is in; every row sums to N.
     """
     generator = np.random.default_rng([seed, 0])
     for size in _block_sizes(images, samples):
@@ -297,13 +294,9 @@ def bootstrap_weights(images: int, samples: int, seed: int) -> Iterator[np.ndarr
 
 
 def swap_weights(images: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw which images two methods keep (1) or swap (0), block by block.
+    """Draw which of N images two methods keep (1) or swap (0), block by block.
 
-    Args:
-        images: N >= 1.
-        samples: number of draws; with ``2**N <= samples`` every pattern comes exactly once
-            instead, and :func:`is_complete` says so.
-        seed: of the generator.
+    If ``2**N <= samples`` (see :func:`is_complete`), every pattern comes exactly once instead.
 
     Yields:
         float64 (S, N) of 0 and 1.
@@ -319,7 +312,7 @@ def swap_weights(images: int, samples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def is_complete(images: int, samples: int) -> bool:
-    """Whether ``samples`` suffice for all patterns of swaps of that many images."""
+    """True if ``samples`` suffice for all patterns of swaps of that many images."""
     return images < 60 and 1 << images <= samples
 
 
@@ -329,12 +322,7 @@ def number_of_swaps(images: int, samples: int) -> int:
 
 
 def check_settings(samples: int, seed: int, level: float) -> None:
-    """Check the options that all resampling shares.
-
-    Raises:
-        ValueError: if ``samples`` is not a whole number >= 1, ``seed`` not one >= 0, or
-            ``level`` not between 0 and 1.
-    """
+    """Check that ``samples`` >= 1 and ``seed`` >= 0 are ints, and ``level`` in (0, 1)."""
     for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if not whole or value < least:

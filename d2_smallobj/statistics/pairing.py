@@ -1,4 +1,4 @@
-"""Two methods on the same images: differences with intervals and p-values.
+"""Paired tests of two methods on the same images: differences, intervals, p-values.
 
 Shapes: N images; S draws of one block; C classes; V sums of one class.
 """
@@ -84,7 +84,7 @@ def paired(
         samples: number of resamples and of permutations.
         seed: same seed, same result.
         level: of the intervals.
-        include_background: whether stuff classes count in ``IA-mIoU``.
+        include_background: count stuff classes in ``IA-mIoU``.
         worst: share of the worst images, in percent.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Ranks of methods under several figures, and how far the figures agree (numpy only)."""
+"""Ranks of methods under several figures, and rank correlations between the figures."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from d2_smallobj.annotations.accounting import FATES, account
 from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.coco_maps import FATES, account
 from d2_smallobj.pascal_b.categories import AMBIGUOUS, LVIS_RULES
 from d2_smallobj.report.dataset_summary import format_accounting, write_accounting
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from d2_smallobj.annotations.boxes import (
     checked_boxes,
+    coco_boxes,
     instance_boxes,
     number_boxes,
     only_class,
     paint_boxes,
     read_voc_boxes,
 )
-from d2_smallobj.annotations.coco_boxes import coco_boxes
 
 CLASSES = {"cat": 1, "dog": 2}
 EMPTY = np.zeros((0, 5), np.int32)

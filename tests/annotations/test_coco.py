@@ -9,10 +9,10 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from d2_smallobj.annotations import coco_lists
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations import image_lists
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.coco_lists import coco_dicts, image_index
+from d2_smallobj.annotations.image_lists import coco_dicts, image_index
 
 
 def _box(x0, y0, x1, y1):
@@ -392,9 +392,9 @@ class TestCocoDicts:
         first = image_index(path)
         assert image_index(str(path)) is first
         reads = []
-        real = coco_lists.read_annotation_file
+        real = image_lists.read_annotation_file
         monkeypatch.setattr(
-            coco_lists, "read_annotation_file", lambda *a: reads.append(a) or real(*a)
+            image_lists, "read_annotation_file", lambda *a: reads.append(a) or real(*a)
         )
         dicts = coco_dicts(path, coco / "images", label_dir=None)
         dicts[0]["file_name"] = "changed by a mapper"

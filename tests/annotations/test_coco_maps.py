@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.coco_maps import write_coco_maps
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map

@@ -12,7 +12,7 @@ from d2_smallobj.annotations.cityscapes import (
     label_classes,
     predicted_train_ids,
 )
-from d2_smallobj.annotations.instance_maps import (
+from d2_smallobj.annotations.label_rules import (
     dict_annotations,
     fit_instances,
     unique_by_runs,

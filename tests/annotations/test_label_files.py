@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2_smallobj.annotations import png as decoder
-from d2_smallobj.annotations.label_files import label_size, read_labels
-from d2_smallobj.annotations.label_maps import encode_label_map, read_label_map
+from d2_smallobj.annotations.label_maps import (
+    encode_label_map,
+    label_size,
+    read_label_map,
+    read_labels,
+)
 from d2_smallobj.utils.opencv import cv2
 
 

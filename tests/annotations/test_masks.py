@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from d2_smallobj.annotations.masks import decode_mask, parse_runs
+from d2_smallobj.annotations.coco_file import decode_mask, parse_runs
 
 masks = hnp.arrays(
     np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1)

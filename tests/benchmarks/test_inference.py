@@ -9,7 +9,7 @@ import pytest
 import torch
 from benchmarks import inference
 
-from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.metrics import Accumulator
 from detectron2.data import MetadataCatalog

@@ -17,7 +17,7 @@ import torch
 
 from d2_smallobj import SmallObjectEvaluator, host
 from d2_smallobj.annotations.cityscapes import CITYSCAPES_CLASS_NAMES
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.data import build_test_loader, catalog, dataset_dicts
 from d2_smallobj.data.catalog import canonical_name, register_all, registered

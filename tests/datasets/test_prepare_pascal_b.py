@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
 from d2_smallobj.pascal_b.categories import LVIS_RULES
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.image_lists import voc_dicts
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
-from d2_smallobj.annotations.voc import voc_dicts
 from d2_smallobj.pascal_b import (
     BuildOptions,
     BuildPaths,
@@ -282,10 +282,7 @@ def test_rejected_images(many, build, tmp_path):
     made = build(many, "second", rejected=lists)
     assert not set(first[:3]) & set(made.manifest["image_ids"])
     assert made.manifest["images"]["dropped: image rejected by hand"] == 3
-    assert made.manifest["rejected"] == {
-        **{str(n): "wrong" for n in first[:2]},
-        str(first[2]): "",
-    }
+    assert made.manifest["rejected"] == {**{str(n): "wrong" for n in first[:2]}, str(first[2]): ""}
     assert "1 rejected image(s) not in the inputs:\n  77" in made.notes
 
 

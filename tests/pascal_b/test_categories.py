@@ -9,7 +9,7 @@ import sys
 import benchmarks
 import pytest
 
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.pascal_b.categories import (
     AMBIGUOUS,
     COCO_RULES,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from d2_smallobj.annotations.dataset_files import METHODS as REGISTERED
 from d2_smallobj.annotations.label_maps import voc_palette, write_label_map
-from d2_smallobj.annotations.layouts import METHODS as REGISTERED
 from d2_smallobj.pseudo_labels.formats import METHODS, merge_labels, read_pseudo_label
 
 SIZE = (6, 8)

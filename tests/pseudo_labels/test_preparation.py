@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
 from d2_smallobj.demo.dataset import make_demo
 from d2_smallobj.pseudo_labels.preparation import (

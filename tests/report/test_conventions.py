@@ -109,10 +109,13 @@ def test_classes_do_not_grow_into_one_another():
 
 def test_table_and_file(tmp_path):
     rows = compare_conventions([IMAGE], {"one": shifted(1), "two": eroded(1)}, NAMES)
-    text = convention_table(rows)
-    assert text.splitlines()[0] == f"| IA-mIoU / IA-mIoU_S | mIoU | {' | '.join(CONVENTIONS)} |"
-    widths = {line.count("|") for line in text.split("\n\n")[0].splitlines()}
-    assert widths == {len(CONVENTIONS) + 3}
+    table, changes = (
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()]
+        for part in convention_table(rows).split("\n\n")
+    )
+    assert table[0] == ["IA-mIoU / IA-mIoU_S", "mIoU", *CONVENTIONS]
+    assert [row[0] for row in (*table[2:], *changes[2:])] == ["one", "two"] * 2
+    assert {len(row) for row in table} == {len(CONVENTIONS) + 2}
     write_conventions(tmp_path / "a.csv", rows)
     with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
         written = list(csv.DictReader(file))

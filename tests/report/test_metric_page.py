@@ -18,7 +18,7 @@ from metric_examples import (
 )
 from PIL import Image
 
-from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.annotations.truth import folder_truth
 from d2_smallobj.metrics import OUTCOMES, classify
 from d2_smallobj.report.conventions import PERTURBATIONS, compare_conventions, convention_table

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.annotations.truth import folder_truth
 from d2_smallobj.metrics import SizeBins
@@ -315,7 +315,7 @@ def test_tool_on_folders(repository, tmp_path, realdata):
         if row["figure"] == "IA-mIoU"
     }
     assert {scored[key] for key in scored} == {"100.000000"}
-    assert "| truth | 23 | 0 | 0.00 |" in result.stdout
+    assert "| truth | 23 | 0 | 0.00 |" in " ".join(result.stdout.split())
     for name in ("corner_cases.png", "removal.png"):
         assert Image.open(tmp_path / name).size[0] > 400
 

@@ -147,7 +147,7 @@ def test_pictures_show_image_truth_and_prediction(make_run, tmp_path):
     methods = make_methods([run], None)
     drawn, reasons = make_thumbnails(methods, worst_small(methods), 5)
     assert not reasons
-    assert [one.candidate.instance for one in drawn] == [1]
+    assert [one.shown.instance for one in drawn] == [1]
     one = drawn[0]
     pictures = [decode(one.image), decode(one.truth), decode(one.predictions[0][1])]
     assert {picture.shape for picture in pictures} == {(208, 208, 3)}

@@ -12,7 +12,7 @@ from d2_smallobj.metrics import SizeBins
 from d2_smallobj.metrics.summary import headline_names
 from d2_smallobj.statistics import intervals
 from d2_smallobj.statistics.comparison import compare_runs, run_size_bins
-from d2_smallobj.statistics.intervals import bootstrap, cell_warnings
+from d2_smallobj.statistics.intervals import bootstrap, few_instances
 from d2_smallobj.statistics.pairing import holm, paired
 
 
@@ -49,7 +49,7 @@ def test_everything_is_what_its_own_function_says(runs):
     assert found.ranks.values[1].tolist() == pytest.approx(
         [interval.estimate for interval in found.intervals["m1"].values()], abs=0, nan_ok=True
     )
-    assert list(found.cells) == cell_warnings(runs[0].table, names)
+    assert list(found.few_instances) == few_instances(runs[0].table, names)
     assert found.remarks == ()
 
 
@@ -99,7 +99,7 @@ def test_size_bins_and_background_come_from_the_options(runs):
     assert list(found.intervals["m0"])[:5] == figures
     assert list(found.intervals["m0"]) == headline_names(["tiny", "rest"])
     assert found.intervals["m0"]["IA-mIoU"] == found.intervals["m0"]["IA-mIoU_fg"]
-    assert {cell.size for cell in found.cells} <= {"tiny", "rest"}
+    assert {one.size for one in found.few_instances} <= {"tiny", "rest"}
 
 
 def test_size_bins_as_text_or_mapping():

@@ -23,12 +23,13 @@ from d2_smallobj.metrics.image_sums import fixed_point, image_sums, joint_sums
 from d2_smallobj.metrics.summary import headline_names
 from d2_smallobj.statistics import intervals
 from d2_smallobj.statistics.intervals import (
-    Cell,
+    FewInstances,
     Interval,
     bootstrap,
     bootstrap_figures,
     bootstrap_weights,
-    cell_warnings,
+    few_instances,
+    few_instances_warnings,
     percentiles,
     resampled,
     score,
@@ -309,15 +310,15 @@ def test_cells_with_too_few_instances(make_run):
     rows = [(f"{i}", 1, 100, 0.5) for i in range(9)] + [(f"{i}", 1, 5000, 0.5) for i in range(10)]
     rows += [("0", 2, 10**5, 0.5), ("0", 0, 100, 0.5)]
     run = make_run(rows)
-    assert cell_warnings(run.table, run.class_names) == [
-        Cell("cat", "S", 9),
-        Cell("dog", "S", 0),
-        Cell("dog", "M", 0),
-        Cell("cat", "L", 0),
-        Cell("dog", "L", 1),
+    assert few_instances(run.table, run.class_names) == [
+        FewInstances("cat", "S", 9),
+        FewInstances("dog", "S", 0),
+        FewInstances("dog", "M", 0),
+        FewInstances("cat", "L", 0),
+        FewInstances("dog", "L", 1),
     ]
-    assert cell_warnings(run.table, run.class_names, {"all": math.inf}, minimum=2) == [
-        Cell("dog", "all", 1)
+    assert few_instances(run.table, run.class_names, {"all": math.inf}, minimum=2) == [
+        FewInstances("dog", "all", 1)
     ]
 
 
@@ -329,3 +330,14 @@ def test_rounding_leaves_room_for_the_largest_sum():
         assert np.all((rounded * 2.0**bits) % 1 == 0)
         assert np.any((rounded * 2.0 ** (bits - 1)) % 1 != 0)
         assert np.abs(rounded - values).max() <= 2.0 ** -(bits + 1)
+
+
+def test_warnings_name_ten_classes():
+    found = [FewInstances(f"c{i}", "M", 1) for i in range(13)] + [FewInstances("x", "L", 0)]
+    assert few_instances_warnings(found) == [
+        "IA-mIoU_M rests on fewer than 10 instances of each of 13 class(es): "
+        + ", ".join(f"c{i} (1)" for i in range(10))
+        + " and 3 more.",
+        "IA-mIoU_L leaves out 1 class(es) without such an instance.",
+    ]
+    assert few_instances_warnings([]) == []

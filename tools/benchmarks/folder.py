@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from d2_smallobj.annotations import png
-from d2_smallobj.annotations.label_files import read_labels
+from d2_smallobj.annotations.label_maps import read_labels
 from d2_smallobj.scoring.inputs import Inputs
 from d2_smallobj.scoring.pipeline import Settings, prepare, score
 from d2_smallobj.scoring.run_folder import save_run

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import d2_smallobj
-from d2_smallobj.annotations.class_names import VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.engine import build_config
 from d2_smallobj.engine.trainer import EVALUATOR_WORKERS

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.pascal_b.categories import COCO_RULES, CORE, LVIS_RULES, UNCERTAIN
 
 LVIS_NAME, COCO_NAME = "lvis_v1_like.json", "coco_2017_like.json"
@@ -115,10 +115,7 @@ def draw_annotation_files(
 
 
 def _draw_lvis(
-    rng: np.random.Generator,
-    counts: Sequence[tuple[str, int, int]],
-    size: np.ndarray,
-    share: float,
+    rng: np.random.Generator, counts: Sequence[tuple[str, int, int]], size: np.ndarray, share: float
 ) -> Objects:
     """LVIS's objects: every category in as many images, as often, as was published."""
     images, categories, sides = [], [], []

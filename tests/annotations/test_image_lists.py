@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from d2_smallobj.annotations.voc import ListedImage, read_image_list, voc_dicts
+from d2_smallobj.annotations.image_lists import ListedImage, read_image_list, voc_dicts
 
 
 @pytest.fixture

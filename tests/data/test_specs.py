@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
-from d2_smallobj.annotations.boxes import paint_boxes
+from d2_smallobj.annotations.boxes import coco_boxes, paint_boxes
 from d2_smallobj.annotations.cityscapes import CITYSCAPES_CLASS_NAMES
-from d2_smallobj.annotations.class_names import COCO_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.coco_boxes import coco_boxes
 from d2_smallobj.data import dataset_dicts
 from d2_smallobj.data.catalog import canonical_name, register_all
 from d2_smallobj.data.ground_truth import open_dataset, resolve

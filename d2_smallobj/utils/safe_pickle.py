@@ -1,9 +1,9 @@
-"""Dictionaries in pickled ``.npy`` files, read without running what else a pickle can hold.
+"""Read pickles without running what they may hold.
 
-``numpy.save`` of a dict writes a pickle, and unpickling runs whatever the file says. Here only
-the few constructors that numpy arrays and torch tensors are made of are known, and each is a
-stand-in of this module: no function of numpy, torch or any other package is ever called by the
-file. torch is not needed.
+:func:`read_npy_dict` reads a dict in a ``.npy`` file: the few constructors that numpy arrays and
+torch tensors are made of are replaced by stand-ins of this module, so that the file calls no
+function of numpy, torch or any other package. :func:`read_array_pickle` reads a model-zoo file of
+numpy arrays: numpy's own constructors are called, all others are refused. torch is not needed.
 """
 
 from __future__ import annotations
@@ -35,6 +35,17 @@ _TORCH_STORAGES = {
 }
 _NUMBERS = re.compile(r"[biuf][1248]")
 _MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
+# What numpy arrays in a model-zoo pickle are made of.
+_ARRAY_GLOBALS = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+}
 
 
 def read_npy_dict(path: str | os.PathLike[str]) -> dict[str | int, Any]:
@@ -78,6 +89,36 @@ def read_npy_dict(path: str | os.PathLike[str]) -> dict[str | int, Any]:
     # A pickle can fail in every way that there is.
     except Exception as error:
         raise ValueError(f"{path}: not a file of maps that can be read safely: {error}") from error
+
+
+def read_array_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a model-zoo ``.pkl`` of numpy arrays.
+
+    Raises:
+        ValueError: the file is damaged or could run code; names it and the reason.
+        OSError: the file cannot be opened or read; names it.
+    """
+    try:
+        with open(path, "rb") as file:
+            loaded = _ArrayUnpickler(file, encoding="latin1").load()
+    except OSError as error:
+        raise OSError(error.errno, f"could not read {path}: {error.strerror}") from error
+    # A damaged pickle fails in every way that there is.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as a pickle of arrays: {reason}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a dict of arrays")
+    return loaded
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles numpy arrays and plain containers only."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ARRAY_GLOBALS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
+        return super().find_class(module, name)
 
 
 def _key(key: Any) -> str | int:

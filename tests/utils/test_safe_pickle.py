@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from d2_smallobj.utils.safe_npy import read_npy_dict
+from d2_smallobj.utils.safe_pickle import read_npy_dict
 
 
 def _same(read, value):
@@ -237,7 +237,7 @@ def test_truncated_files(tmp_path, keep):
 def test_torch_is_not_needed(tmp_path):
     np.save(tmp_path / "t.npy", {"a": torch.arange(3)})
     program = (
-        "import sys\nfrom d2_smallobj.utils.safe_npy import read_npy_dict\n"
+        "import sys\nfrom d2_smallobj.utils.safe_pickle import read_npy_dict\n"
         f"print(read_npy_dict({str(tmp_path / 't.npy')!r})['a'].tolist(), 'torch' in sys.modules)"
     )
     done = subprocess.run(
