@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, DEMO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.dataset_files import (
     COCO_FOLDER,
@@ -25,7 +25,6 @@ from d2_smallobj.annotations.dataset_files import (
 from d2_smallobj.annotations.image_lists import find_list, image_index, image_path, read_image_list
 from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
 from d2_smallobj.annotations.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage
-from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES
 from d2_smallobj.utils.options import look_up_option
 
 DATA_SETS = ("voc", *(f"coco_{year}" for year in COCO_YEARS), "demo")
