@@ -35,8 +35,8 @@ from d2_smallobj.annotations.truth import (
     choose,
 )
 from d2_smallobj.data.catalog import alias_hint, canonical_name
-from d2_smallobj.data.things import class_names, dataset_classes, unannotated_label
-from d2_smallobj.data.truth_finder import TOLD, TruthFinder
+from d2_smallobj.data.ground_truth_files import TOLD, TruthFinder
+from d2_smallobj.data.registered_classes import class_names, dataset_classes, unannotated_label
 from d2_smallobj.utils.options import look_up_option
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -84,7 +84,7 @@ def resolve(
         dataset_name: a name in DatasetCatalog and MetadataCatalog; metadata alone will do where
             dicts bring all their keys along.
         stuff: names or ids of the classes that have no instances; ``None``: see
-            :mod:`d2_smallobj.data.things`.
+            :mod:`d2_smallobj.data.registered_classes`.
         missing_instances: what an image without instances is, in a data set where others have
             them: ``"error"``; ``"components"``: its connected components are the instances;
             ``"void"``: no thing pixel of it belongs to an instance.

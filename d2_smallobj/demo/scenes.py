@@ -111,10 +111,7 @@ def _place(
 
 
 def _propose(
-    rng: np.random.Generator,
-    stamp: Stamp,
-    partner: tuple[Stamp, int, int] | None,
-    size: int,
+    rng: np.random.Generator, stamp: Stamp, partner: tuple[Stamp, int, int] | None, size: int
 ) -> tuple[int, int]:
     """Propose (top, left): anywhere with the centre in the scene, or close beside a partner."""
     height, width = stamp.mask.shape
@@ -137,7 +134,7 @@ def _propose(
 def _on_its_own_kind(
     stamp: Stamp, top: int, left: int, placed: list[tuple[Stamp, int, int]]
 ) -> bool:
-    """Whether the object would lie mostly upon (or under) one of its own class."""
+    """Tell if the object would lie mostly upon (or under) one of its own class."""
     height, width = stamp.mask.shape
     area = np.count_nonzero(stamp.mask)
     for other, other_top, other_left in placed:
@@ -154,7 +151,7 @@ def _on_its_own_kind(
 
 
 def _all_visible(placed: list[tuple[Stamp, int, int]], depth: Array) -> bool:
-    """Whether all objects show enough of themselves; ``depth`` (size, size) is scratch space."""
+    """Tell if all objects show enough of themselves; ``depth`` (size, size) is scratch space."""
     depth[:] = 0
     for order, (stamp, top, left) in enumerate(placed, start=1):
         window, mask, _ = _clip(stamp, top, left, depth.shape[0])
@@ -176,9 +173,9 @@ def _clip(stamp: Stamp, top: int, left: int, size: int) -> tuple[tuple[slice, sl
     return np.s_[y0:y1, x0:x1], stamp.mask[part], stamp.colour[part]
 
 
-def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> Array:
-    """Noise with about ``cells`` waves along a side: float32 (size, size), mean 0, sd about 1."""
-    grid = rng.normal(0.0, 1.0, (cells, cells)).astype(np.float32)
+def smooth_noise(rng: np.random.Generator, size: int, waves: int) -> Array:
+    """Noise with about ``waves`` waves along a side: float32 (size, size), mean 0, sd about 1."""
+    grid = rng.normal(0.0, 1.0, (waves, waves)).astype(np.float32)
     return cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC) * np.float32(1.25)
 
 
@@ -293,7 +290,7 @@ def _signed_distance(mask: Array) -> Array:
 
 
 def _boundary_shift(rng: np.random.Generator, size: int) -> Array:
-    """How far the boundary moves outwards at every place, pixels: float32 (size, size)."""
+    """Outward shift of the boundary in pixels: float32 (size, size)."""
     return BLEEDING + WANDERING * smooth_noise(rng, size, max(size // 20, 2))
 
 

@@ -282,10 +282,7 @@ def test_rejected_images(many, build, tmp_path):
     made = build(many, "second", rejected=lists)
     assert not set(first[:3]) & set(made.manifest["image_ids"])
     assert made.manifest["images"]["dropped: image rejected by hand"] == 3
-    assert made.manifest["rejected"] == {
-        **{str(n): "wrong" for n in first[:2]},
-        str(first[2]): "",
-    }
+    assert made.manifest["rejected"] == {**{str(n): "wrong" for n in first[:2]}, str(first[2]): ""}
     assert "1 rejected image(s) not in the inputs:\n  77" in made.notes
 
 
