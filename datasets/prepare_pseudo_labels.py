@@ -32,7 +32,6 @@ from d2_smallobj.utils.cli import positive_int, readable_errors
 
 with readable_errors():
     from d2_smallobj.annotations.dataset_files import datasets_root
-    from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES
     from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS
     from d2_smallobj.pseudo_labels.misses import summarize_labels
     from d2_smallobj.pseudo_labels.preparation import check_labels, find_sources, prepare_labels
@@ -99,8 +98,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace) -> LabelTarget:
     """Convert or check the labels."""
-    name = args.name or args.method
-    target = open_target(args.root, args.dataset, name, demo_class_names=DEMO_CLASS_NAMES)
+    target = open_target(args.root, args.dataset, args.name or args.method)
     if args.check:
         sources = find_sources(target, "other", [target.folder], file_format="indices")
         count = check_labels(target, sources, jobs=args.jobs, progress=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, DEMO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.dataset_files import (
     COCO_FOLDER,
@@ -132,13 +131,7 @@ class LabelTarget:
         return GroundTruth(found, SourceReader(self.class_names)) if found else None
 
 
-def open_target(
-    root: str | os.PathLike[str],
-    data_set: str,
-    method: str,
-    *,
-    demo_class_names: Sequence[str] = (),
-) -> LabelTarget:
+def open_target(root: str | os.PathLike[str], data_set: str, method: str) -> LabelTarget:
     """List the images of a training set.
 
     Args:
@@ -146,7 +139,6 @@ def open_target(
         data_set: one of :data:`DATA_SETS`.
         method: name of the method, of letters, digits, ``_``, ``.`` and ``-``: the labels'
             folder.
-        demo_class_names: of the demo's classes, background first; for ``"demo"`` alone.
 
     Raises:
         FileNotFoundError: the list, the annotation file or images are missing.
@@ -175,7 +167,7 @@ def open_target(
     check.raise_if_missing()
     labels = folder / voc_labels(method)
     base = "smallobj_demo_train" if demo else "voc_2012_trainaug"
-    class_names = tuple(demo_class_names) if demo else VOC_CLASS_NAMES
+    class_names = DEMO_CLASS_NAMES if demo else VOC_CLASS_NAMES
     return LabelTarget(
         data_set,
         root,
