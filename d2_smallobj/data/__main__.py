@@ -1,8 +1,9 @@
-r"""List the registered data sets: what is there, what is missing, what prepares it.
+"""List the registered data sets and check their files.
 
-Without names all of them, with names these; a training set with any folder of label maps is named
-like in a config (voc_2012_trainaug@FOLDER). $DETECTRON2_DATASETS or --root says where they lie.
-The exit status is 1 if a named set cannot be used, or if --check or --account finds a fault.
+The list says which files exist, which are missing, and which command makes them. Without names it
+has all data sets. A training set with another folder of label maps is named as in a config
+(voc_2012_trainaug@FOLDER). The data sets lie in $DETECTRON2_DATASETS, or in --root.
+The exit status is 1 if a named set cannot be used, or if --check or --account finds an error.
 
 Examples:
     python -m d2_smallobj.data
@@ -14,21 +15,29 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from d2_smallobj.annotations.classes import choose_categories, read_class_names
-from d2_smallobj.annotations.coco import PAINTINGS, InstanceAnnotations
+from d2_smallobj.annotations.coco import PAINTINGS, Annotation, InstanceAnnotations
 from d2_smallobj.annotations.coco_file import KINDS
-from d2_smallobj.annotations.coco_maps import account
+from d2_smallobj.annotations.coco_maps import account, image_fates
+from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.data.catalog import ALIASES, canonical_name, register_all, registered
-from d2_smallobj.data.presence import Presence, check_files, find_files
-from d2_smallobj.data.specs import DatasetSpec
+from d2_smallobj.data.specs import IGNORE_LABEL, DatasetSpec
+from d2_smallobj.data.supervision import read_instances, read_labels
+from d2_smallobj.metrics.matching import match_image
+from d2_smallobj.pseudo_labels.targets import TargetImage
 from d2_smallobj.report.dataset_summary import format_accounting, write_accounting
+from d2_smallobj.utils.cli import positive_int, readable_errors
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.parallel import parallel_map
 from d2_smallobj.utils.tables import markdown_table
 
 _SHOWN = 4
@@ -48,10 +57,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         action="store_true",
         help="also read every label map or annotation, and the size of every image",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
-    fates = parser.add_argument_group("the annotations of a file instead of data sets")
+    parser.add_argument(
+        "--jobs", type=positive_int, default=1, help="processes (default: %(default)s)"
+    )
+    fates = parser.add_argument_group("annotations of a file instead of data sets")
     fates.add_argument(
-        "--account", type=Path, metavar="JSON", help="what becomes of every annotation, by category"
+        "--account", type=Path, metavar="JSON", help="count used and unused annotations by category"
     )
     fates.add_argument("--kind", choices=KINDS, default="coco", help="default: %(default)s")
     fates.add_argument("--painting", choices=PAINTINGS, default="area", help="default: %(default)s")
@@ -62,15 +73,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     fates.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
     args = parser.parse_args(arguments)
-    if args.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {args.jobs}")
     if args.account is not None and (args.names or args.check):
-        parser.error("--account looks at a file: give no data sets and no --check with it")
+        parser.error("--account reads an annotation file: give no data sets and no --check with it")
     return args
 
 
 def show_data_sets(args: argparse.Namespace) -> bool:
-    """Print what is there of the data sets; returns whether all that is asked for is well."""
+    """Print the state of the data sets; returns whether no problem was found."""
     register_all(args.root)
     names = [canonical_name(name) for name in args.names]
     known = {name: spec for name, spec in registered().items() if name not in ALIASES}
@@ -79,47 +88,148 @@ def show_data_sets(args: argparse.Namespace) -> bool:
     chosen = {name: known[name] for name in names or known}
     found = {name: find_files(spec) for name, spec in chosen.items()}
     rows = [
-        [name, p.state, f"{p.images:,}" if p.images else "", _missing(p, chosen[name])]
-        for name, p in found.items()
+        [name, files.state, f"{files.images:,}" if files.images else "", files.shown_missing]
+        for name, files in found.items()
     ]
     _say(markdown_table(["data set", "state", "images", "missing"], rows, text_columns=2))
-    _say_what_to_do(chosen, found)
-    well = not names or all(presence.usable for presence in found.values())
-    for name, presence in found.items():
-        if args.check and presence.state == "ready":
-            faults = check_files(chosen[name], jobs=args.jobs, progress=True)
-            well = well and not faults
-            shown = itemized("image(s) with faults", faults) if faults else "all files are sound"
+    unusable = [files for files in found.values() if files.state in ("missing", "unusable")]
+    if unusable:
+        width = max(len(files.spec.name) for files in unusable)
+        _say("\nTo prepare them (where the files come from: datasets/README.md):")
+        for files in unusable:
+            _say(f"  {files.spec.name.ljust(width)}  {files.what_to_do}")
+    good = not (names and unusable)
+    for name, files in found.items():
+        if args.check and files.state == "ready":
+            problems = check_files(files.spec, jobs=args.jobs, progress=True)
+            good = good and not problems
+            shown = itemized("bad image(s)", problems) if problems else "all files are good"
             _say(f"{name}: {shown}")
-    return well
+    return good
 
 
-def _missing(presence: Presence, spec: DatasetSpec) -> str:
-    """What is missing of a data set, in few words."""
-    shown = [
-        os.path.relpath(path, spec.folder) + os.sep * path.endswith(os.sep)
-        for path in presence.missing[:_SHOWN]
+@dataclasses.dataclass(frozen=True)
+class DatasetFiles:
+    """The files of a data set that were found.
+
+    Attributes:
+        spec: the data set.
+        state: ``"ready"``; ``"on first use"``: files are made when they are needed;
+            ``"missing"``: files are missing; ``"unusable"``: a list or annotation file is
+            malformed.
+        images: number of images listed; 0 unless ready.
+        missing: paths that are missing; a folder that is missing as a whole ends in a separator.
+        required: number of files looked for.
+        problem: what is wrong with an unusable one.
+    """
+
+    spec: DatasetSpec
+    state: str
+    images: int = 0
+    missing: tuple[str, ...] = ()
+    required: int = 0
+    problem: str = ""
+
+    @property
+    def shown_missing(self) -> str:
+        """The missing paths, or their number and the first one."""
+        shown = [
+            os.path.relpath(path, self.spec.folder) + os.sep * path.endswith(os.sep)
+            for path in self.missing[:_SHOWN]
+        ]
+        if len(self.missing) <= _SHOWN:
+            return ", ".join(shown)
+        return f"{len(self.missing):,} of {self.required:,} files, e.g. {shown[0]}"
+
+    @property
+    def what_to_do(self) -> str:
+        """What is wrong, or the command or page that helps to get the files."""
+        see = f'see datasets/README.md, section "{self.spec.section}"'
+        return self.problem or self.spec.command or see
+
+
+def find_files(spec: DatasetSpec) -> DatasetFiles:
+    """Look which files of a data set exist; opens only lists and annotation files."""
+    check = FileCheck(spec.name, spec.prepare_command)
+    try:
+        images = len(spec.list_files(check))
+    except FileNotFoundError:
+        if spec.ensure is not None:
+            return DatasetFiles(spec, "on first use")
+        return DatasetFiles(spec, "missing", 0, tuple(check.missing), check.required)
+    except ValueError as error:
+        return DatasetFiles(spec, "unusable", problem=str(error))
+    return DatasetFiles(spec, "ready", images, required=check.required)
+
+
+def check_files(spec: DatasetSpec, *, jobs: int = 1, progress: bool = False) -> list[str]:
+    """Read all label maps, or annotations, and the headers of all images of a data set.
+
+    Args:
+        spec: a data set whose files exist.
+        jobs: number of processes.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        One sentence for every bad image; empty if all are good.
+    """
+    annotations = None
+    if spec.instances_json is not None:
+        annotations = InstanceAnnotations(spec.instances_json, kind=spec.json_kind)
+    tasks = [
+        (record, [] if annotations is None else annotations.annotations(record["image_id"]))
+        for record in spec.list_files()
     ]
-    if len(presence.missing) <= _SHOWN:
-        return ", ".join(shown)
-    return f"{len(presence.missing):,} of {presence.required:,} files, e.g. {shown[0]}"
+    check = functools.partial(
+        check_image, num_classes=len(spec.class_names), source=str(spec.instances_json)
+    )
+    results = parallel_map(check, tasks, jobs=jobs, description=spec.name, progress=progress)
+    return [problem for problem in results if problem is not None]
 
 
-def _say_what_to_do(chosen: Mapping[str, DatasetSpec], found: Mapping[str, Presence]) -> None:
-    """A line for every set that cannot be used: what prepares it, or what is wrong."""
-    wanting = [name for name, presence in found.items() if not presence.usable]
-    if not wanting:
-        return
-    width = max(map(len, wanting))
-    _say("\nTo prepare them (where the files come from: datasets/README.md):")
-    for name in wanting:
-        spec = chosen[name]
-        command = spec.command or f'see datasets/README.md, section "{spec.section}"'
-        _say(f"  {name.ljust(width)}  {found[name].problem or command}")
+def check_image(
+    task: tuple[Mapping[str, Any], list[Annotation]], *, num_classes: int, source: str
+) -> str | None:
+    """Check that an image, its label maps and its annotations are valid and belong together.
+
+    Args:
+        task: the image's dataset dict, and its annotations if it has any.
+        num_classes: number of classes, background included.
+        source: the annotation file, for messages.
+
+    Returns:
+        A sentence that names the bad file; ``None`` if all are good.
+    """
+    record, annotations = task
+    picture = record["file_name"]
+    try:
+        size = TargetImage((), picture).read_size()
+        if "height" in record and size != (record["height"], record["width"]):
+            raise ValueError(
+                f"{picture}: height x width is {size}, {source} says "
+                f"{(record['height'], record['width'])}"
+            )
+        if "sem_seg_file_name" in record:
+            _check_maps({**record, "height": size[0], "width": size[1]}, num_classes)
+        _, problems = image_fates((annotations, *size), source=source)
+    except (OSError, TypeError, ValueError) as error:
+        return str(error)
+    return "; ".join(problems) or None
+
+
+def _check_maps(record: Mapping[str, Any], num_classes: int) -> None:
+    """Check sizes and values of an image's label maps, and that they belong together."""
+    semantic = read_labels(record, num_classes, IGNORE_LABEL)
+    if "ins_seg_file_name" in record:
+        instances = read_instances(record, semantic)
+        try:
+            match_image(semantic, semantic, instances, num_classes=num_classes)
+        except ValueError as error:
+            raise ValueError(f"{record['ins_seg_file_name']}: {error}") from error
 
 
 def account_file(args: argparse.Namespace) -> bool:
-    """Print what becomes of the annotations of a file; returns whether all are well-formed."""
+    """Print how many annotations of a file are used; returns whether all are well-formed."""
     class_names = None if args.classes is None else read_class_names(args.classes)
     category_map = None
     if class_names is not None:
@@ -147,15 +257,11 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """List data sets, or account for a file's annotations."""
+    """Run the command."""
     args = parse_arguments()
-    try:
-        well = show_data_sets(args) if args.account is None else account_file(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(os.EX_OK if well else 1)
+    with readable_errors():
+        good = show_data_sets(args) if args.account is None else account_file(args)
+        sys.exit(os.EX_OK if good else 1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Registration of the project's data sets with detectron2's catalogs.
+"""Register the project's data sets with detectron2's catalogs.
 
-Nothing is read when data sets are registered: a data set's files are looked at when it is used,
-and what is missing then is one error that names the paths and the way to get them.
+Registration reads nothing. A data set's files are looked at when it is used; what is missing then
+is one error that names the paths and the way to get them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from d2_smallobj.annotations.dataset_files import datasets_root
-from d2_smallobj.data.specs import DatasetSpec, all_specs, training_sets
-from d2_smallobj.data.supervision_sets import SEPARATOR, binary_spec, supervision_specs
+from d2_smallobj.data.specs import (
+    SEPARATOR,
+    DatasetSpec,
+    all_specs,
+    binary_spec,
+    training_sets,
+    with_labels,
+)
 from d2_smallobj.utils.options import look_up_option
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 ALIASES = {"voc_2012_val": "voc_2012_seg_val"}
-"""Other names of data sets in configs and tools.
+"""Other names of data sets, in configs and commands.
 
-detectron2 itself registers its detection set as ``voc_2012_val``, which has no label maps. The
-catalogs keep that one where it exists; what names it to this package means the segmentation set.
+detectron2 registers a detection set as ``voc_2012_val``, which has no label maps. The catalogs keep
+that one where it exists; in this package the name means the segmentation set.
 """
 
 _registered: dict[str, DatasetSpec] = {}
@@ -50,8 +56,7 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
         del _registered[name]
-    specs = {spec.name: spec for spec in all_specs(root)}
-    specs |= {spec.name: spec for spec in supervision_specs(root, specs)}
+    specs = all_specs(root)
     for spec in specs.values():
         if spec.name in DatasetCatalog.list():
             raise ValueError(
@@ -66,12 +71,12 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
 
 
 def registered() -> dict[str, DatasetSpec]:
-    """The data sets that this module registered, by name."""
+    """Return the data sets that this module registered, by name."""
     return dict(_registered)
 
 
 def alias_hint(name: str) -> str:
-    """What an error about files says first where an alias was asked for; else empty."""
+    """Return the sentence that starts an error about an alias's files; empty for other names."""
     alias = name.partition(SEPARATOR)[0]
     if alias not in ALIASES:
         return ""
@@ -84,7 +89,7 @@ def alias_hint(name: str) -> str:
 
 
 def canonical_name(name: str) -> str:
-    """The name under which the catalogs have a data set, registered here if need be.
+    """Return the name under which the catalogs have a data set, and register it if need be.
 
     ``<training set>@<folder>``, e.g. ``voc_2012_trainaug@/data/mine``, is the training set with
     the label maps (``<image name>.png``) of any folder: absolute, or relative to the current one.
@@ -106,16 +111,16 @@ def canonical_name(name: str) -> str:
     base, at, folder = name.partition("@")
     if not at:
         return _binary_name(name) if SEPARATOR in name else name
-    makers = training_sets(_state["root"])
-    look_up_option(f"data set {name!r}, before '@'", base, makers)
+    bases = training_sets(_registered)
+    look_up_option(f"data set {name!r}, before '@'", base, bases)
     if not folder:
         raise ValueError(f"data set {name!r}: '@' is followed by the folder of the label maps")
-    _register(makers[base](name, os.path.abspath(os.path.expanduser(folder))))
+    _register(with_labels(bases[base], name, os.path.abspath(os.path.expanduser(folder))))
     return name
 
 
 def _binary_name(name: str) -> str:
-    """``<data set>:<class>``, registered here if need be; see :func:`canonical_name`."""
+    """Register ``<data set>:<class>`` if need be; returns its name."""
     base, _, category = name.partition(SEPARATOR)
     base = ALIASES.get(base, base)
     look_up_option(f"data set {name!r}, before '{SEPARATOR}'", base, _registered)

@@ -1,17 +1,22 @@
-"""Data loaders of the two-task trainer, on detectron2's own."""
+"""Training and test loaders: a stream of images that continues from any position.
+
+Position p is the p-th image that training sees, counted over all processes. It decides image,
+order and augmentation, so that a resumed run continues with the sample that the killed one would
+have seen next, for any number of loader workers, and N processes see together what one sees.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from d2_smallobj.data.catalog import canonical_name
 from d2_smallobj.data.mapper import SemSegMapper, images_per_step
-from d2_smallobj.data.prefetch import DeviceLoader
-from d2_smallobj.data.stream import StreamSampler
-from d2_smallobj.data.supervision import SupervisedStream, apply_supervision, first_box_position
+from d2_smallobj.data.supervision import apply_supervision
 from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -19,19 +24,18 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
+from detectron2.data.samplers import TrainingSampler
 
 
 def dataset_dicts(names: Iterable[str]) -> list[dict[str, Any]]:
-    """The dicts of one or several data sets, concatenated.
+    """List the dicts of one or several data sets, concatenated.
 
     Args:
-        names: registered names, or training sets with a folder of label maps; see
-            :func:`d2_smallobj.data.catalog.canonical_name`.
+        names: as :func:`d2_smallobj.data.catalog.canonical_name` takes them.
 
     Raises:
-        ValueError: for an unknown name (with the closest known one) or an empty data set.
-        FileNotFoundError: for a data set whose files are missing; names them and the command
-            that prepares them.
+        ValueError: a name is unknown (the message has the closest one), or a data set is empty.
+        FileNotFoundError: files are missing; names them and the command that prepares them.
     """
     dicts: list[dict[str, Any]] = []
     for name in map(canonical_name, names):
@@ -46,43 +50,34 @@ def dataset_dicts(names: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> Iterable[list[dict[str, Any]]]:
-    """Infinite loader of training batches.
+    """Build the infinite loader of training batches.
 
     Args:
         cfg: the config; ``SOLVER.IMS_PER_BATCH`` is the batch over all processes.
-        start_iter: the iteration that the first batch belongs to; the stream continues as if
-            all earlier ones had been read.
+        start_iter: iteration of the first batch; the stream continues as if all earlier ones had
+            been read.
     """
     dicts = apply_supervision(cfg, dataset_dicts(cfg.DATASETS.TRAIN))
     sampler = StreamSampler(
         len(dicts), seed=max(cfg.SEED, 0), start=start_iter * images_per_step(cfg)
     )
     return build_detection_train_loader(
-        SupervisedStream(dicts, first_box_position(cfg, images_per_step(cfg))),
+        SupervisedStream(dicts, first_box_position(cfg)),
         mapper=SemSegMapper(cfg, True),
         sampler=sampler,
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=False,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        # Not part of the interface of older hosts; a CPU has no use for it.
+        # Older detectron2 versions lack this argument; a CPU has no use for it.
         **({"pin_memory": True} if _prefetches(cfg) else {}),
     )
 
 
-def on_device(cfg: CfgNode, loader: Iterable[list[dict[str, Any]]]) -> Iterable[Any]:
-    """The batches of a training loader, on a GPU before the model asks for them there."""
-    return DeviceLoader(loader, torch.device(cfg.MODEL.DEVICE)) if _prefetches(cfg) else loader
-
-
-def _prefetches(cfg: CfgNode) -> bool:
-    return cfg.SMALLOBJ.SPEED.PREFETCH and cfg.MODEL.DEVICE.startswith("cuda")
-
-
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
-    """Loader over a test set, one image a batch, each process its own part.
+    """Build the loader of a test set: one image a batch, each process its own part.
 
     Raises:
-        ValueError: the set is a training set with somebody's label maps.
+        ValueError: the data set is a training set with a folder of label maps.
     """
     if "@" in dataset_name:
         raise ValueError(f"{dataset_name!r} has pseudo labels: it is no set to evaluate on")
@@ -91,3 +86,149 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str
         mapper=SemSegMapper(cfg, False),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+class StreamSampler(TrainingSampler):
+    """Draw images in detectron2's training order, from any position on.
+
+    Yields ``position * size + index``, from which :class:`StreamDataset` gets both back:
+    detectron2's loaders pass only integers on.
+
+    Args:
+        size: number of images in the data set.
+        seed: seed of the order; the same on all processes.
+        start: the first position.
+    """
+
+    def __init__(self, size: int, *, seed: int, start: int = 0) -> None:
+        super().__init__(size, shuffle=True, seed=seed)
+        self._start = start
+
+    def __iter__(self) -> Iterator[int]:
+        first = self._start + self._rank
+        order = itertools.islice(self._infinite_indices(), first, None, self._world_size)
+        for position, index in zip(itertools.count(first, self._world_size), order):
+            yield position * self._size + int(index)
+
+
+class StreamDataset(Dataset):
+    """Dataset dicts with their position in the stream (key ``stream_position``).
+
+    Args:
+        dicts: detectron2 dataset dicts.
+    """
+
+    def __init__(self, dicts: Sequence[dict[str, Any]]) -> None:
+        self.dicts = dicts
+
+    def __len__(self) -> int:
+        return len(self.dicts)
+
+    def __getitem__(self, code: int) -> dict[str, Any]:
+        position, index = divmod(int(code), len(self.dicts))
+        return {**self.dicts[index], "stream_position": position}
+
+
+class SupervisedStream(StreamDataset):
+    """A stream that replaces box images by mask images up to a position.
+
+    The order of the stream stays, and position alone decides what is read.
+
+    Args:
+        dicts: detectron2 dataset dicts.
+        boxes_from: the first position at which images flagged ``boxes`` are used.
+
+    Raises:
+        ValueError: box images are to be replaced, but no image has a mask.
+    """
+
+    def __init__(self, dicts: Sequence[dict[str, Any]], boxes_from: int) -> None:
+        super().__init__(dicts)
+        self.boxes_from = boxes_from
+        self.masks = [x for x in dicts if x.get("supervision") != "boxes"]
+        if boxes_from > 0 and not self.masks:
+            raise ValueError(
+                "SMALLOBJ.SUPERVISION.BOXES_FROM is above 0, but no training image has a mask to "
+                "begin with; set it to 0"
+            )
+
+    def __getitem__(self, code: int) -> dict[str, Any]:
+        x = super().__getitem__(code)
+        if x["stream_position"] >= self.boxes_from or x.get("supervision") != "boxes":
+            return x
+        epoch, index = x["stream_position"] // len(self.dicts), int(code) % len(self.dicts)
+        # Another one in every epoch, so that all masks are used alike.
+        mask = self.masks[(index + epoch) % len(self.masks)]
+        return {**mask, "stream_position": x["stream_position"]}
+
+
+def first_box_position(cfg: CfgNode) -> int:
+    """Return the stream position from which box images are used."""
+    share = cfg.SMALLOBJ.SUPERVISION.BOXES_FROM
+    return round(share * cfg.SOLVER.MAX_ITER) * images_per_step(cfg)
+
+
+# ---- Batches on the device ---------------------------------------------------------------------
+
+
+def on_device(cfg: CfgNode, loader: Iterable[list[dict[str, Any]]]) -> Iterable[Any]:
+    """Let a training loader copy its batches to a GPU ahead of the step that uses them."""
+    return DeviceLoader(loader, torch.device(cfg.MODEL.DEVICE)) if _prefetches(cfg) else loader
+
+
+def _prefetches(cfg: CfgNode) -> bool:
+    return cfg.SMALLOBJ.SPEED.PREFETCH and cfg.MODEL.DEVICE.startswith("cuda")
+
+
+class DeviceLoader:
+    """A loader whose batches arrive on the device.
+
+    While the GPU works on one step, the batch of the next is copied on a CUDA stream of its own.
+
+    Args:
+        loader: batches of any nesting of dicts, lists and tensors; pin their memory, or the host
+            waits for every copy.
+        device: where they go.
+    """
+
+    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+        self.loader = loader
+        self.device = device
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the loader's batches, their tensors on the device."""
+        if self.device.type != "cuda":
+            for batch in self.loader:
+                yield to_device(batch, self.device)
+            return
+        copying = torch.cuda.Stream(self.device)
+        for batch in self.loader:
+            with torch.cuda.stream(copying):
+                moved = to_device(batch, self.device)
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_stream(copying)
+            for tensor in tensors_of(moved):
+                # Else the next copy could reuse its memory while the step still reads it.
+                tensor.record_stream(computing)
+            yield moved
+
+
+def to_device(data: Any, device: torch.device) -> Any:
+    """Copy the tensors in nested dicts, lists and tuples to a device; the host does not wait."""
+    if isinstance(data, torch.Tensor):
+        return data.to(device, non_blocking=True)
+    if isinstance(data, Mapping):
+        return {key: to_device(value, device) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return type(data)(to_device(value, device) for value in data)
+    return data
+
+
+def tensors_of(data: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested dicts, lists and tuples."""
+    if isinstance(data, torch.Tensor):
+        yield data
+        return
+    inside = data.values() if isinstance(data, Mapping) else data
+    for value in inside if isinstance(data, (Mapping, list, tuple)) else ():
+        yield from tensors_of(value)

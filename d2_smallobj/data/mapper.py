@@ -1,4 +1,4 @@
-"""From a dataset dict to tensors: reading, checks, augmentation, the size-weight map."""
+"""Turn dataset dicts into tensors: read, check, augment, and weigh by size (paper, Eq. 3)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE, check_label_values, read_label_map
+from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE, check_label_values
 from d2_smallobj.config import task_a_iterations
-from d2_smallobj.data.augmentation import RandomPaddedCrop, RandomScale
-from d2_smallobj.data.supervision import supervised_labels
+from d2_smallobj.data.supervision import read_labels, supervised_labels
 from d2_smallobj.losses.size_balanced import resize_labels
 from d2_smallobj.losses.size_weights import SizeWeights
 from d2_smallobj.modeling.segmentor import LogitSizes, build_size_weights, logit_sizes
+from d2_smallobj.utils.opencv import cv2
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
 
 class SemSegMapper:
-    """Maps dataset dicts to what the model takes; runs in the loader's workers.
+    """Map dataset dicts to what the model takes, in the loader's workers.
 
     Args:
         is_train: whether to augment and to attach labels and size weights.
@@ -31,14 +31,13 @@ class SemSegMapper:
         image_format: ``"BGR"`` or ``"RGB"``.
         num_classes: classes in the label maps, background included.
         ignore_label: label of pixels without a class.
-        size_weights: makes the weight map (paper, Eq. 3) from the augmented label map, here in the
-            worker, so that training never waits for it; None: no map.
-        weights_from: first stream position whose task weights by size; earlier ones get no map.
-        logit_sizes: the weight maps are made for labels of these sizes, where the loss is taken;
-            None: for those of the image.
-        keep_true: whether images labelled by boxes get their true labels too, where known, for
-            the log.
-        seed: with the stream position, decides the augmentation.
+        size_weights: makes the weight map (paper, Eq. 3) from the augmented label map; None: no
+            map.
+        weights_from: first stream position that gets a weight map.
+        logit_sizes: sizes of the label maps that are weighed, where the loss is taken; None: the
+            image's.
+        keep_true: whether images labelled by boxes also get their true labels, for the log.
+        seed: decides the augmentation, with the stream position.
     """
 
     @configurable
@@ -86,7 +85,7 @@ class SemSegMapper:
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Read one image (and in training its label map).
+        """Read one image, and in training its label map.
 
         Returns:
             The dict with ``image`` (3, H, W) float32 in 0..255, ``height`` and ``width`` of the
@@ -97,9 +96,8 @@ class SemSegMapper:
             with ``keep_true`` ``true_sem_seg`` (H, W) int64.
 
         Raises:
-            ValueError: for a label map that is corrupt or not one, has values out of range or
-                another size than its image; names the file.
-            OSError: for a missing image or label file, or an image that cannot be decoded.
+            ValueError: a label map is corrupt, or has other labels or another size than expected.
+            OSError: a file is missing, or an image cannot be decoded. Both name the file.
         """
         x = copy.copy(dataset_dict)
         image = read_image(x["file_name"], self.image_format)
@@ -137,7 +135,7 @@ class SemSegMapper:
         }
 
     def _read_supervision(self, x: dict[str, Any]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The label map of an image from its mask or its boxes, and maps that go with it."""
+        """Make the label map of an image from its mask or boxes, and the maps that go with it."""
         if "supervision" not in x:
             return self._read_labels(x), {}
         labels, maps = supervised_labels(
@@ -149,33 +147,8 @@ class SemSegMapper:
         return labels, maps
 
     def _read_labels(self, x: dict[str, Any]) -> np.ndarray:
-        """The label map of an image, checked."""
-        path = x["sem_seg_file_name"]
-        labels = read_label_map(path)
-        if labels.shape != (x["height"], x["width"]):
-            raise ValueError(
-                f"{path}: the label map is {labels.shape[1]}x{labels.shape[0]}, its image "
-                f"{x['file_name']} is {x['width']}x{x['height']} (width x height); "
-                "they must agree"
-            )
-        if "label_rule" in x:
-            labels = x["label_rule"].semantic(labels, path)
-        check_label_values(labels, self.num_classes, self.ignore_label, path)
-        # The crop pads with the ignore label, which may be none of the file's type (-1, 65535).
-        return labels.astype(np.int32)
-
-
-def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """The recipe's augmentations in its order: scale, pad and crop, flip."""
-    return [
-        RandomScale(cfg.SMALLOBJ.SCALES),
-        RandomPaddedCrop(
-            cfg.SMALLOBJ.CROP_SIZE,
-            image_value=cfg.MODEL.PIXEL_MEAN,
-            label_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-        ),
-        T.RandomFlip(prob=cfg.SMALLOBJ.FLIP_PROB),
-    ]
+        """Read the label map of an image; int32, for the ignore label may be none of the file's."""
+        return read_labels(x, self.num_classes, self.ignore_label).astype(np.int32)
 
 
 def read_image(path: str, image_format: str) -> np.ndarray:
@@ -191,7 +164,7 @@ def read_image(path: str, image_format: str) -> np.ndarray:
 
 
 def _weight_stage(cfg: CfgNode) -> tuple[SizeWeights | None, int]:
-    """The weight map's options and the first stream position that needs it."""
+    """Return what weighs labels, and the first stream position that needs it."""
     node = cfg.SMALLOBJ
     if node.TASK_A.LOSS == "size_weighted":
         return build_size_weights(cfg), 0
@@ -202,7 +175,7 @@ def _weight_stage(cfg: CfgNode) -> tuple[SizeWeights | None, int]:
 
 
 def images_per_step(cfg: CfgNode) -> int:
-    """Images per optimiser step, over all processes and accumulated passes."""
+    """Return the images per optimiser step, over all processes and accumulated passes."""
     return cfg.SOLVER.IMS_PER_BATCH * cfg.SMALLOBJ.ACCUMULATE
 
 
@@ -222,5 +195,141 @@ def _augmentation_seed(seed: int, position: int | None) -> Iterator[None]:
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) to a contiguous float32 (3, H, W) tensor."""
+    """Turn (H, W, 3) into a contiguous float32 (3, H, W) tensor."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
+
+
+# ---- Augmentations, on float32 images -----------------------------------------------------------
+
+
+def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Return the augmentations in the order of docs/method.md#recipe: scale, pad and crop, flip."""
+    return [
+        RandomScale(cfg.SMALLOBJ.SCALES),
+        RandomPaddedCrop(
+            cfg.SMALLOBJ.CROP_SIZE,
+            image_value=cfg.MODEL.PIXEL_MEAN,
+            label_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        ),
+        T.RandomFlip(prob=cfg.SMALLOBJ.FLIP_PROB),
+    ]
+
+
+class ScaleTransform(T.Transform):
+    """Resize with OpenCV as the released code does: bilinear for images, nearest for label maps.
+
+    detectron2's ``ResizeTransform`` uses PIL, which cannot take float images.
+
+    Args:
+        height, width: size of the result in pixels.
+        scale_y, scale_x: factors on coordinates.
+    """
+
+    def __init__(self, height: int, width: int, scale_y: float, scale_x: float) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+        self.scale_y, self.scale_x = scale_y, scale_x
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Resize an (H, W, C) image."""
+        return cv2.resize(img, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Resize an (H, W) label map; every value stays one that was there."""
+        rows = _nearest(self.height, segmentation.shape[0])
+        columns = _nearest(self.width, segmentation.shape[1])
+        return segmentation[rows[:, None], columns[None, :]]
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Scale (N, 2) coordinates in x, y order."""
+        return coords * np.array([[self.scale_x, self.scale_y]])
+
+
+def _nearest(size: int, source: int) -> np.ndarray:
+    """Return the source index below the centre of each of ``size`` pixels (PIL's NEAREST)."""
+    return np.minimum(((np.arange(size) + 0.5) * source / size).astype(np.intp), source - 1)
+
+
+class RandomScale(T.Augmentation):
+    """Resize by a factor drawn from a list.
+
+    Args:
+        scales: the factors, each > 0.
+    """
+
+    def __init__(self, scales: Sequence[float]) -> None:
+        super().__init__()
+        self.scales = tuple(scales)
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw a factor for an (H, W, C) image."""
+        scale = self.scales[np.random.randint(len(self.scales))]
+        height, width = image.shape[:2]
+        if scale == 1:
+            return T.NoOpTransform()
+        new_height, new_width = max(1, int(height * scale)), max(1, int(width * scale))
+        # The sides are whole pixels, so the true factors differ a little from the drawn one.
+        return ScaleTransform(new_height, new_width, new_height / height, new_width / width)
+
+
+class RandomPaddedCrop(T.Augmentation):
+    """Pad to at least the crop size (right and bottom), then crop at a random place.
+
+    Args:
+        crop_size: (height, width) of the result in pixels.
+        image_value: fill of images, per channel (the mean, which normalisation makes 0).
+        label_value: fill of label maps (the ignore label).
+    """
+
+    def __init__(
+        self, crop_size: Sequence[int], *, image_value: Sequence[float], label_value: int
+    ) -> None:
+        super().__init__()
+        self.crop_size = tuple(crop_size)
+        self.image_value = np.asarray(image_value, dtype=np.float32)
+        self.label_value = label_value
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw a place in an (H, W, C) image."""
+        height, width = image.shape[:2]
+        crop_height, crop_width = self.crop_size
+        top = np.random.randint(max(height - crop_height, 0) + 1)
+        left = np.random.randint(max(width - crop_width, 0) + 1)
+        return PaddedCropTransform(top, left, self.crop_size, self.image_value, self.label_value)
+
+
+class PaddedCropTransform(T.Transform):
+    """Crop a window, and fill what of it lies outside the image.
+
+    Args:
+        top, left: first row and column of the window.
+        size: (height, width) of the window.
+        image_value: fill of images, per channel.
+        label_value: fill of label maps.
+    """
+
+    def __init__(
+        self, top: int, left: int, size: tuple[int, int], image_value: np.ndarray, label_value: int
+    ) -> None:
+        super().__init__()
+        self.top, self.left, self.size = top, left, size
+        self.image_value, self.label_value = image_value, label_value
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Crop an (H, W, C) image."""
+        window = np.empty((*self.size, img.shape[2]), dtype=img.dtype)
+        window[:] = self.image_value.astype(img.dtype)
+        return self._copy(img, window)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Crop an (H, W) label map."""
+        return self._copy(segmentation, np.full(self.size, self.label_value, segmentation.dtype))
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Shift (N, 2) coordinates in x, y order."""
+        return coords - np.array([[self.left, self.top]])
+
+    def _copy(self, source: np.ndarray, window: np.ndarray) -> np.ndarray:
+        part = source[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
+        window[: part.shape[0], : part.shape[1]] = part
+        return window

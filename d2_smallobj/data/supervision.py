@@ -2,8 +2,8 @@
 
 Keys of a dataset dict that this module knows:
 
-- ``supervision``: ``"mask"`` or ``"boxes"``; without it, the image has a mask as always;
-- ``boxes``: the boxes of a box image, rows of (class id, left, top, right, bottom); see
+- ``supervision``: ``"mask"`` or ``"boxes"``; without it, the image has a mask;
+- ``boxes``: rows of (class id, left, top, right, bottom); see
   :mod:`d2_smallobj.annotations.boxes`. Without them they are derived from
   ``ins_seg_file_name`` and ``sem_seg_file_name``;
 - ``label_rule``: how the values of the label files become classes.
@@ -13,7 +13,8 @@ Legend: H, W height and width of the image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,16 @@ from d2_smallobj.annotations.boxes import (
     instance_boxes,
     number_boxes,
 )
-from d2_smallobj.annotations.label_maps import read_label_map
-from d2_smallobj.data.stream import StreamDataset
-from d2_smallobj.data.supervision_split import stratified_split
+from d2_smallobj.annotations.label_maps import check_label_values, read_label_map
+from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode
 
 SUPERVISIONS = ("mask", "boxes")
 RESTS = ("boxes", "none")
-_SHOWN = 10
+
+
+# ---- Flags -------------------------------------------------------------------------------------
 
 
 def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -77,7 +79,7 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
     if flagged:
         raise ValueError(
             f"SMALLOBJ.SUPERVISION.MASK_FRACTION is {node.MASK_FRACTION}, but {flagged} image(s) "
-            "of DATASETS.TRAIN say themselves whether they have a mask or boxes; set it to 1"
+            "of DATASETS.TRAIN have a 'supervision' flag of their own; set it to 1"
         )
     if classes is None:
         classes = _classes(dicts, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
@@ -89,8 +91,46 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
     return split
 
 
+def check_supervision(dicts: Sequence[Mapping[str, Any]]) -> None:
+    """Check that every image has what its flag promises.
+
+    Raises:
+        ValueError: names the first ten images that lack it, and how many there are.
+    """
+    no_masks, no_boxes = [], []
+    for x in dicts:
+        if "supervision" not in x:
+            continue
+        name = str(x.get("file_name"))
+        flag = look_up_option(f"{name}: supervision", x["supervision"], SUPERVISIONS)
+        if flag == "mask" and "sem_seg_file_name" not in x:
+            no_masks.append(name)
+        if flag == "boxes" and "boxes" not in x and not {*_MAPS} <= {*x}:
+            no_boxes.append(name)
+    problems = {
+        "image(s) flagged 'mask' without a mask ('sem_seg_file_name')": no_masks,
+        "image(s) flagged 'boxes' without boxes ('boxes', or 'ins_seg_file_name' with "
+        "'sem_seg_file_name' to derive them from)": no_boxes,
+    }
+    found = [f"{len(x)} {what}: {listed(x)}" for what, x in problems.items() if x]
+    if found:
+        raise ValueError("; ".join(found))
+
+
+_MAPS = ("ins_seg_file_name", "sem_seg_file_name")
+
+
+def classes_of(x: Mapping[str, Any]) -> set[int]:
+    """Return the foreground classes of an image, from its boxes or else from its mask."""
+    if "boxes" in x:
+        return {int(row[0]) for row in x["boxes"] if row[0] > 0}
+    if "sem_seg_file_name" not in x:
+        raise ValueError(f"{x.get('file_name')}: it has neither boxes nor a mask to be split by")
+    return set(np.unique(read_semantic(x)).tolist()) - {0, IGNORE_LABEL}
+
+
 def _classes(dicts: Sequence[dict[str, Any]], num_classes: int) -> list[set[int]]:
-    """The foreground classes of every image, which may mean reading every mask."""
+    """List the foreground classes of every image, which may mean reading every mask."""
     images = tqdm(dicts, desc="classes of the images", unit="image", disable=None)
     classes = [classes_of(x) for x in images]
     wrong = [
@@ -100,8 +140,11 @@ def _classes(dicts: Sequence[dict[str, Any]], num_classes: int) -> list[set[int]
     ]
     if wrong:
         what = f"image(s) with classes beyond the model's 0..{num_classes - 1}"
-        raise ValueError(_summary(what, wrong))
+        raise ValueError(f"{len(wrong)} {what}: {listed(wrong)}")
     return classes
+
+
+# ---- The split ---------------------------------------------------------------------------------
 
 
 def _draw(cfg: CfgNode, key: str, classes: Sequence[set[int]], share: float) -> np.ndarray:
@@ -113,80 +156,118 @@ def _draw(cfg: CfgNode, key: str, classes: Sequence[set[int]], share: float) -> 
         raise ValueError(f"SMALLOBJ.SUPERVISION.{key}: {error}") from error
 
 
-class SupervisedStream(StreamDataset):
-    """A stream whose box images give way to mask images up to a position.
+def stratified_split(classes: Sequence[Collection[int]], fraction: float, seed: int) -> np.ndarray:
+    """Choose a fraction of the images so that every class keeps about that fraction of its own.
 
-    The order of the stream stays as it is, and position alone decides what is read, so that a
-    resumed run reads what the killed one would have read.
+    Iterative stratification (Sechidis et al., ECML 2011) for two parts: the class with the fewest
+    images left is dealt out first, each image to the part that still wants more of that class.
 
     Args:
-        dicts: detectron2 dataset dicts.
-        boxes_from: the first position at which images flagged ``boxes`` are used.
+        classes: the foreground classes of every image.
+        fraction: share of the chosen images, in (0, 1].
+        seed: the same seed gives the same choice.
+
+    Returns:
+        bool (number of images,), true for the chosen ones: exactly ``round(fraction * number)``.
 
     Raises:
-        ValueError: if box images shall give way and no image has a mask.
+        ValueError: the fraction is out of range, chooses no image, or leaves a class without any
+            chosen image; names the classes.
     """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction!r}")
+    number = round(fraction * len(classes))
+    if number == 0:
+        raise ValueError(f"fraction {fraction:g} of {len(classes)} image(s) is no image at all")
+    chosen = _deal(classes, number, np.random.default_rng(seed))
+    total = Counter(c for image in classes for c in set(image))
+    kept = {c for image, keeps in zip(classes, chosen) if keeps for c in image}
+    lacking = [f"{c} (in {total[c]} image(s))" for c in sorted(total.keys() - kept)]
+    if lacking:
+        raise ValueError(
+            f"fraction {fraction:g} of {len(classes)} image(s) leaves {len(lacking)} class(es) "
+            f"without any: {listed(lacking)}; give a larger fraction, or other images"
+        )
+    return chosen
 
-    def __init__(self, dicts: Sequence[dict[str, Any]], boxes_from: int) -> None:
-        super().__init__(dicts)
-        self.boxes_from = boxes_from
-        self.masks = [x for x in dicts if x.get("supervision") != "boxes"]
-        if boxes_from > 0 and not self.masks:
-            raise ValueError(
-                "SMALLOBJ.SUPERVISION.BOXES_FROM is above 0, but no training image has a mask to "
-                "begin with; set it to 0"
+
+def _deal(classes: Sequence[Collection[int]], number: int, rng: np.random.Generator) -> np.ndarray:
+    """Deal all images out to the chosen (True) and the other part."""
+    share = number / len(classes)
+    # The background is a class of every image: what is left at the end is dealt out by it.
+    members = [{*image, 0} for image in classes]
+    left = Counter(c for image in members for c in image)
+    wanted = {True: {c: share * n for c, n in left.items()},
+              False: {c: (1 - share) * n for c, n in left.items()}}  # fmt: skip
+    room = {True: number, False: len(classes) - number}
+    order = rng.permutation(len(classes))
+    open_images = dict.fromkeys(order.tolist())
+    chosen = np.zeros(len(classes), bool)
+    while open_images:
+        # The background last, for it has every image that is left.
+        rarest = min((c for c, n in left.items() if n), key=lambda c: (c == 0, left[c], c))
+        for image in [i for i in open_images if rarest in members[i]]:
+            part = max(
+                (part for part in (True, False) if room[part]),
+                key=lambda part: (wanted[part][rarest], wanted[part][0]),
             )
-
-    def __getitem__(self, code: int) -> dict[str, Any]:
-        x = super().__getitem__(code)
-        if x["stream_position"] >= self.boxes_from or x.get("supervision") != "boxes":
-            return x
-        epoch, index = x["stream_position"] // len(self.dicts), int(code) % len(self.dicts)
-        # Another one every time around, so that all masks are used alike.
-        stand_in = self.masks[(index + epoch) % len(self.masks)]
-        return {**stand_in, "stream_position": x["stream_position"]}
+            chosen[image] = part
+            room[part] -= 1
+            del open_images[image]
+            for c in members[image]:
+                left[c] -= 1
+                wanted[part][c] -= 1
+    return chosen
 
 
-def first_box_position(cfg: CfgNode, images_per_step: int) -> int:
-    """The stream position from which box images are used."""
-    share = cfg.SMALLOBJ.SUPERVISION.BOXES_FROM
-    return round(share * cfg.SOLVER.MAX_ITER) * images_per_step
+# ---- Label maps --------------------------------------------------------------------------------
 
 
-def check_supervision(dicts: Sequence[Mapping[str, Any]]) -> None:
-    """Check that every image has what its flag promises.
+def read_semantic(x: Mapping[str, Any]) -> np.ndarray:
+    """Read the classes in an image's label file, by its label rule if it has one."""
+    path = x["sem_seg_file_name"]
+    stored = read_label_map(path)
+    return x["label_rule"].semantic(stored, path) if "label_rule" in x else stored
+
+
+def read_labels(x: Mapping[str, Any], num_classes: int, ignore_label: int) -> np.ndarray:
+    """Read and check the classes in an image's label file.
+
+    Args:
+        x: its dataset dict, with ``height`` and ``width`` of the image.
+        num_classes: labels must be below it, or
+        ignore_label: the label of pixels without a class.
 
     Raises:
-        ValueError: names the first ten images that have not, and how many there are.
+        ValueError: the map is corrupt, has another size than its image or other labels; names the
+            file.
     """
-    problems: dict[str, list[str]] = {}
-    for x in dicts:
-        if "supervision" not in x:
-            continue
-        name = str(x.get("file_name"))
-        flag = look_up_option(f"{name}: supervision", x["supervision"], SUPERVISIONS)
-        if flag == "mask" and "sem_seg_file_name" not in x:
-            problems.setdefault(
-                "image(s) flagged 'mask' without a mask ('sem_seg_file_name')", []
-            ).append(name)
-        if flag == "boxes" and not _has_boxes(x):
-            problems.setdefault(
-                "image(s) flagged 'boxes' without boxes ('boxes', or 'ins_seg_file_name' with "
-                "'sem_seg_file_name' to derive them from)",
-                [],
-            ).append(name)
-    if problems:
-        raise ValueError("; ".join(_summary(what, names) for what, names in problems.items()))
+    path = x["sem_seg_file_name"]
+    labels = read_semantic(x)
+    if labels.shape != (x["height"], x["width"]):
+        raise ValueError(
+            f"{path}: the label map is {labels.shape[1]}x{labels.shape[0]}, its image "
+            f"{x['file_name']} is {x['width']}x{x['height']} (width x height); they must agree"
+        )
+    check_label_values(labels, num_classes, ignore_label, path)
+    return labels
 
 
-def classes_of(x: Mapping[str, Any]) -> set[int]:
-    """The foreground classes of an image, from its boxes or else from its mask."""
-    if "boxes" in x:
-        return {int(row[0]) for row in x["boxes"] if row[0] > 0}
-    if "sem_seg_file_name" not in x:
-        raise ValueError(f"{x.get('file_name')}: it has neither boxes nor a mask to be split by")
-    values = np.unique(_semantic(x))
-    return set(values.tolist()) - {0, 255}
+def read_instances(x: Mapping[str, Any], semantic: np.ndarray) -> np.ndarray:
+    """Read the instance map that belongs to what :func:`read_semantic` returns.
+
+    Raises:
+        ValueError: the two maps differ in size; names both files.
+    """
+    path = x["ins_seg_file_name"]
+    instances = read_label_map(path)
+    if instances.shape != semantic.shape:
+        raise ValueError(
+            f"{path}: the instance map is {instances.shape[1]}x{instances.shape[0]}, "
+            f"{x['sem_seg_file_name']} is {semantic.shape[1]}x{semantic.shape[0]} "
+            "(width x height); they must agree"
+        )
+    return x["label_rule"].instances(instances, semantic) if "label_rule" in x else instances
 
 
 def supervised_labels(
@@ -196,7 +277,7 @@ def supervised_labels(
     keep_true: bool,
     ignore_label: int,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Label map of a flagged image, and the maps that go with it.
+    """Make the label map of a flagged image, and the maps that go with it.
 
     Ignored pixels of a mask are not carried over to the boxes of its image: the borders that VOC
     marks with 255 would tell the outlines.
@@ -232,35 +313,10 @@ def supervised_labels(
 
 
 def boxes_of(x: Mapping[str, Any]) -> np.ndarray:
-    """The boxes of an image, checked and clipped: int32 (B, 5)."""
+    """Return the boxes of an image, checked and clipped: int32 (B, 5)."""
     if "boxes" in x:
         table, where = x["boxes"], f"{x['file_name']}: boxes"
     else:
-        semantic, where = _semantic(x), x["ins_seg_file_name"]
-        instances = read_label_map(where)
-        if instances.shape != semantic.shape:
-            raise ValueError(
-                f"{where}: the instance map is {instances.shape[1]}x{instances.shape[0]}, "
-                f"{x['sem_seg_file_name']} is {semantic.shape[1]}x{semantic.shape[0]} "
-                "(width x height); they must agree"
-            )
-        if "label_rule" in x:
-            instances = x["label_rule"].instances(instances, semantic)
-        table = instance_boxes(semantic, instances)
+        semantic, where = read_semantic(x), x["ins_seg_file_name"]
+        table = instance_boxes(semantic, read_instances(x, semantic))
     return checked_boxes(table, x["height"], x["width"], str(where))
-
-
-def _semantic(x: Mapping[str, Any]) -> np.ndarray:
-    """The classes of an image's label file."""
-    path = x["sem_seg_file_name"]
-    stored = read_label_map(path)
-    return x["label_rule"].semantic(stored, path) if "label_rule" in x else stored
-
-
-def _has_boxes(x: Mapping[str, Any]) -> bool:
-    return "boxes" in x or ("ins_seg_file_name" in x and "sem_seg_file_name" in x)
-
-
-def _summary(what: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{more}"

@@ -20,8 +20,7 @@ _LARGEST_SHARE_OF_SCENE = 0.73
 _LEAST_VISIBLE = 0.55
 """An object that would show less than this share of itself is put elsewhere."""
 _MOST_SHARED = 0.35
-"""So is one that would cover more than this share of its own kind, or be covered: a small ball
-within a large ball is rare in photographs."""
+"""So is one that would cover more than this share of another of its class, or be covered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +68,9 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
 
 
 def _choose_objects(rng: np.random.Generator, size: int) -> list[Stamp]:
-    """Choose classes and sizes and draw the objects, largest first.
+    """Choose two to four classes, and sizes, and draw the objects, largest first.
 
-    Two to four classes share a scene, as in photographs; an object may come with a few of its
-    kind and size, which is where pseudo labels merge neighbours.
+    An object may come with a few of its class and size, where pseudo labels merge neighbours.
     """
     kinds = rng.choice(len(OBJECT_CLASSES), size=int(rng.integers(2, 5)), replace=False) + 1
     largest = min(LARGEST_SIDE, _LARGEST_SHARE_OF_SCENE * size)
@@ -92,8 +90,7 @@ def _place(
 ) -> list[tuple[Stamp, int, int]]:
     """Find places where every object stays visible enough; returns them from back to front.
 
-    An object for which no place is found in a few tries is left out: crowding, not a class or a
-    size, decides that.
+    An object for which no place is found in a few tries is left out.
     """
     placed: list[tuple[Stamp, int, int]] = []
     depth = np.zeros((size, size), np.int16)
@@ -111,10 +108,7 @@ def _place(
 
 
 def _propose(
-    rng: np.random.Generator,
-    stamp: Stamp,
-    partner: tuple[Stamp, int, int] | None,
-    size: int,
+    rng: np.random.Generator, stamp: Stamp, partner: tuple[Stamp, int, int] | None, size: int
 ) -> tuple[int, int]:
     """Propose (top, left): anywhere with the centre in the scene, or close beside a partner."""
     height, width = stamp.mask.shape
@@ -137,7 +131,7 @@ def _propose(
 def _on_its_own_kind(
     stamp: Stamp, top: int, left: int, placed: list[tuple[Stamp, int, int]]
 ) -> bool:
-    """Whether the object would lie mostly upon (or under) one of its own class."""
+    """Tell if the object would lie mostly upon (or under) one of its own class."""
     height, width = stamp.mask.shape
     area = np.count_nonzero(stamp.mask)
     for other, other_top, other_left in placed:
@@ -154,7 +148,7 @@ def _on_its_own_kind(
 
 
 def _all_visible(placed: list[tuple[Stamp, int, int]], depth: Array) -> bool:
-    """Whether all objects show enough of themselves; ``depth`` (size, size) is scratch space."""
+    """Tell if all objects show enough of themselves; ``depth`` (size, size) is scratch space."""
     depth[:] = 0
     for order, (stamp, top, left) in enumerate(placed, start=1):
         window, mask, _ = _clip(stamp, top, left, depth.shape[0])
@@ -176,9 +170,9 @@ def _clip(stamp: Stamp, top: int, left: int, size: int) -> tuple[tuple[slice, sl
     return np.s_[y0:y1, x0:x1], stamp.mask[part], stamp.colour[part]
 
 
-def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> Array:
-    """Noise with about ``cells`` waves along a side: float32 (size, size), mean 0, sd about 1."""
-    grid = rng.normal(0.0, 1.0, (cells, cells)).astype(np.float32)
+def smooth_noise(rng: np.random.Generator, size: int, waves: int) -> Array:
+    """Noise with about ``waves`` waves along a side: float32 (size, size), mean 0, sd about 1."""
+    grid = rng.normal(0.0, 1.0, (waves, waves)).astype(np.float32)
     return cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC) * np.float32(1.25)
 
 
@@ -198,7 +192,7 @@ def _background(rng: np.random.Generator, size: int) -> Array:
 
 
 def _draw_distractor(rng: np.random.Generator, canvas: Array) -> None:
-    """Draw one thing of no class: a bar, a scribble or a shapeless patch of any colour."""
+    """Draw an object of no class: a scribble or a shapeless patch of any colour."""
     size = canvas.shape[0]
     colour = hsv_to_rgb(rng.uniform(0, 360), rng.uniform(0.1, 0.55), rng.uniform(0.3, 0.9))
     mask = np.zeros((size, size), np.uint8)
@@ -293,7 +287,7 @@ def _signed_distance(mask: Array) -> Array:
 
 
 def _boundary_shift(rng: np.random.Generator, size: int) -> Array:
-    """How far the boundary moves outwards at every place, pixels: float32 (size, size)."""
+    """Outward shift of the boundary in pixels: float32 (size, size)."""
     return BLEEDING + WANDERING * smooth_noise(rng, size, max(size // 20, 2))
 
 

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from d2_smallobj.data.loaders import dataset_dicts
+from d2_smallobj.data.loaders import StreamDataset, StreamSampler, dataset_dicts
 from d2_smallobj.data.mapper import SemSegMapper
-from d2_smallobj.data.stream import StreamDataset, StreamSampler
 from d2_smallobj.data.supervision import apply_supervision
 from d2_smallobj.engine.distributed import unwrap
 from d2_smallobj.engine.prediction import grey_sigma, most_probable, rgb_image

@@ -27,7 +27,7 @@ class TaskStepTrainer(SimpleTrainer):
     and under AMP they would be scaled), so the Fisher information is recorded here and the
     penalty's gradient is added here: after unscaling, and after DDP has averaged the gradients.
 
-    With batches on the device (:class:`~d2_smallobj.data.prefetch.DeviceLoader`) the host waits
+    With batches on the device (:class:`~d2_smallobj.data.loaders.DeviceLoader`) the host waits
     for the device only in steps in which the loss log is read.
 
     Args:

@@ -18,7 +18,7 @@ import numpy as np
 
 import d2_smallobj
 from d2_smallobj.data.ground_truth import Reader, resolve
-from d2_smallobj.data.things import Stuff
+from d2_smallobj.data.registered_classes import Stuff
 from d2_smallobj.evaluation.model_outputs import PredictionFn, class_number_remedy, predicted_labels
 from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator
 from d2_smallobj.metrics.image_means import check_worst

@@ -7,7 +7,7 @@ import functools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
 
@@ -95,6 +95,11 @@ class BuildPaths:
                 raise ValueError(f"{name}: expected at least one file, got none")
         _check_integer("jobs", self.jobs, 1)
 
+    @property
+    def parallel(self) -> dict[str, Any]:
+        """Arguments of functions that use several processes."""
+        return {"jobs": self.jobs, "progress": self.progress}
+
 
 @dataclasses.dataclass(frozen=True)
 class BuildOptions:
@@ -134,14 +139,7 @@ def _check_integer(name: str, value: object, low: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class BuildResult:
-    """A set that was built.
-
-    Attributes:
-        folder: where it is.
-        manifest: its manifest.
-        notes: sentences for the user: classes and sizes that fall short, masks that cannot be
-            read, categories that are missing.
-    """
+    """A set that was built: its folder, its manifest, and sentences for the user."""
 
     folder: Path
     manifest: Manifest
@@ -154,10 +152,6 @@ def build_pascal_b(paths: BuildPaths, options: BuildOptions) -> BuildResult:
     The set depends on the contents of the annotation files and the options only, not on the order
     of files and entries or the number of processes. Pictures do not change it, except that
     near-duplicates of VOC's are left out.
-
-    Args:
-        paths: inputs and output.
-        options: number of images, balance, screening.
 
     Raises:
         FileExistsError: something else is at the output's place.
@@ -173,20 +167,11 @@ def build_pascal_b(paths: BuildPaths, options: BuildOptions) -> BuildResult:
     pictures = _check_pictures(paths, options)
     sources = _read_sources(paths)
     candidates, dropped = find_candidates(sources, options.screening.coco_class_ids, rejected)
-    verdicts = screen_candidates(
-        sources, candidates, options.screening, jobs=paths.jobs, progress=paths.progress
-    )
+    verdicts = screen_candidates(sources, candidates, options.screening, **paths.parallel)
     if options.candidate_list is not None:
         write_candidate_list(options.candidate_list, candidates, verdicts)
-    selection = select(
-        candidates,
-        dropped,
-        verdicts,
-        pictures,
-        number=options.number,
-        seed=options.seed,
-        per_cell=options.per_cell,
-    )
+    wanted = {name: getattr(options, name) for name in ("number", "seed", "per_cell")}
+    selection = select(candidates, dropped, verdicts, pictures, **wanted)
     rendered, partial = _render(sources, selection.chosen, options.screening, paths)
     annotations = format_annotations(selection.chosen, rendered)
     outcomes = [(c, image.outcomes) for c, image in zip(selection.chosen, rendered)]
@@ -225,8 +210,7 @@ def rebuild_pascal_b(paths: BuildPaths, manifest_path: str | os.PathLike[str]) -
         manifest_path: the manifest.
 
     Raises:
-        FileExistsError: something else is at the output's place.
-        FileNotFoundError: an input file, or pictures of the set, are missing.
+        FileExistsError, FileNotFoundError: as of :func:`build_pascal_b`.
         ValueError: the manifest or an input is malformed, the inputs are not the manifest's, or
             the result is not the same; then the output's place is left as it was.
     """
@@ -273,11 +257,7 @@ def _check_pictures(paths: BuildPaths, options: BuildOptions) -> PictureCheck | 
             raise ValueError("voc: near-duplicates can only be found with pictures, got none")
         return None
     return PictureCheck(
-        paths.pictures,
-        options.voc,
-        max_distance=options.max_distance,
-        jobs=paths.jobs,
-        progress=paths.progress,
+        paths.pictures, options.voc, max_distance=options.max_distance, **paths.parallel
     )
 
 
@@ -308,9 +288,8 @@ def _render(
     painted = parallel_map(
         functools.partial(render, paths=sources.paths, options=screening, folder=partial),
         chosen,
-        jobs=paths.jobs,
         description="painting",
-        progress=paths.progress,
+        **paths.parallel,
     )
     return list(painted), partial
 
@@ -330,10 +309,8 @@ def _finish(
     put_in_place(partial, Path(paths.output))
 
 
-def _notes(
-    manifest: Mapping[str, Any], verdicts: Sequence[Verdict], unknown: Sequence[int]
-) -> list[str]:
-    """Sentences for the user."""
+def _notes(manifest: Manifest, verdicts: Sequence[Verdict], unknown: Sequence[int]) -> list[str]:
+    """Sentences for the user: what falls short, and what is missing or unreadable."""
     sampling = manifest["sampling"]
     number, wanted = len(manifest["image_ids"]), sampling["requested_images"]
     notes = [f"LVIS lacks a category of {line}" for line in manifest["missing_categories"]]

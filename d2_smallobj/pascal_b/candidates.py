@@ -69,8 +69,7 @@ class Piece(NamedTuple):
         source: position of its file in :attr:`AnnotationSources.files`.
         row: its position in that file's index.
         annotation_id: its id there.
-        class_id: 1..20.
-        role: its category's, see :class:`CategoryRule`.
+        class_id, role: its category's, see :class:`CategoryRule`.
         crowd: whether it is a COCO crowd region.
         segmentation: its mask, as JSON text.
     """
@@ -91,10 +90,8 @@ class Candidate:
     Attributes:
         image_id: COCO's id.
         file_name: path below the folder of ``train2017`` and ``val2017``.
-        height: pixels.
-        width: pixels.
-        lvis: its LVIS annotations of the 20 classes, by annotation id.
-        coco: its COCO annotations of the 20 classes, by annotation id.
+        height, width: pixels.
+        lvis, coco: its annotations of the 20 classes, by annotation id.
         verified: classes that LVIS looked for everywhere in the image: found and labelled
             exhaustively, or found to be absent.
         not_exhaustive: classes of which LVIS says that it labelled some instances only.
@@ -266,9 +263,6 @@ def read_reject_list(path: str | os.PathLike[str]) -> dict[int, str]:
     Either what the review sheet exports, ``{"version": 1, "rejected": [{"image_id": 123,
     "reason": "..."}]}`` (a reason is optional), or plain text: one image id a line, the rest of
     a line after ``#`` being the reason.
-
-    Args:
-        path: the list, UTF-8.
 
     Returns:
         Reason by image id, empty where none is given.

@@ -58,10 +58,7 @@ DUPLICATE_OVERLAP = 0.8
 """Two annotations of a class with this intersection over union are one object."""
 _SAME_OBJECT = 0.5
 _OBJECTS = frozenset(
-    {
-        *(Outcome.USED, Outcome.VOID_AMBIGUOUS),
-        *(Outcome.VOID_COCO_ONLY, Outcome.VOID_CONFLICT),
-    }
+    {*(Outcome.USED, Outcome.VOID_AMBIGUOUS), *(Outcome.VOID_COCO_ONLY, Outcome.VOID_CONFLICT)}
 )
 _NOT_PAINTED = frozenset({Outcome.EMPTY, Outcome.IN_TRAIN})
 

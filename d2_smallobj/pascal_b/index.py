@@ -29,8 +29,7 @@ class Image:
     """An image of an annotation file.
 
     Attributes:
-        height: pixels.
-        width: pixels.
+        height, width: pixels.
         file_name: path below the folder of ``train2017`` and ``val2017``, from the URL where
             there is one (LVIS v0.5 names files as COCO 2014 does, v1 not at all).
         negative: ids of categories that LVIS verified to be absent; none in COCO.
@@ -51,13 +50,10 @@ class AnnotationIndex:
     Attributes:
         path: the file.
         kind: ``"lvis"`` or ``"coco"``.
-        sha256: of its content, hexadecimal.
-        size: of its content, bytes.
+        sha256, size: of its content; hexadecimal, bytes.
         images: image by id.
         categories: category name by id.
-        annotation_ids: int64 (A,).
-        image_ids: int64 (A,).
-        category_ids: int64 (A,).
+        annotation_ids, image_ids, category_ids: int64 (A,).
         crowd: bool (A,).
         segmentations: JSON text by position, for annotations of the 20 classes.
     """
@@ -81,11 +77,7 @@ class AnnotationIndex:
 
 
 def read_index(path: str | os.PathLike[str], kind: str) -> AnnotationIndex:
-    """Read an annotation file; masks of the 20 classes are kept, but not decoded.
-
-    Args:
-        path: the file.
-        kind: ``"lvis"`` or ``"coco"``.
+    """Read an annotation file of a kind of :data:`KINDS`; masks are kept, but not decoded.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -89,13 +89,9 @@ def check_inputs(
 ) -> None:
     """Check that the input files are those of a manifest.
 
-    Args:
-        manifest: the manifest.
-        files: the input files.
-        path: where the manifest was read, for the message.
-
     Raises:
-        ValueError: one is missing or not in the manifest; names them with their hashes.
+        ValueError: one is missing or not in the manifest, which was read from ``path``; names them
+            with their hashes.
     """
     wanted = {(entry["kind"], entry["sha256"]): entry["name"] for entry in manifest["inputs"]}
     given = {(file.kind, file.sha256): str(file.path) for file in files}
@@ -128,10 +124,7 @@ def versions() -> dict[str, str]:
 def describe_balance(counts: np.ndarray, sample: Sample, seed: int) -> dict[str, Any]:
     """Describe the balance of all fit images, of random samples of as many, and of the set.
 
-    Args:
-        counts: integers (images, 60), instances of all fit images by class and size.
-        sample: the choice among them.
-        seed: of the random samples.
+    ``counts`` (images, 60) are the instances of all fit images by class and size.
     """
     rng = np.random.default_rng([seed, 1])
     number = len(sample.chosen)

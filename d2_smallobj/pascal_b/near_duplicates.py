@@ -27,6 +27,7 @@ from d2_smallobj.utils.parallel import parallel_map
 MAX_DISTANCE = 8
 """Bits, of 64, in which near-duplicates may differ; unrelated pictures differ in 32 ± 4."""
 _SIDE, _FREQUENCIES = 32, 8
+_SPLITS = ("train2017", "val2017")
 _BITS = np.array([bin(value).count("1") for value in range(256)], np.uint8)
 
 
@@ -64,11 +65,9 @@ def nearest(hashes: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.
         references: uint8 (R, 8), R >= 1.
 
     Returns:
-        index: int64 (M,), position of the reference.
-        distance: int64 (M,), number of bits that differ, 0..64.
+        Position of the reference and number of bits that differ, 0..64: int64 (M,) each.
     """
-    index = np.zeros(len(hashes), np.int64)
-    distance = np.zeros(len(hashes), np.int64)
+    index, distance = np.zeros((2, len(hashes)), np.int64)
     for number, one in enumerate(hashes):
         differing = _BITS[references ^ one].sum(axis=1)
         index[number] = np.argmin(differing)
@@ -76,26 +75,16 @@ def nearest(hashes: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.
     return index, distance
 
 
-def _hash_or_problem(path: str) -> tuple[np.ndarray | None, tuple[int, int], str]:
+def _hash_or_problem(path: str) -> tuple[np.ndarray, tuple[int, int]] | str:
     """Call :func:`hash_picture`; returns its error as text, so that all errors can be listed."""
     try:
-        found, size = hash_picture(path)
+        return hash_picture(path)
     except (OSError, ValueError) as error:
-        return None, (0, 0), str(error)
-    return found, size, ""
-
-
-_SPLITS = ("train2017", "val2017")
+        return str(error)
 
 
 class NearDuplicate(NamedTuple):
-    """A picture that is also in VOC.
-
-    Attributes:
-        image_id: COCO's id.
-        voc_id: VOC's.
-        distance: bits in which their hashes differ, 0..64.
-    """
+    """A picture of COCO that is also in VOC; their hashes differ in ``distance`` bits."""
 
     image_id: int
     voc_id: str
@@ -127,7 +116,8 @@ class PictureCheck:
         progress: bool = False,
     ) -> None:
         self._folder = Path(folder)
-        self._max_distance, self._jobs, self._progress = max_distance, jobs, progress
+        self._max_distance = max_distance
+        self._parallel = {"jobs": jobs, "progress": progress}
         if not any((self._folder / split).is_dir() for split in _SPLITS):
             raise FileNotFoundError(
                 f"{self._folder}: expected COCO's train2017 and val2017 in it, found neither; "
@@ -147,8 +137,7 @@ class PictureCheck:
 
         Raises:
             FileNotFoundError: pictures are missing.
-            ValueError: some cannot be read or have another size than the annotations say. Both
-                name the first ten and how many there are.
+            ValueError: some cannot be read or have another size than annotated.
         """
         new = [candidate for candidate in candidates if candidate.image_id not in self._known]
         paths = find_pictures(new, self._folder)
@@ -173,29 +162,17 @@ class PictureCheck:
 
     def _hash(self, paths: Sequence[Path], what: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """Hash pictures: uint8 (M, 8), and their sizes."""
-        results = list(
-            parallel_map(
-                _hash_or_problem,
-                [os.fspath(path) for path in paths],
-                jobs=self._jobs,
-                description=what,
-                progress=self._progress,
-            )
-        )
-        problems = [problem for _, _, problem in results if problem]
+        names = [os.fspath(path) for path in paths]
+        results = list(parallel_map(_hash_or_problem, names, description=what, **self._parallel))
+        problems = [result for result in results if isinstance(result, str)]
         if problems:
             raise ValueError(itemized("image(s) unreadable", problems))
-        hashes = [found for found, _, _ in results if found is not None]
-        stacked = np.stack(hashes) if hashes else np.zeros((0, 8), np.uint8)
-        return stacked, [size for _, size, _ in results]
+        hashes = np.array([found for found, _ in results], np.uint8).reshape(-1, 8)
+        return hashes, [size for _, size in results]
 
 
 def find_pictures(candidates: Iterable[Candidate], folder: Path) -> list[Path]:
-    """Find the picture of every image.
-
-    Args:
-        candidates: the images.
-        folder: the one above ``train2017`` and ``val2017``.
+    """Find the picture of every image below ``folder``, which has ``train2017`` and ``val2017``.
 
     Raises:
         FileNotFoundError: pictures are missing; names the first ten and how many there are.

@@ -38,6 +38,11 @@ from d2_smallobj.utils.files import atomic_write_text
 
 VOID = 255
 SEMANTIC_FOLDER, INSTANCE_FOLDER = "SegmentationClass", "SegmentationObject"
+ANNOTATION_FILE = "annotations/instances_val.json"
+_WRITTEN = {
+    *(IMAGE_FOLDER, SEMANTIC_FOLDER, INSTANCE_FOLDER, "annotations", "val.txt"),
+    *(MANIFEST_NAME, "DATA_CARD.md", "accounting.csv"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +77,7 @@ def render(
         candidate: the image.
         paths: the annotation files, :attr:`AnnotationSources.paths`, for messages.
         options: the options of its screening.
-        folder: where to write; see :func:`open_partial_folder`.
+        folder: see :func:`open_partial_folder`.
 
     Raises:
         ValueError: its masks cannot be read.
@@ -95,12 +100,7 @@ def render(
 def paint(
     composition: Composition, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paint the layers of an image.
-
-    Args:
-        composition: the layers.
-        height: H.
-        width: W.
+    """Paint the layers of an image of ``height`` H and ``width`` W.
 
     Returns:
         semantic: uint8 (H, W), 0 = background, 1..20, 255 = void.
@@ -162,21 +162,11 @@ def _annotation(class_id: int, mask: np.ndarray, *, crowd: bool) -> dict[str, An
     }
 
 
-ANNOTATION_FILE = "annotations/instances_val.json"
-_WRITTEN = frozenset(
-    {
-        *(IMAGE_FOLDER, SEMANTIC_FOLDER, INSTANCE_FOLDER, "annotations", "val.txt"),
-        *(MANIFEST_NAME, "DATA_CARD.md", "accounting.csv"),
-    }
-)
-
-
 def check_place(root: Path, *, force: bool) -> None:
     """Check that the set may be put at ``root``, before any work is done.
 
     Raises:
-        FileExistsError: something is there: a set without ``force``, or files that are none of
-            a set's; these are never removed.
+        FileExistsError: a set is there and not ``force``, or other files, which are never removed.
     """
     if not os.path.lexists(root) or (root.is_dir() and not any(root.iterdir())):
         return
@@ -198,9 +188,7 @@ def check_place(root: Path, *, force: bool) -> None:
 def open_partial_folder(root: Path, key: Mapping[str, Any]) -> Path:
     """Make the folder beside ``root`` in which a set is built, or find that of an interrupted run.
 
-    Args:
-        root: where the set is to be.
-        key: everything on which the label maps depend.
+    Its name depends on ``key``: everything that changes the label maps.
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     partial = root.parent / f".{root.name}.{name}.partial"

@@ -41,8 +41,7 @@ class Sample:
         available: int64 (K,), instances of all images.
         per_cell: t, the number wanted of every cell.
         target: int64 (K,), ``min(t, available)``.
-        distance: Σ |counts − target|.
-        bound: no choice of N images has a smaller distance.
+        distance: Σ |counts − target|; no choice of N images has less than ``bound``.
     """
 
     chosen: np.ndarray
@@ -202,9 +201,8 @@ class Selection:
     Attributes:
         chosen: by image id.
         dropped: why each other image of the inputs is not chosen.
-        counts: int64 (M, 60), instances by class and size of all fit images, chosen or not, whose
-            choice ``sample`` describes.
-        sample: the choice.
+        counts: int64 (M, 60), instances by class and size of all fit images.
+        sample: the choice among these.
         near_duplicates: images left out because VOC has them.
     """
 
@@ -233,9 +231,9 @@ def select(
         verdicts: on every candidate.
         pictures: checks the pictures of those that are chosen; near-duplicates of VOC's are left
             out and the choice made again.
-        number: see :func:`sample_balanced`, as the next two.
-        seed: likewise.
-        per_cell: likewise.
+        number: N, see :func:`sample_balanced`.
+        seed: see there.
+        per_cell: see there.
 
     Raises:
         ValueError: no candidate is fit, or a picture is unreadable or of another size.

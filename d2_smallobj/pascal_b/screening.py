@@ -46,8 +46,6 @@ class ScreeningOptions:
             pixels that either labels; 0.5 means that their intersection over union is under 0.5.
         max_void: an image with a larger share of void pixels is dropped.
 
-    Raises:
-        ValueError: an option is out of its range.
     """
 
     from_coco: tuple[str, ...] = ("pottedplant",)
@@ -80,9 +78,8 @@ class Verdict:
         image_id: COCO's id.
         outcome: why it is dropped; None: it is fit.
         instances: (class id, visible pixels) of its instances.
-        disagreement: see :class:`Composition`; NaN if its masks cannot be read.
-        void_share: likewise.
-        message: what exactly is wrong with a mask.
+        disagreement, void_share: see :class:`Composition`; NaN if its masks cannot be read.
+        message: the error in a mask.
     """
 
     image_id: int
@@ -115,28 +112,16 @@ def screen_candidates(
     jobs: int = 1,
     progress: bool = False,
 ) -> list[Verdict]:
-    """Screen every candidate, by image id.
-
-    Raises:
-        RuntimeError: a process was killed.
-    """
-    judged = parallel_map(
-        functools.partial(screen, paths=sources.paths, options=options),
-        list(candidates.values()),
-        jobs=jobs,
-        description="screening",
-        progress=progress,
-    )
-    return list(judged)
+    """Screen every candidate, by image id."""
+    judge = functools.partial(screen, paths=sources.paths, options=options)
+    images = list(candidates.values())
+    return list(parallel_map(judge, images, jobs=jobs, description="screening", progress=progress))
 
 
 def screen(candidate: Candidate, paths: Sequence[str], options: ScreeningOptions) -> Verdict:
     """Judge a candidate; bad masks are a reason to drop the image, not an error.
 
-    Args:
-        candidate: the image.
-        paths: the annotation files, :attr:`AnnotationSources.paths`, for messages.
-        options: requirements on it.
+    ``paths`` are :attr:`AnnotationSources.paths`, for messages.
     """
     try:
         composition = compose_candidate(candidate, paths, options)
@@ -161,10 +146,6 @@ def compose_candidate(
 
 def read_masks(candidate: Candidate, paths: Sequence[str]) -> list[Mask]:
     """Decode the masks of an image, in the order of its pieces.
-
-    Args:
-        candidate: the image.
-        paths: the annotation files, :attr:`AnnotationSources.paths`, for messages.
 
     Raises:
         MaskError: a mask is malformed or of another size than the image, or a polygon crosses
@@ -209,23 +190,18 @@ def _is_degenerate(polygons: list[Any], area: int) -> bool:
 
 def _reason_to_drop(composition: Composition, options: ScreeningOptions) -> Outcome | None:
     """The first reason to drop an image; None: there is none."""
-    if composition.overlap > options.max_overlap:
-        return Outcome.OVERLAP
-    if not composition.complete:
-        return Outcome.NOT_EXHAUSTIVE
-    if composition.disagreement > options.max_disagreement:
-        return Outcome.DISAGREEMENT
-    if composition.void_share > options.max_void:
-        return Outcome.MOSTLY_VOID
-    if not composition.instances:
-        return Outcome.NOTHING_LEFT
-    return None
+    reasons = {
+        Outcome.OVERLAP: composition.overlap > options.max_overlap,
+        Outcome.NOT_EXHAUSTIVE: not composition.complete,
+        Outcome.DISAGREEMENT: composition.disagreement > options.max_disagreement,
+        Outcome.MOSTLY_VOID: composition.void_share > options.max_void,
+        Outcome.NOTHING_LEFT: not composition.instances,
+    }
+    return next((outcome for outcome, found in reasons.items() if found), None)
 
 
 def write_candidate_list(
-    path: str | os.PathLike[str],
-    candidates: Mapping[int, Candidate],
-    verdicts: Sequence[Verdict],
+    path: str | os.PathLike[str], candidates: Mapping[int, Candidate], verdicts: Sequence[Verdict]
 ) -> None:
     """Write the verdict on every candidate as CSV, with its instances by class and size."""
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""Where predictions come from: a folder of label maps, or detectron2's JSON of run lengths.
+"""Read predictions: a folder of label maps, or detectron2's JSON file of run lengths.
 
 Legend: H, W height and width of an image.
 """
@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, Union
+from typing import Any, Union
 
 import numpy as np
 
@@ -20,20 +20,10 @@ from d2_smallobj.annotations.truth import TruthImage
 from d2_smallobj.utils.problems import Problems
 
 JSON_NAME = "sem_seg_predictions.json"
-"""What detectron2's SemSegEvaluator calls its file."""
+"""File name that detectron2's SemSegEvaluator writes."""
 
 Entry = Union[str, tuple[tuple[int, Any], ...]]
 """One prediction: a file, or pairs of label and run lengths."""
-
-
-class Predictions(Protocol):
-    """The predictions of one method."""
-
-    def names(self) -> list[str]:
-        """All names that have a prediction."""
-
-    def find(self, image: TruthImage) -> tuple[str, Entry] | None:
-        """Name and prediction of an image; ``None`` if there is none."""
 
 
 class FolderPredictions:
@@ -52,15 +42,11 @@ class FolderPredictions:
         self.path = self._folder.path
 
     def names(self) -> list[str]:
-        """See :meth:`Predictions.names`."""
+        """Return the names of all predictions."""
         return list(self._folder.files)
 
     def find(self, image: TruthImage) -> tuple[str, Entry] | None:
-        """See :meth:`Predictions.find`.
-
-        Raises:
-            ValueError: two files claim the image.
-        """
+        """Return name and prediction of an image, or ``None``; ValueError if two files claim it."""
         for stem in image.stems:
             if stem in self._folder.ambiguous:
                 raise ValueError(" and ".join(self._folder.ambiguous[stem]))
@@ -72,12 +58,10 @@ class FolderPredictions:
 class JsonPredictions:
     """detectron2's ``sem_seg_predictions.json``: run lengths by ``file_name`` and class.
 
-    An image is known by the last part of its ``file_name`` without suffix; nothing is ever
-    opened by that name, so it cannot lead out of any folder. ``category_id`` is the label, or
-    what the data set numbers its categories with: the evaluator writes those where the metadata
-    have ``stuff_dataset_id_to_contiguous_id``.
-    Every pixel must have exactly one label, as detectron2 writes it: pixels that no class or
-    two classes claim are an error, for either would be a guess.
+    An image is known by the last part of its ``file_name`` without suffix; no file is opened by
+    that name. ``category_id`` is the label, or the data set's own id where the metadata have
+    ``stuff_dataset_id_to_contiguous_id``. Every pixel must have exactly one label, as detectron2
+    writes it: any other choice would be a guess.
 
     Args:
         path: the file.
@@ -85,7 +69,7 @@ class JsonPredictions:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or no such list.
+        ValueError: the file is truncated or not such a list.
         InputError: entries are malformed, are of no category of the data set, or different images
             share a name; lists them.
     """
@@ -112,11 +96,11 @@ class JsonPredictions:
         self._sort(content)
 
     def names(self) -> list[str]:
-        """See :meth:`Predictions.names`."""
+        """Return the names of all predictions."""
         return list(self._entries)
 
     def find(self, image: TruthImage) -> tuple[str, Entry] | None:
-        """See :meth:`Predictions.find`."""
+        """Return name and prediction of an image, or ``None``."""
         for stem in image.stems:
             if stem in self._entries:
                 return stem, tuple(self._entries[stem])
@@ -127,9 +111,9 @@ class JsonPredictions:
         problems = Problems()
         full_names: dict[str, str] = {}
         for number, entry in enumerate(content):
-            fault = _fault(entry)
-            if fault:
-                problems.add(f"malformed entries of {self.path}", f"entry {number}: {fault}")
+            error = _entry_error(entry)
+            if error:
+                problems.add(f"malformed entries of {self.path}", f"entry {number}: {error}")
                 continue
             name = entry["file_name"]
             stem = _stem(name)
@@ -141,8 +125,8 @@ class JsonPredictions:
             if label is None:
                 problems.add(
                     f"entries of {self.path} whose category_id is no category of the ground truth "
-                    "(detectron2's SemSegEvaluator writes the data set's own ids, those of "
-                    "stuff_dataset_id_to_contiguous_id; only label maps as PNG hold class ids)",
+                    "(detectron2's SemSegEvaluator writes the data set's own ids, the keys of "
+                    "stuff_dataset_id_to_contiguous_id; only label maps hold class ids)",
                     f"entry {number}: {category}",
                 )
                 continue
@@ -150,17 +134,20 @@ class JsonPredictions:
         problems.raise_if_any()
 
 
+Predictions = Union[FolderPredictions, JsonPredictions]
+
+
 def open_predictions(
     path: str | os.PathLike[str], json_classes: Mapping[int, int] | None = None
-) -> FolderPredictions | JsonPredictions:
-    """Open predictions: a folder of label maps, the JSON file, or a folder that holds it.
+) -> Predictions:
+    """Open a folder of label maps, the JSON file, or a folder that holds it.
 
     Args:
         path: the folder or the file.
         json_classes: class by ``category_id`` of the JSON file; ``None``: they are the same.
 
     Raises:
-        As :class:`FolderPredictions` and :class:`JsonPredictions`.
+        OSError, ValueError: as :class:`FolderPredictions` and :class:`JsonPredictions`.
     """
     path = Path(path)
     if not path.is_dir():
@@ -181,10 +168,10 @@ def check_prediction(entry: Entry, size: tuple[int, int]) -> str | None:
         size: (H, W) of the ground truth.
 
     Returns:
-        What is wrong, or ``None``.
+        The difference as text, or ``None``.
 
     Raises:
-        OSError, ValueError: a file is missing, or is no label map; names it.
+        OSError, ValueError: a file is missing or not a label map; names it.
     """
     if isinstance(entry, str):
         found = [label_size(entry)]
@@ -203,23 +190,23 @@ def read_prediction(
 
     Args:
         entry: a file, or labels and run lengths.
-        size: (H, W) of the ground truth; needed by run lengths.
-        where: what messages call it, if it is no file.
+        size: (H, W) of the ground truth, for run lengths.
+        where: its name in messages, if it is not a file.
         label_ids: whether it holds Cityscapes' label ids, to become train ids.
 
     Returns:
         (H, W) integers.
 
     Raises:
-        OSError, ValueError: it is missing, corrupt, no label map, or claims a pixel twice or
-            not at all.
+        OSError, ValueError: it is missing, corrupt or not a label map, or a pixel has no label
+            or several.
     """
     labels = read_labels(entry) if isinstance(entry, str) else _paint(entry, size, where)
     return predicted_train_ids(labels, where) if label_ids else labels
 
 
 def _paint(entry: Sequence[tuple[int, Any]], size: tuple[int, int], where: str) -> np.ndarray:
-    """The label map that run lengths stand for."""
+    """Decode run lengths into a label map."""
     labels = np.zeros(size, np.int64)
     claims = np.zeros(size, np.int32)
     for label, runs in entry:
@@ -236,12 +223,12 @@ def _paint(entry: Sequence[tuple[int, Any]], size: tuple[int, int], where: str) 
 
 
 def _stem(name: str) -> str:
-    """Last part of a path of any system, without suffix."""
+    """Return the last part of a path of any system, without suffix."""
     return PurePosixPath(name.replace("\\", "/")).stem
 
 
-def _fault(entry: Any) -> str:
-    """What is wrong with an entry of the JSON file; empty if nothing is."""
+def _entry_error(entry: Any) -> str:
+    """Say what is wrong with an entry of the JSON file; empty if nothing is."""
     if not isinstance(entry, Mapping):
         return f"expected an object, got {type(entry).__name__}"
     missing = [key for key in ("file_name", "category_id", "segmentation") if key not in entry]

@@ -29,18 +29,15 @@ from d2_smallobj.utils.opencv import cv2
 from d2_smallobj.utils.tables import markdown_table
 
 FORMAT = 3
-"""Raised when the files of a run change in a way that older readers would misread."""
+"""Version of the files of a run, raised when older readers would misread them."""
 
 
 def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Make the document.
+    """Make the content of ``metrics.json``, with NaN where figures are undefined.
 
     Args:
         run: the run.
         extra: further keys, put first.
-
-    Returns:
-        The document, with NaN where figures are undefined.
     """
     bins = run.size_bins
     few = few_instances(run.table, run.class_names, bins, stuff=run.stuff)
@@ -62,12 +59,12 @@ def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str
 
 
 def dumps(document: Mapping[str, Any]) -> str:
-    """Write the document as JSON text; NaN becomes ``null``."""
+    """Write the content as JSON text; NaN becomes ``null``."""
     return json.dumps(_plain(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def warnings(run: ScoredRun) -> list[str]:
-    """What the reader should know before trusting the figures, one sentence each."""
+    """List the limits of the figures, one sentence each."""
     found = list(run.remarks)
     if "shard" in run.options:
         found.append(
@@ -86,7 +83,7 @@ def warnings(run: ScoredRun) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions that figures could depend on."""
+    """Return the versions that figures could depend on."""
     return {
         "d2_smallobj": d2_smallobj.__version__,
         "python": platform.python_version(),
@@ -96,7 +93,7 @@ def versions() -> dict[str, str]:
 
 
 def intervals_of(document: Mapping[str, Any]) -> dict[str, Interval]:
-    """The intervals of a document that was read back."""
+    """Return the intervals of a ``metrics.json`` that was read."""
     return {
         name: Interval(*(_number(ends[key]) for key in ("estimate", "low", "high")))
         for name, ends in document["intervals"].items()
@@ -104,7 +101,7 @@ def intervals_of(document: Mapping[str, Any]) -> dict[str, Interval]:
 
 
 def differing(run: ScoredRun, document: Mapping[str, Any]) -> list[str]:
-    """Headline figures of a document that the run's records do not give."""
+    """List the headline figures of a ``metrics.json`` that differ from the run's records."""
     return [
         name
         for name, value in run.headline.items()
@@ -113,7 +110,7 @@ def differing(run: ScoredRun, document: Mapping[str, Any]) -> list[str]:
 
 
 def _classes(run: ScoredRun) -> dict[str, dict[str, float]]:
-    """All figures by class; stuff has no sizes."""
+    """Return all figures by class; stuff has no sizes."""
     groups = ["", *(f"_{size}" for size in run.size_bins)]
     found = {}
     for category, name in enumerate(run.class_names):
@@ -126,7 +123,7 @@ def _classes(run: ScoredRun) -> dict[str, dict[str, float]]:
 
 
 def _counts(run: ScoredRun) -> dict[str, int]:
-    """How much there was."""
+    """Count images, instances, pixels and blobs."""
     groups = ["", *(f"_{size}" for size in run.size_bins)]
     pixels = run.pixels.select(run.pixels.ground_truth > 0)
     with_instances = np.unique(run.table.image_id[run.table.things])
@@ -146,7 +143,7 @@ def _number(value: Any) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """The same for JSON: plain numbers, undefined ones as ``None``."""
+    """Convert to plain JSON values; undefined numbers become ``None``."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

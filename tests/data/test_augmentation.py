@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
-from d2_smallobj.data.augmentation import (
+from d2_smallobj.data.mapper import (
     PaddedCropTransform,
     RandomPaddedCrop,
     RandomScale,
     ScaleTransform,
+    build_augmentations,
 )
-from d2_smallobj.data.mapper import build_augmentations
 from d2_smallobj.losses.size_balanced import resize_labels
 from detectron2.data import transforms as T
 
@@ -105,7 +105,7 @@ def test_every_scale_is_drawn_about_as_often():
 
 def crop(top, left, size):
     value = np.asarray(MEAN, np.float32)
-    return PaddedCropTransform(top, left, size, image_value=value, label_value=255)
+    return PaddedCropTransform(top, left, size, value, 255)
 
 
 def test_padding_is_the_mean_and_ignore(rng):

@@ -108,10 +108,10 @@ def test_a_list_or_file_that_is_malformed(main, root):
 class TestCheck:
     NAMES = ("voc_2012_seg_val", "voc_2012_trainaug_irn")
 
-    def test_sound(self, main, root):
+    def test_good_files(self, main, root):
         status, out, _ = main(*self.NAMES, "--check", "--root", root)
         assert status == 0
-        assert out.count("all files are sound") == 2
+        assert out.count("all files are good") == 2
 
     def test_coco(self, main, root):
         path = root / "coco/annotations/instances_val2017.json"
@@ -127,11 +127,11 @@ class TestCheck:
         path.write_text(json.dumps(content))
         status, out, _ = main("coco_2017_val_81", "--check", "--root", root)
         assert status == 1
-        assert "coco_2017_val_81: 2 image(s) with faults:" in out
+        assert "coco_2017_val_81: 2 bad image(s):" in out
         assert "instances_val2017.json says" in out
         assert f"annotation {first['id']}: a polygon is a list of numbers" in out
 
-    def test_faults(self, main, root):
+    def test_bad_files(self, main, root):
         folder = root / "VOCdevkit/VOC2012"
         ids = (folder / "ImageSets/Segmentation/val.txt").read_text().split()
         for kind, image in zip(("SegmentationClass", "SegmentationObject"), ids):
@@ -145,13 +145,13 @@ class TestCheck:
         (folder / f"JPEGImages/{ids[5]}.jpg").write_bytes(b"")
         status, out, _ = main("voc_2012_seg_val", "--check", "--root", root)
         assert status == 1
-        assert "voc_2012_seg_val: 6 image(s) with faults:" in out
-        lines = out.split("with faults:\n")[1].splitlines()
+        assert "voc_2012_seg_val: 6 bad image(s):" in out
+        lines = out.split("bad image(s):\n")[1].splitlines()
         for line, image, told in zip(
             lines,
             ids,
             (
-                *("its image", "its image", "instance 1 lies on", "must be 0..20 or 255"),
+                *("its image", "must agree", "instance 1 lies on", "must be 0..20 or 255"),
                 *("its image", "cannot be read"),
             ),
         ):
@@ -163,7 +163,7 @@ class TestCheck:
         make_demo(tmp_path / "smallobj_demo", num_train=2, num_val=2, size=96)
         status, out, _ = main("smallobj_demo_val", "--check", "--root", tmp_path)
         assert status == 0
-        assert "smallobj_demo_val: all files are sound" in out
+        assert "smallobj_demo_val: all files are good" in out
 
 
 class TestAccount:
@@ -215,7 +215,7 @@ class TestAccount:
             (("--account", "x.json", "pascal_b_val"), 2, "give no data sets"),
             (("--account", "{coco}", "--category-map", "m.json"), 1, "needs --classes"),
             (("--account", "{coco}", "--void", "prson"), 1, "did you mean 'person'?"),
-            (("--jobs", "0"), 2, "--jobs must be at least 1, got 0"),
+            (("--jobs", "0"), 2, "expected an integer >= 1, got '0'"),
         ],
     )
     def test_wrong_use(self, main, realdata, arguments, status, told):

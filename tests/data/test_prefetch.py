@@ -6,8 +6,7 @@ import itertools
 
 import torch
 
-from d2_smallobj.data.loaders import on_device
-from d2_smallobj.data.prefetch import DeviceLoader, tensors_of, to_device
+from d2_smallobj.data.loaders import DeviceLoader, on_device, tensors_of, to_device
 from d2_smallobj.engine import build_config
 
 META = torch.device("meta")

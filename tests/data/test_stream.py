@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
-from d2_smallobj.data.stream import StreamDataset, StreamSampler
+from d2_smallobj.data.loaders import StreamDataset, StreamSampler
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 

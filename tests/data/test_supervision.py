@@ -10,15 +10,13 @@ from PIL import Image
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
 from d2_smallobj.annotations.label_rules import identity_rule
 from d2_smallobj.data import build_train_loader
-from d2_smallobj.data.mapper import SemSegMapper, images_per_step
-from d2_smallobj.data.stream import StreamDataset
+from d2_smallobj.data.loaders import StreamDataset, SupervisedStream, first_box_position
+from d2_smallobj.data.mapper import SemSegMapper
 from d2_smallobj.data.supervision import (
-    SupervisedStream,
     apply_supervision,
     boxes_of,
     check_supervision,
     classes_of,
-    first_box_position,
     supervised_labels,
 )
 
@@ -332,7 +330,7 @@ def test_there_must_be_masks_to_begin_with():
 
 def test_the_position_counts_all_images_of_a_step(tiny_cfg):
     cfg = tiny_cfg("SMALLOBJ.SUPERVISION.BOXES_FROM", 0.5, "SMALLOBJ.ACCUMULATE", 2)
-    assert first_box_position(cfg, images_per_step(cfg)) == 10 * 2 * 3
+    assert first_box_position(cfg) == 10 * 2 * 3
 
 
 def test_a_resumed_loader_goes_on_alike(tiny_cfg, tiny, instance_dicts):

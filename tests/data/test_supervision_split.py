@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2_smallobj.data.supervision_split import stratified_split
+from d2_smallobj.data.supervision import stratified_split
 
 
 def random_classes(seed=0, images=200, classes=6):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import d2_smallobj
 import detectron2.evaluation
 from d2_smallobj import SmallObjectEvaluator, add_small_objects
 from d2_smallobj.metrics import Accumulator
@@ -99,11 +98,8 @@ def test_the_name_of_the_results(dataset):
     results = infer(dataset, both)
     assert list(results) == ["small_objects", "ours.2"]
     assert repr(results["small_objects"]) == repr(results["ours.2"])
-    for task in ("", "a/b", None):
-        with pytest.raises(ValueError, match=r"task must be a word .* got "):
-            SmallObjectEvaluator(dataset.name, task=task)
-        with pytest.raises(ValueError, match=r"task must be a word .* got "):
-            add_small_objects([], dataset.name, task=task, output_dir="nowhere")
+    with pytest.raises(ValueError, match=r"task must be a word .* got 'a/b'"):
+        add_small_objects([], dataset.name, task="a/b", output_dir="nowhere")
 
 
 def test_a_name_that_is_taken(dataset):
@@ -302,23 +298,20 @@ def test_answers_without_sem_seg(dataset):
 
 
 @pytest.mark.parametrize("classes", [3, 21])
-def test_another_number_of_classes(dataset, classes):
-    record = dataset.records[0]
+@pytest.mark.parametrize("function", [None, lambda output, _: output["sem_seg"]])
+def test_another_number_of_classes(dataset, classes, function):
+    what = "sem_seg" if function is None else "what prediction_fn returned"
     message = (
-        rf"0\.jpg: .*\(4, H, W\) scores .*got shape \({classes}, 40, 50\).*data set"
+        rf"0\.jpg: {what} must be \(4, H, W\) scores .*got shape \({classes}, 40, 50\).*data set"
         rf" '{dataset.name}' has 4 classes: .*prediction_fn, or give num_classes"
     )
+    evaluator = SmallObjectEvaluator(dataset.name, prediction_fn=function)
     with pytest.raises(ValueError, match=message):
-        SmallObjectEvaluator(dataset.name).process(
-            [record], [{"sem_seg": torch.zeros(classes, 40, 50)}]
-        )
-    evaluator = SmallObjectEvaluator(dataset.name, prediction_fn=lambda output, _: output)
-    with pytest.raises(ValueError, match=r"what prediction_fn returned must be \(4, H, W\)"):
-        evaluator.process([record], [torch.zeros(classes, 40, 50)])
+        evaluator.process(dataset.records[:1], [{"sem_seg": torch.zeros(classes, 40, 50)}])
 
 
 def test_labels_beyond_the_classes(dataset):
-    record, labels = dataset.records[0], dataset.guesses[0].copy()
+    record, labels = dataset.records[0], dataset.guesses[0].astype(np.int64)
     for value in (4, -1):
         labels[0, 0] = value
         message = rf"0\.jpg .*0\.\.3.*{value} .*has 4 classes: .*prediction_fn"
@@ -330,24 +323,12 @@ def test_labels_beyond_the_classes(dataset):
             evaluator.evaluate()
 
 
-def test_a_missing_file_does_not_hide_a_bad_prediction(dataset):
+@pytest.mark.parametrize("record", [0, {"file_name": "else.jpg"}])
+def test_missing_ground_truth_does_not_hide_a_bad_prediction(dataset, record):
     (dataset.folder / "semantic" / "0.png").unlink()
-    with pytest.raises(TypeError, match=r"0\.jpg: sem_seg: .*integer labels"):
-        SmallObjectEvaluator(dataset.name).process(
-            dataset.records[:1], [{"sem_seg": torch.zeros(40, 50)}]
-        )
-
-
-def test_an_unknown_image_does_not_hide_a_bad_prediction(dataset):
-    with pytest.raises(TypeError, match=r"else\.jpg: sem_seg.*integer labels"):
-        SmallObjectEvaluator(dataset.name).process(
-            [{"file_name": "else.jpg"}], [{"sem_seg": torch.zeros(40, 50)}]
-        )
-
-
-def test_exported_as_the_others_are():
-    assert d2_smallobj.add_small_objects is add_small_objects
-    assert "add_small_objects" in d2_smallobj.plugin.__all__
+    record = dataset.records[0] if record == 0 else record
+    with pytest.raises(TypeError, match=r"(0|else)\.jpg: sem_seg: .*integer labels"):
+        SmallObjectEvaluator(dataset.name).process([record], [{"sem_seg": torch.zeros(40, 50)}])
 
 
 # ---- Options that lead to the ground truth and the metric ----------------------------------------
@@ -394,6 +375,3 @@ def test_the_share_of_the_worst_images(dataset, tmp_path):
     assert figures["mIoU_I@40"] < figures["mIoU_I"]
     assert load_run(tmp_path / "run").options["worst"] == 40
     assert load_run(tmp_path / "run").figures["mIoU_I@40"] == figures["mIoU_I@40"]
-    for worst in (0, 101, -5, 2.5, True, None):
-        with pytest.raises(ValueError, match=r"worst must be .* in 1\.\.100, got "):
-            SmallObjectEvaluator(dataset.name, worst=worst)

@@ -59,7 +59,6 @@ def test_painted_by_hand(metadata, tmp_path):
 @pytest.mark.parametrize(
     ("file", "kind", "categories"),
     [
-        ("coco/coco_val2014_100.json", "coco", None),
         ("coco/tinycoco50_val2017.json", "coco", None),
         # LVIS has more categories than an 8-bit map has labels: the first 250.
         ("lvis/lvis_v05_val_100.json", "lvis", {number: number for number in range(1, 251)}),

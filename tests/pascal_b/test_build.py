@@ -282,10 +282,7 @@ def test_rejected_images(many, build, tmp_path):
     made = build(many, "second", rejected=lists)
     assert not set(first[:3]) & set(made.manifest["image_ids"])
     assert made.manifest["images"]["dropped: image rejected by hand"] == 3
-    assert made.manifest["rejected"] == {
-        **{str(n): "wrong" for n in first[:2]},
-        str(first[2]): "",
-    }
+    assert made.manifest["rejected"] == {**{str(n): "wrong" for n in first[:2]}, str(first[2]): ""}
     assert "1 rejected image(s) not in the inputs:\n  77" in made.notes
 
 
@@ -468,8 +465,10 @@ def test_options_are_checked(many, build, options, message):
         build(many, **options)
 
 
-def test_places_are_checked():
-    with pytest.raises(ValueError, match="coco: expected at least one file, got none"):
-        BuildPaths(["x"], [], "y")
-    with pytest.raises(ValueError, match="jobs: expected an integer >= 1, got 0"):
-        BuildPaths(["x"], ["x"], "y", jobs=0)
+@pytest.mark.parametrize(
+    ("coco", "jobs", "message"),
+    [([], 1, "coco: expected at least one file"), (["x"], 0, "jobs: expected an integer >= 1")],
+)
+def test_paths_are_checked(coco, jobs, message):
+    with pytest.raises(ValueError, match=message):
+        BuildPaths(["x"], coco, "y", jobs=jobs)

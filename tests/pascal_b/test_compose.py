@@ -48,6 +48,84 @@ def test_lvis_and_coco_agree(world, result):
     assert (composition.disagreement, composition.overlap, composition.void_share) == (0, 0, 0)
 
 
+USED, VOID, CROWD = Outcome.USED, Outcome.VOID_AMBIGUOUS, Outcome.CROWD
+SAME, COCO_ONLY, CONFLICT = Outcome.SAME_IN_LVIS, Outcome.VOID_COCO_ONLY, Outcome.VOID_CONFLICT
+# What is shown | LVIS's objects: category and box; * a crowd | COCO's | pixels by label.
+CASES = """
+other categories hide nothing | cat 0 0 60 60, zebra 0 0 30 30 | | 8: 3600
+ambiguous ones are void and take part by size
+    | table 0 0 80 80, bottle 10 10 20 30, pickup_truck 12 12 16 16 | | 5: 184, 255: 6216
+void where only COCO labels: wholly, in part, beneath a smaller object
+    | cat 10 10 50 50, bottle 70 70 80 80 | cat 10 10 50 52, dining table 60 60 110 90
+    | 8: 1600, 5: 100, 255: 1480
+a small object that only COCO labels lies on top
+    | sofa 0 0 60 60 | couch 0 0 60 60, cat 10 10 20 20 | 18: 3500, 255: 100
+crowds are void beneath objects
+    | person 10 10 30 30 | person 10 10 30 30, person 0 0 60 60 *, zebra 60 60 90 90 *
+    | 15: 400, 255: 3200
+a crowd of LVIS is no instance | cat 0 0 20 20 *, dog 40 40 60 60 | | 12: 400, 255: 400
+potted plants come from COCO
+    | | potted plant 0 0 20 20, potted plant 50 50 80 80 * | 16: 400, 255: 900
+of two names the class's own is kept
+    | armchair 0 0 40 41, chair 0 0 40 40, chair 50 0 90 40 | | 9: 3200, 255: 40
+the narrower name holds: a class | dining_table 0 0 40 40, table 0 0 40 40 | | 11: 1600
+the narrower name holds: a kind | sofa 0 0 40 40, sofa_bed 0 0 40 40 | | 255: 1600
+the narrower name holds: another kind
+    | car_(automobile) 0 0 40 40, police_cruiser 0 0 40 40 | | 255: 1600
+different names in LVIS and COCO | chair 0 0 40 40 | couch 0 0 40 44 | 255: 1760
+no conflict where COCO has LVIS's name, too
+    | chair 0 0 40 40 | couch 0 0 40 44, chair 0 0 40 40 | 9: 1600, 255: 160
+different names where COCO provides the class
+    | chair 0 0 40 40 | potted plant 0 0 40 40 | 255: 1600
+"""
+OUTCOMES = [
+    [USED],
+    [VOID, USED, VOID],
+    [USED, USED, SAME, COCO_ONLY],
+    [USED, SAME, COCO_ONLY],
+    [USED, SAME, CROWD],
+    [CROWD, USED],
+    [USED, CROWD],
+    [Outcome.DUPLICATE, USED, USED],
+    [USED, Outcome.DUPLICATE],
+    [VOID, VOID],
+    [VOID, VOID],
+    [CONFLICT, COCO_ONLY],
+    [USED, COCO_ONLY, SAME],
+    [CONFLICT, CONFLICT],
+]
+ROWS = [row.split("|") for row in CASES.strip().replace("\n    |", "|").split("\n")]
+
+
+@pytest.mark.parametrize(("row", "outcomes"), zip(ROWS, OUTCOMES), ids=[row[0] for row in ROWS])
+def test_outcomes_and_pixels(world, result, row, outcomes):
+    world.image(1)
+    for source, objects in zip(("lvis", "coco"), row[1:3]):
+        for text in filter(str.strip, objects.split(",")):
+            *name, x0, y0, x1, y1 = text.replace("*", "").split()
+            mask = box(*map(int, (x0, y0, x1, y1)))
+            world.add(source, 1, " ".join(name), mask, iscrowd=int("*" in text))
+    expected = dict(tuple(map(int, pair.split(":"))) for pair in row[3].split(","))
+    composition, semantic, instances = result()
+    assert composition.outcomes == tuple(outcomes)
+    assert counts(semantic) == {0: H * W - sum(expected.values()), **expected}
+    assert ((instances == 255) == (semantic == 255)).all()
+    assert composition.void_share == expected.get(255, 0) / (H * W)
+
+
+def test_tables_of_coco_complete_those_of_lvis(world, result):
+    world.image(1)
+    world.add("lvis", 1, "dining_table", box(0, 0, 40, 40))
+    world.add("lvis", 1, "table", box(60, 0, 100, 40))
+    world.add("coco", 1, "dining table", box(0, 0, 40, 41))
+    world.add("coco", 1, "dining table", box(60, 0, 101, 40))
+    composition, semantic, _ = result(from_coco=(11, 16))
+    assert composition.outcomes == (USED, Outcome.SAME_IN_COCO, SAME, USED)
+    assert counts(semantic) == {0: H * W - 3280, 11: 3240, 255: 40}
+    # As in the paper: from LVIS only.
+    assert counts(result()[1]) == {0: H * W - 3280, 11: 1600, 255: 1680}
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_smaller_object_stays_visible(world, result, turned):
     world.image(1)
@@ -63,120 +141,6 @@ def test_the_smaller_object_stays_visible(world, result, turned):
     assert instances[15, 15] == (1 if turned else 2)
 
 
-def test_other_categories_hide_nothing(world, result):
-    world.image(1)
-    world.add("lvis", 1, "cat", box(0, 0, 60, 60))
-    world.add("lvis", 1, "zebra", box(0, 0, 30, 30))
-    assert counts(result()[1]) == {0: H * W - 3600, 8: 3600}
-
-
-def test_ambiguous_categories_are_void_and_take_part_by_size(world, result):
-    world.image(1)
-    world.add("lvis", 1, "table", box(0, 0, 80, 80))
-    world.add("lvis", 1, "bottle", box(10, 10, 20, 30))
-    world.add("lvis", 1, "pickup_truck", box(12, 12, 16, 16))
-    composition, semantic, instances = result()
-    assert composition.outcomes == (Outcome.VOID_AMBIGUOUS, Outcome.USED, Outcome.VOID_AMBIGUOUS)
-    assert counts(semantic) == {0: H * W - 6400, 5: 184, 255: 6216}
-    assert ((instances == 255) == (semantic == 255)).all()
-    assert composition.void_share == 6216 / (H * W)
-
-
-def test_what_only_coco_labels_is_void(world, result):
-    """Wholly, in part, and beneath a smaller object of LVIS."""
-    world.image(1)
-    world.add("lvis", 1, "cat", box(10, 10, 50, 50))
-    world.add("coco", 1, "cat", box(10, 10, 50, 52))
-    world.add("lvis", 1, "bottle", box(70, 70, 80, 80))
-    world.add("coco", 1, "dining table", box(60, 60, 110, 90))
-    composition, semantic, _ = result()
-    assert composition.outcomes == (
-        *(Outcome.USED, Outcome.USED),
-        *(Outcome.SAME_IN_LVIS, Outcome.VOID_COCO_ONLY),
-    )
-    assert counts(semantic) == {0: H * W - 1680 - 1500, 8: 1600, 5: 100, 255: 80 + 1400}
-
-
-def test_a_small_object_that_only_coco_labels_lies_on_top(world, result):
-    world.image(1)
-    world.add("lvis", 1, "sofa", box(0, 0, 60, 60))
-    world.add("coco", 1, "couch", box(0, 0, 60, 60))
-    world.add("coco", 1, "cat", box(10, 10, 20, 20))
-    assert counts(result()[1]) == {0: H * W - 3600, 18: 3500, 255: 100}
-
-
-def test_crowds_are_void_beneath_objects(world, result):
-    world.image(1)
-    world.add("both", 1, ("person", "person"), box(10, 10, 30, 30))
-    world.add("coco", 1, "person", box(0, 0, 60, 60), iscrowd=1)
-    world.add("coco", 1, "zebra", box(60, 60, 90, 90), iscrowd=1)
-    composition, semantic, _ = result()
-    assert composition.outcomes[-1] is Outcome.CROWD
-    assert counts(semantic) == {0: H * W - 3600, 15: 400, 255: 3200}
-    assert composition.disagreement == 0
-
-
-def test_a_crowd_of_lvis(world, result):
-    """The format has none; one all the same is no instance."""
-    world.image(1)
-    world.add("lvis", 1, "cat", box(0, 0, 20, 20), iscrowd=1)
-    world.add("lvis", 1, "dog", box(40, 40, 60, 60))
-    assert result()[0].outcomes == (Outcome.CROWD, Outcome.USED)
-
-
-def test_potted_plants_come_from_coco(world, result):
-    world.image(1)
-    world.add("coco", 1, "potted plant", box(0, 0, 20, 20))
-    world.add("coco", 1, "potted plant", box(50, 50, 80, 80), iscrowd=1)
-    composition, semantic, _ = result()
-    assert composition.outcomes == (Outcome.USED, Outcome.CROWD)
-    assert counts(semantic) == {0: H * W - 1300, 16: 400, 255: 900}
-
-
-def test_tables_of_coco_complete_those_of_lvis(world, result):
-    world.image(1)
-    world.add("lvis", 1, "dining_table", box(0, 0, 40, 40))
-    world.add("lvis", 1, "table", box(60, 0, 100, 40))
-    world.add("coco", 1, "dining table", box(0, 0, 40, 41))
-    world.add("coco", 1, "dining table", box(60, 0, 101, 40))
-    composition, semantic, _ = result(from_coco=(11, 16))
-    assert composition.outcomes == (
-        *(Outcome.USED, Outcome.SAME_IN_COCO),
-        *(Outcome.SAME_IN_LVIS, Outcome.USED),
-    )
-    assert counts(semantic) == {0: H * W - 3280, 11: 3240, 255: 40}
-    # As in the paper: from LVIS only.
-    assert counts(result()[1]) == {0: H * W - 3280, 11: 1600, 255: 1680}
-
-
-def test_two_names_for_one_object(world, result):
-    """LVIS labels an armchair as chair, too; the class's own name is kept."""
-    world.image(1)
-    world.add("lvis", 1, "armchair", box(0, 0, 40, 41))
-    world.add("lvis", 1, "chair", box(0, 0, 40, 40))
-    world.add("lvis", 1, "chair", box(50, 0, 90, 40))
-    composition, semantic, _ = result()
-    assert composition.outcomes == (Outcome.DUPLICATE, Outcome.USED, Outcome.USED)
-    assert counts(semantic) == {0: H * W - 3240, 9: 3200, 255: 40}
-
-
-@pytest.mark.parametrize(
-    ("certain", "doubtful", "outcomes", "label"),
-    [
-        ("dining_table", "table", (Outcome.USED, Outcome.DUPLICATE), 11),
-        ("sofa", "sofa_bed", (Outcome.VOID_AMBIGUOUS, Outcome.VOID_AMBIGUOUS), 255),
-        ("car_(automobile)", "police_cruiser", (Outcome.VOID_AMBIGUOUS,) * 2, 255),
-    ],
-)
-def test_the_narrower_of_two_names_holds(world, result, certain, doubtful, outcomes, label):
-    world.image(1)
-    world.add("lvis", 1, certain, box(0, 0, 40, 40))
-    world.add("lvis", 1, doubtful, box(0, 0, 40, 40))
-    composition, semantic, _ = result()
-    assert composition.outcomes == outcomes
-    assert counts(semantic) == {0: H * W - 1600, label: 1600}
-
-
 def test_railway_cars_belong_to_their_train(world, result):
     world.image(1)
     world.add("lvis", 1, "train_(railroad_vehicle)", box(0, 0, 30, 20))
@@ -190,26 +154,6 @@ def test_railway_cars_belong_to_their_train(world, result):
     assert counts(instances)[2] == 400
     assert counts(instances)[1] == 800
     assert counts(instances)[3] == 600
-
-
-def test_different_names_in_lvis_and_coco(world, result):
-    world.image(1)
-    world.add("lvis", 1, "chair", box(0, 0, 40, 40))
-    world.add("coco", 1, "couch", box(0, 0, 40, 44))
-    composition, semantic, _ = result()
-    assert composition.outcomes == (Outcome.VOID_CONFLICT, Outcome.VOID_COCO_ONLY)
-    assert counts(semantic) == {0: H * W - 1760, 255: 1760}
-    # COCO knows it by LVIS's name as well: no conflict.
-    world.add("coco", 1, "chair", box(0, 0, 40, 40))
-    assert result()[0].outcomes[0] is Outcome.USED
-
-
-def test_different_names_where_coco_provides_the_class(world, result):
-    world.image(1)
-    world.add("both", 1, ("chair", "potted plant"), box(0, 0, 40, 40))
-    composition, semantic, _ = result()
-    assert composition.outcomes == (Outcome.VOID_CONFLICT,) * 2
-    assert counts(semantic) == {0: H * W - 1600, 255: 1600}
 
 
 def test_empty_hidden_and_tiny(world, result):

@@ -1,4 +1,4 @@
-"""A small data set in files, predictions for it, and ways to spoil them."""
+"""A small data set in files, and predictions for it."""
 
 from __future__ import annotations
 
@@ -8,33 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from small_scenes import NAMES, guess, scene
 
 from d2_smallobj.annotations.label_maps import write_label_map
-
-NAMES = ("background", "cat", "dog", "bird")
-
-
-def scene(index):
-    """Two cats, a dog, ids with gaps and 255 borders: (semantic, instances), 40 x (50 + index)."""
-    semantic = np.zeros((40, 50 + index), np.uint8)
-    instances = np.zeros_like(semantic)
-    boxes = [(5, 15, 5, 15, 1, 2), (5, 15, 16, 30, 1, 7), (20, 30 + index, 10, 40, 2, 300)]
-    instances = instances.astype(np.uint16)
-    for top, bottom, left, right, label, identity in boxes:
-        semantic[top:bottom, left:right] = label
-        instances[top:bottom, left:right] = identity
-    semantic[:, 15] = instances[:, 15] = 255
-    return semantic, instances
-
-
-def guess(index):
-    """A prediction with holes, surplus and an odd class: uint8 (40, 50 + index)."""
-    semantic, _ = scene(index)
-    rng = np.random.default_rng(index)
-    labels = np.where(semantic == 255, 1, semantic)
-    noise = rng.integers(0, len(NAMES), (8, labels.shape[1] // 5 + 1)).repeat(5, 0).repeat(5, 1)
-    mixed = np.where(rng.random(labels.shape) < 0.85, labels, noise[:40, : labels.shape[1]])
-    return mixed.astype(np.uint8)
 
 
 def encode(labels, name):

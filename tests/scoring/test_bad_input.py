@@ -18,62 +18,97 @@ def run(dataset, **changes):
     return evaluate(Inputs(**{**dataset.options, **changes}), Settings(samples=0))
 
 
-def check(dataset, message, **changes):
-    """Found from headers alone, before any work."""
-    with pytest.raises(InputError, match=message):
-        prepare(Inputs(**{**dataset.options, **changes}))
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-30])
 
 
-def scoring(dataset, message, **changes):
-    """Found when the pixels are read."""
-    with pytest.raises(InputError, match=message):
-        run(dataset, **changes)
-
-
-def test_missing_predictions(dataset):
+def remove_two(dataset):
     for name in ("image5", "image2"):
         (dataset.preds / f"{name}.png").unlink()
-    check(dataset, r"^2 image\(s\) without a prediction:\n  image2\n  image5$")
 
 
-def test_the_first_ten_and_the_count(dataset):
+def add_25_without_prediction(dataset):
     for index in range(25):
         write_label_map(dataset.semantic / f"more{index:02d}.png", dataset.guesses[0])
         write_label_map(dataset.instances / f"more{index:02d}.png", dataset.guesses[0])
-    check(
-        dataset,
-        r"^25 image\(s\) without a prediction:\n(  more0\d\n){10}  and 15 more$",
-    )
 
 
-def test_predictions_of_something_else(dataset):
+def rename_all(dataset):
     for name in dataset.names:
         (dataset.preds / f"{name}.png").rename(dataset.preds / f"x{name}.png")
-    check(dataset, r"(?s)7 image\(s\) without.*instead; do they belong.*:\n  ximage0, ximage1")
 
 
-def test_predictions_of_another_size(dataset):
+def resize(dataset):
     write_label_map(dataset.preds / "image1.png", dataset.guesses[3])
     np.save(dataset.preds / "image2.npy", dataset.guesses[0])
     (dataset.preds / "image2.png").unlink()
-    check(
-        dataset,
-        r"^2 prediction\(s\) of another height x width than the ground truth:\n"
-        r"  \S+image1\.png: 40 x 53 instead of 40 x 51\n"
-        r"  \S+image2\.npy: 40 x 50 instead of 40 x 52$",
-    )
 
 
-def test_colour_pictures_and_broken_headers(dataset):
+def write_other_files(dataset):
     Image.new("RGB", (51, 40)).save(dataset.preds / "image1.png")
     (dataset.preds / "image2.png").write_bytes(b"")
     (dataset.preds / "image4.png").unlink()
     np.save(dataset.preds / "image4.npy", np.zeros((4, 40, 54), np.float32))
-    check(
-        dataset,
-        r"^3 unusable prediction\(s\):\n  \S+image1\.png: .*colour picture \(mode RGB\).*\n"
-        r"  \S+image2\.png: corrupt.*\n  \S+image4\.npy: .*\(4, 40, 54\) of float32; of scores",
-    )
+
+
+def swap_instances(dataset):
+    (dataset.instances / "image1.png").write_bytes((dataset.instances / "image2.png").read_bytes())
+
+
+def remove_instances(dataset):
+    (dataset.instances / "image1.png").unlink()
+
+
+def add_npy(kind):
+    def change(dataset):
+        np.save(getattr(dataset, kind) / "image1.npy", dataset.guesses[1])
+
+    return change
+
+
+def rename_unprintable(dataset):
+    for folder in (dataset.preds, dataset.semantic, dataset.instances):
+        (folder / "image1.png").rename(folder / "im\nage.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove_two, r"^2 image\(s\) without a prediction:\n  image2\n  image5$"),
+        (
+            add_25_without_prediction,
+            r"^25 image\(s\) without a prediction:\n(  more0\d\n){10}  and 15 more$",
+        ),
+        (rename_all, r"(?s)7 image\(s\) without.*instead; do they belong.*:\n  ximage0, ximage1"),
+        (
+            resize,
+            r"^2 prediction\(s\) of another height x width than the ground truth:\n"
+            r"  \S+image1\.png: 40 x 53 instead of 40 x 51\n"
+            r"  \S+image2\.npy: 40 x 50 instead of 40 x 52$",
+        ),
+        (
+            write_other_files,
+            r"^3 unusable prediction\(s\):\n  \S+image1\.png: .*colour picture \(mode RGB\).*\n"
+            r"  \S+image2\.png: corrupt.*\n  \S+image4\.npy: .*\(4, 40, 54\) of float32; of scores",
+        ),
+        (
+            swap_instances,
+            r"^1 unusable ground-truth map\(s\):\n  \S+instances/image1\.png: height x width"
+            r" 40 x 52, but 40 x 51 in \S+semantic/image1\.png$",
+        ),
+        (
+            remove_instances,
+            r"^1 image\(s\) without an instance map in \S+instances .*--list\):\n  image1$",
+        ),
+        (add_npy("preds"), r"1 prediction\(s\) in two files each:\n  image1\.npy and image1\.png"),
+        (add_npy("semantic"), r"share:\n  image1\.npy and image1\.png"),
+        (rename_unprintable, r"unprintable characters:\n  'im\\nage'"),
+    ],
+)
+def test_found_from_headers_alone(dataset, change, message):
+    change(dataset)
+    with pytest.raises(InputError, match=message):
+        prepare(Inputs(**dataset.options))
 
 
 def test_all_kinds_are_listed_at_once(dataset):
@@ -96,13 +131,11 @@ def test_headers_and_pixels_are_listed_in_one_error(dataset):
     """Nobody should repair what one run finds only to be told of the rest by the next."""
     (dataset.preds / "image0.png").unlink()
     (dataset.preds / "image1.png").write_bytes(b"")
-    path = dataset.preds / "image2.png"
-    path.write_bytes(path.read_bytes()[:-30])
+    truncate(dataset.preds / "image2.png")
     labels = dataset.guesses[3].copy()
     labels[0, 0] = 9
     write_label_map(dataset.preds / "image3.png", labels)
-    path = dataset.instances / "image4.png"
-    path.write_bytes(path.read_bytes()[:-30])
+    truncate(dataset.instances / "image4.png")
     write_label_map(dataset.preds / "image5.png", dataset.guesses[4])
     for jobs in (1, 2):
         with pytest.raises(InputError) as caught:
@@ -120,100 +153,90 @@ def test_headers_and_pixels_are_listed_in_one_error(dataset):
 
 
 def test_files_that_break_off(dataset):
-    for folder, name in ((dataset.preds, "image1"), (dataset.preds, "image6")):
-        path = folder / f"{name}.png"
-        path.write_bytes(path.read_bytes()[:-30])
-    path = dataset.instances / "image3.png"
-    path.write_bytes(path.read_bytes()[:-30])
-    # Headers are in order: found while reading, all of them in one error.
+    for path in (dataset.preds / "image1.png", dataset.instances / "image3.png"):
+        truncate(path)
+    # Headers are in order: found while reading.
     assert len(prepare(Inputs(**dataset.options)).plan.tasks) == 7
-    for jobs in (1, 2):
-        with pytest.raises(InputError) as caught:
-            evaluate(Inputs(**dataset.options), Settings(samples=0), jobs=jobs)
-        text = str(caught.value)
-        assert "2 unusable prediction(s):" in text
-        assert "1 unusable ground-truth map(s):" in text
-        for part in ("preds/image1.png: corrupt", "preds/image6.png", "instances/image3.png"):
-            assert part in text
+    with pytest.raises(InputError, match=r"(?s)preds/image1\.png: corrupt.*instances/image3\.png"):
+        run(dataset)
 
 
-def test_labels_out_of_range(dataset):
+def label_out_of_range(dataset):
     for name in ("image1", "image4"):
         labels = dataset.guesses[int(name[-1])].copy()
         labels[0, :3] = [9, 9, 255]
         write_label_map(dataset.preds / f"{name}.png", labels)
-    scoring(
-        dataset,
-        r"^2 image\(s\) whose labels do not fit the 4 classes \(--classes\), the ignore label 255"
-        r".*\n  \S+preds/image1\.png \(ground truth \S+semantic/image1\.png and \S+image1\.png"
-        r"\): prediction must "
-        r"hold 0\.\.3 .*got 9 \(2 px\), 255 \(1 px\)\n  \S+image4\.png",
-    )
 
 
-def test_too_few_classes(dataset):
-    scoring(dataset, r"(?s)labels do not fit the 2 classes.*semantic must hold 0\.\.1", classes="2")
-
-
-def test_ground_truth_maps_that_disagree(dataset):
-    (dataset.instances / "image1.png").write_bytes((dataset.instances / "image2.png").read_bytes())
-    check(
-        dataset,
-        r"^1 unusable ground-truth map\(s\):\n  \S+instances/image1\.png: height x width 40 x 52,"
-        r" but 40 x 51 in \S+semantic/image1\.png$",
-    )
+def mix_classes(dataset):
     mixed = dataset.scenes[1][1].copy()
     mixed[20:25, 10:40] = 2
     write_label_map(dataset.instances / "image1.png", mixed)
-    scoring(
-        dataset,
-        r"image1\.png \(ground truth \S+semantic/image1\.png and \S+instances/image1\.png\): .*"
-        r"instance 2 lies on class 1 \(100 px\), class 2 \(145 px\)",
-    )
 
 
-def test_missing_instance_maps(dataset):
-    (dataset.instances / "image1.png").unlink()
-    check(dataset, r"^1 image\(s\) without an instance map in \S+instances .*--list\):\n  image1$")
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (
+            label_out_of_range,
+            {},
+            r"^2 image\(s\) whose labels do not fit the 4 classes \(--classes\), the ignore label "
+            r"255.*\n  \S+preds/image1\.png \(ground truth \S+semantic/image1\.png and "
+            r"\S+image1\.png\): prediction must "
+            r"hold 0\.\.3 .*got 9 \(2 px\), 255 \(1 px\)\n  \S+image4\.png",
+        ),
+        (
+            lambda dataset: None,
+            {"classes": "2"},
+            r"(?s)labels do not fit the 2 classes.*semantic must hold 0\.\.1",
+        ),
+        (
+            mix_classes,
+            {},
+            r"image1\.png \(ground truth \S+semantic/image1\.png and \S+instances/image1\.png\): .*"
+            r"instance 2 lies on class 1 \(100 px\), class 2 \(145 px\)",
+        ),
+    ],
+)
+def test_found_when_pixels_are_read(dataset, change, options, message):
+    change(dataset)
+    with pytest.raises(InputError, match=message):
+        run(dataset, **options)
 
 
-def test_two_files_for_one_image(dataset):
-    np.save(dataset.preds / "image1.npy", dataset.guesses[1])
-    check(dataset, r"1 prediction\(s\) in two files each:\n  image1\.npy and image1\.png")
-    (dataset.preds / "image1.npy").rename(dataset.semantic / "image2.npy")
-    check(dataset, r"share:\n  image2\.npy and image2\.png")
-
-
-def test_folders_that_are_not_there(dataset, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"--predictions: no such folder or JSON.*nope"):
-        run(dataset, predictions=str(tmp_path / "nope"))
-    with pytest.raises(FileNotFoundError, match=r"--semantic: no such folder.*nope"):
-        run(dataset, semantic=str(tmp_path / "nope"))
-    with pytest.raises(NotADirectoryError, match=r"--instances: no such folder.*classes\.txt"):
-        run(dataset, instances=str(dataset.classes))
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    (empty / "a.jpg").write_text("")
-    with pytest.raises(ValueError, match=r"--predictions: no label map .*empty \(1 other entries"):
-        run(dataset, predictions=str(empty))
-
-
-def test_lists(dataset, tmp_path):
-    chosen = tmp_path / "val.txt"
-    chosen.write_text("image1\nimage9\n")
-    check(
-        dataset,
-        r"1 image\(s\) of --list without a semantic map in \S+semantic:\n  image9",
-        image_list=str(chosen),
-    )
-    chosen.write_text("image1\nimage1\n")
-    with pytest.raises(ValueError, match=r"line 2: image 'image1' is listed twice"):
-        run(dataset, image_list=str(chosen))
-    chosen.write_text("../image1\n")
-    with pytest.raises(ValueError, match=r"line 1: expected an image id"):
-        run(dataset, image_list=str(chosen))
-    with pytest.raises(FileNotFoundError, match=r"nope\.txt"):
-        run(dataset, image_list=str(tmp_path / "nope.txt"))
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"predictions": "nope"},
+            FileNotFoundError,
+            r"--predictions: no such folder or .*nope",
+        ),
+        ({"semantic": "nope"}, FileNotFoundError, r"--semantic: no such folder.*nope"),
+        ({"instances": "classes.txt"}, NotADirectoryError, r"--instances: no such .*classes\.txt"),
+        (
+            {"predictions": "empty"},
+            ValueError,
+            r"--predictions: no label map .*empty \(1 other",
+        ),
+        ({"image_list": "nope.txt"}, FileNotFoundError, r"nope\.txt"),
+        (
+            {"image_list": "unknown"},
+            InputError,
+            r"1 image\(s\) of --list without a semantic map in \S+semantic:\n  image9",
+        ),
+        ({"image_list": "twice"}, ValueError, r"line 2: image 'image1' is listed twice"),
+        ({"image_list": "climbing"}, ValueError, r"line 1: expected an image id"),
+    ],
+)
+def test_paths_and_lists(dataset, tmp_path, options, error, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.jpg").write_text("")
+    (tmp_path / "unknown").write_text("image1\nimage9\n")
+    (tmp_path / "twice").write_text("image1\nimage1\n")
+    (tmp_path / "climbing").write_text("../image1\n")
+    with pytest.raises(error, match=message):
+        run(dataset, **{name: str(tmp_path / path) for name, path in options.items()})
 
 
 @pytest.mark.parametrize(
@@ -234,29 +257,28 @@ def test_options_that_do_not_go_together(dataset, changes, message):
         Inputs(**{**dataset.options, **changes})
 
 
-def test_class_names(dataset):
-    with pytest.raises(FileNotFoundError, match=r"--classes: neither 'voc', .*did you mean 'voc'"):
-        run(dataset, classes="vocc")
-    dataset.classes.write_text("background\ncat\n\ndog\n")
-    with pytest.raises(ValueError, match=r"classes\.txt, line 3: empty"):
-        run(dataset)
-    dataset.classes.write_text("background\ncat\ndog\ncat\n")
-    with pytest.raises(ValueError, match=r"line 4: 'cat' again, as in line 2"):
-        run(dataset)
-    dataset.classes.write_bytes(b"background\n\xff\xfe\n")
-    with pytest.raises(ValueError, match=r"class names are UTF-8 text"):
-        run(dataset)
-    dataset.classes.write_text("\n")
-    with pytest.raises(ValueError, match=r"no class name in it"):
-        run(dataset)
-    with pytest.raises(ValueError, match=r"--classes: the number counts background.* got 0"):
-        run(dataset, classes="0")
-    # A list without background may lack it, or have none: asked, since it cannot be known.
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"", {"classes": "vocc"}, r"--classes: neither 'voc', .*did you mean 'voc'"),
+        (b"", {"classes": "0"}, r"--classes: the number counts background.* got 0"),
+        (b"background\ncat\n\ndog\n", {}, r"classes\.txt, line 3: empty"),
+        (b"background\ncat\ndog\ncat\n", {}, r"line 4: .*'cat'.* line 2"),
+        (b"background\n\xff\xfe\n", {}, r"class names are UTF-8 text"),
+        (b"\n", {}, r"no class name in it"),
+        # A list without background may lack it, or have none: asked, since it cannot be known.
+        (b"cat\ndog\nbird\nhorse\n", {}, r"no class is called 'background'.*--stuff NAME.*--no-st"),
+        (b"cat\ndog\n", {"stuff": ("cats",)}, r"--stuff: unknown value 'cats'.*mean 'cat'\?"),
+    ],
+)
+def test_class_names(dataset, content, options, message):
+    dataset.classes.write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(dataset, **options)
+
+
+def test_a_named_stuff_class_takes_the_place_of_background(dataset):
     dataset.classes.write_text("cat\ndog\nbird\nhorse\n")
-    with pytest.raises(ValueError, match=r"no class is called 'background'.*--stuff NAME.*--no-st"):
-        run(dataset)
-    with pytest.raises(ValueError, match=r"--stuff: unknown value 'cats'.*did you mean 'cat'\?"):
-        run(dataset, stuff=("cats",))
     assert run(dataset, stuff=("cat",)).options["stuff"] == [0]
 
 
@@ -272,12 +294,6 @@ def test_settings_are_checked(dataset):
     for text in ("0/3", "4/3", "1/0", "1", "a/b", "-1/3"):
         with pytest.raises(ValueError, match=rf"--shard must be i/n .*got '{text}'"):
             parse_shard(text)
-
-
-def test_names_that_cannot_be_written(dataset):
-    for folder in (dataset.preds, dataset.semantic, dataset.instances):
-        (folder / "image1.png").rename(folder / "im\nage.png")
-    check(dataset, r"unprintable characters:\n  'im\\nage'")
 
 
 def spoil(path, change):
@@ -320,7 +336,8 @@ SIZE = {"size": [40, 50], "counts": "abc"}
 )
 def test_json_predictions(dataset, sem_seg_json, change, message):
     spoil(sem_seg_json, change)
-    check(dataset, message, predictions=str(sem_seg_json))
+    with pytest.raises(InputError, match=message):
+        prepare(Inputs(**{**dataset.options, "predictions": str(sem_seg_json)}))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +351,8 @@ def test_json_predictions(dataset, sem_seg_json, change, message):
 )
 def test_json_predictions_of_wrong_pixels(dataset, sem_seg_json, change, message):
     spoil(sem_seg_json, change)
-    scoring(dataset, message, predictions=str(sem_seg_json))
+    with pytest.raises(InputError, match=message):
+        run(dataset, predictions=str(sem_seg_json))
 
 
 def test_json_names_that_climb_lead_nowhere(dataset, sem_seg_json):

@@ -115,10 +115,7 @@ def draw_annotation_files(
 
 
 def _draw_lvis(
-    rng: np.random.Generator,
-    counts: Sequence[tuple[str, int, int]],
-    size: np.ndarray,
-    share: float,
+    rng: np.random.Generator, counts: Sequence[tuple[str, int, int]], size: np.ndarray, share: float
 ) -> Objects:
     """LVIS's objects: every category in as many images, as often, as was published."""
     images, categories, sides = [], [], []

@@ -64,11 +64,7 @@ def draw_maps(
 
 
 def draw_folders(
-    folder: str | os.PathLike[str],
-    *,
-    images: int,
-    size: tuple[int, int] = VOC_SIZE,
-    seed: int = 0,
+    folder: str | os.PathLike[str], *, images: int, size: tuple[int, int] = VOC_SIZE, seed: int = 0
 ) -> list[str]:
     """Draw images with 1 to 8 instances as PNGs, ``<number>.png`` in each of :data:`FOLDERS`.
 

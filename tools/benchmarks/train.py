@@ -319,7 +319,4 @@ def _differences(plain: OurSteps, other: OurSteps, batch: Any) -> dict[str, floa
         gradients.append([p.grad.float() / scale for p in parameters])
     distance = torch.stack(torch._foreach_norm(torch._foreach_sub(*gradients))).norm()
     length = torch.stack(torch._foreach_norm(gradients[0])).norm()
-    return {
-        "loss": abs(losses[1] / losses[0] - 1),
-        "gradient": (distance / length).item(),
-    }
+    return {"loss": abs(losses[1] / losses[0] - 1), "gradient": (distance / length).item()}

@@ -16,7 +16,7 @@ from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.image_sources import ImageSource
 from d2_smallobj.annotations.label_rules import dict_annotations
 from d2_smallobj.annotations.panoptic import segments_of
-from d2_smallobj.data.things import no_semantics
+from d2_smallobj.data.registered_classes import no_semantics
 
 TOLD = {
     "map": "instances are those of ins_seg_file_name",
