@@ -92,7 +92,7 @@ def drawn_discs(discs: Sequence[tuple[float, float, float]], size: int, name: st
 def drawn_sizes(
     count: int = 24, smallest: float = 8.0, largest: float = 200.0
 ) -> list[LabelledImage]:
-    """Draw the removal curve's scenes: one disc each, of geometrically growing diameter in pixels."""
+    """Draw the removal curve's scenes: one disc each, of geometrically growing diameter."""
     size = round(1.2 * largest)
     diameters = np.geomspace(smallest, largest, count)
     return [
