@@ -30,9 +30,7 @@ from d2_smallobj.annotations.classes import Stuff, stuff_beside_background
 from d2_smallobj.annotations.image_sources import ImageSource, SourceReader
 from d2_smallobj.annotations.label_rules import VOID, without_stuff
 from d2_smallobj.annotations.truth import (
-    AnnotationTruth,
     GroundTruth,
-    SourceTruth,
     TruthImage,
     choose,
 )
@@ -226,20 +224,14 @@ class RegisteredTruth:
         images = [self._image(*pair) for pair in zip(self._records, sources)]
         if listed is not None:
             images = choose(images, listed, f"data set {self.name!r}")
-        painted = all(source.kind == "json" and source.semantic is None for source in sources)
-        if painted and sources and self._reads.rule is None and self._reads.unannotated == 0:
-            # What needs no label map to be counted is counted without one.
-            truth = AnnotationTruth(self._finder.annotations, self._finder.json_file)
-            truth.images = images
-            truth.class_names, truth.stuff = self.class_names, self.stuff
-            truth.json_classes = self._finder.json_classes
-            return truth
         kinds = {source.kind for source in sources}
         reads = self._reads
         if "json" in kinds:
             reads = dataclasses.replace(reads, annotations=self._finder.annotations)
-        remarks = () if self._finder.listed else self.decided
-        return SourceTruth(images, reads, remarks, json_classes=self._finder.json_classes)
+        truth = GroundTruth(images, reads, json_classes=self._finder.json_classes)
+        if not (self._finder.listed or (sources and truth.painted)):
+            truth.remarks = tuple(self.decided)
+        return truth
 
     def _source(self, record: Mapping[str, Any]) -> ImageSource:
         """Where the maps of an image are."""
@@ -300,15 +292,12 @@ class RegisteredTruth:
         stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
         if not set(str(image_id)) & set("/\\"):
             stems.append(str(image_id))
-        plain = self._reads.rule is None and source.kind in ("map", "components")
         return TruthImage(
             str(image_id),
             tuple(dict.fromkeys([*stems, *map(bare_name, stems)])),
-            semantic=source.semantic if plain else None,
-            instances=source.instances if plain else None,
-            annotation_id=source.number,
-            picture=picture,
-            source=source,
+            source,
+            picture,
+            translated=self._reads.rule is not None,
         )
 
     # ---- What is registered -------------------------------------------------------------------
