@@ -39,18 +39,13 @@ class Components:
 
 
 def label_components(mask: np.ndarray) -> tuple[int, np.ndarray]:
-    """Number the 8-connected components of a mask.
-
-    Args:
-        mask: (H, W) bool or uint8, nonzero = inside.
+    """Number the 8-connected components of a mask, (H, W) bool or uint8, nonzero = inside.
 
     Returns:
-        The number K of components and an int32 (H, W) map: 0 outside, 1..K inside, in raster
-        order of OpenCV's choosing.
+        The number K of components and an int32 (H, W) map: 0 outside, 1..K inside.
 
     Raises:
-        TypeError: if ``mask`` is not a bool or uint8 array.
-        ValueError: if ``mask`` is not two-dimensional.
+        TypeError, ValueError: if ``mask`` is not a two-dimensional bool or uint8 array.
     """
     if not isinstance(mask, np.ndarray) or mask.dtype not in (np.bool_, np.uint8):
         got = getattr(mask, "dtype", type(mask).__name__)

@@ -178,14 +178,7 @@ def bootstrap_figures(
 ) -> list[dict[str, np.ndarray]]:
     """Compute the figures of every resample, the same resamples for all methods.
 
-    Args:
-        scores: one entry a method, all with the same images.
-        samples: number of resamples.
-        seed: of the generator.
-        progress: called with the number of resamples in each finished block.
-
-    Returns:
-        For every method float64 (samples,) by figure; without images, (0,).
+    Returns float64 (samples,) by figure for every method; without images, (0,).
     """
     images = len(scores[0].sums.images)
     joint = joint_sums([method.sums for method in scores])

@@ -119,15 +119,8 @@ def swap_test(
 ) -> list[dict[str, float]]:
     """Two-sided p-values of paired differences by swapping images; see :func:`paired`.
 
-    Args:
-        scores: one entry a method, all with the same images and ground truth.
-        pairs: positions of the methods to compare.
-        samples: number of draws.
-        seed: of the generator; all pairs share the draws.
-        progress: called with the number of draws of each block that is done.
-
-    Returns:
-        For every pair the p-value by figure, NaN where the figure is undefined.
+    ``pairs`` are positions in ``scores``, which have the same images and ground truth. Returns
+    the p-value by figure for every pair, NaN where the figure is undefined.
     """
     images = len(scores[0].sums.images)
     whole = joint_sums([method.sums for method in scores]).totals(np.ones((1, images)))
