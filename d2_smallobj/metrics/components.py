@@ -75,8 +75,8 @@ def class_components(
         skip: label values that form no component (background, ignore).
         only: label values to look at, less those in ``skip``; ``None`` = all.
         filled: take components as filled outer contours, as the authors' code does
-            (docs/method.md#official-mode): a blob inside another blob's hole belongs to that
-            blob. The hole's own pixels carry another label, so they stay out of ``map`` and
+            (docs/method.md#official-mode): a component inside another one's hole belongs to
+            it. The hole's own pixels carry another label, so they stay out of ``map`` and
             ``area``, and count in ``filled_area`` alone.
 
     Returns:

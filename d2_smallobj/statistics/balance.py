@@ -136,7 +136,7 @@ def size_statistics(
     names = tuple(all_names[number] for number in things)
     objects = ~np.isin(sizes.class_ids, np.asarray(stuff, np.int64))
     class_ids = sizes.class_ids[objects]
-    # 1.. in the order of the classes; ids beyond them stay what they are, to be refused.
+    # 1.. in the order of the classes; other ids stay as they are and are errors below.
     ranks = np.where(np.isin(class_ids, things), np.searchsorted(things, class_ids) + 1, class_ids)
     counts = class_size_counts(
         ranks,
@@ -177,19 +177,19 @@ def class_size_counts(
         raise ValueError(f"class_ids: must be in 1..{num_classes}, got {np.unique(wrong)[:10]}")
     position = bins.positions(areas, image_areas)
     inside = position < len(bins)
-    cell = (class_ids[inside] - 1) * len(bins) + position[inside]
-    return np.bincount(cell, minlength=num_classes * len(bins)).reshape(num_classes, len(bins))
+    place = (class_ids[inside] - 1) * len(bins) + position[inside]
+    return np.bincount(place, minlength=num_classes * len(bins)).reshape(num_classes, len(bins))
 
 
 def normalized_entropy(counts: ArrayLike) -> float:
     """Entropy of the counts, as a share of the largest possible.
 
     Args:
-        counts: non-negative numbers of any shape; zeros count as cells.
+        counts: non-negative numbers of any shape; zeros count, too.
 
     Returns:
-        −Σ p log p / log(number of cells): 1 if all cells are equal, 0 if one holds everything;
-        NaN without any count, or with fewer than two cells.
+        −Σ p log p / log(number of counts): 1 if all are equal, 0 if one holds everything;
+        NaN without any count, or with fewer than two.
 
     Example:
         >>> normalized_entropy([5, 5, 0, 0])
@@ -200,7 +200,7 @@ def normalized_entropy(counts: ArrayLike) -> float:
     if total == 0 or counts.size < 2:
         return float("nan")
     share = counts[counts > 0] / total
-    # max: -0.0 of a single cell reads badly.
+    # max: -0.0 of a single count reads badly.
     return max(0.0, float(-(share * np.log(share)).sum() / np.log(counts.size)))
 
 
@@ -208,10 +208,10 @@ def coefficient_of_variation(counts: ArrayLike) -> float:
     """Standard deviation (of the population) over mean.
 
     Args:
-        counts: non-negative numbers of any shape; zeros count as cells.
+        counts: non-negative numbers of any shape; zeros count, too.
 
     Returns:
-        0 if all cells are equal; sqrt(number of cells − 1) if one holds everything; NaN without
+        0 if all are equal; sqrt(number of counts − 1) if one holds everything; NaN without
         any count.
 
     Example:

@@ -138,7 +138,7 @@ def bootstrap(
     in which a figure is undefined is left out of its interval.
 
     Args:
-        run: the records, counts and images; an :class:`.accumulator.Accumulator` will do.
+        run: the records, counts and images; e.g. an :class:`.accumulator.Accumulator`.
         class_names: C names.
         stuff: ids of the stuff classes.
         size_bins: exclusive upper bounds by name.

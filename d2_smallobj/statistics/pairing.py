@@ -76,7 +76,7 @@ def paired(
     bootstrap, it is valid at any number of images, and no class ever goes missing.
 
     Args:
-        first: the method that is subtracted; an :class:`.accumulator.Accumulator` will do.
+        first: the method that is subtracted; e.g. an :class:`.accumulator.Accumulator`.
         second: the other one.
         class_names: C names.
         stuff: ids of the stuff classes.
