@@ -9,7 +9,8 @@ import pickle
 import numpy as np
 import pytest
 
-from d2_smallobj.metrics import Accumulator, accumulator
+from d2_smallobj.metrics import Accumulator
+from d2_smallobj.metrics import accumulator as module
 
 NAMES = ["background", "a", "b"]
 
@@ -179,5 +180,5 @@ def test_settings_are_checked_at_once():
 
 
 def test_the_example_in_the_docstring_runs():
-    result = doctest.testmod(accumulator)
+    result = doctest.testmod(module)
     assert (result.failed, result.attempted > 2) == (0, True)
