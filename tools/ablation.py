@@ -17,11 +17,11 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-try:
-    from d2_smallobj.config import EWC_STEPS
+from d2_smallobj.utils.cli import readable_errors
+
+with readable_errors():
     from d2_smallobj.engine import build_config
     from d2_smallobj.engine.setup import check_datasets
     from d2_smallobj.experiments.ablation import KINDS, Ablation, build_variants
@@ -31,9 +31,6 @@ try:
         split_by_method,
         write_all_tables,
     )
-except (ValueError, ImportError) as error:
-    # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
-    sys.exit(f"error: {error}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,27 +51,24 @@ def parse_arguments() -> argparse.Namespace:
         "--lambda-online", type=float, nargs="+", help="one variant each; default: EWC.LAMBDA"
     )
     parser.add_argument("--lambda-empirical", type=float, nargs="+", help="one variant each")
-    parser.add_argument("--ewc-step", choices=EWC_STEPS, help="default: SMALLOBJ.EWC.STEP")
     return parser.parse_args()
 
 
 def build_ablations(args: argparse.Namespace) -> list[Ablation]:
-    """One ablation for each method; their config and data sets are checked."""
+    """Build one ablation for each method; check their configs and data sets."""
     cfg = build_config(args.config_file, args.opts)
     if not 0 < cfg.SMALLOBJ.TASK_A.ITERS < cfg.SOLVER.MAX_ITER:
         raise ValueError(
             f"{args.config_file}: the ablation needs two tasks; SMALLOBJ.TASK_A.ITERS must be "
             f"between 1 and {cfg.SOLVER.MAX_ITER - 1}, got {cfg.SMALLOBJ.TASK_A.ITERS}"
         )
-    node = cfg.SMALLOBJ.EWC
     ablation = Ablation(
         train_net=Path(__file__).with_name("train_net.py"),
         config_file=args.config_file,
         output_dir=args.output_dir,
         variants=build_variants(
-            args.lambda_online or [node.LAMBDA],
-            args.lambda_empirical or [node.LAMBDA],
-            args.ewc_step or node.STEP,
+            args.lambda_online or [cfg.SMALLOBJ.EWC.LAMBDA],
+            args.lambda_empirical or [cfg.SMALLOBJ.EWC.LAMBDA],
             args.variants,
         ),
         seeds=args.seeds,
@@ -88,10 +82,12 @@ def build_ablations(args: argparse.Namespace) -> list[Ablation]:
 
 
 def main() -> None:
-    """Run what is missing; write the tables of what is complete."""
+    """Run all incomplete runs; write the tables of the complete ones."""
     args = parse_arguments()
-    run_and_report(args, build_ablations, lambda runs: write_all_tables(runs, args.output_dir))
+    ablations = build_ablations(args)
+    run_and_report(args, ablations, lambda: write_all_tables(ablations, args.output_dir))
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 r"""Draw predictions of several checkpoints side by side, with the IoU of every small instance.
 
-The images are those with the most small instances of at least --min-area pixels, whatever the
-models make of them.
+The images are those with the most small instances of at least --min-area pixels.
 
 Example:
     python tools/draw_gallery.py --config-file configs/demo_sbce.yaml --output docs/demo.png \
@@ -12,21 +11,23 @@ Example:
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from d2_smallobj import TwoTaskTrainer
-from d2_smallobj.annotations.label_maps import read_label_map
-from d2_smallobj.data import build_test_loader, dataset_dicts
-from d2_smallobj.engine import SafeCheckpointer, build_config
-from d2_smallobj.metrics import COCO_SIZE_BINS, match_image
-from d2_smallobj.report.drawing import GalleryRow, draw_gallery
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from d2_smallobj.utils.cli import readable_errors
+
+with readable_errors():
+    from d2_smallobj import TwoTaskTrainer
+    from d2_smallobj.annotations.label_maps import read_label_map
+    from d2_smallobj.data import build_test_loader, dataset_dicts
+    from d2_smallobj.engine import SafeCheckpointer, build_config
+    from d2_smallobj.metrics import COCO_SIZE_BINS, match_image
+    from d2_smallobj.report.drawing import GalleryRow, draw_gallery
+    from detectron2.config import CfgNode
+    from detectron2.data import MetadataCatalog
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,21 +49,19 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Predict, match, draw."""
     args = parse_arguments()
-    try:
-        cfg = build_config(args.config_file, args.opts)
-        dataset = cfg.DATASETS.TEST[0]
-        chosen = most_small_instances(dataset_dicts([dataset]), args.num_images, args.min_area)
-        models = {}
-        for entry in args.weights:
-            name, separator, path = entry.partition("=")
-            if not separator:
-                raise ValueError(f"--weights takes NAME=FILE, got {entry!r}")
-            models[name] = load_model(cfg, path)
-        inputs = [x[0] for x in build_test_loader(cfg, dataset) if x[0]["file_name"] in chosen]
-        rows = [make_row(cfg, x, models) for x in inputs]
-        draw_gallery(args.output, rows, MetadataCatalog.get(dataset).stuff_colors)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    cfg = build_config(args.config_file, args.opts)
+    dataset = cfg.DATASETS.TEST[0]
+    chosen = most_small_instances(dataset_dicts([dataset]), args.num_images, args.min_area)
+    models = {}
+    for entry in args.weights:
+        name, separator, path = entry.partition("=")
+        if not separator:
+            raise ValueError(f"--weights takes NAME=FILE, got {entry!r}")
+        models[name] = TwoTaskTrainer.build_model(cfg).eval()
+        SafeCheckpointer(models[name]).load(path, complete=True)
+    inputs = [x[0] for x in build_test_loader(cfg, dataset) if x[0]["file_name"] in chosen]
+    rows = [make_row(cfg, x, models) for x in inputs]
+    draw_gallery(args.output, rows, MetadataCatalog.get(dataset).stuff_colors)
     print(f"wrote {args.output}")
 
 
@@ -76,13 +75,6 @@ def most_small_instances(dicts: Sequence[dict[str, Any]], count: int, min_area: 
 
     ranked = sorted(dicts, key=small, reverse=True)
     return {x["file_name"] for x in ranked[:count]}
-
-
-def load_model(cfg: CfgNode, path: str) -> torch.nn.Module:
-    """The config's model with the weights of a checkpoint, in evaluation mode."""
-    model = TwoTaskTrainer.build_model(cfg)
-    SafeCheckpointer(model).load(path, complete=True)
-    return model.eval()
 
 
 @torch.no_grad()
@@ -108,4 +100,5 @@ def make_row(cfg: CfgNode, x: dict[str, Any], models: dict[str, torch.nn.Module]
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

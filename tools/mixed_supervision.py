@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 r"""Compare mixed supervision (few masks, many boxes) with its baselines over several seeds.
 
-Full supervision; the masks only; boxes taken for masks; boxes doubted, without and with
-bootstrapping; and the latter with size weights, throughout or as the size-balanced loss in the
-second half. Run it again after an interruption: complete runs are kept, the others resume. Writes
-mixed.csv and mixed.md into --output-dir.
+Full supervision; the masks only; boxes taken for masks; boxes with label uncertainty, without and
+with bootstrapping; and the latter with size weights, throughout or as the size-balanced loss in
+the second half. Run it again after an interruption: complete runs are kept, the others resume.
+Writes mixed.csv and mixed.md into --output-dir.
 
 Examples:
     python tools/mixed_supervision.py --config-file configs/demo_mixed.yaml --seeds 0 1 2
@@ -15,23 +15,16 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-try:
+from d2_smallobj.utils.cli import readable_errors
+
+with readable_errors():
     from d2_smallobj.engine import build_config
     from d2_smallobj.engine.setup import check_datasets
+    from d2_smallobj.experiments import mixed_supervision as mixed
     from d2_smallobj.experiments.ablation import write_tables
-    from d2_smallobj.experiments.mixed_supervision import (
-        COLUMNS,
-        KINDS,
-        MixedSupervision,
-        build_variants,
-    )
     from d2_smallobj.experiments.sweep import add_run_arguments, run_and_report
-except (ValueError, ImportError) as error:
-    # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
-    sys.exit(f"error: {error}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_run_arguments(parser, config_file="configs/demo_mixed.yaml", output_dir="output/mixed")
-    parser.add_argument("--variants", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--variants", nargs="*", choices=mixed.KINDS, default=list(mixed.KINDS))
     parser.add_argument(
         "--vary",
         nargs="+",
@@ -52,8 +45,8 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_comparison(args: argparse.Namespace) -> MixedSupervision:
-    """The runs; config, data sets and every variant are checked."""
+def build_comparison(args: argparse.Namespace) -> mixed.MixedSupervision:
+    """Build the runs; check config, data sets and every variant."""
     cfg = build_config(args.config_file, args.opts)
     fraction = cfg.SMALLOBJ.SUPERVISION.MASK_FRACTION
     if fraction == 1:
@@ -66,11 +59,11 @@ def build_comparison(args: argparse.Namespace) -> MixedSupervision:
         if not values:
             raise ValueError(f"--vary {key}: give the values after the key")
         varied.setdefault(key, []).extend(values)
-    variants = build_variants(fraction, cfg.SOLVER.MAX_ITER, args.variants, varied)
+    variants = mixed.build_variants(fraction, cfg.SOLVER.MAX_ITER, args.variants, varied)
     for variant in variants:
         build_config(args.config_file, [*args.opts, *variant.options])
     check_datasets(cfg)
-    return MixedSupervision(
+    return mixed.MixedSupervision(
         train_net=Path(__file__).with_name("train_net.py"),
         config_file=args.config_file,
         output_dir=args.output_dir,
@@ -82,14 +75,12 @@ def build_comparison(args: argparse.Namespace) -> MixedSupervision:
 
 
 def main() -> None:
-    """Run what is missing; write the tables of what is complete."""
+    """Run all incomplete runs; write the tables of the complete ones."""
     args = parse_arguments()
-    run_and_report(
-        args,
-        lambda args: [build_comparison(args)],
-        lambda runs: write_tables(runs, args.output_dir, "mixed", COLUMNS),
-    )
+    runs = [build_comparison(args)]
+    run_and_report(args, runs, lambda: write_tables(runs, args.output_dir, "mixed", mixed.COLUMNS))
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

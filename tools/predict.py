@@ -17,21 +17,16 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from torch import nn
+from d2_smallobj.utils.cli import readable_errors
+from d2_smallobj.utils.messages import itemized
 
-try:
+with readable_errors():
     from d2_smallobj import TwoTaskTrainer
     from d2_smallobj.data import dataset_dicts
     from d2_smallobj.engine import SafeCheckpointer, build_config, prediction
     from d2_smallobj.modeling.inference import build_inference
-    from d2_smallobj.utils.messages import itemized
-    from detectron2.config import CfgNode
-except (ValueError, ImportError) as error:
-    # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
-    sys.exit(f"error: {error}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -51,43 +46,31 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_writers(
-    cfg: CfgNode, args: argparse.Namespace, model: nn.Module
-) -> list[prediction.Writer]:
-    """What is written of every image."""
-    writers: list[prediction.Writer] = [prediction.LabelWriter(args.output)]
-    if args.overlay:
-        writers.append(prediction.OverlayWriter(args.output / "overlay", cfg.INPUT.FORMAT))
-    if args.uncertainty:
-        writers.append(prediction.SigmaWriter(args.output / "uncertainty", model))
-    return writers
-
-
 def main() -> None:
     """Predict every image; those that cannot be read are named at the end."""
     args = parse_arguments()
-    try:
-        crf = ["SMALLOBJ.TEST.CRF.ENABLED", "True"] if args.crf else []
-        cfg = build_config(args.config_file, [*args.opts, *crf])
-        if args.input:
-            dicts = prediction.find_images(args.input, args.output)
-        else:
-            dicts = dataset_dicts(cfg.DATASETS.TEST[:1])
-        if not cfg.MODEL.WEIGHTS:
-            raise ValueError("MODEL.WEIGHTS must name a checkpoint, got ''")
-        model = TwoTaskTrainer.build_model(cfg).eval()
-        SafeCheckpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS, complete=True)
-        problems = prediction.predict(
-            build_inference(cfg, model, always=True),
-            prediction.build_prediction_loader(cfg, dicts),
-            build_writers(cfg, args, model),
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    crf = ["SMALLOBJ.TEST.CRF.ENABLED", "True"] if args.crf else []
+    cfg = build_config(args.config_file, [*args.opts, *crf])
+    if args.input:
+        dicts = prediction.find_images(args.input, args.output)
+    else:
+        dicts = dataset_dicts(cfg.DATASETS.TEST[:1])
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS must name a checkpoint, got ''")
+    model = TwoTaskTrainer.build_model(cfg).eval()
+    SafeCheckpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS, complete=True)
+    problems = prediction.predict(
+        build_inference(cfg, model, always=True),
+        prediction.build_prediction_loader(cfg, dicts),
+        prediction.PredictionWriter(
+            args.output, cfg.INPUT.FORMAT, overlay=args.overlay, uncertainty=args.uncertainty
+        ),
+    )
     print(f"wrote {len(dicts) - len(problems)} label maps to {args.output}")
     if problems:
-        sys.exit(f"error: {itemized(f'of {len(dicts)} images could not be read', problems)}")
+        raise ValueError(itemized(f"of {len(dicts)} images could not be read", problems))
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

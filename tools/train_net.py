@@ -18,29 +18,26 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections import OrderedDict
 
 # Before torch loads its OpenMP: threads that wait actively for a core that another program has
 # make training on a busy CPU many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-try:
+from d2_smallobj.utils.cli import readable_errors
+
+with readable_errors():
     from d2_smallobj import TwoTaskTrainer
     from d2_smallobj.engine import SafeCheckpointer, build_config, setup
     from d2_smallobj.engine.distributed import check_batch_size, run
     from d2_smallobj.engine.setup import check_architecture, check_datasets
-    from d2_smallobj.utils.cli import user_message
     from detectron2.engine import default_argument_parser
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm
-except (ValueError, ImportError) as error:
-    # D2_SMALLOBJ_HOST is wrong or cannot be had, or a package is missing.
-    sys.exit(f"error: {error}")
 
 
 def check(args: argparse.Namespace, processes: int) -> None:
-    """Find a wrong key or a missing file before any process is started: it is one line then."""
+    """Check config and files before any process starts, so that an error is one line."""
     cfg = build_config(args.config_file, args.opts)
     check_architecture(cfg)
     if not args.eval_only:
@@ -71,11 +68,6 @@ def main(args: argparse.Namespace) -> OrderedDict | None:
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser(epilog=__doc__).parse_args()
-    try:
+    with readable_errors():
+        arguments = default_argument_parser(epilog=__doc__).parse_args()
         run(main, arguments, lambda processes: check(arguments, processes))
-    except Exception as error:
-        message = user_message(error)
-        if message is None:
-            raise
-        sys.exit(f"error: {message}")

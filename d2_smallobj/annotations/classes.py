@@ -55,6 +55,8 @@ COCO_CLASS_NAMES = (
 """COCO's 80 thing categories in the order of their ids, contiguous: 81 with background."""
 
 Stuff = Union[Sequence[Union[str, int]], str, None]
+DEMO_CLASS_NAMES = ("background", "ball", "crate", "star", "leaf", "ring", "kite")
+"""Classes of the demo scenes."""
 BUILT_IN = {"voc": VOC_CLASS_NAMES, "coco": COCO_CLASS_NAMES}
 
 # 0 is background, 255 means ignored.

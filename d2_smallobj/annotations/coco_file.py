@@ -1,7 +1,9 @@
-"""Reading COCO and LVIS annotation files: what is needed of them, checked, and little memory.
+"""Read COCO and LVIS annotation files and the masks in them.
 
 The files are large (COCO 2017 train: 450 MB, LVIS v1: 1.1 GB). Only the fields named here are
-decoded; segmentations stay the bytes of the file until somebody asks for one.
+decoded; segmentations stay the bytes of the file until somebody asks for one. Run lengths are
+decoded here and not by pycocotools, whose C code would write counts that do not fit the image
+beyond it. Legend: H, W height and width of the image.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -26,10 +28,12 @@ Id = Union[int, str]
 _Text = Optional[str]
 _Ids = Optional[list[Id]]
 _Flag = Union[int, bool, None]
+# Coordinates beyond this are an error: rasterising such polygons would take all memory.
+_LARGEST_COORDINATE = 1e5
 
 
 class ImageEntry(msgspec.Struct, frozen=True, gc=False):
-    """An entry of ``images``; sizes in pixels. The lists of category ids are LVIS's."""
+    """An entry of ``images``; sizes in pixels; only LVIS has the lists of category ids."""
 
     id: Id
     height: int
@@ -139,7 +143,7 @@ def read_annotation_file(path: str | os.PathLike[str], kind: str) -> AnnotationF
     ]
     images = {image.id: image for image in content.images}
     categories = {category.id: category for category in content.categories}
-    problems += _strays(content.annotations, images.keys(), categories.keys())
+    problems += _strays(content.annotations, images, categories)
     if problems:
         raise ValueError(f"{path}: {itemized('error(s)', problems)}")
     return AnnotationFile(path, kind, images, categories, content.annotations)
@@ -177,19 +181,18 @@ def _bad_images(images: Sequence[ImageEntry]) -> list[str]:
 
 
 def _strays(
-    annotations: Iterable[AnnotationEntry], images: Iterable[Id], categories: Iterable[Id]
+    annotations: Iterable[AnnotationEntry], images: Collection[Id], categories: Collection[Id]
 ) -> list[str]:
     """Annotations of images or categories that do not exist."""
     problems = []
-    images, categories = set(images), set(categories)
     for annotation in annotations:
         where = f"annotation {annotation.id}"
         if annotation.image_id not in images:
-            missing = f"image {annotation.image_id!r}, which is not in the file"
-            problems.append(f"{where} belongs to {missing}")
+            image = f"image {annotation.image_id!r}"
+            problems.append(f"{where} belongs to {image}, which is not in the file")
         if annotation.category_id not in categories:
-            missing = f"category {annotation.category_id!r}, which is not in the file"
-            problems.append(f"{where} has {missing}")
+            category = f"category {annotation.category_id!r}"
+            problems.append(f"{where} has {category}, which is not in the file")
     return problems
 
 
@@ -209,17 +212,12 @@ def _explain(path: Path, kind: str, data: bytes) -> None:
         for entry in entries:
             missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if missing:
-                shown = f"{entry!r:.200}"
-                raise ValueError(f"{path}: an entry of {section!r} lacks {missing}: {shown}")
+                raise ValueError(f"{path}: an entry of {section!r} lacks {missing}: {entry!r:.200}")
 
 
 def id_order(identity: Id) -> tuple[bool, Id]:
     """Sorting key for ids: numbers before texts, which cannot be compared with each other."""
     return isinstance(identity, str), identity
-
-
-_FARTHEST = 1e5
-"""Polygon coordinates beyond this are an error; rasterising them would take all memory."""
 
 
 def decode_mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
@@ -241,7 +239,8 @@ def decode_mask(segmentation: Any, height: int, width: int, where: str) -> np.nd
             ``where``.
     """
     if isinstance(segmentation, list):
-        return _decode_polygons(segmentation, height, width, where)
+        encoded = _encode_polygons(segmentation, height, width, where)
+        return coco_mask.decode(encoded).astype(bool)
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
         raise ValueError(
             f"{where}: a segmentation is a list of polygons or a run-length dict with 'size' and "
@@ -273,12 +272,10 @@ def encode_mask(segmentation: Any, height: int, width: int, where: str) -> dict[
 
 
 def parse_runs(text: str | bytes, where: str) -> list[int]:
-    """Read COCO's compressed run lengths: base-48 digits of 5 bits, least significant first.
+    """Read COCO's compressed run lengths; ValueError for bytes outside the code.
 
-    From the third run on, the difference to the run two before is stored.
-
-    Raises:
-        ValueError: a character outside the code, or an end within a number.
+    They are digits of 5 bits, least significant first; from the third run on, the difference to
+    the run two before is stored.
     """
     data = text.encode("utf-8") if isinstance(text, str) else text
     runs: list[int] = []
@@ -319,20 +316,13 @@ def _decode_runs(runs: Any, height: int, width: int, where: str) -> np.ndarray:
     return flat.reshape(width, height).T
 
 
-def _decode_polygons(polygons: list[Any], height: int, width: int, where: str) -> np.ndarray:
-    """Rasterise the union of polygons as COCO does: bool (H, W)."""
-    runs = _encode_polygons(polygons, height, width, where)
-    return coco_mask.decode(runs).astype(bool)
-
-
 def _encode_polygons(polygons: list[Any], height: int, width: int, where: str) -> dict[str, Any]:
     """Compressed run lengths of the union of polygons."""
-    outlines = [_check_polygon(polygon, where) for polygon in polygons]
-    outlines = [outline for outline in outlines if len(outline) >= 6]
+    checked = [_check_polygon(polygon, where) for polygon in polygons]
+    outlines = [outline for outline in checked if len(outline) >= 6]
     if not outlines:
-        return coco_mask.frPyObjects(
-            {"size": [height, width], "counts": [height * width]}, height, width
-        )
+        empty = {"size": [height, width], "counts": [height * width]}
+        return coco_mask.frPyObjects(empty, height, width)
     return coco_mask.merge(coco_mask.frPyObjects(outlines, height, width))
 
 
@@ -348,7 +338,7 @@ def _check_polygon(polygon: Any, where: str) -> list[float]:
         raise ValueError(
             f"{where}: a polygon is a flat list of x, y pairs, got {_shorten(polygon)}"
         )
-    if not (np.abs(coordinates) <= _FARTHEST).all():  # NaN fails this as well
+    if not (np.abs(coordinates) <= _LARGEST_COORDINATE).all():  # NaN fails this as well
         raise ValueError(
             f"{where}: polygon coordinates must be finite and near the image, got "
             f"{_shorten(polygon)}"
@@ -356,7 +346,7 @@ def _check_polygon(polygon: Any, where: str) -> list[float]:
     return coordinates.tolist()
 
 
-def _shorten(value: Any, length: int = 60) -> str:
+def _shorten(value: Any) -> str:
     """The beginning of a value's repr."""
     text = repr(value[:20] if isinstance(value, Sequence) else value)
-    return text if len(text) <= length else f"{text[:length]}..."
+    return text if len(text) <= 60 else f"{text[:60]}..."

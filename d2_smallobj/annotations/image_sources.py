@@ -1,8 +1,7 @@
-"""Ground truth of a registered data set, image by image: where it is, and how it is read.
+"""Read the ground truth of an image from label maps, panoptic PNGs or annotations.
 
-What is decided about an image is an :class:`ImageSource`; reading it needs neither torch nor
-detectron2, so that every process can. Legend: H, W height and width of an image; C number of
-classes.
+An :class:`ImageSource` names its files; reading them needs neither torch nor detectron2.
+Legend: H, W height and width of an image; C number of classes.
 """
 
 from __future__ import annotations
@@ -74,6 +73,56 @@ class ImageSource:
 
 
 @dataclasses.dataclass(frozen=True)
+class TruthImage:
+    """One image of the ground truth.
+
+    Attributes:
+        image_id: its name in the results.
+        stems: names under which its prediction is looked for, in this order.
+        source: where its maps are.
+        picture: file of the picture itself, if it is known.
+        translated: whether a label rule changes the stored labels.
+    """
+
+    image_id: str
+    stems: tuple[str, ...]
+    source: ImageSource
+    picture: str | None = None
+    translated: bool = False
+
+    @classmethod
+    def of_files(cls, image_id: str, semantic: str, instances: str | None = None) -> TruthImage:
+        """Make an image of one or two label maps; without instances, components are instances."""
+        kind = "components" if instances is None else "map"
+        return cls(image_id, (image_id,), ImageSource(image_id, semantic, kind, instances))
+
+    @property
+    def semantic(self) -> str | None:
+        """File of the semantic map, if the file holds it as it is scored."""
+        return self.source.semantic if self._stored else None
+
+    @property
+    def instances(self) -> str | None:
+        """File of the instance map, if the file holds it as it is scored."""
+        return self.source.instances if self._stored else None
+
+    @property
+    def where(self) -> str:
+        """Name in messages."""
+        return self.source.semantic or f"image {self.image_id}"
+
+    @property
+    def both(self) -> str:
+        """Name of the two maps in messages."""
+        instances = self.source.instances
+        return f"{self.where} and {instances}" if instances else self.where
+
+    @property
+    def _stored(self) -> bool:
+        return self.source.kind in ("map", "components") and not self.translated
+
+
+@dataclasses.dataclass(frozen=True)
 class SourceReader:
     """Reads what :class:`ImageSource` tells; picklable.
 
@@ -86,9 +135,9 @@ class SourceReader:
         annotations: the data set's annotation file, if an image needs it.
     """
 
-    class_names: Sequence[str]
-    stuff: tuple[int, ...]
-    ignore_label: int
+    class_names: Sequence[str] | None = None
+    stuff: tuple[int, ...] | None = None
+    ignore_label: int | None = None
     unannotated: int = 0
     rule: LabelRule | None = None
     annotations: InstanceAnnotations | None = None

@@ -1,91 +1,89 @@
-"""Where ground truth comes from: folders of label maps, or COCO or LVIS annotations.
+"""Open the ground truth of a data set: label maps, COCO, LVIS, panoptic files, Cityscapes.
 
-All of them are picklable, so that every process can read its own images.
+A :class:`GroundTruth` is picklable, so that every process can read its own images.
 Legend: H, W height and width of an image.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
-from typing import Protocol
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from d2_smallobj.annotations.classes import stuff_beside_background
+from d2_smallobj.annotations.cityscapes import (
+    BENCHMARK_LABELS,
+    BENCHMARK_STUFF,
+    bare_name,
+    instance_ids_beside,
+)
 from d2_smallobj.annotations.coco import IGNORE_LABEL, InstanceAnnotations
-from d2_smallobj.annotations.image_sources import ImageSource, SourceReader
-from d2_smallobj.annotations.label_maps import LabelFolder, label_size, read_labels
-from d2_smallobj.annotations.label_rules import VOID, without_stuff
+from d2_smallobj.annotations.dataset_files import FileCheck
+from d2_smallobj.annotations.image_sources import ImageSource, SourceReader, TruthImage
+from d2_smallobj.annotations.label_maps import LabelFolder
+from d2_smallobj.annotations.label_rules import VOID
+from d2_smallobj.annotations.panoptic import read_panoptic_file
 from d2_smallobj.utils.problems import Problems
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+# Of the maps, of the picture, and of what detectron2's own evaluator writes.
+_CITYSCAPES_SUFFIXES = (
+    "",
+    "_leftImg8bit",
+    "_gtFine_labelIds",
+    "_gtFine_labelTrainIds",
+    "_leftImg8bit_pred",
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class TruthImage:
-    """One image of the ground truth.
-
-    Attributes:
-        image_id: its name in the results.
-        stems: names under which its prediction is looked for, in this order.
-        semantic: file of the semantic map, or ``None`` if it is painted from annotations.
-        instances: file of the instance map, or ``None``.
-        annotation_id: its id in the annotation file, or ``None``.
-        picture: the picture itself, if it is known.
-        source: how a registered data set's maps are read, where they are no files that could be
-            read as they are.
-    """
-
-    image_id: str
-    stems: tuple[str, ...]
-    semantic: str | None = None
-    instances: str | None = None
-    annotation_id: int | None = None
-    picture: str | None = None
-    source: ImageSource | None = None
-
-    @property
-    def where(self) -> str:
-        """What messages call it."""
-        own = None if self.source is None else self.source.semantic
-        return self.semantic or own or f"image {self.image_id}"
-
-    @property
-    def both(self) -> str:
-        """What messages call its two maps together."""
-        own = None if self.source is None else self.source.instances
-        instances = self.instances or own
-        return f"{self.where} and {instances}" if instances else self.where
-
-
-class GroundTruth(Protocol):
+class GroundTruth:
     """Ground truth of a data set.
 
-    Attributes:
+    Args:
         images: its images, in any order.
+        reader: reads them.
+        remarks: what was decided about it without being asked for, one sentence each.
+        json_classes: class by the ``category_id`` that detectron2's evaluator writes for it;
+            ``None``: that is the class.
+
+    Attributes:
+        images: as given; also ``json_classes`` and ``remarks``.
         class_names: names of its classes; ``None``: it has none.
         stuff: ids of the classes without instances; ``None``: it does not know.
         ignore_label: its label of ignored pixels; ``None``: it has none of its own.
-        void_instance: instance id of pixels that belong to no instance that could be told;
-            ``None``: there is none.
-        json_classes: class by the ``category_id`` that detectron2's evaluator writes for it;
-            ``None``: that is the class.
-        remarks: what was decided about it without being asked for, one sentence each.
+        annotations: the annotation file that images are painted from; ``None``: there is none.
+        void_instance: instance id of pixels whose instance is unknown.
     """
 
-    images: list[TruthImage]
-    class_names: tuple[str, ...] | None
-    stuff: tuple[int, ...] | None
-    ignore_label: int | None
-    void_instance: int | None
-    json_classes: Mapping[int, int] | None
-    remarks: Sequence[str]
+    void_instance = VOID
 
-    def choose_stuff(self, stuff: tuple[int, ...] | None) -> None:
-        """Let other classes be stuff than the ground truth itself says."""
+    def __init__(
+        self,
+        images: Iterable[TruthImage],
+        reader: SourceReader | None = None,
+        *,
+        remarks: Sequence[str] = (),
+        json_classes: Mapping[int, int] | None = None,
+    ) -> None:
+        reader = reader or SourceReader()
+        self.images = list(images)
+        self.class_names = None if reader.class_names is None else tuple(reader.class_names)
+        self.stuff = None if reader.stuff is None else tuple(reader.stuff)
+        self.ignore_label = reader.ignore_label
+        self.annotations = reader.annotations
+        self.json_classes = json_classes
+        self.remarks = tuple(remarks)
+        self._given = reader
+
+    @property
+    def painted(self) -> bool:
+        """Whether all maps are painted from the annotation file, above background."""
+        plain = self._given.rule is None and self._given.unannotated == 0
+        sources = [image.source for image in self.images]
+        return plain and all(s.kind == "json" and s.semantic is None for s in sources)
 
     def size(self, image: TruthImage) -> tuple[int, int]:
         """Height and width of an image, without decoding it.
@@ -93,6 +91,7 @@ class GroundTruth(Protocol):
         Raises:
             OSError, ValueError: a file is missing or no label map, or two differ in size.
         """
+        return self._reader.size(image.source)
 
     def read(self, image: TruthImage) -> tuple[np.ndarray, np.ndarray | None]:
         """Semantic map and instance map, both integer (H, W); ``None``: there are no instances.
@@ -100,56 +99,39 @@ class GroundTruth(Protocol):
         Raises:
             OSError, ValueError: a file or annotation is missing or malformed; names it.
         """
+        return self._reader.read(image.source)
 
+    def without_images(self) -> GroundTruth:
+        """A copy for other processes, to which self-contained images are sent one by one."""
+        lean = copy.copy(self)
+        lean.images, lean.annotations = [], None
+        return lean
 
-class FileTruth:
-    """Ground truth in files.
+    def self_contained(self, image: TruthImage) -> TruthImage:
+        """The image with its annotations, so that it can be read without the annotation file."""
+        source = image.source
+        if source.kind != "json":
+            return image
+        found, size = self.annotations.annotations, self.annotations.image_size
+        contained = dataclasses.replace(
+            source,
+            name=str(self.annotations.path),
+            kind="annotations",
+            annotations=tuple(found(source.number)),
+            size=size(source.number),
+        )
+        return dataclasses.replace(image, source=contained)
 
-    Args:
-        images: with ``semantic``, and ``instances`` where there are any.
-        class_names: names of the classes, if they are known.
-        stuff: ids of the classes without instances, if they are known.
-        ignore_label: label of ignored pixels, if it is known.
-    """
-
-    void_instance = VOID
-    json_classes: Mapping[int, int] | None = None
-    remarks: Sequence[str] = ()
-
-    def __init__(
-        self,
-        images: Iterable[TruthImage],
-        *,
-        class_names: Sequence[str] | None = None,
-        stuff: Sequence[int] | None = None,
-        ignore_label: int | None = None,
-    ) -> None:
-        self.images = list(images)
-        self.class_names = None if class_names is None else tuple(class_names)
-        self.stuff = None if stuff is None else tuple(stuff)
-        self.ignore_label = ignore_label
-
-    def choose_stuff(self, stuff: tuple[int, ...] | None) -> None:
-        """See :meth:`GroundTruth.choose_stuff`."""
-        self.stuff = stuff
-
-    def size(self, image: TruthImage) -> tuple[int, int]:
-        """See :meth:`GroundTruth.size`."""
-        size = label_size(image.semantic)
-        if image.instances is not None:
-            other = label_size(image.instances)
-            if other != size:
-                raise ValueError(
-                    f"{image.instances}: height x width {_x(other)}, but {_x(size)} in "
-                    f"{image.semantic}"
-                )
-        return size
-
-    def read(self, image: TruthImage) -> tuple[np.ndarray, np.ndarray | None]:
-        """See :meth:`GroundTruth.read`."""
-        semantic = read_labels(image.semantic)
-        instances = None if image.instances is None else read_labels(image.instances)
-        return semantic, _things_only(self, semantic, instances)
+    @property
+    def _reader(self) -> SourceReader:
+        named = self.class_names is not None
+        return dataclasses.replace(
+            self._given,
+            class_names=self.class_names if named else (),
+            stuff=(self.stuff or ()) if named else (),
+            ignore_label=IGNORE_LABEL if self.ignore_label is None else self.ignore_label,
+            annotations=self.annotations,
+        )
 
 
 def folder_truth(
@@ -157,7 +139,7 @@ def folder_truth(
     instances: str | os.PathLike[str] | None = None,
     *,
     listed: Sequence[str] | None = None,
-) -> FileTruth:
+) -> GroundTruth:
     """Ground truth in one or two folders of label maps of the same names.
 
     Args:
@@ -190,54 +172,14 @@ def folder_truth(
                 " one, name them with --list)",
                 stem,
             )
-        images.append(TruthImage(stem, (stem,), folder.find(stem), found))
+        images.append(TruthImage.of_files(stem, folder.find(stem), found))
     problems.raise_if_any()
-    return FileTruth(images)
+    return GroundTruth(images)
 
 
-class SourceTruth:
-    """Ground truth of a registered data set.
-
-    Args:
-        images: with their ``source``.
-        reader: reads it.
-        remarks: see :class:`GroundTruth`.
-        json_classes: see :class:`GroundTruth`.
-    """
-
-    void_instance = VOID
-
-    def __init__(
-        self,
-        images: Iterable[TruthImage],
-        reader: SourceReader,
-        remarks: Sequence[str] = (),
-        *,
-        json_classes: Mapping[int, int] | None = None,
-    ) -> None:
-        self.images = list(images)
-        self.json_classes = json_classes
-        self.remarks = tuple(remarks)
-        self.class_names = tuple(reader.class_names)
-        self.stuff = tuple(reader.stuff)
-        self.ignore_label = reader.ignore_label
-        self._reader = reader
-
-    def choose_stuff(self, stuff: tuple[int, ...] | None) -> None:
-        """See :meth:`GroundTruth.choose_stuff`."""
-        self.stuff = tuple(stuff or ())
-        self._reader = dataclasses.replace(self._reader, stuff=self.stuff)
-
-    def size(self, image: TruthImage) -> tuple[int, int]:
-        """See :meth:`GroundTruth.size`."""
-        return self._reader.size(image.source)
-
-    def read(self, image: TruthImage) -> tuple[np.ndarray, np.ndarray | None]:
-        """See :meth:`GroundTruth.read`."""
-        return self._reader.read(image.source)
-
-
-class AnnotationTruth:
+def annotation_truth(
+    annotations: InstanceAnnotations, *, listed: Sequence[str] | None = None
+) -> GroundTruth:
     """Ground truth painted from a COCO or LVIS annotation file, the largest annotation first.
 
     The prediction of an image is looked for under the name of its picture
@@ -245,70 +187,120 @@ class AnnotationTruth:
 
     Args:
         annotations: the annotation file, with its classes.
-        source: what messages call it.
         listed: the images to score, by picture name or id; default: all.
-
-    Attributes:
-        annotations: as given.
 
     Raises:
         InputError: a listed image is not in the file.
     """
-
-    void_instance = VOID
-    json_classes: Mapping[int, int] | None = None
-    remarks: Sequence[str] = ()
-    # Pixels without annotation are background.
-    stuff: tuple[int, ...] = (0,)
-
-    def __init__(
-        self,
-        annotations: InstanceAnnotations,
-        source: str | os.PathLike[str],
-        *,
-        listed: Sequence[str] | None = None,
-    ) -> None:
-        self.annotations = annotations
-        self.class_names = tuple(annotations.class_names)
-        self.ignore_label = IGNORE_LABEL
-        images = [self._image(number) for number in annotations.image_ids]
-        self.images = images if listed is None else choose(images, listed, str(source))
-
-    def choose_stuff(self, stuff: tuple[int, ...] | None) -> None:
-        """See :meth:`GroundTruth.choose_stuff`."""
-        self.stuff = stuff
-
-    def size(self, image: TruthImage) -> tuple[int, int]:
-        """See :meth:`GroundTruth.size`."""
-        return self.annotations.image_size(image.annotation_id)
-
-    def read(self, image: TruthImage) -> tuple[np.ndarray, np.ndarray | None]:
-        """See :meth:`GroundTruth.read`."""
-        semantic, instances = self.annotations.maps(image.annotation_id)
-        return semantic, _things_only(self, semantic, instances)
-
-    def _image(self, number: int) -> TruthImage:
-        names = [str(number).zfill(12), str(number)]
+    path, images = str(annotations.path), []
+    for number in annotations.image_ids:
         try:
-            file_name = self.annotations.file_name(number).replace("\\", "/")
+            name = annotations.file_name(number).replace("\\", "/")
         except ValueError:
-            file_name = ""  # An image without a name is found by its id alone.
+            name = ""  # An image without a name is found by its id alone.
         # The last part only, and it is only compared: it cannot lead anywhere.
-        names.insert(0, PurePosixPath(file_name).stem)
-        return TruthImage(
-            str(number), tuple(dict.fromkeys(filter(None, names))), annotation_id=number
+        stems = filter(None, (PurePosixPath(name).stem, str(number).zfill(12), str(number)))
+        source = ImageSource(path, kind="json", number=number)
+        images.append(TruthImage(str(number), tuple(dict.fromkeys(stems)), source))
+    if listed is not None:
+        images = choose(images, listed, path)
+    # Pixels without annotation are background.
+    reader = SourceReader(annotations.class_names, (0,), IGNORE_LABEL, annotations=annotations)
+    return GroundTruth(images, reader)
+
+
+def panoptic_truth(
+    json_file: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    listed: Sequence[str] | None = None,
+) -> GroundTruth:
+    """Ground truth in COCO's panoptic format.
+
+    The classes are the categories in ascending order of their ids, and ``isthing`` tells which
+    are stuff. Predictions are looked for under the name of the PNG, of the picture, and the id.
+
+    Args:
+        json_file: with ``annotations`` and ``categories``.
+        folder: of the PNGs.
+        listed: the images to score, by name or id; default: all.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such file or folder.
+        ValueError: the file is malformed.
+        InputError: PNGs are missing, or a listed image is not in the file.
+    """
+    content = read_panoptic_file(json_file)
+    folder = os.fspath(folder)
+    os.listdir(folder)  # Raises for what is no folder.
+    files, problems, images = FileCheck("", ""), Problems(), []
+    for entry, segments in zip(content.entries, content.segments):
+        # The last part only: it cannot lead out of the folder.
+        name = PurePosixPath(entry.file_name.replace("\\", "/")).name
+        path = os.path.join(folder, name)
+        number = str(entry.image_id)
+        picture = content.pictures.get(entry.image_id, "").replace("\\", "/")
+        stems = [PurePosixPath(name).stem, PurePosixPath(picture).stem, number.zfill(12), number]
+        source = ImageSource(name, None, "panoptic", path, segments)
+        images.append(TruthImage(number, tuple(dict.fromkeys(filter(None, stems))), source))
+        if not files.exists(path):
+            problems.add(f"panoptic PNG(s) of {json_file} that are not in {folder}", name)
+    if listed is not None:
+        images = choose(images, listed, str(json_file))
+    else:
+        problems.raise_if_any()
+    ignore_label = 255 if len(content.class_names) <= 255 else 65535
+    reader = SourceReader(content.class_names, content.stuff, ignore_label)
+    return GroundTruth(images, reader, json_classes=content.class_ids)
+
+
+def cityscapes_truth(
+    folder: str | os.PathLike[str], *, listed: Sequence[str] | None = None
+) -> GroundTruth:
+    """Ground truth of Cityscapes: the 19 classes of the benchmark, as train ids.
+
+    Args:
+        folder: ``gtFine``, or a split or a city of it.
+        listed: the images to score, as ``<city>_<sequence>_<frame>``; default: all.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such folder.
+        InputError: instance maps are missing, or a listed image is not there.
+        ValueError: there is no label map in it.
+    """
+    os.listdir(folder)  # Raises for what is no folder.
+    found: dict[str, str] = {}
+    for path in sorted(Path(folder).rglob("*_label*Ids.png")):
+        if instance_ids_beside(str(path)) is not None:
+            # labelIds come before labelTrainIds, which are made of them.
+            found.setdefault(bare_name(path.stem), str(path))
+    if not found:
+        raise ValueError(
+            f"--cityscapes: no *_gtFine_labelIds.png in {folder} or below it; give gtFine or a "
+            "split of it"
         )
-
-
-def _things_only(
-    truth: GroundTruth, semantic: np.ndarray, instances: np.ndarray | None
-) -> np.ndarray | None:
-    """Remove what is annotated of classes that are stuff here: no segment of it is an instance."""
-    if truth.class_names is None:
-        return instances
-    declared = stuff_beside_background(truth.stuff, truth.class_names)
-    label = IGNORE_LABEL if truth.ignore_label is None else truth.ignore_label
-    return without_stuff(semantic, instances, declared, label)
+    files, problems, images = FileCheck("", ""), Problems(), []
+    for name, semantic in found.items():
+        instances = instance_ids_beside(semantic)
+        if not files.exists(instances):
+            problems.add("instance map(s) missing beside the label map", instances)
+        source = ImageSource(
+            name,
+            semantic,
+            "cityscapes",
+            instances,
+            label_ids=semantic.endswith("_labelIds.png"),
+        )
+        stems = tuple(f"{name}{suffix}" for suffix in _CITYSCAPES_SUFFIXES)
+        picture = semantic.replace(f"{os.sep}gtFine{os.sep}", f"{os.sep}leftImg8bit{os.sep}")
+        picture = os.path.join(os.path.dirname(picture), f"{name}_leftImg8bit.png")
+        found_picture = picture if files.exists(picture) else None
+        images.append(TruthImage(name, stems, source, found_picture))
+    if listed is not None:
+        images = choose(images, [bare_name(entry) for entry in listed], str(folder))
+    else:
+        problems.raise_if_any()
+    return GroundTruth(images, SourceReader(tuple(BENCHMARK_LABELS), BENCHMARK_STUFF, 255))
 
 
 def choose(images: Sequence[TruthImage], listed: Sequence[str], source: str) -> list[TruthImage]:
@@ -320,10 +312,6 @@ def choose(images: Sequence[TruthImage], listed: Sequence[str], source: str) -> 
             problems.add(f"image(s) of --list that {source} does not have", name)
     problems.raise_if_any()
     return list({by_name[name].image_id: by_name[name] for name in listed}.values())
-
-
-def _x(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
 
 
 def with_pictures(truth: GroundTruth, folder: str | os.PathLike[str]) -> GroundTruth:

@@ -17,7 +17,7 @@ from d2_smallobj.annotations.cityscapes import (
     cityscapes_dicts,
     cityscapes_rule,
 )
-from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, DEMO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.dataset_files import (
     COCO_FOLDER,
     COCO_YEARS,
@@ -34,7 +34,6 @@ from d2_smallobj.annotations.image_lists import coco_dicts, voc_dicts
 from d2_smallobj.annotations.label_maps import voc_palette
 from d2_smallobj.annotations.label_rules import LabelRule, identity_rule
 from d2_smallobj.demo.dataset import (
-    DEMO_CLASS_NAMES,
     PREPARE_COMMAND,
     PSEUDO_LABELS,
     ensure_demo,

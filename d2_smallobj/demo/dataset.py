@@ -34,12 +34,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import encode_label_map
 from d2_smallobj.demo.scenes import Scene, draw_pseudo_label, draw_scene
-from d2_smallobj.demo.shapes import OBJECT_CLASSES
 
-DEMO_CLASS_NAMES = ("background", *(kind.name for kind in OBJECT_CLASSES))
-"""Class names of the demo, background first."""
 PSEUDO_LABELS = "PseudoLabels/demo"
 """Folder of the pseudo labels within VOC2012."""
 PREPARE_COMMAND = "python datasets/prepare_demo.py"

@@ -20,8 +20,7 @@ _LARGEST_SHARE_OF_SCENE = 0.73
 _LEAST_VISIBLE = 0.55
 """An object that would show less than this share of itself is put elsewhere."""
 _MOST_SHARED = 0.35
-"""So is one that would cover more than this share of its own kind, or be covered: a small ball
-within a large ball is rare in photographs."""
+"""As is one that would cover more than this share of another of its class, or be covered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +68,9 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
 
 
 def _choose_objects(rng: np.random.Generator, size: int) -> list[Stamp]:
-    """Choose classes and sizes and draw the objects, largest first.
+    """Choose two to four classes, and sizes, and draw the objects, largest first.
 
-    Two to four classes share a scene, as in photographs; an object may come with a few of its
-    kind and size, which is where pseudo labels merge neighbours.
+    An object may come with a few of its class and size, where pseudo labels merge neighbours.
     """
     kinds = rng.choice(len(OBJECT_CLASSES), size=int(rng.integers(2, 5)), replace=False) + 1
     largest = min(LARGEST_SIDE, _LARGEST_SHARE_OF_SCENE * size)
@@ -92,8 +90,7 @@ def _place(
 ) -> list[tuple[Stamp, int, int]]:
     """Find places where every object stays visible enough; returns them from back to front.
 
-    An object for which no place is found in a few tries is left out: crowding, not a class or a
-    size, decides that.
+    An object for which no place is found in a few tries is left out.
     """
     placed: list[tuple[Stamp, int, int]] = []
     depth = np.zeros((size, size), np.int16)
@@ -195,7 +192,7 @@ def _background(rng: np.random.Generator, size: int) -> Array:
 
 
 def _draw_distractor(rng: np.random.Generator, canvas: Array) -> None:
-    """Draw one thing of no class: a bar, a scribble or a shapeless patch of any colour."""
+    """Draw an object of no class: a scribble or a shapeless patch of any colour."""
     size = canvas.shape[0]
     colour = hsv_to_rgb(rng.uniform(0, 360), rng.uniform(0.1, 0.55), rng.uniform(0.3, 0.9))
     mask = np.zeros((size, size), np.uint8)

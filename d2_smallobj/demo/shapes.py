@@ -44,14 +44,6 @@ HUE_SPREAD = 20.0
 """Half the width of a class's hues in degrees: those of some neighbours overlap."""
 
 
-def _ball_inside(u: Array, v: Array) -> Array:
-    return u * u + v * v < 1.0
-
-
-def _crate_inside(u: Array, v: Array) -> Array:
-    return (np.abs(u) < 0.8) & (np.abs(v) < 0.6)
-
-
 def _star_inside(u: Array, v: Array) -> Array:
     # Straight edges between five tips at radius 1 and five notches at radius 0.5.
     angle = np.mod(np.arctan2(v, u), 2 * np.pi / 5)
@@ -61,27 +53,9 @@ def _star_inside(u: Array, v: Array) -> Array:
     return radius * (np.sin(angle) * -along + np.cos(angle) * across) < across
 
 
-def _leaf_inside(u: Array, v: Array) -> Array:
-    # A lens: two discs of radius 1.25 whose centres lie 0.75 beside the long axis.
-    return np.maximum(u**2 + (v - 0.75) ** 2, u**2 + (v + 0.75) ** 2) < 1.25**2
-
-
 def _ring_inside(u: Array, v: Array) -> Array:
     squared = u * u + v * v
     return (squared < 1.0) & (squared > 0.45**2)
-
-
-def _kite_inside(u: Array, v: Array) -> Array:
-    # A quadrilateral of two triangles, the front one short, the rear one long.
-    return np.abs(v) / 0.7 < np.where(u > 0, 1.0 - u / 0.55, 1.0 + u)
-
-
-def _ball_pattern(u: Array, v: Array, r: float, period: float) -> Array:
-    return 1.0 - 2.0 * np.clip((u + 0.35) ** 2 + (v + 0.35) ** 2, 0.0, 1.0)
-
-
-def _crate_pattern(u: Array, v: Array, r: float, period: float) -> Array:
-    return np.where(np.mod(v * r / period, 1.0) < 0.7, 0.6, -1.0)
 
 
 def _star_pattern(u: Array, v: Array, r: float, period: float) -> Array:
@@ -100,18 +74,43 @@ def _ring_pattern(u: Array, v: Array, r: float, period: float) -> Array:
 
 
 def _kite_pattern(u: Array, v: Array, r: float, period: float) -> Array:
-    return np.where(
-        (np.mod(u * r / period, 1.0) < 0.5) ^ (np.mod(v * r / period, 1.0) < 0.5), 0.8, -0.8
-    )
+    rows, columns = (np.mod(w * r / period, 1.0) < 0.5 for w in (u, v))
+    return np.where(rows ^ columns, 0.8, -0.8)
 
 
 OBJECT_CLASSES = (
-    ObjectClass("ball", _ball_inside, _ball_pattern, float(np.pi), 5.0),
-    ObjectClass("crate", _crate_inside, _crate_pattern, 1.92, 35.0),
+    ObjectClass(
+        "ball",
+        lambda u, v: u * u + v * v < 1.0,
+        lambda u, v, r, period: 1.0 - 2.0 * np.clip((u + 0.35) ** 2 + (v + 0.35) ** 2, 0.0, 1.0),
+        area=float(np.pi),
+        hue=5.0,
+    ),
+    ObjectClass(
+        "crate",
+        lambda u, v: (np.abs(u) < 0.8) & (np.abs(v) < 0.6),
+        lambda u, v, r, period: np.where(np.mod(v * r / period, 1.0) < 0.7, 0.6, -1.0),
+        area=1.92,
+        hue=35.0,
+    ),
     ObjectClass("star", _star_inside, _star_pattern, float(5 * 0.5 * np.sin(np.pi / 5)), 62.0),
-    ObjectClass("leaf", _leaf_inside, _leaf_pattern, 1.3964, 115.0),
+    ObjectClass(
+        "leaf",
+        # A lens: two discs of radius 1.25 whose centres lie 0.75 beside the long axis.
+        lambda u, v: np.maximum(u**2 + (v - 0.75) ** 2, u**2 + (v + 0.75) ** 2) < 1.25**2,
+        _leaf_pattern,
+        area=1.3964,
+        hue=115.0,
+    ),
     ObjectClass("ring", _ring_inside, _ring_pattern, float(np.pi * (1 - 0.45**2)), 205.0),
-    ObjectClass("kite", _kite_inside, _kite_pattern, 1.085, 240.0),
+    ObjectClass(
+        "kite",
+        # A quadrilateral of two triangles, the front one short, the rear one long.
+        lambda u, v: np.abs(v) / 0.7 < np.where(u > 0, 1.0 - u / 0.55, 1.0 + u),
+        _kite_pattern,
+        area=1.085,
+        hue=240.0,
+    ),
 )
 """The demo's object classes; class id = position + 1, 0 is the background."""
 

@@ -110,11 +110,11 @@ class Place:
     """The place of this process among all of a training.
 
     Attributes:
-        launcher: what started it, for messages.
-        rank: its number, from 0.
-        world_size: the number of processes.
-        local_rank: its number on its machine, which is also that of its GPU.
-        local_size: the number of processes on each machine.
+        launcher: that started it.
+        rank: from 0.
+        world_size: number of processes.
+        local_rank: on its machine, also the index of its GPU.
+        local_size: processes on each machine.
         url: where they meet.
     """
 
@@ -273,11 +273,9 @@ def run(
 def _run_and_leave(
     main: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace
 ) -> None:
-    """Call main, then leave the group, which detectron2's launch does not.
-
-    A process that ends while gloo's threads run aborts now and then, its work done.
-    """
     main(arguments)
+    # detectron2's launch does not leave the group, and a process that ends while gloo's threads
+    # run sometimes aborts.
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -6,13 +6,12 @@ import contextlib
 import dataclasses
 import errno
 import json
-import logging
 import math
 import os
 import re
 import signal
 import traceback
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import distributed as dist
 
 from d2_smallobj.utils.files import atomic_write_text
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventStorage, get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 
 NAN_FILE = "nan_batch.json"
 _KEPT_KEYS = ("file_name", "sem_seg_file_name", "stream_position")
@@ -249,25 +248,3 @@ def _signal_name(text: str) -> str:
         if signal.strsignal(number) == text:
             return f"{number.name} ({text})"
     return text
-
-
-class _TaskAdapter(logging.LoggerAdapter):
-    """Puts the current task before every message."""
-
-    def process(
-        self, msg: str, kwargs: MutableMapping[str, Any]
-    ) -> tuple[str, MutableMapping[str, Any]]:
-        task, _ = get_event_storage().latest().get("task", (1, 0))
-        return f"task {'A' if task == 1 else 'B'} {msg}", kwargs
-
-
-class TaskMetricPrinter(CommonMetricPrinter):
-    """detectron2's printer; every line starts with the task, e.g. ``task B  eta: ...``.
-
-    Args:
-        max_iter: the last iteration, for the estimated time.
-    """
-
-    def __init__(self, max_iter: int) -> None:
-        super().__init__(max_iter)
-        self.logger = _TaskAdapter(self.logger, {})

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.data import SemSegMapper
-from d2_smallobj.modeling.uncertain_segmentor import UncertainSegmentor
 from d2_smallobj.report.drawing import blend_labels
 from d2_smallobj.utils.files import atomic_write
 from d2_smallobj.utils.messages import itemized
@@ -28,10 +27,6 @@ from detectron2.data import build_detection_test_loader
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Suffixes of the files in a folder that are taken for images."""
-
-Writer = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
-"""Called as ``writer(name, output, x)`` for every image: its name without suffix, the model's
-output (``sem_seg``: probabilities (K, H, W)), and its mapped dataset dict."""
 
 
 def find_images(
@@ -117,14 +112,9 @@ class _TolerantMapper:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, loader: Iterable[list[dict[str, Any]]], writers: Sequence[Writer]
+    model: nn.Module, loader: Iterable[list[dict[str, Any]]], write: PredictionWriter
 ) -> list[str]:
-    """Predict all images and hand each to the writers.
-
-    Args:
-        model: in evaluation mode.
-        loader: from :func:`build_prediction_loader`.
-        writers: called for every image in this order.
+    """Predict and write all images of a :func:`build_prediction_loader` in evaluation mode.
 
     Returns:
         The errors of images that could not be read; all others are written.
@@ -137,74 +127,62 @@ def predict(
         problems += [x["error"] for x in batch if "error" in x]
         good = [x for x in batch if "error" not in x]
         for x, output in zip(good, model(good) if good else ()):
-            for write in writers:
-                write(str(x["image_id"]), output, x)
+            write(str(x["image_id"]), output, x["image"])
     return problems
 
 
-class LabelWriter:
-    """Writes ``<folder>/<name>.png``: the most probable class, P mode with the VOC palette.
+class PredictionWriter:
+    """Writes the predictions of an image below a folder, which is made when missing.
+
+    ``<name>.png``: the most probable class, P mode with the VOC palette. With ``overlay``
+    ``overlay/<name>.jpg``: the image under the colours of its label map. With ``uncertainty``
+    ``uncertainty/<name>.npy``, sigma as float16 (H, W), and ``uncertainty/<name>.png``, its grey.
 
     Args:
-        folder: where to write; made when missing.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-
-    def __call__(self, name: str, output: Mapping[str, Any], x: Mapping[str, Any]) -> None:
-        """Write one label map."""
-        write_label_map(output_path(self.folder, name, ".png"), most_probable(output))
-
-
-class OverlayWriter:
-    """Writes ``<folder>/<name>.jpg``: the image under the colours of its label map.
-
-    Args:
-        folder: where to write; made when missing.
+        folder: where to write.
         image_format: ``INPUT.FORMAT`` of the mapper, ``"BGR"`` or ``"RGB"``.
+        overlay: whether to write overlays.
+        uncertainty: whether to write sigma.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], image_format: str) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        image_format: str,
+        *,
+        overlay: bool = False,
+        uncertainty: bool = False,
+    ) -> None:
         self.folder = Path(folder)
         self.image_format = image_format
+        self.overlay = overlay
+        self.uncertainty = uncertainty
 
-    def __call__(self, name: str, output: Mapping[str, Any], x: Mapping[str, Any]) -> None:
-        """Write one picture."""
-        image = rgb_image(x["image"], self.image_format)
-        content = io.BytesIO()
-        overlay = Image.fromarray(blend_labels(image, most_probable(output)))
-        overlay.save(content, "JPEG", quality=90)
-        with atomic_write(output_path(self.folder, name, ".jpg")) as file:
-            file.write(content.getvalue())
+    def __call__(self, name: str, output: Mapping[str, Any], image: torch.Tensor) -> None:
+        """Write a model's output (``sem_seg``: (K, H, W)) for a mapper's image (3, H, W).
 
-
-class SigmaWriter:
-    """Writes ``<folder>/<name>.npy``, sigma as float16 (H, W), and ``<name>.png``, its grey.
-
-    Args:
-        folder: where to write; made when missing.
-        model: predicts sigma.
-
-    Raises:
-        ValueError: if the model predicts no sigma.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], model: nn.Module) -> None:
-        if not isinstance(model, UncertainSegmentor):
+        Raises:
+            ValueError: if sigma is wanted and the model predicts none.
+        """
+        if self.uncertainty and "sigma" not in output:
             raise ValueError(
-                f"--uncertainty: a {type(model).__name__} predicts no sigma; set "
-                "MODEL.META_ARCHITECTURE UncertainSegmentor and train it"
+                "--uncertainty: the model predicts no sigma; set MODEL.META_ARCHITECTURE "
+                "UncertainSegmentor and train it"
             )
-        self.folder = Path(folder)
-
-    def __call__(self, name: str, output: Mapping[str, Any], x: Mapping[str, Any]) -> None:
-        """Write the sigma of one image."""
-        sigma = output["sigma"]
-        with atomic_write(output_path(self.folder, name, ".npy")) as file:
-            largest = torch.finfo(torch.float16).max
-            np.save(file, sigma.clamp(max=largest).half().cpu().numpy(), allow_pickle=False)
-        write_label_map(output_path(self.folder, name, ".png"), grey_sigma(sigma), palette=False)
+        labels = most_probable(output)
+        write_label_map(output_path(self.folder, name, ".png"), labels)
+        if self.overlay:
+            content = io.BytesIO()
+            overlay = Image.fromarray(blend_labels(rgb_image(image, self.image_format), labels))
+            overlay.save(content, "JPEG", quality=90)
+            with atomic_write(output_path(self.folder / "overlay", name, ".jpg")) as file:
+                file.write(content.getvalue())
+        if self.uncertainty:
+            sigma, folder = output["sigma"], self.folder / "uncertainty"
+            with atomic_write(output_path(folder, name, ".npy")) as file:
+                largest = torch.finfo(torch.float16).max
+                np.save(file, sigma.clamp(max=largest).half().cpu().numpy(), allow_pickle=False)
+            write_label_map(output_path(folder, name, ".png"), grey_sigma(sigma), palette=False)
 
 
 def grey_sigma(sigma: torch.Tensor) -> np.ndarray:

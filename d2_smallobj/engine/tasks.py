@@ -29,13 +29,7 @@ TASK_A_CHECKPOINT = "model_task_a"
 def build_ewc(
     cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> ElasticWeightConsolidation | None:
-    """Build Fisher information and penalty of the run; None when it has no penalty.
-
-    Args:
-        cfg: the config.
-        model: wrapped in DDP or not; parameters are matched by their names in the bare model.
-        optimizer: only the parameters that it moves are held.
-    """
+    """Build Fisher information and penalty, if any, for the parameters that ``optimizer`` moves."""
     if not has_penalty(cfg):
         return None
     node = cfg.SMALLOBJ.EWC
@@ -48,12 +42,12 @@ def build_ewc(
 
 
 class TaskSwitch(HookBase):
-    """Sets the loss of the task that is on, and makes the switch when task A ends.
+    """Sets the loss of the current task, and switches when task A ends.
 
     At the end of task A the state is saved as ``model_task_a.pth`` (so that other second tasks
     can start from it), task A is evaluated, the Fisher information is completed and the anchor
     theta* is taken. All of it follows from the iteration number and the checkpoint, so that a
-    run killed at any moment does the same when it resumes.
+    run killed at any moment resumes identically.
 
     Args:
         cfg: the config.
@@ -73,34 +67,24 @@ class TaskSwitch(HookBase):
         self.evaluate = evaluate
         self.fisher_batches = fisher_batches
 
-    @property
-    def has_task_b(self) -> bool:
-        """Whether the run reaches task B."""
-        return self.task_a < self.cfg.SOLVER.MAX_ITER
+        self.has_task_b = self.task_a < cfg.SOLVER.MAX_ITER
 
     def before_train(self) -> None:
-        """Announce the schedule.
+        """Log the schedule.
 
         Raises:
-            ValueError: if a task is size-weighted and the model's loss knows no size weights.
+            ValueError: if a task is size-weighted and the model's loss cannot be.
         """
-        first = self.cfg.SMALLOBJ.TASK_A.LOSS
-        check_switchable(unwrap(self.trainer._trainer.model), self._losses())
-        if not self.has_task_b:
-            logger.info(f"One task: {first} for {self.task_a} iterations")
-            return
-        logger.info(
-            f"Task A: {first} for {self.task_a} iterations; task B: "
-            f"{self.cfg.SMALLOBJ.TASK_B.LOSS} for {self.cfg.SOLVER.MAX_ITER - self.task_a}"
-        )
-
-    def _losses(self) -> dict[str, str]:
-        """The losses of the tasks that the run has, by config key."""
-        node = self.cfg.SMALLOBJ
+        node, rest = self.cfg.SMALLOBJ, self.cfg.SOLVER.MAX_ITER - self.task_a
         losses = {"SMALLOBJ.TASK_A.LOSS": node.TASK_A.LOSS} if self.task_a > 0 else {}
         if self.has_task_b:
             losses["SMALLOBJ.TASK_B.LOSS"] = node.TASK_B.LOSS
-        return losses
+        check_switchable(unwrap(self.trainer._trainer.model), losses)
+        first = f"{node.TASK_A.LOSS} for {self.task_a} iterations"
+        if self.has_task_b:
+            logger.info(f"Task A: {first}; task B: {node.TASK_B.LOSS} for {rest}")
+        else:
+            logger.info(f"One task: {first}")
 
     def before_step(self) -> None:
         """Set the task of this iteration; switch when task A has just ended."""
@@ -113,24 +97,24 @@ class TaskSwitch(HookBase):
         set_loss(unwrap(step.model), node.LOSS)
 
     def after_step(self) -> None:
-        """Save the state at the end of task A (the iteration counts as done)."""
+        """Save the state at the end of task A, after its last iteration."""
         if self.has_task_b and self.trainer.iter + 1 == self.task_a:
             self.trainer.checkpointer.save(TASK_A_CHECKPOINT)
 
     def _start_task_b(self) -> None:
-        """Switch, or pick up a task B that a resumed checkpoint is already in."""
+        """Switch, or continue the task B of a resumed checkpoint."""
         ewc = self.trainer._trainer.ewc
-        resumed = self.trainer.iter > self.task_a
-        if resumed:
-            if ewc is not None and not ewc.anchored:
+        if self.trainer.iter > self.task_a:
+            if ewc is None:
+                return
+            if not ewc.anchored:
                 raise ValueError(
                     f"the checkpoint of iteration {self.trainer.iter} is inside task B (which "
                     f"starts at {self.task_a}) but holds no anchor of task A, so the EWC penalty "
                     "cannot continue; resume from one that this config wrote, or set "
                     "SMALLOBJ.EWC.LAMBDA 0"
                 )
-            if ewc is not None:
-                self._check_stability(ewc)
+            self._check_stability(ewc)
             return
         if self.task_a > 0 and self.evaluate is not None:
             self.evaluate("A")
@@ -169,21 +153,17 @@ class TaskSwitch(HookBase):
         ewc.check_stability(ewc.groups(at_peak))
 
     def _empirical_fisher(self) -> dict[str, torch.Tensor]:
-        """The textbook estimate over ``NUM_IMAGES`` images, shared among processes."""
+        """Estimate it over ``NUM_IMAGES`` images, shared among processes."""
         model = unwrap(self.trainer._trainer.model)
         count = self.cfg.SMALLOBJ.EWC.NUM_IMAGES
         logger.info(f"Estimating the empirical Fisher information on {count} training images")
-        # It is taken with the running statistics; the main process's are the ones that are saved.
+        # It uses the running statistics, and the main process's are saved.
         synchronize_buffers(model)
-
-        def loss(batch: list[dict[str, Any]]) -> torch.Tensor:
-            return sum(model(batch).values())
-
         with plain_loss(model):
             return empirical_fisher(
                 model,
                 self.fisher_batches(),
-                loss,
+                lambda batch: sum(model(batch).values()),
                 optimized_parameters(model.named_parameters(), self.trainer._trainer.optimizer),
                 reduce=sum_over_processes if comm.get_world_size() > 1 else None,
             )
@@ -197,14 +177,10 @@ def set_loss(model: nn.Module, name: str) -> None:
 
 
 def check_switchable(model: nn.Module, losses: Mapping[str, str]) -> None:
-    """Refuse a size-weighted task that would train with another loss without saying so.
-
-    Args:
-        model: the bare model.
-        losses: config key to name of a loss.
+    """Refuse a size-weighted task of a bare model that has no such loss.
 
     Raises:
-        ValueError: if one is "size_weighted" and no loss in ``model`` can be.
+        ValueError: names the key, of ``losses`` by config key, whose loss is "size_weighted".
     """
     if any(isinstance(module, SizeWeightedCrossEntropy) for module in model.modules()):
         return
@@ -219,9 +195,9 @@ def check_switchable(model: nn.Module, losses: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def plain_loss(model: nn.Module) -> Iterator[None]:
-    """The model's losses as plain cross-entropy (the log-likelihood), then as they were.
+    """Make the model's losses plain cross-entropy (the log-likelihood) inside the block.
 
-    Each process by itself: they may have different numbers of images.
+    Each process divides by its own weights: they may have different numbers of images.
     """
     modules = [m for m in model.modules() if isinstance(m, SizeWeightedCrossEntropy)]
     before = [(module.size_weighted, module.global_divisor) for module in modules]

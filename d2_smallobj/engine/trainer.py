@@ -22,7 +22,7 @@ from d2_smallobj.data.loaders import build_test_loader, build_train_loader, on_d
 from d2_smallobj.engine.checkpoint import SafeCheckpointer
 from d2_smallobj.engine.distributed import check_batch_size, distribute, synchronize_buffers
 from d2_smallobj.engine.hooks import IterationSeed, training_hooks
-from d2_smallobj.engine.loss_log import LossLog, TaskMetricPrinter, explained_errors
+from d2_smallobj.engine.loss_log import LossLog, explained_errors
 from d2_smallobj.engine.performance import prepare_model, varied_sizes
 from d2_smallobj.engine.solver import build_lr_scheduler, build_optimizer
 from d2_smallobj.engine.step import TaskStepTrainer
@@ -34,7 +34,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,9 @@ class TwoTaskTrainer(DefaultTrainer):
         """Continue from the last checkpoint, data position included, or load the weights."""
         super().resume_or_load(resume=resume)
         if self.start_iter > 0:
-            self._results = _read_results(self._results_path)
+            if os.path.isfile(self._results_path):
+                with open(self._results_path, encoding="utf-8") as file:
+                    self._results = json.load(file)
             loader = build_train_loader(self.cfg, start_iter=self.start_iter)
             self._trainer.replace_data_loader(on_device(self.cfg, loader))
             logger.info(f"Resumed at iteration {self.start_iter}, data position included")
@@ -107,22 +108,18 @@ class TwoTaskTrainer(DefaultTrainer):
                 )
 
     def train(self) -> OrderedDict | None:
-        """Run both tasks, evaluate, and log a table of the tasks' figures.
-
-        Returns:
-            The results of the last evaluation on the main process, None elsewhere.
-        """
+        """Run both tasks and log a table; return the main process's last results."""
         with explained_errors(self.cfg.OUTPUT_DIR):
             super().train()
         results = getattr(self, "_last_eval_results", None)
         if comm.is_main_process() and results:
             has_task_b = task_a_iterations(self.cfg) < self.cfg.SOLVER.MAX_ITER
             self._note_results("B" if has_task_b else "A", results)
-            logger.info(f"Results (percent):\n{format_results(self.task_results())}")
+            logger.info(f"Results (percent):\n{format_results(self._results)}")
         return results
 
     def after_train(self) -> None:
-        """Call the hooks; a full disk there does not hide the error that ended the training."""
+        """Call the hooks; a full disk there must not hide the error that ended the training."""
         error_before = sys.exc_info()[1]
         try:
             super().after_train()
@@ -132,7 +129,7 @@ class TwoTaskTrainer(DefaultTrainer):
             logger.error(f"At the end of the failed training: {error}")
 
     def after_step(self) -> None:
-        """Call the hooks; before they save or evaluate, the losses since are checked."""
+        """Check the kept losses if a checkpoint or an evaluation follows, then call the hooks."""
         following = self.iter + 1
         periods = (self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD)
         ends = (task_a_iterations(self.cfg), self.max_iter)
@@ -141,7 +138,7 @@ class TwoTaskTrainer(DefaultTrainer):
         super().after_step()
 
     def build_hooks(self) -> list[HookBase]:
-        """detectron2's hooks, and the task switch before the writers."""
+        """Build detectron2's hooks, and ours before the writers."""
         hooks = super().build_hooks()
         switch = TaskSwitch(
             self.cfg,
@@ -159,15 +156,8 @@ class TwoTaskTrainer(DefaultTrainer):
         hooks[place:place] = ours
         return hooks
 
-    def build_writers(self) -> list[EventWriter]:
-        """detectron2's writers; the printed lines name the task."""
-        return [
-            TaskMetricPrinter(self.max_iter) if isinstance(writer, CommonMetricPrinter) else writer
-            for writer in super().build_writers()
-        ]
-
     def evaluate_task(self, task: str) -> None:
-        """Evaluate now and note the results under the task's name in ``results.json``."""
+        """Evaluate now and write the results under the task's name to ``results.json``."""
         logger.info(f"Evaluating at the end of task {task}")
         results = self.test(self.cfg, self._trainer.model)
         if comm.is_main_process():
@@ -175,19 +165,17 @@ class TwoTaskTrainer(DefaultTrainer):
         comm.synchronize()
 
     def _note_results(self, task: str, results: dict[str, Any]) -> None:
-        self._results[task] = _by_dataset(self.cfg, results)
+        if len(self.cfg.DATASETS.TEST) == 1:  # detectron2 flattens the results of a single set
+            results = {self.cfg.DATASETS.TEST[0]: results}
+        self._results[task] = {name: dict(result[TASK]) for name, result in results.items()}
         atomic_write_text(self._results_path, json.dumps(self._results, indent=2))
-
-    def task_results(self) -> dict[str, Any]:
-        """``{task: {data set: {figure: percent}}}`` of this run's evaluations so far."""
-        return dict(self._results)
 
     @property
     def _results_path(self) -> str:
         return os.path.join(self.cfg.OUTPUT_DIR, "results.json")
 
     def fisher_batches(self) -> Iterable[list[dict[str, Any]]]:
-        """The first ``EWC.NUM_IMAGES`` samples of the stream, one each, this process's share."""
+        """Yield this process's share of the first ``EWC.NUM_IMAGES`` samples, one a batch."""
         cfg = self.cfg.clone()
         cfg.defrost()
         world_size = comm.get_world_size()
@@ -198,7 +186,7 @@ class TwoTaskTrainer(DefaultTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """detectron2's scaling to another number of processes; task A shrinks like the run."""
+        """Scale to another number of processes as detectron2 does, and task A like the run."""
         scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
         if scaled is cfg or cfg.SMALLOBJ.TASK_A.ITERS <= 0:
             return scaled
@@ -211,32 +199,32 @@ class TwoTaskTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model, computed as ``SMALLOBJ.SPEED`` says."""
+        """Build the model and speed it up as ``SMALLOBJ.SPEED`` says."""
         return prepare_model(cfg, super().build_model(cfg))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """SGD over the recipe's parameter groups."""
+        """Build SGD over the recipe's parameter groups."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """The poly schedule."""
+        """Build the poly schedule."""
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-        """The training stream from its beginning."""
+        """Build the training stream from its beginning."""
         return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
-        """One image a batch, full size."""
+        """Build the loader of a test set: one image a batch, full size."""
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The figures of ``docs/metric.md``; writes to ``OUTPUT_DIR/inference/<data set>``."""
+        """Build the evaluator, which writes to ``OUTPUT_DIR/inference/<data set>``."""
         return SmallObjectEvaluator(
             dataset_name,
             output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
@@ -247,11 +235,8 @@ class TwoTaskTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
-        """Evaluate on every set of ``DATASETS.TEST`` as ``SMALLOBJ.TEST`` says.
-
-        All processes evaluate the same weights.
-        """
-        synchronize_buffers(model)
+        """Evaluate on every set of ``DATASETS.TEST`` as ``SMALLOBJ.TEST`` says."""
+        synchronize_buffers(model)  # all processes evaluate the same weights
         with varied_sizes():
             return super().test(cfg, build_inference(cfg, model), evaluators)
 
@@ -272,25 +257,10 @@ def format_results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> 
     return tabulate(rows, headers=["", "data set", *HEADLINE], floatfmt=".2f", tablefmt="github")
 
 
-def _read_results(path: str) -> dict[str, Any]:
-    """Results that an earlier part of a resumed run noted."""
-    if not os.path.isfile(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
-
-
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """The autocast type of ``SOLVER.AMP``; None without mixed precision."""
+    """Return the autocast type of ``SOLVER.AMP``; None without mixed precision."""
     if not cfg.SOLVER.AMP.ENABLED:
         return None
     if cfg.MODEL.DEVICE == "cpu" or cfg.SMALLOBJ.AMP_DTYPE == "bfloat16":
         return torch.bfloat16
     return torch.float16
-
-
-def _by_dataset(cfg: CfgNode, results: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Undo detectron2's flattening of a single test set's results."""
-    if len(cfg.DATASETS.TEST) == 1:
-        results = {cfg.DATASETS.TEST[0]: results}
-    return {name: dict(result[TASK]) for name, result in results.items()}

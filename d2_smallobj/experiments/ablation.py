@@ -69,7 +69,6 @@ class Variant:
 def build_variants(
     strengths_online: Sequence[float],
     strengths_empirical: Sequence[float],
-    step: str,
     kinds: Collection[str] = KINDS,
 ) -> list[Variant]:
     """Build the variants of the ablation, in the order of the table.
@@ -77,7 +76,6 @@ def build_variants(
     Args:
         strengths_online: one variant with the online Fisher for each lambda.
         strengths_empirical: one variant with the empirical Fisher for each lambda.
-        step: ``SMALLOBJ.EWC.STEP``.
         kinds: which of :data:`KINDS` to build.
     """
     no_penalty = ("SMALLOBJ.EWC.LAMBDA", "0.0")
@@ -86,10 +84,7 @@ def build_variants(
         return Variant(
             f"ce_sb_{fisher}_{strength:g}",
             f"CE → L_SB, {fisher} Fisher, λ = {strength:g}",
-            (
-                *("SMALLOBJ.EWC.FISHER", fisher, "SMALLOBJ.EWC.LAMBDA", str(float(strength))),
-                *("SMALLOBJ.EWC.STEP", step),
-            ),
+            ("SMALLOBJ.EWC.FISHER", fisher, "SMALLOBJ.EWC.LAMBDA", str(float(strength))),
         )
 
     from_start = ("SMALLOBJ.TASK_A.ITERS", "0", *no_penalty)

@@ -60,31 +60,25 @@ def add_run_arguments(
 
 
 def run_and_report(
-    args: argparse.Namespace,
-    build: Callable[[argparse.Namespace], Sequence[Ablation]],
-    write: Callable[[Sequence[Ablation]], str],
+    args: argparse.Namespace, ablations: Sequence[Ablation], write: Callable[[], str]
 ) -> None:
     """Run all incomplete runs, then write the tables of the complete ones, also after a failure.
 
     Args:
         args: with the arguments of :func:`add_run_arguments`.
-        build: makes the runs, all checked.
+        ablations: the runs.
         write: writes the tables and returns the one to print.
 
     Raises:
-        SystemExit: with one line for the user, if something is wrong or a run failed.
+        SystemExit: with one line for the user, if a run failed.
     """
     failure = None
+    cpu = build_config(args.config_file, args.opts).MODEL.DEVICE == "cpu"
     try:
-        ablations = build(args)
-        cpu = build_config(args.config_file, args.opts).MODEL.DEVICE == "cpu"
-        try:
-            run_all(ablations, args.jobs, [] if cpu else visible_devices())
-        except RuntimeError as error:
-            failure = str(error)
-        sys.stdout.write(write(ablations) + "\n")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        run_all(ablations, args.jobs, [] if cpu else visible_devices())
+    except RuntimeError as error:
+        failure = str(error)
+    sys.stdout.write(write() + "\n")
     if failure:
         sys.exit(f"error: {failure}")
 

@@ -222,17 +222,13 @@ class DeepLabV2Head(nn.Module):
         x = features[self.in_feature]
         return sum(convolution(x) for convolution in self.aspp)
 
-    def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Loss of logits (N, K, h, w) on labels (N, H, W)."""
-        return {"loss_sem_seg": self.loss(logits, targets)}
-
     def forward(
         self, features: Mapping[str, torch.Tensor], targets: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """``(None, losses)`` in training, ``(upsampled logits, {})`` otherwise."""
         logits = self.layers(features)
         if self.training:
-            return None, self.losses(logits, targets)
+            return None, {"loss_sem_seg": self.loss(logits, targets)}
         logits = F.interpolate(
             logits.float(), scale_factor=self.common_stride, mode="bilinear", align_corners=False
         )

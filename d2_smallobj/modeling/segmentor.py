@@ -196,11 +196,11 @@ class SizeBalancedSegmentor(nn.Module):
 
 def _rescale(images: torch.Tensor, scale: float) -> torch.Tensor:
     """Images of ``scale`` times the size, rounded down, at least one pixel."""
-    size = [max(1, math.floor(side * scale)) for side in images.shape[-2:]]
     # Output pixel i is sampled at (i + 1/2) / scale, as in the released code; given the size alone,
     # a side of 321 halved to 160 would be sampled at steps of 321 / 160.
     if all(side * scale >= 1 for side in images.shape[-2:]):
         return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+    size = [max(1, math.floor(side * scale)) for side in images.shape[-2:]]
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
@@ -244,7 +244,7 @@ def build_loss(cfg: CfgNode) -> SizeWeightedCrossEntropy:
 
 
 def brings_a_loss(cfg: CfgNode) -> bool:
-    """Whether the meta-architecture has a loss, so that the head needs none."""
+    """True if the meta-architecture has a loss, so that the head needs none."""
     architecture = dict(META_ARCH_REGISTRY).get(cfg.MODEL.META_ARCHITECTURE, nn.Module)
     return isinstance(architecture, type) and issubclass(architecture, SizeBalancedSegmentor)
 

@@ -54,24 +54,17 @@ class UncertainSegmentor(SizeBalancedSegmentor):
     Args:
         num_logits: C; the head's first channels. The others are the raw spreads.
         sigma_init: sigma where the branch answers 0, > 0.
-        loss: an :class:`~d2_smallobj.losses.uncertainty.UncertaintyCrossEntropy`.
-        **arguments: those of :class:`SizeBalancedSegmentor`.
+        **arguments: those of :class:`SizeBalancedSegmentor`; ``loss`` must be an
+            :class:`~d2_smallobj.losses.uncertainty.UncertaintyCrossEntropy`.
 
     Attributes:
-        watched: whether the next step leaves an :attr:`observation`.
+        watched: if true, the next step leaves an :attr:`observation`.
         observation: of the last watched step.
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        num_logits: int,
-        sigma_init: float,
-        loss: UncertaintyCrossEntropy,
-        **arguments: Any,
-    ) -> None:
-        super().__init__(loss=loss, **arguments)
+    def __init__(self, *, num_logits: int, sigma_init: float, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.num_logits = num_logits
         self.offset = sigma_offset(sigma_init)
         self.watched = False
@@ -80,11 +73,17 @@ class UncertainSegmentor(SizeBalancedSegmentor):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Map config keys to constructor arguments."""
+        node = cfg.SMALLOBJ.UNCERTAINTY
         return {
             **super().from_config(with_sigma_channels(cfg)),
             "num_logits": num_logits(cfg),
-            "sigma_init": cfg.SMALLOBJ.UNCERTAINTY.SIGMA_INIT,
-            "loss": build_uncertainty_loss(cfg),
+            "sigma_init": node.SIGMA_INIT,
+            "loss": UncertaintyCrossEntropy(
+                threshold=node.BOOTSTRAP.THRESHOLD,
+                form=node.FORM,
+                min_object=node.BOOTSTRAP.MIN_OBJECT,
+                **loss_options(cfg),
+            ),
         }
 
     def training_losses(
@@ -95,8 +94,7 @@ class UncertainSegmentor(SizeBalancedSegmentor):
         Images have ``doubtable`` (H_i, W_i), the numbers of the boxes that labels come from;
         without it all labels are certain.
         """
-        labels = self._labels(batched_inputs)
-        weights = self._size_weights(batched_inputs)
+        labels, weights = self._labels(batched_inputs), self._size_weights(batched_inputs)
         doubtable = self._stack(batched_inputs, "doubtable", 0)
         if doubtable is None:
             doubtable = torch.zeros_like(labels, dtype=torch.bool)
@@ -169,14 +167,3 @@ def with_sigma_channels(cfg: CfgNode) -> CfgNode:
     wider.defrost()
     wider.MODEL.SEM_SEG_HEAD.NUM_CLASSES = logits + spreads
     return wider
-
-
-def build_uncertainty_loss(cfg: CfgNode) -> UncertaintyCrossEntropy:
-    """Build the loss from ``SMALLOBJ``."""
-    node = cfg.SMALLOBJ.UNCERTAINTY
-    return UncertaintyCrossEntropy(
-        threshold=node.BOOTSTRAP.THRESHOLD,
-        form=node.FORM,
-        min_object=node.BOOTSTRAP.MIN_OBJECT,
-        **loss_options(cfg),
-    )

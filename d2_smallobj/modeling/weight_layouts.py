@@ -61,18 +61,11 @@ _CAFFE_BRANCHES = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
 _CAFFE_BLOCK = re.compile(r"^(res\d)_(\d+)_branch(1|2[abc])_(.+)$")
 # The scale and shift of a norm, with its statistics folded in (s, b) or beside them.
 _CAFFE_ENDS = {
-    "w": "weight",
-    "b": "bias",
-    "bn_s": "norm.weight",
-    "bn_gamma": "norm.weight",
-    "bn_b": "norm.bias",
-    "bn_beta": "norm.bias",
-    "bn_rm": "norm.running_mean",
-    "bn_running_mean": "norm.running_mean",
-    "bn_riv": "norm.running_var",
-    "bn_running_var": "norm.running_var",
-    "gn_s": "norm.weight",
-    "gn_b": "norm.bias",
+    **{"w": "weight", "b": "bias"},
+    **dict.fromkeys(("bn_s", "bn_gamma", "gn_s"), "norm.weight"),
+    **dict.fromkeys(("bn_b", "bn_beta", "gn_b"), "norm.bias"),
+    **dict.fromkeys(("bn_rm", "bn_running_mean"), "norm.running_mean"),
+    **dict.fromkeys(("bn_riv", "bn_running_var"), "norm.running_var"),
 }
 _CAFFE_STEM = re.compile(r"^(?:res_)?conv1_(.+)$")
 
@@ -104,13 +97,8 @@ def _rename_torchvision(name: str) -> str:
     return re.sub(r"^conv1\.", "stem.conv1.", name)
 
 
-_KAZUTO_UNITS = {
-    "reduce": "conv1",
-    "conv3x3": "conv2",
-    "increase": "conv3",
-    "shortcut": "shortcut",
-    "proj": "shortcut",
-}
+_KAZUTO_UNITS = {"reduce": "conv1", "conv3x3": "conv2", "increase": "conv3"}
+_KAZUTO_UNITS |= dict.fromkeys(("shortcut", "proj"), "shortcut")
 _KAZUTO_BLOCK = re.compile(
     rf"^layer([2-5])\.block(\d+)\.({'|'.join(_KAZUTO_UNITS)})\.(conv|bn)\.(.+)$"
 )

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from d2_smallobj.annotations.coco import Annotation, paint
 from d2_smallobj.annotations.label_maps import read_label_map
-from d2_smallobj.annotations.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage
+from d2_smallobj.annotations.truth import GroundTruth, TruthImage
 from d2_smallobj.metrics import (
     COCO_SIZE_BINS,
     OUTCOMES,
@@ -124,8 +123,8 @@ def summarize_labels(
     if not images:
         raise ValueError(f"{name}: no image has both a pseudo label and true instances")
     num_classes = len(truth.class_names)
-    compare = functools.partial(_compare, num_classes=num_classes, source=_source(truth))
-    tasks = [(image, labels[image.image_id], *_annotated(truth, image)) for image in images]
+    compare = functools.partial(_compare, truth=truth.without_images())
+    tasks = [(truth.self_contained(image), labels[image.image_id]) for image in images]
     total, problems = Accumulator(num_classes), Problems()
     ignored: dict[tuple[str, int], int] = {}
     results = parallel_map(compare, tasks, jobs=jobs, description="summary", progress=progress)
@@ -157,24 +156,18 @@ def summarize_labels(
     )
 
 
-_Task = tuple[TruthImage, str, Sequence[Annotation], int, int]
-
-
 def _compare(
-    task: _Task, *, num_classes: int, source: str
+    task: tuple[TruthImage, str], *, truth: GroundTruth
 ) -> str | tuple[dict[str, Any], dict[int, int]]:
     """Records of one image, and ignored pixels by instance; or what is wrong with it."""
-    image, path, annotations, height, width = task
+    image, path = task
     try:
-        if image.annotation_id is None:
-            semantic, instances = FileTruth(()).read(image)
-        else:
-            semantic, instances = paint(annotations, height, width, source=source)
+        semantic, instances = truth.read(image)
         label = read_label_map(path)
     except (OSError, ValueError) as error:
         return str(error)
     left_out = label == IGNORE_LABEL
-    accumulator = Accumulator(num_classes)
+    accumulator = Accumulator(len(truth.class_names))
     try:
         accumulator.update(image.image_id, np.where(left_out, 0, label), semantic, instances)
     except (TypeError, ValueError) as error:
@@ -182,15 +175,3 @@ def _compare(
     valid = (semantic != IGNORE_LABEL) & (instances != IGNORE_LABEL)
     numbers, counts = np.unique(instances[left_out & valid], return_counts=True)
     return accumulator.state(), dict(zip(numbers.tolist(), counts.tolist()))
-
-
-def _annotated(truth: GroundTruth, image: TruthImage) -> tuple[Sequence[Annotation], int, int]:
-    """What a process needs to paint an image that has no files."""
-    if not isinstance(truth, AnnotationTruth):
-        return (), 0, 0
-    number = image.annotation_id
-    return truth.annotations.annotations(number), *truth.annotations.image_size(number)
-
-
-def _source(truth: GroundTruth) -> str:
-    return str(truth.annotations.path) if isinstance(truth, AnnotationTruth) else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, DEMO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.dataset_files import (
     COCO_FOLDER,
@@ -23,9 +23,9 @@ from d2_smallobj.annotations.dataset_files import (
     voc_labels,
 )
 from d2_smallobj.annotations.image_lists import find_list, image_index, image_path, read_image_list
+from d2_smallobj.annotations.image_sources import SourceReader
 from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
-from d2_smallobj.annotations.truth import AnnotationTruth, FileTruth, GroundTruth, TruthImage
-from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES
+from d2_smallobj.annotations.truth import GroundTruth, TruthImage, annotation_truth
 from d2_smallobj.utils.options import look_up_option
 
 DATA_SETS = ("voc", *(f"coco_{year}" for year in COCO_YEARS), "demo")
@@ -114,10 +114,9 @@ class LabelTarget:
         images, by the annotation file.
         """
         if self.data_set.startswith("coco"):
-            path = _coco_json(self.root, self.data_set)
-            truth = AnnotationTruth(InstanceAnnotations(path), path)
+            truth = annotation_truth(InstanceAnnotations(_coco_json(self.root, self.data_set)))
             wanted = {image.annotation_id for image in self.images}
-            truth.images = [image for image in truth.images if image.annotation_id in wanted]
+            truth.images = [image for image in truth.images if image.source.number in wanted]
             return truth
         check = FileCheck("", "")
         found = []
@@ -128,8 +127,8 @@ class LabelTarget:
                 for name in ("SegmentationClass", "SegmentationObject")
             )
             if check.exists(semantic) and check.exists(instances):
-                found.append(TruthImage(stem, (stem,), semantic, instances))
-        return FileTruth(found, class_names=self.class_names) if found else None
+                found.append(TruthImage.of_files(stem, semantic, instances))
+        return GroundTruth(found, SourceReader(self.class_names)) if found else None
 
 
 def open_target(root: str | os.PathLike[str], data_set: str, method: str) -> LabelTarget:

@@ -25,7 +25,6 @@ from d2_smallobj.statistics.intervals import few_instances, few_instances_warnin
 from d2_smallobj.statistics.size_curve import size_curve
 from d2_smallobj.utils.files import atomic_write_text
 
-_TITLE = "Small objects in semantic segmentation"
 _HEADLINE_TEXTS = {
     "mIoU": "pixels: every object weighs as much as it is large",
     "IA-mIoU": "instances: every object weighs the same, stuff (background) is one more class",
@@ -35,20 +34,33 @@ _CHARTS = (("wide", 860, 400), ("narrow", 400, 340))
 _LONGEST_OPTION = 300
 
 
-def write_report(
-    path: str | os.PathLike[str],
+def write_report(path: str | os.PathLike[str], runs: Sequence[Any], **options: Any) -> None:
+    """Write the report of one scored run, or of several side by side, as one HTML file.
+
+    Args:
+        path: the file to create or replace, atomically.
+        runs: see :func:`render_report`.
+        options: keyword arguments of :func:`render_report`.
+
+    Raises:
+        ValueError: see :func:`render_report`.
+        OSError: if the file cannot be written; an older one stays as it was.
+    """
+    atomic_write_text(path, render_report(runs, **options))
+
+
+def render_report(
     runs: Sequence[Any],
     *,
     intervals: Mapping[str, Mapping[str, Any]] | None = None,
     comparison: Comparison | None = None,
     level: float = 0.95,
     max_thumbnails: int = 24,
-    title: str = _TITLE,
-) -> None:
-    """Write the report of one scored run, or of several side by side.
+    title: str = "Small objects in semantic segmentation",
+) -> str:
+    """Make the report's HTML.
 
     Args:
-        path: the HTML file to create or replace, atomically.
         runs: :class:`d2_smallobj.scoring.ScoredRun` objects with distinct names, scored on the
             same classes with the same size bins. Their ``sources`` are read for the thumbnails;
             where files are missing the report says so and has no pictures.
@@ -62,29 +74,7 @@ def write_report(
     Raises:
         ValueError: if there is no run, names are not distinct, classes or size bins differ,
             ``intervals`` names an unknown run, or a number is out of range.
-        OSError: if the file cannot be written; an older one stays as it was.
     """
-    text = render_report(
-        runs,
-        intervals=intervals,
-        comparison=comparison,
-        level=level,
-        max_thumbnails=max_thumbnails,
-        title=title,
-    )
-    atomic_write_text(path, text)
-
-
-def render_report(
-    runs: Sequence[Any],
-    *,
-    intervals: Mapping[str, Mapping[str, Any]] | None = None,
-    comparison: Comparison | None = None,
-    level: float = 0.95,
-    max_thumbnails: int = 24,
-    title: str = _TITLE,
-) -> str:
-    """Make the report's HTML; arguments and errors as for :func:`write_report`."""
     if max_thumbnails < 0:
         raise ValueError(f"max_thumbnails must be >= 0, got {max_thumbnails}")
     if not 0 < level < 1:
@@ -181,8 +171,9 @@ def _summary(methods: Sequence[ScoredMethod], *, paired: bool) -> list[str]:
     size = next(iter(first.bins))
     key = f"IA-mIoU_{size}"
     present = sum(first.figure(f"instances-{name}") > 0 for name in first.thing_names)
+    objects = np.count_nonzero(first.run.table.things)
     sentences = [
-        f"{thousands(first.num_images)} images, {thousands(first.num_instances)} objects of"
+        f"{thousands(len(first.run.images))} images, {thousands(objects)} objects of"
         f" {present} classes, {thousands(first.figure(f'instances_{size}'))} of them"
         f" {size_word(size)}."
     ]

@@ -184,17 +184,12 @@ def find_pair(
             "set"
         )
     _, image, label, low, high = best
-    return isolate(image, label, low, high, class_names[label])
-
-
-def isolate(image: LabelledImage, category: int, small: int, large: int, class_name: str) -> Pair:
-    """Keep two instances of an image, given by their ids, and ignore all other objects."""
     semantic, instances = image.load()
     kept = np.full(instances.shape, IGNORE, np.uint8)
     kept[(semantic == 0) & (instances != IGNORE)] = 0
-    for number, identity in enumerate((small, large), start=1):
-        kept[(instances == identity) & (semantic == category)] = number
-    return Pair(image.image_id, class_name, kept)
+    for number, identity in enumerate((low, high), start=1):
+        kept[(instances == identity) & (semantic == label)] = number
+    return Pair(image.image_id, class_names[label], kept)
 
 
 def growth_order(mask: np.ndarray) -> np.ndarray:
@@ -231,13 +226,13 @@ def perfect_match(
     category: int = 0,
     without: Sequence[int] = (),
 ) -> tuple[InstanceTable, np.ndarray]:
-    """Match the ground truth without some instances with itself; ignored pixels are background.
+    """Match the ground truth with itself; ignored pixels are predicted as background.
 
     Args:
         semantic: (H, W) integers.
         instances: (H, W) integers.
         num_classes: number of classes, background included.
-        category: class of the instances that are left out.
+        category: class of the instances that the prediction lacks.
         without: their ids.
 
     Returns:

@@ -8,8 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from d2_smallobj.metrics.records import SizeBins
 from d2_smallobj.metrics.summary import OUTCOMES, blob_summary, outcome_summary
 from d2_smallobj.statistics.comparison import run_size_bins, run_stuff, run_worst
@@ -92,16 +90,6 @@ class ScoredMethod:
         """False-positive blobs; see :func:`d2_smallobj.metrics.summary.blob_summary`."""
         return blob_summary(self.run.blobs, self.class_names, self.bins, stuff=self.stuff)
 
-    @property
-    def num_images(self) -> int:
-        """Number of images scored."""
-        return len(self.run.images)
-
-    @functools.cached_property
-    def num_instances(self) -> int:
-        """Number of instances."""
-        return int(np.count_nonzero(self.run.table.things))
-
     def figure(self, key: str) -> float:
         """A figure in percent, or a count; NaN where it is undefined."""
         value = self.run.figures.get(key)
@@ -114,22 +102,18 @@ class ScoredMethod:
         instances = self.figure(key.replace("IA-IoU", "instances", 1))
         return int(instances) if instances < MINIMUM_INSTANCES else 0
 
-    @property
-    def classes_shown(self) -> list[str]:
-        """Names of the classes in the ground truth or among the blobs."""
+    def has_class(self, name: str) -> bool:
+        """Whether a class has instances, pixels or blobs."""
         blobs = self.blobs["classes"]
-        return [
-            name
-            for name in self.class_names
-            if self.figure(f"instances-{name}") > 0
+        return (
+            self.figure(f"instances-{name}") > 0
             or not math.isnan(self.figure(f"IoU-{name}"))
             or (name in blobs and blobs[name]["all"]["blobs"] > 0)
-        ]
+        )
 
 
 def make_methods(
-    runs: Sequence[Any],
-    intervals: Mapping[str, Mapping[str, Any]] | None,
+    runs: Sequence[Any], intervals: Mapping[str, Mapping[str, Any]] | None
 ) -> list[ScoredMethod]:
     """Check that scored runs can stand in one report, and prepare them.
 
@@ -154,12 +138,10 @@ def make_methods(
     unknown = sorted(set(intervals) - set(names))
     if unknown:
         raise ValueError(f"intervals: no run is called {unknown}; the runs are {names}")
-    methods = [
-        ScoredMethod(
-            run, position, _bounds(intervals.get(str(run.name), getattr(run, "intervals", {})))
-        )
-        for position, run in enumerate(runs)
-    ]
+    methods = []
+    for position, (name, run) in enumerate(zip(names, runs)):
+        found = intervals.get(name, getattr(run, "intervals", {}))
+        methods.append(ScoredMethod(run, position, _bounds(found)))
     first = methods[0]
     for other in methods[1:]:
         for attribute, words in _SHARED.items():
@@ -183,8 +165,7 @@ def size_range(bins: SizeBins, name: str) -> str:
     position = names.index(name)
     low = bounds[position - 1] if position else 0.0
     high = bounds[position]
-    unlimited = math.isinf(high) or (bins.relative and high == 1)
-    if unlimited:
+    if math.isinf(high) or (bins.relative and high == 1):
         return f"from {_size(low, bins.relative)}" if low else "any size"
     if not low:
         return f"below {_size(high, bins.relative)}"

@@ -247,12 +247,15 @@ def class_table(methods: Sequence[ScoredMethod]) -> PageTable:
         TableColumn("instances"),
         *(TableColumn(name, above="instances") for name in bins),
     ]
-    shown = {name for method in methods for name in method.classes_shown}
     return PageTable(
         "class-table",
         "Figures by class, percent",
         columns,
-        [_class_row(methods, name, figures) for name in methods[0].class_names if name in shown],
+        [
+            _class_row(methods, name, figures)
+            for name in methods[0].class_names
+            if any(method.has_class(name) for method in methods)
+        ],
         choices=choices if len(methods) > 1 else (),
         chosen="IA-IoU",
     )

@@ -37,14 +37,12 @@ class ScoredPixels:
     """Image and ground truth.
 
     Attributes:
-        image: (H, W, 3) uint8, RGB; mid-grey where the picture itself is not known.
-        has_image: whether ``image`` is the picture.
+        image: (H, W, 3) uint8, RGB; ``None`` if the picture is not known.
         semantic: (H, W) integers.
         instances: (H, W) integers, 0 none, 255 void.
     """
 
-    image: np.ndarray
-    has_image: bool
+    image: np.ndarray | None
     semantic: np.ndarray
     instances: np.ndarray
 
@@ -75,8 +73,7 @@ def read_scored_pixels(run: Any, image_id: str) -> ScoredPixels:
             f"instance map {instances.shape} and semantic map {semantic.shape} differ in size"
         )
     image = _read_image(_source(run, image_id, "image"), semantic.shape)
-    grey = np.full((*semantic.shape, 3), 128, np.uint8)
-    return ScoredPixels(grey if image is None else image, image is not None, semantic, instances)
+    return ScoredPixels(image, semantic, instances)
 
 
 def read_map(run: Any, image_id: str, kind: str) -> np.ndarray:

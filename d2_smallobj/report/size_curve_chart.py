@@ -38,23 +38,6 @@ class CurveLine:
     high: np.ndarray | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class DrawnCurve:
-    """A curve in pixels of the chart.
-
-    Attributes:
-        position: of the method.
-        path: of the SVG; undefined points break it.
-        dash: pattern of the line; empty: solid.
-        points: x, y and hint of some markers.
-    """
-
-    position: int
-    path: str
-    dash: str
-    points: list[tuple[float, float, str]]
-
-
 class SizeCurveChart:
     """Curves on a logarithmic x axis and a y axis of 0 to 100 percent.
 
@@ -145,8 +128,8 @@ class SizeCurveChart:
                 corners = [*zip(x, high), *zip(x[::-1], low[::-1])]
                 yield line.position, " ".join(self._point(*corner) for corner in corners)
 
-    def curves(self) -> Iterator[DrawnCurve]:
-        """The curves that have a defined point."""
+    def curves(self) -> Iterator[tuple[int, str, str, list[tuple[float, float, str]]]]:
+        """Position of the method, dashes, path and some markers of every curve."""
         for line in self._lines:
             defined = np.isfinite(line.y)
             good = np.flatnonzero(defined)
@@ -162,7 +145,7 @@ class SizeCurveChart:
                 x, y = line.x[index], line.y[index]
                 title = f"{line.name}: {percent(y)} % at {x:.0f} px"
                 points.append((self._x(x), self._y(y), title))
-            yield DrawnCurve(line.position, path, _DASHES[line.position % len(_DASHES)], points)
+            yield line.position, _DASHES[line.position % len(_DASHES)], path, points
 
     def _powers(self) -> range:
         """Powers of two that the x axis shows."""

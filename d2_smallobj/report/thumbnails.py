@@ -149,7 +149,8 @@ def _draw(methods: Sequence[ScoredMethod], one: PoorObject) -> Thumbnail:
     """Read the files of one object and draw its panels; SourceError if they do not fit."""
     truth, object_mask = _find(methods, one)
     window = crop_window(object_mask)
-    image, mask, semantic = truth.image[window], object_mask[window], truth.semantic[window]
+    mask, semantic = object_mask[window], truth.semantic[window]
+    image = np.full((*mask.shape, 3), 128, np.uint8) if truth.image is None else truth.image[window]
     names, ignore = methods[0].class_names, methods[0].ignore_label
     crops, described = {}, {}
     for method in methods:
@@ -162,7 +163,7 @@ def _draw(methods: Sequence[ScoredMethod], one: PoorObject) -> Thumbnail:
     colours = _colours(one.category, [semantic, *crops.values()], {*methods[0].stuff, ignore})
     return Thumbnail(
         one,
-        _data_uri(_outlined(_enlarge(image), mask)) if truth.has_image else None,
+        _data_uri(_outlined(_enlarge(image), mask)) if truth.image is not None else None,
         _data_uri(_panel(image, semantic, mask, colours, ignore)),
         [
             (position, _data_uri(_panel(image, labels, mask, colours, ignore)), described[position])

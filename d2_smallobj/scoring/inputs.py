@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from d2_smallobj.annotations.benchmark_truth import cityscapes_truth, panoptic_truth
 from d2_smallobj.annotations.classes import (
     VOC_CLASS_NAMES,
     choose_categories,
@@ -18,10 +17,12 @@ from d2_smallobj.annotations.classes import (
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.image_lists import read_image_list
 from d2_smallobj.annotations.truth import (
-    AnnotationTruth,
     GroundTruth,
     TruthImage,
+    annotation_truth,
+    cityscapes_truth,
     folder_truth,
+    panoptic_truth,
     with_pictures,
 )
 from d2_smallobj.scoring.predictions import Entry, Predictions, check_prediction
@@ -164,7 +165,7 @@ class Inputs:
         else:
             truth = self._open_files(listed, label_maps)
         if self.stuff is not None and self.dataset is None:
-            truth.choose_stuff(stuff_ids(self.stuff, truth.class_names, "--stuff"))
+            truth.stuff = stuff_ids(self.stuff, truth.class_names, "--stuff")
         return truth if self.pictures is None else with_pictures(truth, self.pictures)
 
     def _open_registered(self, listed: Sequence[str] | None) -> GroundTruth:
@@ -206,8 +207,8 @@ class Inputs:
             class_names=names,
             label_maps=label_maps,
         )
-        truth = AnnotationTruth(annotations, path, listed=listed)
-        truth.choose_stuff(stuff)
+        truth = annotation_truth(annotations, listed=listed)
+        truth.stuff = stuff
         return truth
 
 

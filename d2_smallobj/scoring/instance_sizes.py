@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from d2_smallobj.annotations.classes import stuff_beside_background
 from d2_smallobj.annotations.coco import Annotation
 from d2_smallobj.annotations.coco_file import encode_mask
-from d2_smallobj.annotations.truth import AnnotationTruth, GroundTruth, TruthImage
+from d2_smallobj.annotations.truth import GroundTruth, TruthImage
 from d2_smallobj.scoring.inputs import choose_ignore_label
 from d2_smallobj.statistics.balance import InstanceSizes, map_sizes
 from d2_smallobj.utils.parallel import parallel_map
@@ -41,7 +41,7 @@ def measure_instances(
     """
     if not truth.images:
         raise ValueError(f"{source}: the data set has no images")
-    if isinstance(truth, AnnotationTruth):
+    if truth.painted:
         measure, jobs = functools.partial(_measure_annotations, truth=truth), 1
     else:
         # Each process gets the images that it reads, not all of them.
@@ -79,9 +79,9 @@ def _measure_files(image: TruthImage, *, truth: GroundTruth) -> InstanceSizes | 
         return f"{image.where}: {error}"
 
 
-def _measure_annotations(image: TruthImage, *, truth: AnnotationTruth) -> InstanceSizes | str:
+def _measure_annotations(image: TruthImage, *, truth: GroundTruth) -> InstanceSizes | str:
     """Measure an image of an annotation file, or return what is wrong with it."""
-    annotations, number = truth.annotations, image.annotation_id
+    annotations, number = truth.annotations, image.source.number
     declared = stuff_beside_background(truth.stuff, truth.class_names)
     try:
         found, size = annotations.annotations(number), annotations.image_size(number)

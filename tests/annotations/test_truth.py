@@ -243,8 +243,9 @@ def test_degenerate_polygons_have_no_area(annotated):
 
 def test_the_demo_by_name_equals_its_folders(tmp_path, registration):
     pytest.importorskip("torch")
+    from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
     from d2_smallobj.data.ground_truth import open_dataset
-    from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES, make_demo
+    from d2_smallobj.demo.dataset import make_demo
 
     make_demo(tmp_path / "smallobj_demo", num_train=1, num_val=5, size=96)
     folder = tmp_path / "smallobj_demo" / "VOCdevkit" / "VOC2012"

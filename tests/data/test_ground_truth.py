@@ -592,7 +592,7 @@ def test_names_are_quoted_and_cut_in_what_was_decided(register):
     names = ["background,crops," + 60 * "bush,", "car,cars", *(f"class {n}" for n in range(20))]
     (text,) = resolve(register([], stuff_classes=names)).decided
     assert "21 of 22 classes are things ('car,cars', 'class 0', 'class 1'" in text
-    assert "'class 8', ...), 1 stuff ('background,crops,bush,bush,...')" in text
+    assert "'class 8' and 11 more), 1 stuff ('background,crops,bush,bush,...')" in text
     assert "class 9" not in text
     many = register([], "many", stuff_classes=[*(f"class {n}" for n in range(300)), "wall"])
     with pytest.raises(
@@ -654,7 +654,7 @@ def test_a_reader_of_ones_own(register):
     assert maps.semantic is semantic
     assert maps.instances is instances
     assert "a.jpg" in maps.source
-    with pytest.raises(ValueError, match=r"a reader of its own serves the evaluator alone"):
+    with pytest.raises(ValueError, match=r"reader= works with the evaluator only"):
         truth.scoring_truth()
 
 

@@ -11,7 +11,7 @@ import shutil
 import pytest
 
 from d2_smallobj.demo import dataset as demo_module
-from d2_smallobj.demo.dataset import DemoOptions, ensure_demo, make_demo
+from d2_smallobj.demo.dataset import ensure_demo, make_demo
 
 TINY = {"num_train": 3, "num_val": 2, "size": 96}
 
@@ -42,27 +42,17 @@ def _small_default(monkeypatch):
     monkeypatch.setattr(demo_module, "make_demo", lambda root: make(root, **TINY))
 
 
-def test_bytes_follow_from_the_seed(tiny, tmp_path):
-    make_demo(tmp_path / "again", **TINY)
-    make_demo(tmp_path / "other", seed=1, **TINY)
-    assert _digests(tiny) == _digests(tmp_path / "again")
-    other = _digests(tmp_path / "other")
-    assert set(other) == set(_digests(tiny))
-    same = {name for name, digest in _digests(tiny).items() if other[name] == digest}
-    assert {name.rsplit("/", 1)[-1] for name in same} == {"train.txt", "val.txt"}
-
-
-def test_a_scene_does_not_depend_on_their_number(tiny, tmp_path):
+def test_bytes_depend_on_the_seed_and_not_on_the_number(tiny, tmp_path):
     make_demo(tmp_path / "more", **{**TINY, "num_train": 5})
-    more = _digests(tmp_path / "more")
-    for name, digest in _digests(tiny).items():
+    make_demo(tmp_path / "other", seed=1, **TINY)
+    one, more, other = (_digests(tmp_path / name) for name in ("demo", "more", "other"))
+    for name, digest in one.items():
         if name.endswith((".jpg", ".png")):
             assert more[name] == digest
-
-
-def test_scenes_differ(tiny):
-    pictures = [digest for name, digest in _digests(tiny).items() if name.endswith(".jpg")]
-    assert len(set(pictures)) == 5
+    assert set(other) == set(one)
+    same = {name for name, digest in one.items() if other[name] == digest}
+    assert {name.rsplit("/", 1)[-1] for name in same} == {"train.txt", "val.txt"}
+    assert len({digest for name, digest in one.items() if name.endswith(".jpg")}) == 5
 
 
 def test_layout(tiny):
@@ -75,7 +65,7 @@ def test_layout(tiny):
         expected |= {f"{voc}/Segmentation{s}/{name}.png" for s in ("Class", "Object")}
     assert set(_digests(tiny)) == expected
     assert (tiny / voc / "ImageSets/Segmentation/val.txt").read_text() == "val_00000\nval_00001\n"
-    assert _beside(tiny) == ["demo"], "the workshop is gone"
+    assert _beside(tiny) == ["demo"], "the temporary folder is gone"
 
 
 def test_what_is_there_is_kept(tiny):
@@ -221,8 +211,3 @@ def test_options_are_checked(tmp_path, options, error, message):
     with pytest.raises(error, match=message):
         make_demo(tmp_path / "demo", **options)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_defaults_are_those_of_the_options():
-    assert DemoOptions() == DemoOptions(seed=0, num_train=300, num_val=100, size=192)
-    assert make_demo.__kwdefaults__ == {**vars(DemoOptions()), "force": False}

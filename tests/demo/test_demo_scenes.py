@@ -1,4 +1,4 @@
-"""What the demo scenes hold: the properties that README and issue claim of them."""
+"""Properties of the demo scenes and of their pseudo labels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.image_lists import voc_dicts
 from d2_smallobj.annotations.label_maps import read_label_map
-from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES
 from d2_smallobj.demo.shapes import OBJECT_CLASSES
 from d2_smallobj.metrics import Accumulator
 
@@ -88,7 +88,7 @@ def test_sizes_are_spread_and_small_objects_have_few_pixels(instances):
 
 
 def test_classes_are_balanced(instances, scenes):
-    assert len(DEMO_CLASS_NAMES) == 7
+    assert DEMO_CLASS_NAMES[1:] == tuple(kind.name for kind in OBJECT_CLASSES)
     share = np.bincount(instances[:, 2], minlength=7)[1:] / len(instances)
     assert share.min() > 0.5 / 6
     assert share.max() < 2.0 / 6

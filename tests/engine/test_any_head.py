@@ -47,7 +47,7 @@ def test_both_tasks_train_and_resume(configured, tmp_path, name):
     assert type(head).__name__ == HEADS[name]
     before = {key: value.clone() for key, value in head.state_dict().items()}
     results = trainer.train()
-    assert set(trainer.task_results()) == {"A", "B"}
+    assert set(trainer._results) == {"A", "B"}
     assert 0 <= results["small_objects"]["IA-mIoU"] <= 100
     moved = [key for key, value in head.named_parameters() if not torch.equal(value, before[key])]
     assert moved == [key for key, _ in head.named_parameters()]

@@ -203,12 +203,12 @@ def test_keys_without_effect_may_change(resume, in_task_b, final, assert_same):
     }
     log, ended = resume(in_task_b, changes)
     assert_same(ended, final)
-    assert "the run goes on with" not in log
+    assert "the run continues with" not in log
 
 
 def test_the_strength_may_change_and_is_told(make_trainer, tiny, in_task_b, log):
     make_trainer(tiny.ONLINE, {"SMALLOBJ.EWC.LAMBDA": 0.5}, folder=in_task_b, resume=True)
-    assert "the run goes on with SMALLOBJ.EWC.LAMBDA 1.0 there, 0.5 now" in log.text
+    assert "the run continues with SMALLOBJ.EWC.LAMBDA 1.0 there, 0.5 now" in log.text
 
 
 def test_the_second_task_may_change_before_it_begins(make_trainer, tiny, finished, tmp_path, log):

@@ -54,4 +54,4 @@ def test_a_whole_run_can_evaluate_so(make_trainer, tmp_path):
     trainer = make_trainer(VIEWS, folder=tmp_path / "run")
     trainer.train()
     assert trainer._trainer.model.training
-    assert set(trainer.task_results()) == {"A", "B"}
+    assert set(trainer._results) == {"A", "B"}

@@ -93,7 +93,7 @@ def test_both_tasks_train(make_trainer, relabel, change, options):
     # At the resolution of the logits a single pixel may be lost in most crops.
     elif change is not one_pixel_that_counts or not options:
         assert max(logged(trainer, "total_loss")) > 0
-    figures = trainer.task_results()["B"]["smallobj_demo_val"]
+    figures = trainer._results["B"]["smallobj_demo_val"]
     assert math.isfinite(figures["mIoU"])
 
 

@@ -49,7 +49,7 @@ def ablation(tmp_path, tiny):
         train_net=fake,
         config_file=str(tiny.repository / "configs" / "pascalb_sbce.yaml"),
         output_dir=tmp_path / "sweep",
-        variants=build_variants([500.0], [], "gradient", ["ce", "sw", "ce_sw", "ce_sb_online"]),
+        variants=build_variants([500.0], [], ["ce", "sw", "ce_sw", "ce_sb_online"]),
         seeds=[0, 1],
         options=("MODEL.DEVICE", "cpu"),
     )

@@ -35,7 +35,7 @@ def read_csv(text):
 
 
 class TestASet:
-    """What every set must be, on a small world."""
+    """Properties of every set, on a small one."""
 
     def test_the_registered_layout(self, made):
         records = voc_dicts(
@@ -465,8 +465,10 @@ def test_options_are_checked(many, build, options, message):
         build(many, **options)
 
 
-def test_places_are_checked():
-    with pytest.raises(ValueError, match="coco: expected at least one file, got none"):
-        BuildPaths(["x"], [], "y")
-    with pytest.raises(ValueError, match="jobs: expected an integer >= 1, got 0"):
-        BuildPaths(["x"], ["x"], "y", jobs=0)
+@pytest.mark.parametrize(
+    ("coco", "jobs", "message"),
+    [([], 1, "coco: expected at least one file"), (["x"], 0, "jobs: expected an integer >= 1")],
+)
+def test_paths_are_checked(coco, jobs, message):
+    with pytest.raises(ValueError, match=message):
+        BuildPaths(["x"], coco, "y", jobs=jobs)

@@ -47,10 +47,6 @@ def test_what_an_index_holds(cat, tmp_path):
     assert {row: json.loads(text) for row, text in index.segmentations.items()} == {0: SQUARE}
 
 
-def break_lvis(world, **changes):
-    world.lvis.update(changes)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -127,20 +123,17 @@ class TestSources:
         assert [s.path for s in both[0].files] == [s.path for s in both[1].files]
         assert both[0].candidate(2, from_coco=()) == both[1].candidate(2, from_coco=())
 
-    def test_a_coco_file_without_a_class(self, cat, tmp_path):
-        cat.coco["categories"] = [c for c in cat.coco["categories"] if c["name"] != "tv"]
+    def test_files_without_a_class(self, cat, sources):
+        names = cat.coco["categories"]
+        cat.coco["categories"] = [c for c in names if c["name"] != "tv"]
         with pytest.raises(ValueError, match=r"coco\.json: COCO's categories \['tv'\] are"):
-            AnnotationSources([read(cat, tmp_path)], [read(cat, tmp_path, "coco")])
-
-    def test_lvis_without_any_class(self, cat, tmp_path):
+            sources()
+        cat.coco["categories"] = names
+        cat.lvis["categories"] = [c for c in cat.lvis["categories"] if c["name"] != "person"]
+        assert sources().missing == ["person: 'person' or 'baby'"]
         cat.lvis.update(annotations=[], categories=[{"id": 1, "name": "zebra"}])
         with pytest.raises(ValueError, match="no category has the name of one of the 20"):
-            AnnotationSources([read(cat, tmp_path)], [read(cat, tmp_path, "coco")])
-
-    def test_missing_names_are_reported(self, cat, tmp_path):
-        cat.lvis["categories"] = [c for c in cat.lvis["categories"] if c["name"] != "person"]
-        sources = AnnotationSources([read(cat, tmp_path)], [read(cat, tmp_path, "coco")])
-        assert sources.missing == ["person: 'person' or 'baby'"]
+            sources()
 
 
 class TestCandidates:
@@ -152,26 +145,18 @@ class TestCandidates:
         assert found.verified == {8}
         assert found.not_exhaustive == frozenset()
 
-    def test_no_object(self, world, candidate):
-        world.image(1)
+    def test_images_with_and_without_objects(self, world, candidate):
+        for image_id in range(1, 5):
+            world.image(image_id)
         world.add("lvis", 1, "zebra", SQUARE)
         world.add("lvis", 1, "table", SQUARE)
         world.add("coco", 1, "person", SQUARE)
-        assert candidate() is Outcome.NO_OBJECT
-
-    def test_potted_plants_and_tables_of_coco(self, world, candidate):
-        world.image(1)
-        world.image(2)
-        world.add("coco", 1, "potted plant", SQUARE)
-        world.add("coco", 2, "dining table", SQUARE)
-        assert candidate(1).coco[0].class_id == 16
-        assert candidate(2) is Outcome.NO_OBJECT
-        assert candidate(2, (11, 16)).coco[0].class_id == 11
-
-    def test_a_crowd_makes_no_candidate(self, world, candidate):
-        world.image(1)
-        world.add("coco", 1, "potted plant", SQUARE, iscrowd=1)
-        assert candidate() is Outcome.NO_OBJECT
+        world.add("coco", 2, "potted plant", SQUARE, iscrowd=1)
+        world.add("coco", 3, "potted plant", SQUARE)
+        world.add("coco", 4, "dining table", SQUARE)
+        assert candidate(1) is candidate(2) is candidate(4) is Outcome.NO_OBJECT
+        assert candidate(3).coco[0].class_id == 16
+        assert candidate(4, (11, 16)).coco[0].class_id == 11
 
     def test_not_in_both(self, cat, candidate):
         del cat.coco["images"][0], cat.coco["annotations"][0]

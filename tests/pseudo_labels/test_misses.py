@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.image_sources import SourceReader
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
-from d2_smallobj.annotations.truth import AnnotationTruth, FileTruth, TruthImage
+from d2_smallobj.annotations.truth import GroundTruth, TruthImage, annotation_truth
 from d2_smallobj.metrics import OUTCOMES
 from d2_smallobj.pseudo_labels.misses import summarize_labels
 from d2_smallobj.report.label_summary import (
@@ -46,10 +47,10 @@ def pair(tmp_path):
     label[0:10, 20:30] = 255
     for name, labels in (("semantic", semantic), ("instances", instances), ("label", label)):
         write_label_map(tmp_path / f"{name}/a.png", labels)
-    image = TruthImage(
-        "a", ("a",), *(str(tmp_path / f"{n}/a.png") for n in ("semantic", "instances"))
+    image = TruthImage.of_files(
+        "a", *(str(tmp_path / f"{n}/a.png") for n in ("semantic", "instances"))
     )
-    return FileTruth([image], class_names=NAMES), {"a": str(tmp_path / "label/a.png")}
+    return GroundTruth([image], SourceReader(NAMES)), {"a": str(tmp_path / "label/a.png")}
 
 
 def rows_of(summary):
@@ -122,7 +123,7 @@ def test_real_voc_shrunk(realdata, tmp_path):
         files = (
             str(folder / f"{n}/{image}.png") for n in ("SegmentationClass", "SegmentationObject")
         )
-        images.append(TruthImage(image, (image,), *files))
+        images.append(TruthImage.of_files(image, *files))
     inputs = Inputs(
         predictions=str(tmp_path / "labels"),
         semantic=str(folder / "SegmentationClass"),
@@ -131,7 +132,7 @@ def test_real_voc_shrunk(realdata, tmp_path):
     )
     (tmp_path / "list.txt").write_text("\n".join(ids))
     run = evaluate(inputs, Settings(samples=0))
-    truth = FileTruth(images, class_names=run.class_names)
+    truth = GroundTruth(images, SourceReader(run.class_names))
     summary = summarize_labels(truth, labels, name="shrunk", jobs=2)
     for name, value in run.figures.items():
         np.testing.assert_equal(summary.figures[name], value)
@@ -146,17 +147,17 @@ def test_real_voc_shrunk(realdata, tmp_path):
 def test_real_coco(realdata, tmp_path):
     path = realdata / "coco/tinycoco50_val2017.json"
     found = InstanceAnnotations(path)
-    truth = AnnotationTruth(found, path)
+    truth = annotation_truth(found)
     truth.images = truth.images[:6]
     labels = {}
     for image in truth.images:
-        semantic, _ = found.maps(image.annotation_id)
+        semantic, _ = found.maps(image.source.number)
         labels[image.image_id] = str(tmp_path / f"{image.image_id}.png")
         write_label_map(labels[image.image_id], semantic)
     summary = summarize_labels(truth, labels, name="gt", jobs=2)
     assert summary.num_images == 6
     assert rows_of(summary)["all", "all"]["IA-IoU"] == 100
-    wanted = {image.annotation_id for image in truth.images}
+    wanted = {image.source.number for image in truth.images}
     content = json.loads(path.read_text())["annotations"]
     count = sum(a["image_id"] in wanted and not a["iscrowd"] for a in content)
     assert rows_of(summary)["all", "all"]["instances"] == count

@@ -166,38 +166,37 @@ def test_warnings(scenes, make_run):
     assert "<li>3 predictions are not scored</li>" in render_report([remark], max_thumbnails=0)
 
 
-def test_undefined_intervals_are_left_out(scenes):
-    run = scenes.runs[0]
-    found = {"mIoU": (50.0, float("nan"), float("nan")), "IA-mIoU": (1.0, None, None)}
-    assert "interval [" not in render_report([run], intervals={run.name: found}, max_thumbnails=0)
-
-
-def test_the_runs_own_intervals_are_the_default(scenes):
+def test_intervals_of_the_run_are_the_default_and_undefined_ones_are_left_out(scenes):
     run = dataclasses.replace(scenes.runs[0], intervals={"mIoU": (5.0, 4.25, 6.25)})
     assert "[4.2, 6.2]" in render_report([run], max_thumbnails=0)
+    found = {"mIoU": (50.0, float("nan"), float("nan")), "IA-mIoU": (1.0, None, None)}
+    assert "interval [" not in render_report([run], intervals={run.name: found}, max_thumbnails=0)
 
 
 def test_same_input_same_bytes(scenes):
     assert render_report(scenes.runs) == render_report(scenes.runs)
 
 
-def test_sizes_as_shares_of_the_image(scenes):
-    bins = parse_size_bins("relative:tiny:0.01,rest:1")
-    options = {**scenes.runs[0].options, "size_bins": str(bins)}
-    run = dataclasses.replace(scenes.runs[0], options=options)
-    text = render_report([run])
-    assert "tiny objects (below 1 % of the image)" in text
-    assert "rest objects (from 1 % of the image)" in text
-    assert "IA-mIoU_tiny" in text
-    # No place for such bounds on an axis of pixels.
-    assert 'class="bound"' not in text
-
-
-def test_own_bins_in_pixels(scenes):
-    options = {**scenes.runs[0].options, "size_bins": "A:100,B:1000,C:inf"}
-    text = render_report([dataclasses.replace(scenes.runs[0], options=options)], max_thumbnails=0)
-    for words in ("below 10² px", "10² to 1,000 px", "from 1,000 px"):
-        assert words in text
+@pytest.mark.parametrize(
+    ("bins", "texts"),
+    [
+        (
+            str(parse_size_bins("relative:tiny:0.01,rest:1")),
+            (
+                "tiny objects (below 1 % of the image)",
+                "rest objects (from 1 % of the image)",
+                "IA-mIoU_tiny",
+            ),
+        ),
+        ("A:100,B:1000,C:inf", ("below 10² px", "10² to 1,000 px", "from 1,000 px")),
+    ],
+)
+def test_own_size_bins(scenes, bins, texts):
+    options = {**scenes.runs[0].options, "size_bins": bins}
+    page = render_report([dataclasses.replace(scenes.runs[0], options=options)], max_thumbnails=1)
+    assert all(text in page for text in texts)
+    # Shares of the image have no place on an axis of pixels.
+    assert ('class="bound"' in page) == (not bins.startswith("relative"))
 
 
 def test_a_data_set_without_instances(make_run):
@@ -234,24 +233,27 @@ def test_blobs_are_counted_beside(make_run):
     ]
 
 
-def test_runs_must_fit_together(scenes):
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (None, {}, "runs must hold at least one scored run, got none"),
+        ({"name": "Coarse"}, {}, r"distinct names, got \['Coarse', 'Coarse'\]"),
+        ({"class_names": ("x", "y")}, {}, r"must share their classes .*'Coarse' has.*'Fine' has"),
+        (
+            {"options": {"size_bins": "A:10,B:inf"}},
+            {},
+            r"must share their size bins .*'Fine' has A:10,B:inf",
+        ),
+        ({}, {"intervals": {"x": {}}}, r"intervals: no run is called \['x'\]; the runs are"),
+        ({}, {"max_thumbnails": -1}, "max_thumbnails must be >= 0, got -1"),
+        ({}, {"level": 95}, "level must lie between 0 and 1, got 95"),
+    ],
+)
+def test_runs_must_fit_together(scenes, change, options, message):
     first, second = scenes.runs[:2]
-    with pytest.raises(ValueError, match="runs must hold at least one scored run, got none"):
-        render_report([])
-    with pytest.raises(ValueError, match=r"distinct names, got \['Coarse', 'Coarse'\]"):
-        render_report([first, first])
-    other = dataclasses.replace(second, class_names=tuple(reversed(second.class_names)))
-    with pytest.raises(ValueError, match=r"must share their classes .*'Coarse' has.*'Fine' has"):
-        render_report([first, other])
-    other = dataclasses.replace(second, options={"size_bins": "A:10,B:inf"})
-    with pytest.raises(ValueError, match=r"must share their size bins .*'Fine' has A:10,B:inf"):
-        render_report([first, other])
-    with pytest.raises(ValueError, match=r"intervals: no run is called \['x'\]; the runs are"):
-        render_report([first], intervals={"x": {}})
-    with pytest.raises(ValueError, match="max_thumbnails must be >= 0, got -1"):
-        render_report([first], max_thumbnails=-1)
-    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
-        render_report([first], level=95)
+    runs = [] if change is None else [first, dataclasses.replace(second, **change)]
+    with pytest.raises(ValueError, match=message):
+        render_report(runs, **options)
 
 
 def test_writing_is_atomic(scenes, tmp_path, monkeypatch):

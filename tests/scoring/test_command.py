@@ -13,8 +13,9 @@ import sys
 import numpy as np
 import pytest
 
+from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
-from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES, make_demo
+from d2_smallobj.demo.dataset import make_demo
 from d2_smallobj.scoring import Inputs, Settings, evaluate, load_run, pipeline
 from d2_smallobj.scoring.run_folder import RUN_FILES
 

@@ -6,12 +6,12 @@ import os
 
 import pytest
 
-from d2_smallobj.annotations.truth import FileTruth
+from d2_smallobj.annotations.truth import GroundTruth
 from d2_smallobj.scoring import Inputs, Settings, prepare, score
 from d2_smallobj.utils.parallel import WorkerError
 
 
-class DyingTruth(FileTruth):
+class DyingTruth(GroundTruth):
     """Ground truth that takes its process down, as the kernel does when memory is out."""
 
     def read(self, image):

@@ -9,8 +9,9 @@ import re
 import numpy as np
 import pytest
 
+from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.demo.dataset import DEMO_CLASS_NAMES, make_demo
+from d2_smallobj.demo.dataset import make_demo
 
 
 @pytest.fixture(scope="module")

@@ -80,12 +80,12 @@ def compare(tiny, options, tmp_path):
 
 def test_the_comparison(compare, started, tmp_path):
     key = "SMALLOBJ.UNCERTAINTY.FORM"
-    varied = {key: ["per_class", "shared"]}
+    varied = {key: ["per_class", "object"]}
     kinds = KINDS
     comparison = compare(*kinds, varied=varied)
     run_all([comparison])
     table = write_tables([comparison], tmp_path / "mixed", "mixed", COLUMNS)
-    expected = [f"{name}_seed3" for name in (*kinds, "form_per_class", "form_shared")]
+    expected = [f"{name}_seed3" for name in (*kinds, "form_per_class", "form_object")]
     assert started == expected
     rows = list(csv.DictReader((tmp_path / "mixed/mixed.csv").read_text().splitlines()))
     assert [row["variant"] for row in rows] == [v.label for v in comparison.variants]

@@ -194,23 +194,10 @@ def test_bad_training_file_is_named(train, broken_data, workers, folder, change,
     assert told in message
 
 
-def test_bad_file_in_launched_processes_is_named(broken_data, tiny, tmp_path):
-    environment = {**os.environ, **broken_data("PseudoLabels/demo", out_of_range)}
-    search = [str(tiny.repository), os.environ.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, search))
-    done = subprocess.run(
-        [
-            *(sys.executable, str(tiny.repository / "tools" / "train_net.py")),
-            *("--config-file", tiny.config_file, "--num-gpus", "2", "--dist-url", "auto"),
-            *tiny.as_options(tiny.options, {"OUTPUT_DIR": tmp_path / "output"}),
-        ],
-        capture_output=True,
-        text=True,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 1
+def test_bad_file_in_launched_processes_is_named(train, broken_data):
+    environment = broken_data("PseudoLabels/demo", out_of_range)
+    done = train(arguments=["--num-gpus", "2", "--dist-url", "auto"], env=environment)
+    assert done.code == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert "PseudoLabels/demo/train_000" in last

@@ -72,13 +72,7 @@ def inference_on_dataset(
 ) -> dict[str, Any]:
     """Run a model over a loader, in eval mode and without gradients, and evaluate.
 
-    Args:
-        model: a module, or any function of a batch.
-        data_loader: batches, with a length.
-        evaluator: one, or a list.
-
-    Returns:
-        The evaluator's results, an empty dict in place of None.
+    ``model`` may be any function of a batch. An empty dict is returned in place of None.
     """
     evaluator = DatasetEvaluators(evaluator) if isinstance(evaluator, list) else evaluator
     evaluator.reset()

@@ -29,12 +29,12 @@ def build_detection_train_loader(
 
     Args:
         dataset: the samples.
-        mapper: function from a sample to what the model takes.
+        mapper: function from a sample to the model's input.
         sampler: order of the samples.
         total_batch_size: batch over all processes.
         aspect_ratio_grouping: must be False; True, detectron2's default, is not part of this host.
         num_workers: loader processes of each training process.
-        pin_memory: copy the tensors to page-locked memory, from which GPUs fetch by themselves.
+        pin_memory: copy the tensors to page-locked memory.
 
     Raises:
         ValueError: if the batch does not divide among the processes, or images are to be grouped.

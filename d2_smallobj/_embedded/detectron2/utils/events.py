@@ -20,11 +20,7 @@ _open_storages: list[EventStorage] = []
 
 
 def get_event_storage() -> EventStorage:
-    """Return the innermost open storage.
-
-    Raises:
-        RuntimeError: outside of every ``with EventStorage(...)``.
-    """
+    """Return the innermost open storage; ``RuntimeError`` if none is open."""
     if not _open_storages:
         raise RuntimeError("get_event_storage() needs an open 'with EventStorage(...)' context")
     return _open_storages[-1]
@@ -52,13 +48,7 @@ class EventStorage:
         _open_storages.remove(self)
 
     def put_scalar(self, name: str, value: Any, smoothing_hint: bool = True) -> None:
-        """Record a scalar of the current iteration.
-
-        Args:
-            name: its name.
-            value: anything that ``float()`` takes.
-            smoothing_hint: whether writers should show a median instead of the last value.
-        """
+        """Record a scalar; with ``smoothing_hint`` writers show a median, not the last value."""
         if smoothing_hint:
             self._smoothed.add(name)
         self._histories[name].update(float(value), self.iter)

@@ -174,12 +174,7 @@ class ResNet(Backbone):
     ) -> list[CNNBlockBase]:
         """Build the blocks of a stage.
 
-        Args:
-            block_class: class of the blocks.
-            num_blocks: their number.
-            in_channels: channels of the stage's input.
-            out_channels: channels of every block's output.
-            **kwargs: arguments of the blocks; ``xx_per_block`` lists the ``xx`` of each one.
+        ``kwargs`` are arguments of the blocks; ``xx_per_block`` lists the ``xx`` of each one.
         """
         suffix = "_per_block"
         blocks = []

@@ -1,0 +1,399 @@
+"""The hooks: pictures and rates for TensorBoard, label bootstrapping, the seed of iterations."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from d2_smallobj.annotations.label_maps import read_label_map, voc_palette
+from d2_smallobj.engine import TwoTaskTrainer, hooks
+from d2_smallobj.engine.hooks import (
+    BOOTSTRAP_PICTURE,
+    BootstrapHook,
+    GroupRates,
+    IterationSeed,
+    TrainingPictures,
+    bootstrap_figures,
+    bootstrap_picture,
+    first_samples,
+    iteration_seed,
+    predict_sample,
+    sample_row,
+    training_hooks,
+)
+from d2_smallobj.engine.prediction import PredictionWriter, grey_sigma
+from d2_smallobj.losses.size_weights import SizeWeights
+from d2_smallobj.modeling.uncertain_segmentor import Observation
+from detectron2.engine import HookBase
+from detectron2.utils.events import EventStorage
+
+TAG = "image, label, size weights, prediction"
+EVERY_THIRD = {"SMALLOBJ.PICTURES.PERIOD": 3, "SMALLOBJ.PICTURES.NUM_IMAGES": 2}
+NONE = {"SMALLOBJ.PICTURES.PERIOD": 0}
+
+
+@pytest.fixture
+def events(make_trainer, tmp_path):
+    """What TensorBoard reads of a run with a picture every third iteration."""
+    make_trainer(EVERY_THIRD, folder=tmp_path / "run").train()
+    found = EventAccumulator(str(tmp_path / "run"))
+    found.Reload()
+    return found
+
+
+def test_what_tensorboard_shows(events, make_config):
+    images = events.Images(TAG)
+    # Iterations count from 0; the run has 8.
+    assert [image.step for image in images] == [2, 5, 7]
+    cfg = make_config(EVERY_THIRD)
+    samples = first_samples(cfg, 2)
+    sheets = [np.array(Image.open(io.BytesIO(image.encoded_image_string))) for image in images]
+    for sheet in sheets:
+        assert sheet.shape == (2 * 52, 4 * 52, 3)
+        for row, x in zip(sheet.reshape(2, 52, 4, 52, 3)[:, :48, :, :48], samples):
+            shown = x["image"].numpy().transpose(1, 2, 0)[..., ::-1].round()
+            np.testing.assert_array_equal(row[:, 0], shown)
+            np.testing.assert_array_equal(row[:, 1], voc_palette()[x["sem_seg"]])
+    # The net has learnt something between the first and the last picture.
+    assert (sheets[0][:, 3 * 52 :] != sheets[-1][:, 3 * 52 :]).any()
+    np.testing.assert_array_equal(sheets[0][:, : 3 * 52], sheets[-1][:, : 3 * 52])
+
+    scalars = events.Tags()["scalars"]
+    rates = {"lr/backbone weights", "lr/head weights", "lr/head biases"}
+    assert {"total_loss", "loss_sem_seg", "loss_ewc", "task", "lr", *rates} <= set(scalars)
+    last = {name: events.Scalars(name)[-1].value for name in rates}
+    factor = (1 - 7 / 8) ** 0.9
+    assert last["lr/backbone weights"] == pytest.approx(0.02 * factor, rel=1e-5)
+    assert last["lr/head biases"] == pytest.approx(0.04 * factor, rel=1e-5)
+    assert events.Scalars("task")[-1].value == 2
+
+
+def test_training_does_not_notice(make_trainer, tmp_path, assert_same):
+    states, draws = [], []
+    for name, options in (("with", EVERY_THIRD), ("without", NONE)):
+        # Without the seed of every iteration, a stray random number would show.
+        make_trainer(options, {"SEED": -1}, folder=tmp_path / name).train()
+        draws.append((torch.rand(3), np.random.rand(3)))
+        states.append(torch.load(tmp_path / name / "model_final.pth", weights_only=True))
+    for key in ("model", "ewc"):
+        assert_same(states[0][key], states[1][key])
+    assert_same(states[0]["trainer"]["_trainer"], states[1]["trainer"]["_trainer"])
+    assert_same(*draws)
+
+
+def test_a_resumed_run_shows_the_same(make_trainer, tmp_path):
+    class Stopped(TwoTaskTrainer):
+        def after_step(self):
+            super().after_step()
+            if self.iter == 4:
+                raise KeyboardInterrupt
+
+    shown = {}
+
+    def keep(self, name, picture):
+        shown.setdefault(self.iter, []).append(picture.clone())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EventStorage, "put_image", keep)
+        with pytest.raises(KeyboardInterrupt):
+            make_trainer(EVERY_THIRD, folder=tmp_path / "a", cls=Stopped).train()
+        make_trainer(EVERY_THIRD, folder=tmp_path / "a", resume=True).train()
+        make_trainer(EVERY_THIRD, folder=tmp_path / "b").train()
+    assert {step: len(found) for step, found in shown.items()} == {2: 2, 5: 2, 7: 2}
+    for first, second in shown.values():
+        assert torch.equal(first, second)
+
+
+def test_rates_are_those_of_the_iteration(make_trainer, tmp_path):
+    make_trainer(NONE, folder=tmp_path / "run").train()
+    lines = [json.loads(x) for x in (tmp_path / "run/metrics.json").read_text().splitlines()]
+    line = next(x for x in lines if "lr" in x)
+    # detectron2 logs the rate of the largest group.
+    assert line["lr"] in [value for key, value in line.items() if key.startswith("lr/")]
+
+
+def test_only_the_main_process_has_the_hooks(make_config, monkeypatch):
+    cfg, model = make_config(EVERY_THIRD), torch.nn.Linear(1, 1)
+    assert [type(hook) for hook in training_hooks(cfg, model)] == [GroupRates, TrainingPictures]
+    assert [type(hook) for hook in training_hooks(make_config(NONE), model)] == [GroupRates]
+    monkeypatch.setattr(hooks.comm, "is_main_process", lambda: False)
+    assert training_hooks(cfg, model) == []
+
+
+def test_samples_are_those_of_the_stream(make_config):
+    cfg = make_config(EVERY_THIRD)
+    loader = TwoTaskTrainer.build_train_loader(cfg)
+    for x, y in zip(first_samples(cfg, 2), next(iter(loader))):
+        assert x["stream_position"] == y["stream_position"]
+        assert torch.equal(x["image"], y["image"])
+        assert torch.equal(x["sem_seg"], y["sem_seg"])
+
+
+def test_every_module_keeps_its_mode():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.frozen = nn.BatchNorm2d(3).eval()
+            self.fails = False
+
+        def forward(self, inputs):
+            assert not self.training
+            assert not self.norm.training
+            assert set(inputs[0]) == {"image"}
+            if self.fails:
+                raise LookupError
+            return [{"sem_seg": self.norm(inputs[0]["image"][None])[0]}]
+
+    model = Model().train()
+    model.frozen.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    x = {"image": torch.rand(3, 4, 5), "sem_seg": torch.zeros(4, 5), "height": 9, "width": 9}
+    np.testing.assert_array_equal(predict_sample(model, x), x["image"].argmax(0).numpy())
+    model.fails = True
+    with pytest.raises(LookupError):
+        predict_sample(model, x)
+    assert (model.training, model.norm.training, model.frozen.training) == (True, True, False)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_weights_are_shown_on_the_scale_of_tau():
+    labels = np.zeros((6, 30), int)
+    labels[:, :20] = 1
+    labels[2, 25] = 2
+    image = np.zeros((6, 30, 3), np.uint8)
+    row = sample_row(image, labels, labels, SizeWeights(tau=5.0)).reshape(10, 4, 34, 3)
+    weights = row[:6, 2, :30].astype(int).sum(axis=2)
+    assert weights[2, 25] == weights.max() > weights[0, 0]  # tau against 121 / 120
+    assert weights[0, 0] >= weights[0, 24] > 0  # background weighs 1
+    assert (row[6:] == 255).all()
+    assert (row[:, :, 30:] == 255).all()
+
+
+UNCERTAIN = {
+    "MODEL.META_ARCHITECTURE": "UncertainSegmentor",
+    "DATASETS.TRAIN": "('smallobj_demo_train_gt',)",
+    "SMALLOBJ.SUPERVISION.MASK_FRACTION": 0.5,
+    "SMALLOBJ.SUPERVISION.SPLIT_SEED": 0,
+    "SMALLOBJ.UNCERTAINTY.BOOTSTRAP.WARMUP": 0.5,
+    "SMALLOBJ.UNCERTAINTY.BOOTSTRAP.THRESHOLD": 0.4,
+    "SMALLOBJ.TASK_A.ITERS": -1,
+    "SMALLOBJ.EWC.LAMBDA": 0.0,
+    "SMALLOBJ.PICTURES.PERIOD": 3,
+    "SMALLOBJ.PICTURES.NUM_IMAGES": 1,
+}
+
+
+class Watch(HookBase):
+    """Notes the switch in every iteration."""
+
+    def __init__(self):
+        self.states = []
+
+    def after_step(self):
+        self.states.append(self.trainer._trainer.model.loss.bootstrapping)
+
+
+def train(trainer):
+    watch = Watch()
+    trainer.register_hooks([watch])
+    trainer.train()
+    return watch.states
+
+
+# ---- In a training -----------------------------------------------------------------------------
+
+
+def test_labels_change_when_the_warm_up_is_over(make_trainer, tmp_path, monkeypatch, log):
+    monkeypatch.setattr(hooks, "LOG_PERIOD", 2)
+    states = train(make_trainer(UNCERTAIN, folder=tmp_path / "run"))
+    assert states == [False] * 4 + [True] * 4
+    assert "Bootstrapping starts at iteration 4: box pixels with sigma > 0.4" in log.text
+
+    lines = (tmp_path / "run" / "metrics.json").read_text().splitlines()
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    scalars = {tag for tag in events.Tags()["scalars"] if tag.startswith("doubt/")}
+    names = {"relabelled", "changed", "sigma", "box_accuracy", "accuracy", "relabelled_accuracy"}
+    assert scalars == {f"doubt/{name}" for name in names}
+    assert any("doubt/relabelled" in json.loads(line) for line in lines)
+    # Written at the end, the last value: after the switch, all of a young net is doubted.
+    assert events.Scalars("doubt/relabelled")[-1].value > 0
+
+    pictures = events.Images(BOOTSTRAP_PICTURE)
+    assert [picture.step for picture in pictures] == [2, 5, 7]
+    sheet = np.array(Image.open(io.BytesIO(pictures[-1].encoded_image_string)))
+    assert sheet.shape == (48, 4 * 48, 3)
+
+
+def test_a_resumed_run_goes_on_alike(make_trainer, tmp_path, assert_same):
+    whole = make_trainer(UNCERTAIN, folder=tmp_path / "whole")
+    train(whole)
+    broken = make_trainer(UNCERTAIN, folder=tmp_path / "broken")
+    broken.max_iter = 6  # the checkpoint after iteration 5 is the last
+    train(broken)
+    resumed = make_trainer(UNCERTAIN, folder=tmp_path / "broken", resume=True)
+    assert resumed.start_iter == 6
+    assert train(resumed) == [True, True]
+    assert_same(resumed._trainer.model.state_dict(), whole._trainer.model.state_dict())
+
+
+@pytest.mark.parametrize(("warmup", "states"), [(0.0, [True] * 8), (1.0, [False] * 8)])
+def test_always_and_never(make_trainer, warmup, states, log):
+    options = {"SMALLOBJ.UNCERTAINTY.BOOTSTRAP.WARMUP": warmup, "SMALLOBJ.PICTURES.PERIOD": 0}
+    assert train(make_trainer(UNCERTAIN, options)) == states
+    assert ("Bootstrapping starts" in log.text) == states[0]
+
+
+def test_the_size_balanced_loss_on_top(make_trainer):
+    """Two tasks with EWC, the second one size-weighted and bootstrapped."""
+    options = {
+        "SMALLOBJ.TASK_A.ITERS": 4,
+        "SMALLOBJ.EWC.FISHER": "empirical",
+        "SMALLOBJ.EWC.LAMBDA": 1.0,
+        "SMALLOBJ.PICTURES.PERIOD": 0,
+    }
+    trainer = make_trainer(UNCERTAIN, options)
+    assert train(trainer) == [False] * 4 + [True] * 4
+    assert trainer._trainer.model.loss.size_weighted
+    assert np.isfinite(trainer._last_eval_results["small_objects"]["mIoU"])
+
+
+def test_other_models_have_no_such_hook(make_trainer):
+    trainer = make_trainer()
+    assert not any(isinstance(hook, BootstrapHook) for hook in trainer._hooks)
+
+
+# ---- Figures and pictures ----------------------------------------------------------------------
+
+
+def observation(**changes):
+    """One row of eight pixels: two of a mask, six in boxes, one of them ignored."""
+    fields = {
+        "image": torch.zeros(3, 1, 8),
+        "labels": torch.tensor([[[0, 1, 1, 1, 1, 2, 2, 255]]]),
+        "used": torch.tensor([[[0, 1, 1, 0, 0, 2, 0, 255]]]),
+        "true_labels": torch.tensor([[[0, 0, 1, 0, 1, 2, 255, 1]]]),
+        "doubtable": torch.tensor([[[False, False, True, True, True, True, True, True]]]),
+        "relabelled": torch.tensor([[[False, False, False, True, True, True, True, False]]]),
+        "sigma": torch.tensor([[[9.0, 9.0, 0.5, 2.0, 3.0, 1.5, 3.0, 9.0]]]),
+    }
+    return Observation(**{**fields, **changes})
+
+
+def test_figures_by_hand():
+    """Five pixels count; four of them have a known label: 1, 0, 1, 2."""
+    figures = bootstrap_figures(observation(), 255)
+    assert figures == {
+        "relabelled": 80.0,  # four of five
+        "changed": 60.0,  # 1, 1 and 2 to 0
+        "sigma": 2.0,  # (0.5 + 2 + 3 + 1.5 + 3) / 5
+        "box_accuracy": 75.0,  # boxes say 1, 1, 1, 2
+        "accuracy": 75.0,  # the loss used 1, 0, 0, 2
+        "relabelled_accuracy": pytest.approx(200 / 3),  # of the last three
+    }
+
+
+def test_figures_that_rest_on_nothing_are_left_out():
+    unknown = bootstrap_figures(observation(true_labels=None), 255)
+    assert set(unknown) == {"relabelled", "changed", "sigma"}
+    nowhere = torch.zeros(1, 1, 8, dtype=torch.bool)
+    assert bootstrap_figures(observation(doubtable=nowhere), 255) == {}
+    assert "relabelled_accuracy" not in bootstrap_figures(observation(relabelled=nowhere), 255)
+
+
+def test_the_picture_panel_by_panel():
+    image = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1).expand(3, 1, 8)
+    mean, std = [1.0, 2.0, 3.0], [2.0, 2.0, 2.0]
+    normalised = (image - torch.tensor(mean).view(3, 1, 1)) / 2
+    picture = bootstrap_picture(observation(image=normalised), mean, std, "BGR")
+    assert picture.dtype == np.uint8
+    assert picture.shape == (3, 1, 32)
+    row = picture[:, 0].T.reshape(4, 8, 3)
+    assert (row[0] == [30, 20, 10]).all()
+    np.testing.assert_array_equal(row[1], voc_palette()[[0, 1, 1, 1, 1, 2, 2, 255]])
+    np.testing.assert_array_equal(row[2], voc_palette()[[0, 1, 1, 0, 0, 2, 0, 255]])
+    # 255 sigma / (1 + sigma) inside boxes: 85, 170, 191.25, 153, 191.25, 229.5.
+    assert row[3, :, 0].tolist() == [0, 0, 85, 170, 191, 153, 191, 230]
+
+
+def test_grey_is_bounded():
+    grey = grey_sigma(torch.tensor([[0.0, 1.0, 1e6, 3e38]]))
+    assert grey.tolist() == [[0, 128, 255, 255]]
+
+
+# ---- Files -------------------------------------------------------------------------------------
+
+
+def test_sigma_is_written_as_numbers_and_as_a_picture(tmp_path):
+    sigma = torch.tensor([[0.0, 1.5, 1e6], [0.25, 3.0, 9.0]])
+    output = {"sem_seg": torch.zeros(2, 2, 3), "sigma": sigma}
+    PredictionWriter(tmp_path, "BGR", uncertainty=True)("a/b", output, torch.zeros(3, 2, 3))
+    numbers = np.load(tmp_path / "uncertainty/a/b.npy", allow_pickle=False)
+    assert numbers.dtype == np.float16
+    assert numbers.tolist() == [[0.0, 1.5, 65504.0], [0.25, 3.0, 9.0]]
+    picture = read_label_map(tmp_path / "uncertainty/a/b.png")
+    np.testing.assert_array_equal(picture, grey_sigma(sigma))
+
+
+# ---- Random numbers of an iteration: the same whatever ran before, others in every one -----------
+
+
+def trainer_at(iteration):
+    return SimpleNamespace(iter=iteration, _trainer=SimpleNamespace(_data_loader_iter=None))
+
+
+def test_seeds_differ():
+    arguments = list(itertools.product(range(3), range(4), range(200)))
+    seeds = {iteration_seed(*each) for each in arguments}
+    assert len(seeds) == len(arguments)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_an_iteration_draws_the_same_again(seed):
+    hook = IterationSeed(seed)
+    draws = []
+    for iteration in (3, 4, 3):
+        hook.trainer = trainer_at(iteration)
+        hook.before_step()
+        draws.append(torch.rand(4))
+    assert torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[1])
+
+
+def test_a_negative_seed_seeds_nothing():
+    hook = IterationSeed(-1)
+    hook.trainer = trainer_at(0)
+    before = torch.get_rng_state()
+    hook.before_step()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class WithDropout(TwoTaskTrainer):
+    """Every step drops other features."""
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = super().build_model(cfg)
+        model.sem_seg_head.aspp[0] = nn.Sequential(nn.Dropout2d(0.5), model.sem_seg_head.aspp[0])
+        return model
+
+
+def test_dropout_resumes_to_the_bit(make_trainer, tiny, tmp_path, assert_same):
+    folder = tmp_path / "run"
+    make_trainer(tiny.ONLINE, folder=folder, cls=WithDropout).train()
+    reference = torch.load(folder / "model_final.pth", weights_only=True)
+    for name in ("model_0000002", "model_0000005"):
+        (folder / "last_checkpoint").write_text(f"{name}.pth")
+        make_trainer(tiny.ONLINE, folder=folder, cls=WithDropout, resume=True).train()
+        assert_same(torch.load(folder / "model_final.pth", weights_only=True), reference)
