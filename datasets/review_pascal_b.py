@@ -64,7 +64,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--side", type=int, default=512, metavar="PIXELS", help="longest of a picture (%(default)s)"
     )
     parser.add_argument(
-        "--quality", type=int, default=75, metavar="1..95", help="of the JPEGs (%(default)s)"
+        "--quality",
+        type=int,
+        default=75,
+        metavar="1..95",
+        help="JPEG quality (%(default)s)",
     )
     parser.add_argument(
         "--only-suspicious", action="store_true", help="leave out images without suspicion"

@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Predict, match, draw."""
+    """Draw the gallery."""
     args = parse_arguments()
     cfg = build_config(args.config_file, args.opts)
     dataset = cfg.DATASETS.TEST[0]

@@ -1,4 +1,4 @@
-"""The ground truth of a registered data set: the one place that decides where it is.
+"""Decide where the ground truth of a registered data set is, and read it.
 
 For each image, instances come from the first of these that exists:
 
@@ -10,8 +10,8 @@ For each image, instances come from the first of these that exists:
 6. a COCO or LVIS file in the metadata, ``json_file`` or ``instances_json``.
 
 If no image of the set has any, the connected components of the semantic map are the instances. The
-semantic map is the file ``sem_seg_file_name``, or else the panoptic PNG; of ``instances_json`` it
-is painted. See docs/evaluator.md for what that means for each data set.
+semantic map is the file ``sem_seg_file_name``, else the panoptic PNG, else it is painted from
+``instances_json``. docs/evaluator.md says what that means for each data set.
 """
 
 from __future__ import annotations
@@ -78,32 +78,32 @@ def resolve(
     reader: Reader | None = None,
     num_classes: int | None = None,
 ) -> RegisteredTruth:
-    """Find out what the ground truth of a registered data set is; no file is opened.
+    """Decide what the ground truth of a registered data set is; opens no file.
 
     Args:
-        dataset_name: a name in DatasetCatalog and MetadataCatalog; metadata alone will do where
-            dicts bring all their keys along.
+        dataset_name: a name in DatasetCatalog and MetadataCatalog; metadata alone is enough if
+            the dicts that are read have all their keys.
         stuff: names or ids of the classes that have no instances; ``None``: see
             :mod:`d2_smallobj.data.registered_classes`.
-        missing_instances: what an image without instances is, in a data set where others have
-            them: ``"error"``; ``"components"``: its connected components are the instances;
-            ``"void"``: no thing pixel of it belongs to an instance.
-        unannotated: paint the semantic maps of a detection data set from its annotations, and
-            take the pixels without annotation for a class (name or id) or ``"void"``. The class
+        missing_instances: for images without instances in a data set where others have them:
+            ``"error"``; ``"components"``: connected components are the instances; ``"void"``: no
+            thing pixel belongs to an instance.
+        unannotated: paint the semantic maps of a detection data set from its annotations; pixels
+            without annotation get this class (name or id) or ``"void"``. The class
             ``"background"`` is put before the others if they lack it.
-        reader: reads the ground truth of a dict itself, in place of all files: a function that
-            returns the semantic map and the instance map or ``None``.
+        reader: a function of the dict that returns the semantic map and the instance map or
+            ``None``; replaces all files.
         num_classes: number of classes, where the metadata have no names.
 
     Raises:
         ValueError: an option is out of range, the metadata contradict themselves, or the data set
-            has no semantic ground truth; says what to do.
+            has no semantic ground truth.
     """
     look_up_option("missing_instances", missing_instances, MISSING)
     name = canonical_name(dataset_name)
     metadata = MetadataCatalog.get(name)
     names = class_names(
-        name, metadata, num_classes, unannotated=unannotated, read=reader is not None
+        name, metadata, num_classes, unannotated=unannotated, own_reader=reader is not None
     )
     classes = dataset_classes(name, metadata, names, stuff)
     label = unannotated_label(unannotated, metadata, classes.names, classes.ignore_label)
@@ -136,7 +136,7 @@ def open_dataset(name: str, *, listed: Sequence[str] | None = None, **options: A
         **options: as for :func:`resolve`.
 
     Raises:
-        ValueError: there is no such data set; names the closest. And as :func:`resolve`.
+        ValueError: as :func:`resolve`; or there is no such data set (names the closest).
     """
     name = canonical_name(name)
     look_up_option("--dataset", name, DatasetCatalog.list())
@@ -152,9 +152,9 @@ class RegisteredTruth:
         stuff: ids of the classes without instances, ascending.
         ignore_label: label of ignored pixels.
         void_instance: instance id of void pixels, 255.
-        decided: what was decided without being asked for, a sentence each that says how to
-            change it; one about the instances joins when an image has been looked at.
-        warned: those of them that say that figures mean less than they seem to.
+        decided: one sentence for each decision that the user did not make, with the way to change
+            it; one about the instances joins when the first image is looked at.
+        warned: those of them that limit what the figures mean.
     """
 
     void_instance = VOID
@@ -206,11 +206,11 @@ class RegisteredTruth:
         # What all images share, such as an annotation file, is opened by one thread alone.
         with self._finding:
             source = self._source(record)
-            reader, files = self._reader_of(source), self._name_files(source)
+            reader, files = self._reader_of(source.kind), self._name_files(source)
         return GroundTruthMaps(*reader.read(source), files)
 
     def scoring_truth(self, listed: Sequence[str] | None = None) -> GroundTruth:
-        """The same ground truth for :mod:`d2_smallobj.scoring`, picklable and without torch.
+        """Return the ground truth for :mod:`d2_smallobj.scoring`, picklable and without torch.
 
         Args:
             listed: names or ids of the images to score; default: all.
@@ -219,28 +219,27 @@ class RegisteredTruth:
             ValueError: an image has no ground truth, or a listed image does not exist.
         """
         if self._own_reader is not None:
-            raise ValueError(f"{self.name}: a reader of its own serves the evaluator alone")
+            raise ValueError(f"{self.name}: reader= works with the evaluator only")
         sources = [self._source(record) for record in self._records]
         images = [self._image(*pair) for pair in zip(self._records, sources)]
         if listed is not None:
             images = choose(images, listed, f"data set {self.name!r}")
-        kinds = {source.kind for source in sources}
-        reads = self._reads
-        if "json" in kinds:
-            reads = dataclasses.replace(reads, annotations=self._finder.annotations)
+        reads = self._reader_of(*(source.kind for source in sources))
         truth = GroundTruth(images, reads, json_classes=self._finder.json_classes)
         if not (self._finder.listed or (sources and truth.painted)):
             truth.remarks = tuple(self.decided)
         return truth
 
     def _source(self, record: Mapping[str, Any]) -> ImageSource:
-        """Where the maps of an image are."""
+        """Find the maps of an image."""
         complete = self._complete(record)
         try:
             source = self._finder.find(complete)
         except ValueError as error:
             raise (ValueError(f"{self._alias}{error}") if self._alias else error) from error
-        if source.kind == "components" and self._instances_expected():
+        things = len(self.stuff) < len(self.class_names)
+        expected = things and self._missing != "components"
+        if source.kind == "components" and expected and self._has_instances:
             if self._missing == "error":
                 raise ValueError(
                     f"{self.name}: {source.files} has no instances beside it, but other images "
@@ -249,39 +248,26 @@ class RegisteredTruth:
                     "command line --missing-instances"
                 )
             source = dataclasses.replace(source, kind="void")
-        self._tell(source)
-        return source
-
-    def _instances_expected(self) -> bool:
-        """Whether an image without instances lacks them."""
-        things = len(self.stuff) < len(self.class_names)
-        return things and self._missing != "components" and self._has_instances
-
-    def _tell(self, source: ImageSource) -> None:
-        """Note a new kind of instances among what was decided."""
-        if source.kind in self._kinds:
-            return
-        self._kinds.add(source.kind)
-        if len(self.stuff) < len(self.class_names):
+        if things and source.kind not in self._kinds:
             self.decided.append(
                 f"{self.name}: {TOLD[source.kind]}, e.g. of {self._name_files(source)}; "
                 "ins_seg_file_name in the dicts, or reader=, names another source."
             )
+        self._kinds.add(source.kind)
+        return source
 
     def _name_files(self, source: ImageSource) -> str:
         if source.kind == "json" and source.semantic is None:
             return f"{self._finder.json_file}, image {source.number}"
         return source.files
 
-    def _reader_of(self, source: ImageSource) -> SourceReader:
-        return self._json_reader if source.kind == "json" else self._reads
-
-    @functools.cached_property
-    def _json_reader(self) -> SourceReader:
+    def _reader_of(self, *kinds: str) -> SourceReader:
+        if "json" not in kinds:
+            return self._reads
         return dataclasses.replace(self._reads, annotations=self._finder.annotations)
 
     def _image(self, record: Mapping[str, Any], source: ImageSource) -> TruthImage:
-        """One image as scoring knows it."""
+        """Describe one image for scoring."""
         picture = record.get("file_name")
         image_id = record.get("image_id", picture)
         if image_id is None:
@@ -304,7 +290,7 @@ class RegisteredTruth:
 
     @functools.cached_property
     def _records(self) -> list[dict[str, Any]]:
-        # Metadata alone will do where inputs bring all keys along.
+        # Metadata alone is enough if the dicts that are read have all keys.
         if self.name not in DatasetCatalog.list():
             return []
         try:
@@ -319,7 +305,7 @@ class RegisteredTruth:
         return {str(record.get("file_name")): record for record in self._records}
 
     def _complete(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A dict with what a mapper dropped or changed, from the registered one."""
+        """Restore the keys of a dict that a mapper dropped or changed, from the registered one."""
         if "sem_seg_file_name" in record and "ins_seg_file_name" in record:
             return record
         known = self._by_file.get(str(record.get("file_name")), {})
@@ -327,5 +313,5 @@ class RegisteredTruth:
 
     @functools.cached_property
     def _has_instances(self) -> bool:
-        """Whether any image of the data set has instances, so that all must have them."""
+        """Tell whether any image of the data set has instances, so that all must have them."""
         return any(self._finder.find(record).kind != "components" for record in self._records)

@@ -1,6 +1,6 @@
-"""Where the ground truth of an image of a registered data set is, by its dict and the metadata.
+"""Find the ground-truth files of an image of a registered data set, by its dict and the metadata.
 
-Nothing is opened but folders, each once, and an annotation file where nothing else is there.
+Opens only folders, each once, and the annotation file if there is no other source.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ TOLD = {
     "components": "nothing annotates instances, so that connected components are the instances",
     "void": "thing pixels of images without instances are left out of all instance figures",
 }
-"""What is said of a kind of instances, by :attr:`.ImageSource.kind`."""
+"""Sentences about the source of instances, by :attr:`.ImageSource.kind`."""
 
-# VOC tells the objects of its 20 classes apart, and no others.
+# VOC annotates the objects of 20 classes.
 _MOST_VOC_THINGS = 20
 
 
@@ -62,7 +62,7 @@ class TruthFinder:
         self._files = FileCheck(name, "")
 
     def find(self, record: Mapping[str, Any]) -> ImageSource:
-        """Where the maps of an image are; of kind ``"components"`` if it has no instances.
+        """Find the maps of an image; of kind ``"components"`` if it has no instances.
 
         Args:
             record: its dict, complete.
@@ -92,7 +92,7 @@ class TruthFinder:
     def _instances(
         self, record: Mapping[str, Any], name: str, semantic: str | None
     ) -> ImageSource | None:
-        """The first source of instances that an image has."""
+        """Return the first source of instances that an image has."""
         instances = record.get("ins_seg_file_name")
         if instances is not None and semantic is not None:
             return ImageSource(name, semantic, "map", os.fspath(instances))
@@ -109,7 +109,7 @@ class TruthFinder:
         )
 
     def _beside(self, name: str, semantic: str | None) -> ImageSource | None:
-        """An instance map that lies where the benchmarks put it."""
+        """Return an instance map that lies where the benchmarks put it."""
         if semantic is None or self.listed:
             return None
         city = instance_ids_beside(semantic)
@@ -126,7 +126,7 @@ class TruthFinder:
     def _from_dict(
         self, record: Mapping[str, Any], name: str, semantic: str | None
     ) -> ImageSource | None:
-        """The masks of the dict itself; boxes alone are no source."""
+        """Return the masks of the dict itself; boxes alone are no source."""
         entries = record.get("annotations")
         if entries is None or (entries and not any("segmentation" in e for e in entries)):
             return None
@@ -144,7 +144,7 @@ class TruthFinder:
     def _from_json(
         self, record: Mapping[str, Any], name: str, semantic: str | None
     ) -> ImageSource | None:
-        """The annotation file of the metadata."""
+        """Return the annotation file of the metadata."""
         number = record.get("image_id")
         if self.json_file is None or (semantic is None and number is None):
             return None
@@ -157,7 +157,7 @@ class TruthFinder:
 
     @property
     def listed(self) -> bool:
-        """Whether the dicts name all instance maps, so that none is looked for beside images."""
+        """Tell whether the dicts name all instance maps, so that none is looked for."""
         return getattr(self._metadata, "instances_listed", False)
 
     @property
@@ -202,7 +202,7 @@ class TruthFinder:
         )
 
     def _categories(self, opened: InstanceAnnotations) -> dict[Any, int]:
-        """Class by category id of the annotation file, by name."""
+        """Match the categories of the annotation file to classes, by name."""
         numbers = {name: number for number, name in enumerate(self._class_names)}
         things = getattr(self._metadata, "thing_classes", None) or ()
         contiguous = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None) or {}

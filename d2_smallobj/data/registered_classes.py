@@ -1,6 +1,6 @@
-"""The classes of a registered data set, and which of them are objects, by its metadata.
+"""Read the classes of a registered data set from its metadata, and which of them are stuff.
 
-Stuff is what has no instances: background, sky, road. Everything else is a thing.
+Stuff has no instances: background, sky, road. Every other class is a thing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from d2_smallobj.annotations.classes import (
     short_name,
     stuff_ids,
 )
+from d2_smallobj.utils.messages import listed
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 BACKGROUND = "background"
@@ -25,8 +26,6 @@ _ALL_THINGS = "things"
 _THING_IDS = "thing_dataset_id_to_contiguous_id"
 _STUFF_IDS = "stuff_dataset_id_to_contiguous_id"
 _HOW = "give stuff=[...] (on the command line --stuff NAME for each, or --no-stuff)"
-_VOID = "void"
-_SHOWN = 10
 _DETECTION = ("cityscapes_instance",)
 """Types of evaluators of detection sets whose metadata name the classes of label maps as well."""
 # Words of a data set's name that tell its task, not its images.
@@ -42,8 +41,8 @@ class DatasetClasses(NamedTuple):
         names: of the C classes.
         stuff: ids of the classes without instances, ascending.
         ignore_label: label of ignored pixels, >= C.
-        decided: what was decided about things and stuff, a sentence; empty if it was asked for.
-        warns: whether it says that nothing is known about objects.
+        decided: a sentence about how stuff was decided; empty if the user named it.
+        warns: whether it says that nothing is known about single objects.
     """
 
     names: tuple[str, ...]
@@ -69,89 +68,97 @@ def dataset_classes(
     """
     names = tuple(map(str, names))
     given = getattr(metadata, "num_classes", None)
+    where = f"metadata of {name!r}"
     if given is not None and given != len(names):
-        raise ValueError(
-            f"metadata of {name!r}: num_classes is {given}, but there are {len(names)} class names"
-        )
-    ignore_label = _ignore_label(name, metadata, names)
+        raise ValueError(f"{where}: num_classes is {given}, but there are {len(names)} class names")
+    ignore_label = _ignore_label(where, metadata, names)
     if stuff is not None:
         return DatasetClasses(names, stuff_ids(stuff, names), ignore_label, "")
-    found, why = _decide(name, metadata, names)
-    sentence = _sentence(name, names, found, why)
-    return DatasetClasses(names, found, ignore_label, sentence, why == _ALL_THINGS)
+    found, reason = _decide(where, metadata, names)
+    if reason == _ALL_THINGS:
+        text = (
+            f"{name}: class 0 of this data set, {names[0]!r}, holds all objects in one, so that "
+            "all classes are stuff and nothing can be said about single objects; use the panoptic "
+            "data set instead."
+        )
+        return DatasetClasses(names, found, ignore_label, text, warns=True)
+    quoted = [repr(short_name(text)) for text in names]
+    things = [text for number, text in enumerate(quoted) if number not in found]
+    text = (
+        f"{name}: {len(things)} of {len(names)} classes are things ({listed(things) or 'none'}), "
+        f"{len(found)} stuff ({listed([quoted[number] for number in found]) or 'none'}), since "
+        f"{reason}. Otherwise {_HOW}."
+    )
+    return DatasetClasses(names, found, ignore_label, text)
 
 
-def _ignore_label(name: str, metadata: Any, names: Sequence[str]) -> int:
-    """Label of ignored pixels; by default one that no class has."""
+def _ignore_label(where: str, metadata: Any, names: Sequence[str]) -> int:
+    """Return the label of ignored pixels; by default one that no class has."""
     free = 255 if len(names) <= 255 else 65535
     label = getattr(metadata, "ignore_label", None)
     if label is None:
         return free
     if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or label < 0:
-        raise ValueError(f"metadata of {name!r}: ignore_label must be an integer, got {label!r}")
+        raise ValueError(f"{where}: ignore_label must be an integer >= 0, got {label!r}")
     if label < len(names):
         raise ValueError(
-            f"metadata of {name!r}: ignore_label is {label}, which is the class {names[label]!r}; "
+            f"{where}: ignore_label is {label}, which is the class {names[label]!r}; "
             f"set it to a label that no class has, e.g. {free}"
         )
     return int(label)
 
 
-def _decide(name: str, metadata: Any, names: tuple[str, ...]) -> tuple[tuple[int, ...], str]:
-    """Ids of the stuff classes, and what told them."""
+def _decide(where: str, metadata: Any, names: tuple[str, ...]) -> tuple[tuple[int, ...], str]:
+    """Return the ids of the stuff classes, and the reason."""
+
+    def others(ids: Sequence[int]) -> tuple[int, ...]:
+        return tuple(sorted(set(range(len(names))) - set(ids)))
+
     things = tuple(map(str, getattr(metadata, "thing_classes", None) or ()))
-    ids = _contiguous_ids(name, metadata, things, names)
-    where = f"metadata of {name!r}"
-    if ids and max(ids) < len(names) and _agree(where, ids, things, names):
+    ids = _contiguous_ids(where, metadata, things, names)
+    if ids and max(ids) < len(names) and _are_class_ids(where, ids, things, names):
         _check_stuff_ids(where, metadata, set(ids), names)
-        return _others(ids, names), _THING_IDS
+        return others(ids), f"the metadata's {_THING_IDS} says so"
     if things and set(things) < set(names):
-        return _others([names.index(thing) for thing in things], names), "thing_classes"
+        return others([names.index(t) for t in things]), "the metadata's thing_classes says so"
     if names[0].casefold() == _ALL_THINGS:
         return tuple(range(len(names))), _ALL_THINGS
-    strange = [thing for thing in things if thing not in names]
-    if strange:
+    unknown = [thing for thing in things if thing not in names]
+    if unknown:
         raise ValueError(
-            f"{where}: thing_classes has {strange[0]!r}, which stuff_classes lacks"
-            f" ({len(strange)} such name(s)), so that they do not tell which classes are things; "
+            f"{where}: thing_classes has {unknown[0]!r}, which stuff_classes lacks"
+            f" ({len(unknown)} such name(s)), so that they do not tell which classes are things; "
             f"{_HOW}"
         )
     background = background_ids(names)
     if background:
-        return background, BACKGROUND
-    return (), "nothing"
+        return background, "the class called background is stuff"
+    return (), "the metadata name no stuff and no background"
 
 
 def _contiguous_ids(
-    name: str, metadata: Any, things: Sequence[str], names: Sequence[str]
+    where: str, metadata: Any, things: Sequence[str], names: Sequence[str]
 ) -> list[int]:
-    """What the metadata number the things with: ids of classes, or places in ``thing_classes``."""
+    """Return the numbers of the things: ids of classes, or indices into ``thing_classes``."""
     mapping = getattr(metadata, _THING_IDS, None) or {}
     if not isinstance(mapping, Mapping):
-        raise ValueError(f"metadata of {name!r}: {_THING_IDS} must be a dict, got {mapping!r:.80}")
+        raise ValueError(f"{where}: {_THING_IDS} must be a dict, got {mapping!r:.80}")
     ids = sorted(set(mapping.values()))
     known = max(len(things), len(names))
     wrong = [n for n in ids if not isinstance(n, (int, np.integer)) or not 0 <= n < known]
     if wrong:
         raise ValueError(
-            f"metadata of {name!r}: {_THING_IDS} leads to {wrong[0]!r}, but there are "
-            f"{len(names)} stuff_classes and {len(things)} thing_classes; correct the metadata, or "
-            f"{_HOW}"
+            f"{where}: {_THING_IDS} leads to {wrong[0]!r}, but there are {len(names)} "
+            f"stuff_classes and {len(things)} thing_classes; correct the metadata, or {_HOW}"
         )
     return [int(number) for number in ids]
 
 
-def _agree(where: str, ids: Sequence[int], things: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether the numbers of things are ids of classes, by the names that both lists have.
-
-    Raises:
-        ValueError: they should be, but the two lists of names differ.
-    """
-    different = [
-        number
-        for number in ids
-        if things and (number >= len(things) or things[number] != names[number])
-    ]
+def _are_class_ids(
+    where: str, ids: Sequence[int], things: Sequence[str], names: Sequence[str]
+) -> bool:
+    """Tell whether the numbers of things are ids of classes, by the names in both lists."""
+    different = [n for n in ids if things and (n >= len(things) or things[n] != names[n])]
     if different and len(things) == len(names):
         number = different[0]
         raise ValueError(
@@ -163,9 +170,8 @@ def _agree(where: str, ids: Sequence[int], things: Sequence[str], names: Sequenc
 
 def _check_stuff_ids(where: str, metadata: Any, things: set[int], names: Sequence[str]) -> None:
     """Refuse a thing class that other categories make stuff; both lists may name a category."""
-    mapping = getattr(metadata, _STUFF_IDS, None) or {}
     thing_map = getattr(metadata, _THING_IDS)
-    for category, number in mapping.items():
+    for category, number in (getattr(metadata, _STUFF_IDS, None) or {}).items():
         own = thing_map.get(category, number)
         if own != number:
             raise ValueError(
@@ -179,37 +185,6 @@ def _check_stuff_ids(where: str, metadata: Any, things: set[int], names: Sequenc
             )
 
 
-def _others(things: Sequence[int], names: Sequence[str]) -> tuple[int, ...]:
-    return tuple(sorted(set(range(len(names))) - set(things)))
-
-
-def _sentence(name: str, names: Sequence[str], stuff: Sequence[int], why: str) -> str:
-    """What was decided, why, and how to change it."""
-    if why == _ALL_THINGS:
-        return (
-            f"{name}: class 0 of this data set, {names[0]!r}, holds all objects in one, so that "
-            "all classes are stuff and nothing can be said about single objects; use the panoptic "
-            "data set instead."
-        )
-    known = set(stuff)
-    things = [names[number] for number in range(len(names)) if number not in known]
-    reason = {
-        BACKGROUND: "the class called background is stuff",
-        "nothing": "the metadata name no stuff and no background",
-    }.get(why, f"the metadata's {why} says so")
-    return (
-        f"{name}: {len(things)} of {len(names)} classes are things ({_some(things)}), "
-        f"{len(stuff)} stuff ({_some([names[number] for number in stuff])}), since {reason}. "
-        f"Otherwise {_HOW}."
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-    """At most ten names, each quoted and cut: some sets list synonyms after commas."""
-    shown = ", ".join(repr(short_name(name)) for name in names[:_SHOWN])
-    return f"{shown}, ..." if len(names) > _SHOWN else shown or "none"
-
-
 # ---- Names -------------------------------------------------------------------------------------
 
 
@@ -219,16 +194,16 @@ def class_names(
     num_classes: int | None,
     *,
     unannotated: str | int | None = None,
-    read: bool = False,
+    own_reader: bool = False,
 ) -> list[str]:
-    """Names of the classes of a data set; their numbers where the metadata has none.
+    """Return the names of a data set's classes; their numbers where the metadata has none.
 
     Args:
         name: the data set's.
         metadata: its metadata.
         num_classes: number of classes, where the metadata have no names.
-        unannotated: what pixels without annotation are, if semantic maps are to be painted.
-        read: whether a reader of the user's own makes the maps.
+        unannotated: the class of pixels without annotation, if semantic maps are to be painted.
+        own_reader: whether a reader of the user's own makes the maps.
 
     Raises:
         ValueError: there are no names and no number, the two differ, or the data set is one for
@@ -236,12 +211,11 @@ def class_names(
     """
     names = getattr(metadata, "stuff_classes", None)
     kind = getattr(metadata, "evaluator_type", None)
-    if names is not None and kind in _DETECTION and not read:
+    if names is not None and kind in _DETECTION and not own_reader:
         if unannotated is None:
             raise ValueError(no_semantics(name, f"its evaluator_type is {kind!r}"))
         if unannotated == BACKGROUND and not any(map(is_background, names)):
-            # Painted maps have the annotated classes and what is between them.
-            names = None
+            names = None  # Painted maps have the annotated classes and the background.
     if names is not None:
         if num_classes is not None and num_classes != len(names):
             raise ValueError(
@@ -252,7 +226,7 @@ def class_names(
     things = [str(thing) for thing in getattr(metadata, "thing_classes", None) or ()]
     if unannotated == BACKGROUND and not any(map(is_background, things)):
         things = [BACKGROUND, *things]
-    if things and (unannotated is not None or read):
+    if things and (unannotated is not None or own_reader):
         return things
     if num_classes is not None:
         return [str(category) for category in range(num_classes)]
@@ -267,30 +241,24 @@ def class_names(
 def unannotated_label(
     unannotated: str | int | None, metadata: Any, names: Sequence[str], ignore_label: int
 ) -> int | None:
-    """Label of pixels without annotation in painted maps; ``None``: nothing is painted."""
+    """Return the label of pixels without annotation in painted maps; ``None``: none is painted."""
     if unannotated is None:
-        # Our own sets of annotation files have a background, which is what is not annotated.
+        # In our own sets of annotation files, pixels without annotation are background.
         own = getattr(metadata, "instances_json", None) is not None
         return 0 if own and is_background(names[0]) else None
-    if unannotated == _VOID:
+    if unannotated == "void":
         return ignore_label
     (label,) = stuff_ids([unannotated], names, "unannotated, 'void' or a class")
     return label
 
 
 def no_semantics(name: str, why: str) -> str:
-    """What a detection set is answered with; ``why`` tells how it shows that it is one."""
-    found = semantic_siblings(name)
-    use = f"evaluate on {' or '.join(map(repr, found))}, or " if found else ""
-    return (
-        f"data set {name!r} has no semantic ground truth ({why}): {use}let it be painted from the "
-        "annotations with unannotated='background' or 'void' (on the command line --unannotated), "
-        "which says what pixels without annotation are"
-    )
+    """Return the error about a detection set, which names data sets of the same images.
 
-
-def semantic_siblings(name: str) -> list[str]:
-    """Registered data sets of semantic classes whose name means the same images, at most three."""
+    Args:
+        name: the data set's.
+        why: how it shows that it is one for detection.
+    """
     core = _TASK_WORDS.sub("", name)
     found = [
         other
@@ -300,4 +268,10 @@ def semantic_siblings(name: str) -> list[str]:
         and (getattr(MetadataCatalog.get(other), "stuff_classes", None) or [_ALL_THINGS])[0]
         != _ALL_THINGS
     ]
-    return sorted(found, key=lambda other: (len(other), other))[:3]
+    found = sorted(found, key=lambda other: (len(other), other))[:3]
+    use = f"evaluate on {' or '.join(map(repr, found))}, or " if found else ""
+    return (
+        f"data set {name!r} has no semantic ground truth ({why}): {use}let it be painted from the "
+        "annotations with unannotated='background' or 'void' (on the command line --unannotated), "
+        "which says what pixels without annotation are"
+    )

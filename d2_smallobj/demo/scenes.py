@@ -20,7 +20,7 @@ _LARGEST_SHARE_OF_SCENE = 0.73
 _LEAST_VISIBLE = 0.55
 """An object that would show less than this share of itself is put elsewhere."""
 _MOST_SHARED = 0.35
-"""So is one that would cover more than this share of another of its class, or be covered."""
+"""As is one that would cover more than this share of another of its class, or be covered."""
 
 
 @dataclasses.dataclass(frozen=True)

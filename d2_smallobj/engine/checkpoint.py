@@ -105,8 +105,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         last = from_main_process(lambda: self._find_resumable() if resume else None)
         if last is None:
             # Task B from the start is anchored to these weights: all of them must be there.
-            anchored = bool(path) and self.cfg is not None and _starts_anchored(self.cfg)
-            return self.load(path, checkpointables=[], complete=complete or anchored)
+            if path and self.cfg is not None and task_a_iterations(self.cfg) == 0:
+                complete = complete or has_penalty(self.cfg)
+            return self.load(path, checkpointables=[], complete=complete)
         self._resuming = bool(self.checkpointables)
         try:
             return self.load(last, complete=True)
@@ -217,10 +218,6 @@ class SafeCheckpointer(DetectionCheckpointer):
             complete=self._complete,
             cfg=None if self._resuming else self.cfg,
         )
-
-
-def _starts_anchored(cfg: CfgNode) -> bool:
-    return has_penalty(cfg) and task_a_iterations(cfg) == 0
 
 
 def earlier_checkpoints(save_dir: str, last: str, cfg: CfgNode | None = None) -> list[str]:

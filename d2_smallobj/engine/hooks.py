@@ -35,14 +35,10 @@ BOOTSTRAP_PICTURE = "image, labels, labels used, sigma"
 
 
 class IterationSeed(HookBase):
-    """Seeds torch's random numbers before every iteration.
+    """Seeds torch's random numbers before every iteration; a negative seed seeds nothing.
 
     Dropout and the like then draw the same after a kill as without one, on every process and
-    device, and the checkpoint needs no generator state (the main process alone writes it, and the
-    number of devices may change).
-
-    Args:
-        seed: of the run; negative: nothing is seeded, as detectron2 leaves it.
+    device, and the checkpoint needs no generator state.
     """
 
     def __init__(self, seed: int) -> None:
@@ -97,12 +93,8 @@ class TrainingPictures(HookBase):
     """Shows the first training samples every ``PICTURES.PERIOD`` iterations and at the end.
 
     One row per sample: image, label map, size-weight map (even if the current task does not use
-    it), prediction; the same augmented samples every time, so that the predictions can be followed.
-    Training is not touched: no sample is taken from its stream, no random number is drawn from a
-    global generator, and the model's state stays as it is.
-
-    Args:
-        cfg: the config.
+    it), prediction; the same augmented samples every time. Training is not touched: its stream,
+    the global random generators and the model's state stay as they are.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -163,14 +155,7 @@ def sample_row(
 ) -> np.ndarray:
     """Put image, labels, size weights and prediction side by side, with white margins.
 
-    Args:
-        image: uint8 (H, W, 3), RGB.
-        labels: integers (H, W).
-        prediction: integers (H, W).
-        size_weights: makes the weight map.
-
-    Returns:
-        uint8 (H + 4, 4 (W + 4), 3), RGB.
+    Maps are (H, W); images are uint8 RGB, ``image`` (H, W, 3) and the result (H + 4, 4 (W + 4), 3).
     """
     weights = colour_weights(size_weights(labels), size_weights.tau)
     panels = (image, colour_labels(labels), weights, colour_labels(prediction))
@@ -179,20 +164,16 @@ def sample_row(
 
 
 class BootstrapHook(HookBase):
-    """Begins to relabel box pixels when the warm-up is over, and logs what that changes.
+    """Starts to relabel box pixels after the warm-up, and logs figures and pictures of it.
 
-    The method: docs/method.md#label-uncertainty. The start follows from the iteration, so that a
-    resumed run does the same. Every :data:`LOG_PERIOD` iterations the scalars of
-    :func:`bootstrap_figures` are logged with the prefix ``doubt/``, and every
-    ``SMALLOBJ.PICTURES.PERIOD`` and at the end a picture for TensorBoard: of the main process,
-    which writes them, and its share of the batch.
-
-    Args:
-        cfg: the config.
+    The method: docs/method.md#label-uncertainty. Every :data:`LOG_PERIOD` iterations the scalars
+    of :func:`bootstrap_figures` are logged with the prefix ``doubt/``, and every
+    ``SMALLOBJ.PICTURES.PERIOD`` and at the end a picture: of the main process's share of the batch.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        self.start = bootstrap_start(cfg)
+        warmup = cfg.SMALLOBJ.UNCERTAINTY.BOOTSTRAP.WARMUP
+        self.start = round(warmup * cfg.SOLVER.MAX_ITER)
         self.picture_period = cfg.SMALLOBJ.PICTURES.PERIOD
         self.mean = cfg.MODEL.PIXEL_MEAN
         self.std = cfg.MODEL.PIXEL_STD
@@ -221,11 +202,6 @@ class BootstrapHook(HookBase):
         if _is_due(self.trainer, self.picture_period):
             picture = bootstrap_picture(seen, self.mean, self.std, self.format)
             self.trainer.storage.put_image(BOOTSTRAP_PICTURE, torch.from_numpy(picture))
-
-
-def bootstrap_start(cfg: CfgNode) -> int:
-    """Return the first iteration that relabels pixels."""
-    return round(cfg.SMALLOBJ.UNCERTAINTY.BOOTSTRAP.WARMUP * cfg.SOLVER.MAX_ITER)
 
 
 def bootstrap_figures(seen: Observation, ignore_label: int) -> dict[str, float]:
@@ -273,13 +249,12 @@ def bootstrap_picture(
 
     Args:
         seen: the loss's observation.
-        mean: per channel, that was subtracted.
-        std: per channel, that was divided by.
+        mean: per channel, subtracted from the image.
+        std: per channel, by which it was divided.
         image_format: order of the channels, ``"BGR"`` or ``"RGB"``.
 
     Returns:
-        uint8 (3, H', 4 W'), RGB. Sigma is grey as in :func:`.grey_sigma`, and black outside boxes,
-        where it has no effect.
+        uint8 (3, H', 4 W'), RGB; sigma is black outside boxes, where it has no effect.
     """
     height, width = seen.labels.shape[1:]
     channels = [torch.tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (std, mean)]

@@ -38,7 +38,7 @@ class TaskStepTrainer(SimpleTrainer):
         amp_dtype: None for float32, or the type for autocast.
         ewc: Fisher and penalty; None when the run has no penalty.
         proximal: whether the penalty acts as a step after the optimiser's own.
-        loss_log: logs the losses and checks them; None: after every step.
+        loss_log: logs and checks the losses; None: after every step.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Files of weights: written whole or not at all, read without running code."""
+"""Write files of weights atomically, and read them without running code."""
 
 from __future__ import annotations
 

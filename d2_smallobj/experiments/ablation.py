@@ -26,7 +26,7 @@ from d2_smallobj.engine.tasks import TASK_A_CHECKPOINT
 from d2_smallobj.engine.trainer import HEADLINE
 from d2_smallobj.engine.weight_files import load_torch_file, save_torch_file
 from d2_smallobj.experiments.paper_tables import mean_and_deviation
-from d2_smallobj.experiments.scheduling import Job, Slot, build_slots, run_jobs
+from d2_smallobj.experiments.scheduling import Job, Resources, divide_machine, run_jobs
 from d2_smallobj.utils.files import atomic_write_text
 
 KINDS = ("ce", "sw", "ce_sw", "ce_sb_online", "ce_sb_empirical")
@@ -205,7 +205,7 @@ class Ablation:
                     f"{value!r} now): choose another --output-dir, or remove that folder"
                 )
 
-    def _run(self, variant: Variant, seed: int, slot: Slot) -> None:
+    def _run(self, variant: Variant, seed: int, resources: Resources) -> None:
         if variant.shares_task_a:
             self._start_from_task_a(variant, seed)
         folder = self.folder(variant, seed)
@@ -221,7 +221,7 @@ class Ablation:
                 command,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=slot.environment(),
+                env=resources.environment(),
                 check=False,
             ).returncode
         if code != 0 or not _is_complete(folder):
@@ -259,11 +259,11 @@ def run_all(
             there are; before any begins.
     """
     missing = [job for ablation in ablations for job in ablation.jobs()]
-    slots = build_slots(jobs, num_gpus=ablations[0].num_gpus, devices=devices)
+    shares = divide_machine(jobs, num_gpus=ablations[0].num_gpus, devices=devices)
     total = sum(len(ablation.seeds) * len(ablation.variants) for ablation in ablations)
     done = total - len(missing)
     with tqdm(total=total, initial=done, desc="training", unit="run") as bar:
-        run_jobs(missing, slots, progress=bar)
+        run_jobs(missing, shares, progress=bar)
 
 
 def write_tables(

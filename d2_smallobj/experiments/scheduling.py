@@ -1,4 +1,4 @@
-"""Running many processes, several at once, each with its share of the machine."""
+"""Run many processes, several at once, each with its share of the machine."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from d2_smallobj.utils.messages import itemized
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
-    """A share of the machine that one run gets.
+class Resources:
+    """The share of the machine that one run gets.
 
     Attributes:
         threads: CPU threads of each of its processes.
@@ -26,7 +26,7 @@ class Slot:
     devices: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
-        """This process's environment, restricted to the slot."""
+        """Return this process's environment, restricted to these resources."""
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices)
@@ -39,25 +39,27 @@ class Job:
 
     Attributes:
         name: unique.
-        run: called with a slot; raises RuntimeError or OSError when it fails.
+        run: called with its resources; raises RuntimeError, OSError or ValueError when it fails.
         after: name of the job that must have succeeded before; None: it can start at once.
     """
 
     name: str
-    run: Callable[[Slot], None]
+    run: Callable[[Resources], None]
     after: str | None = None
 
 
 def visible_devices() -> list[str]:
-    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    """List the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return [str(number) for number in range(torch.cuda.device_count())]
     return [name.strip() for name in named.split(",")][: torch.cuda.device_count()]
 
 
-def build_slots(jobs: int | None, *, num_gpus: int = 1, devices: Sequence[str] = ()) -> list[Slot]:
-    """Divide the machine.
+def divide_machine(
+    jobs: int | None, *, num_gpus: int = 1, devices: Sequence[str] = ()
+) -> list[Resources]:
+    """Divide the machine among runs.
 
     Args:
         jobs: runs at once; None: one for every ``num_gpus`` GPUs, one where there is none. More
@@ -81,21 +83,23 @@ def build_slots(jobs: int | None, *, num_gpus: int = 1, devices: Sequence[str] =
     groups = [tuple(devices[start : start + num_gpus]) for start in starts] or [()]
     count = jobs or len(groups)
     threads = max(1, (os.cpu_count() or 1) // count)
-    return [Slot(threads, groups[number % len(groups)]) for number in range(count)]
+    return [Resources(threads, groups[number % len(groups)]) for number in range(count)]
 
 
-def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], *, progress: tqdm | None = None) -> None:
-    """Run all jobs, as many at once as there are slots, in their order where that is open.
+def run_jobs(
+    jobs: Sequence[Job], shares: Sequence[Resources], *, progress: tqdm | None = None
+) -> None:
+    """Run all jobs in order, as many at once as there are shares of the machine.
 
-    A job that fails stops only those that come after it.
+    A failed job stops only those that come after it.
 
     Args:
         jobs: with unique names; ``after`` names an earlier one.
-        slots: at least one.
+        shares: at least one.
         progress: updated by 1 for every job that succeeds.
 
     Raises:
-        RuntimeError: when all that could be run has been; tells how each failed job failed.
+        RuntimeError: after all jobs that can run; lists the failures.
     """
     number = {job.name: index for index, job in enumerate(jobs)}
     followers: dict[str, list[Job]] = {}
@@ -103,24 +107,25 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], *, progress: tqdm | Non
         if job.after is not None:
             followers.setdefault(job.after, []).append(job)
     ready = [job for job in jobs if job.after is None]
-    free = list(slots)
+    free = list(shares)
     failures: list[str] = []
     succeeded = 0
-    running: dict[concurrent.futures.Future, tuple[Job, Slot]] = {}
-    with concurrent.futures.ThreadPoolExecutor(len(slots)) as pool:
+    running: dict[concurrent.futures.Future, tuple[Job, Resources]] = {}
+    with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
         while ready or running:
             while ready and free:
-                job, slot = ready.pop(0), free.pop(0)
-                running[pool.submit(job.run, slot)] = job, slot
+                job, share = ready.pop(0), free.pop(0)
+                running[pool.submit(job.run, share)] = job, share
             finished, _ = concurrent.futures.wait(
                 running, return_when=concurrent.futures.FIRST_COMPLETED
             )
             for future in finished:
-                job, slot = running.pop(future)
-                free.append(slot)
-                error = _failure(future)
-                if error is not None:
-                    failures.append(error)
+                job, share = running.pop(future)
+                free.append(share)
+                try:
+                    future.result()
+                except (RuntimeError, OSError, ValueError) as error:
+                    failures.append(str(error))
                     continue
                 succeeded += 1
                 ready = sorted(
@@ -132,12 +137,3 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], *, progress: tqdm | Non
         skipped = len(jobs) - succeeded - len(failures)
         told = itemized("run(s) failed", failures)
         raise RuntimeError(told + (f"\n{skipped} more depend on them" if skipped else ""))
-
-
-def _failure(future: concurrent.futures.Future) -> str | None:
-    """What a person is told about a job that failed; None for one that did not."""
-    try:
-        future.result()
-    except (RuntimeError, OSError, ValueError) as error:
-        return str(error)
-    return None

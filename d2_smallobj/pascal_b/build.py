@@ -69,7 +69,7 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 @dataclasses.dataclass(frozen=True)
 class BuildPaths:
-    """Where to read and write; of this, only the inputs' content changes the set.
+    """Inputs, output and processes; of these, only the inputs' content changes the set.
 
     Attributes:
         lvis: LVIS files of one version, at least one.

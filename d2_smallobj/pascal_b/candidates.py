@@ -25,7 +25,7 @@ from d2_smallobj.utils.messages import itemized
 
 
 class Outcome(enum.Enum):
-    """What became of an annotation: ``"status"`` or ``"status: reason"``.
+    """Outcome of an annotation: ``"status"`` or ``"status: reason"``.
 
     An outcome of a whole image is that of all its annotations of the 20 classes.
     """
@@ -258,7 +258,7 @@ class _RejectList(msgspec.Struct):
 
 
 def read_reject_list(path: str | os.PathLike[str]) -> dict[int, str]:
-    """Read a list of images that somebody has rejected by eye.
+    """Read a list of images that were rejected by eye.
 
     Either what the review sheet exports, ``{"version": 1, "rejected": [{"image_id": 123,
     "reason": "..."}]}`` (a reason is optional), or plain text: one image id a line, the rest of

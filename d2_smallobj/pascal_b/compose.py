@@ -41,7 +41,7 @@ def common_area(one: Mask, other: Mask) -> int:
 
 
 def boxes_meet(masks: Sequence[Mask]) -> np.ndarray:
-    """Which pairs of masks have bounding boxes with common pixels: bool (masks, masks)."""
+    """Find pairs of masks whose bounding boxes overlap: bool (masks, masks)."""
     x, y, w, h = coco_mask.toBbox(list(masks)).T if masks else np.zeros((4, 0))
     apart = (x[:, None] + w[:, None] <= x) | (y[:, None] + h[:, None] <= y)
     return ~(apart | apart.T)

@@ -86,15 +86,8 @@ def difference_table(comparison: Comparison) -> PageTable:
         pairs.setdefault(f"{one.second} − {one.first}", {})[one.figure] = one
     rows = []
     for pair, found in pairs.items():
-        row = [text_cell(pair)]
-        for one in (found[name] for name in figures):
-            gap = one.difference
-            row.append(
-                TableCell(
-                    _signed(gap.estimate), gap.estimate, below=_span(one), bold=_is_significant(one)
-                )
-            )
-        rows.append(row)
+        cells = (_difference_cell(found[name], below=_span(found[name])) for name in figures)
+        rows.append([text_cell(pair), *cells])
     columns = [TableColumn("Methods", text=True), *map(TableColumn, figures)]
     return PageTable("paired", "Differences between methods", columns, rows)
 
@@ -111,16 +104,15 @@ def p_value_table(comparison: Comparison) -> PageTable:
     ]
     rows = []
     for one in comparison.differences:
-        gap, bold = one.difference, _is_significant(one)
-        span = _span(one)
+        gap, adjusted, span = one.difference, one.p_adjusted, _span(one)
         rows.append(
             [
                 text_cell(one.figure),
                 text_cell(f"{one.second} − {one.first}"),
-                TableCell(_signed(gap.estimate), gap.estimate, bold=bold),
+                _difference_cell(one),
                 TableCell(span or "–", gap.low if span else ""),
                 TableCell(_probability(gap.p_value), gap.p_value),
-                TableCell(_probability(one.p_adjusted), one.p_adjusted, bold=bold),
+                TableCell(_probability(adjusted), adjusted, bold=adjusted < _SIGNIFICANT),
             ]
         )
     caption = "Differences in percentage points, intervals and p-values"
@@ -187,8 +179,10 @@ def _cell(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
 
 
-def _is_significant(one: PairedDifference) -> bool:
-    return not math.isnan(one.p_adjusted) and one.p_adjusted < _SIGNIFICANT
+def _difference_cell(one: PairedDifference, below: str = "") -> TableCell:
+    """The difference, bold where it is significant: an undefined p-value never is."""
+    gap = one.difference.estimate
+    return TableCell(_signed(gap), gap, below=below, bold=one.p_adjusted < _SIGNIFICANT)
 
 
 def _span(one: PairedDifference) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -53,54 +54,55 @@ class ConventionRow:
     largest: float
 
 
-def shifted(pixels: int) -> Predictor:
-    """The ground truth moved down and right by some pixels; background fills the gap."""
+def _perturbation(
+    change: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
+) -> Callable[[int], Predictor]:
+    """Turn a change of (labels without void, instances, pixels) into a maker of predictors."""
 
-    def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
-        labels = _without_void(semantic)
-        moved = np.zeros_like(labels)
-        moved[pixels:, pixels:] = labels[:-pixels, :-pixels]
-        return moved
+    @functools.wraps(change)
+    def make(pixels: int) -> Predictor:
+        def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
+            return change(np.where(semantic == IGNORE, 0, semantic), instances, pixels)
 
-    return predict
+        return predict
 
-
-def eroded(pixels: int) -> Predictor:
-    """Every instance without a border of some pixels."""
-
-    def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
-        labels = _without_void(semantic)
-        kernel = _disc(pixels)
-        kept = np.zeros_like(labels)
-        for identity in np.unique(instances[(instances != 0) & (instances != IGNORE)]):
-            mask = cv2.erode((instances == identity).astype(np.uint8), kernel)
-            kept[mask > 0] = labels[mask > 0]
-        return kept
-
-    return predict
+    return make
 
 
-def dilated(pixels: int) -> Predictor:
-    """Every class grown by some pixels over void and background: close instances merge."""
+@_perturbation
+def shifted(labels: np.ndarray, instances: np.ndarray, pixels: int) -> np.ndarray:
+    """The ground truth moved down and right; background fills the gap."""
+    moved = np.zeros_like(labels)
+    moved[pixels:, pixels:] = labels[:-pixels, :-pixels]
+    return moved
 
-    def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
-        return _grow(semantic, lambda mask: cv2.dilate(mask, _disc(pixels)))
 
-    return predict
+@_perturbation
+def eroded(labels: np.ndarray, instances: np.ndarray, pixels: int) -> np.ndarray:
+    """Every instance without its border."""
+    kept = np.zeros_like(labels)
+    for identity in np.unique(instances[(instances != 0) & (instances != IGNORE)]):
+        mask = cv2.erode((instances == identity).astype(np.uint8), _disc(pixels))
+        kept[mask > 0] = labels[mask > 0]
+    return kept
 
 
-def merged(pixels: int) -> Predictor:
+@_perturbation
+def dilated(labels: np.ndarray, instances: np.ndarray, pixels: int) -> np.ndarray:
+    """Every class grown over void and background: close instances merge."""
+    return _grow(labels, lambda mask: cv2.dilate(mask, _disc(pixels)))
+
+
+@_perturbation
+def merged(labels: np.ndarray, instances: np.ndarray, pixels: int) -> np.ndarray:
     """Every class closed: gaps of up to twice this width between its parts are filled."""
 
-    def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
-        def close(mask: np.ndarray) -> np.ndarray:
-            room = cv2.copyMakeBorder(mask, *[pixels] * 4, cv2.BORDER_CONSTANT)
-            closed = cv2.morphologyEx(room, cv2.MORPH_CLOSE, _disc(pixels))
-            return closed[pixels:-pixels, pixels:-pixels]
+    def close(mask: np.ndarray) -> np.ndarray:
+        room = cv2.copyMakeBorder(mask, *[pixels] * 4, cv2.BORDER_CONSTANT)
+        closed = cv2.morphologyEx(room, cv2.MORPH_CLOSE, _disc(pixels))
+        return closed[pixels:-pixels, pixels:-pixels]
 
-        return _grow(semantic, close)
-
-    return predict
+    return _grow(labels, close)
 
 
 PERTURBATIONS: Mapping[str, Predictor] = {
@@ -115,13 +117,7 @@ PERTURBATIONS: Mapping[str, Predictor] = {
 def compare_conventions(
     images: Sequence[LabelledImage], predictors: Mapping[str, Predictor], class_names: Sequence[str]
 ) -> list[ConventionRow]:
-    """Score every set of predictions under every convention of :data:`CONVENTIONS`.
-
-    Args:
-        images: the data set.
-        predictors: functions that make a prediction, by name.
-        class_names: background first.
-    """
+    """Score every set of predictions under every convention of :data:`CONVENTIONS`."""
     return [_score(name, images, predict, class_names) for name, predict in predictors.items()]
 
 
@@ -199,13 +195,8 @@ def _score(
     )
 
 
-def _without_void(semantic: np.ndarray) -> np.ndarray:
-    return np.where(semantic == IGNORE, 0, semantic)
-
-
-def _grow(semantic: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _grow(labels: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Apply a growing operation class by class; classes do not grow into one another."""
-    labels = _without_void(semantic)
     grown = labels.copy()
     for label in np.unique(labels[labels > 0]).tolist():
         mask = change((labels == label).astype(np.uint8)) > 0

@@ -1,4 +1,4 @@
-"""What the demo scenes hold: the properties that README and issue claim of them."""
+"""Properties of the demo scenes and of their pseudo labels."""
 
 from __future__ import annotations
 

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2_smallobj.experiments import scheduling
-from d2_smallobj.experiments.scheduling import Job, Slot, build_slots, run_jobs, visible_devices
+from d2_smallobj.experiments.scheduling import (
+    Job,
+    Resources,
+    divide_machine,
+    run_jobs,
+    visible_devices,
+)
 
 
 class Recorder:
@@ -20,19 +26,19 @@ class Recorder:
         self.failing = set(failing)
         self.lock = threading.Lock()
         self.events = []
-        self.slots = {}
+        self.shares = {}
         self.busy = {}
 
     def job(self, name, after=None):
-        def run(slot):
+        def run(share):
             with self.lock:
                 self.events.append(("start", name))
-                self.slots[name] = slot
-                assert id(slot) not in self.busy, "one slot, two jobs at once"
-                self.busy[id(slot)] = name
+                self.shares[name] = share
+                assert id(share) not in self.busy, "one share, two jobs at once"
+                self.busy[id(share)] = name
             with self.lock:
                 self.events.append(("end", name))
-                del self.busy[id(slot)]
+                del self.busy[id(share)]
             if name in self.failing:
                 raise RuntimeError(f"{name} broke")
 
@@ -42,17 +48,17 @@ class Recorder:
         return [name for kind, name in self.events if kind == "start"]
 
 
-def test_one_slot_keeps_the_order():
+def test_one_share_keeps_the_order():
     record = Recorder()
     jobs = [record.job("a"), record.job("b", "a"), record.job("c"), record.job("d", "b")]
-    run_jobs(jobs, build_slots(1))
+    run_jobs(jobs, divide_machine(1))
     assert record.started() == ["a", "b", "c", "d"]
 
 
-def test_slots_work_at_the_same_time():
-    # Each waits for the other: with one slot this would never end.
+def test_shares_work_at_the_same_time():
+    # Each waits for the other: with one share this would never end.
     barrier = threading.Barrier(2, timeout=20)
-    run_jobs([Job(name, lambda slot: barrier.wait()) for name in "ab"], build_slots(2))
+    run_jobs([Job(name, lambda share: barrier.wait()) for name in "ab"], divide_machine(2))
 
 
 def test_a_failure_stops_what_depends_on_it_only():
@@ -61,13 +67,13 @@ def test_a_failure_stops_what_depends_on_it_only():
     with pytest.raises(
         RuntimeError, match=r"^2 run\(s\) failed:\n  a broke\n  d broke\n2 more depend on them$"
     ):
-        run_jobs([*jobs, record.job("e")], build_slots(1))
+        run_jobs([*jobs, record.job("e")], divide_machine(1))
     assert record.started() == ["a", "d", "e"]
 
 
 @settings(max_examples=50, deadline=None)
-@given(data=st.data(), slots=st.integers(1, 4), count=st.integers(0, 9))
-def test_properties(data, slots, count):
+@given(data=st.data(), shares=st.integers(1, 4), count=st.integers(0, 9))
+def test_properties(data, shares, count):
     names = [f"job{number}" for number in range(count)]
     failing = data.draw(st.sets(st.sampled_from(names)) if names else st.just(set()))
     record = Recorder(failing)
@@ -82,9 +88,9 @@ def test_properties(data, slots, count):
     expected = {name for name in names if not doomed(after[name])}
     if expected & failing:
         with pytest.raises(RuntimeError):
-            run_jobs(jobs, build_slots(slots))
+            run_jobs(jobs, divide_machine(shares))
     else:
-        run_jobs(jobs, build_slots(slots))
+        run_jobs(jobs, divide_machine(shares))
     assert sorted(record.started()) == sorted(expected)
     for name in expected - {x for x in expected if after[x] is None}:
         started = record.events.index(("start", name))
@@ -93,28 +99,28 @@ def test_properties(data, slots, count):
 
 def test_gpus_are_dealt_out():
     threads = max(1, (os.cpu_count() or 1) // 2)
-    assert build_slots(None, num_gpus=2, devices="01234") == [
-        Slot(threads, ("0", "1")),
-        Slot(threads, ("2", "3")),
+    assert divide_machine(None, num_gpus=2, devices="01234") == [
+        Resources(threads, ("0", "1")),
+        Resources(threads, ("2", "3")),
     ]
-    assert [slot.devices for slot in build_slots(None, devices=["0", "GPU-7"])] == [
+    assert [share.devices for share in divide_machine(None, devices=["0", "GPU-7"])] == [
         ("0",),
         ("GPU-7",),
     ]
     # More runs than GPUs share them; fewer leave some free.
-    assert [slot.devices for slot in build_slots(3, devices="01")] == [("0",), ("1",), ("0",)]
-    assert [slot.devices for slot in build_slots(1, devices="01")] == [("0",)]
-    assert build_slots(None) == [Slot(os.cpu_count() or 1)]
-    assert len(build_slots(3, num_gpus=2)) == 3
+    assert [share.devices for share in divide_machine(3, devices="01")] == [("0",), ("1",), ("0",)]
+    assert [share.devices for share in divide_machine(1, devices="01")] == [("0",)]
+    assert divide_machine(None) == [Resources(os.cpu_count() or 1)]
+    assert len(divide_machine(3, num_gpus=2)) == 3
 
 
 def test_environment(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     monkeypatch.setenv("SOMETHING", "else")
-    own = Slot(3, ("2", "0")).environment()
+    own = Resources(3, ("2", "0")).environment()
     assert (own["CUDA_VISIBLE_DEVICES"], own["OMP_NUM_THREADS"]) == ("2,0", "3")
     assert own["SOMETHING"] == "else"
-    assert Slot(3).environment()["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+    assert Resources(3).environment()["CUDA_VISIBLE_DEVICES"] == "0,1,2"
 
 
 def test_visible_devices(monkeypatch):
@@ -138,4 +144,4 @@ def test_visible_devices(monkeypatch):
 )
 def test_bad_shares(jobs, options, message):
     with pytest.raises(ValueError, match=message):
-        build_slots(jobs, **options)
+        divide_machine(jobs, **options)

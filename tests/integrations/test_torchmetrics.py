@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import json
 import os
 import pickle
@@ -166,17 +167,24 @@ def test_a_refused_batch_leaves_nothing_behind():
     assert metric.accumulator().images == []
 
 
-def test_wrong_input_is_refused():
-    labels = torch.zeros(2, 4, 4, dtype=torch.int64)
-    metric = InstanceAwareIoU(3)
-    with pytest.raises(ValueError, match=r"preds must be \(B, 3, H, W\) .* shape \(2, 4, 4\)"):
-        metric.update(labels.float(), labels)
-    with pytest.raises(ValueError, match=r"got torch.float32 of shape \(2, 5, 4, 4\)"):
-        metric.update(torch.zeros(2, 5, 4, 4), labels)
-    with pytest.raises(ValueError, match=r"image_ids must have 2 entries, got 1"):
-        metric.update(labels, labels, image_ids=["a"])
-    with pytest.raises(ValueError, match=r"target must have 2 entries, got 1"):
-        metric.update(labels, labels[:1])
+LABELS = torch.zeros(2, 4, 4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("preds", "target", "image_ids", "message"),
+    [
+        (LABELS.float(), LABELS, None, r"preds must be \(B, 3, H, W\) .* shape \(2, 4, 4\)"),
+        (torch.zeros(2, 5, 4, 4), LABELS, None, r"got torch.float32 of shape \(2, 5, 4, 4\)"),
+        (LABELS, LABELS, ["a"], r"image_ids must have 2 entries, got 1"),
+        (LABELS, LABELS[:1], None, r"target must have 2 entries, got 1"),
+    ],
+)
+def test_wrong_input_is_refused(preds, target, image_ids, message):
+    with pytest.raises(ValueError, match=message):
+        InstanceAwareIoU(3).update(preds, target, image_ids=image_ids)
+
+
+def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match=r"class_names must be 3 names, got 2: \['a', 'b'\]"):
         InstanceAwareIoU(3, ["a", "b"])
     with pytest.raises(ValueError, match=r"mode: unknown value 'exakt'.*did you mean 'exact'"):
@@ -215,7 +223,9 @@ def main(rank, store, out):
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(main, args=sys.argv[2:4], nprocs=2)
+    # Forked: torch is imported once.
+    start = torch.multiprocessing.start_processes
+    start(main, args=sys.argv[2:4], nprocs=2, start_method="fork")
 """
 
 
@@ -241,15 +251,11 @@ def test_two_processes(tmp_path, repository):
         assert "got again image ä1 " in repeated
 
 
-def test_without_torchmetrics_the_error_says_what_to_do(repository):
-    code = "import sys; sys.modules['torchmetrics'] = None\n"
-    code += "import d2_smallobj.integrations\nimport d2_smallobj.integrations.torchmetrics"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 1
-    assert "needs torchmetrics" in done.stderr
-    assert "pip install 'd2_smallobj[torchmetrics]'" in done.stderr
+def test_without_torchmetrics_the_error_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.delitem(sys.modules, integration.__name__)
+    with pytest.raises(ImportError, match=r"needs torchmetrics.*pip install 'd2_smallobj\[torch"):
+        importlib.import_module(integration.__name__)
 
 
 def test_the_example_in_the_docstring_runs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import pickle
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from d2_smallobj.metrics import Accumulator
+from d2_smallobj.metrics import accumulator as module
 
 NAMES = ["background", "a", "b"]
 
@@ -175,3 +177,8 @@ def test_settings_are_checked_at_once():
         Accumulator(3, mode="fast")
     with pytest.raises(ValueError, match=r"ignore_label must lie above"):
         Accumulator(3, ignore_label=2)
+
+
+def test_the_example_in_the_docstring_runs():
+    result = doctest.testmod(module)
+    assert (result.failed, result.attempted > 2) == (0, True)

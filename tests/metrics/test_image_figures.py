@@ -70,7 +70,7 @@ def test_a_resample_is_the_images_repeated(worst):
     for number in range(4 * IMAGES):
         whole.update(f"{number:03d}", *maps[number % IMAGES])
     scores = score(whole, class_names=names, stuff=(), worst=worst)
-    weights = next(bootstrap_weights(4 * IMAGES, 10, worst))
+    weights = next(bootstrap_weights(4 * IMAGES, 3, worst))
     found = resampled_figures(scores.ious, weights, worst)
     for row, drawn in enumerate(weights.astype(int)):
         repeated = Accumulator(CLASSES, stuff=())

@@ -145,41 +145,47 @@ def test_input_is_not_changed():
         assert np.array_equal(now, then)
 
 
-def test_shapes_must_agree():
-    with pytest.raises(
-        ValueError,
-        match=r"one shape, got prediction \(1, 2\), semantic \(1, 3\), instances \(1, 3\)",
-    ):
-        match_image(row(0, 1), row(0, 0, 1), row(0, 0, 1), num_classes=2)
-    with pytest.raises(ValueError, match=r"semantic must have shape \(H, W\), got shape \(2,\)"):
-        match_image(row(0, 1), np.zeros(2, np.uint8), num_classes=2)
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (
+            (row(0, 1), row(0, 0, 1), row(0, 0, 1)),
+            r"one shape, got prediction \(1, 2\), semantic \(1, 3\), instances \(1, 3\)",
+        ),
+        (
+            (row(0, 1), np.zeros(2, np.uint8)),
+            r"semantic must have shape \(H, W\), got shape \(2,\)",
+        ),
+        (
+            (row(255, 2, 255, 1), row(0, 0, 0, 1)),
+            r"prediction must hold 0..1 on .* got 2 \(1 px\), 255 \(2 px\)",
+        ),
+        ((row(0, 0, 0, 0), row(0, 7, 7, 7)), r"semantic must hold 0..1 on .* got 7 \(3 px\)$"),
+        ((row(0, -1, dtype=np.int64), row(0, 0)), r"prediction .* got -1 \(1 px\)"),
+        (
+            (row(0, 1, 1), row(0, 1, 1), row(0, -3, -3, dtype=np.int32)),
+            r"instances must hold >= 0, got -3 \(2 px\)",
+        ),
+        # Only ten wrong values are listed.
+        ((row(*range(15)), row(*[0] * 15)), r"got 2 \(1 px\), .* 11 \(1 px\) and 3 more values$"),
+    ],
+)
+def test_wrong_values_are_refused(maps, message):
+    with pytest.raises(ValueError, match=message):
+        match_image(*maps, num_classes=2)
 
 
-def test_maps_must_be_integers():
-    with pytest.raises(TypeError, match=r"prediction must be an integer array .* got float64"):
-        match_image(np.zeros((1, 2)), row(0, 0), num_classes=2)
-    with pytest.raises(TypeError, match=r"instances must be an integer array .* got bool"):
-        match_image(row(0, 1), row(0, 1), np.ones((1, 2), bool), num_classes=2)
-    with pytest.raises(TypeError, match=r"semantic must be an integer array .* got list"):
-        match_image(row(0, 1), [[0, 1]], num_classes=2)
-
-
-def test_values_out_of_range_are_listed_with_counts():
-    with pytest.raises(
-        ValueError, match=r"prediction must hold 0..1 on .* got 2 \(1 px\), 255 \(2 px\)"
-    ):
-        match_image(row(255, 2, 255, 1), row(0, 0, 0, 1), num_classes=2)
-    with pytest.raises(ValueError, match=r"semantic must hold 0..1 on .* got 7 \(3 px\)$"):
-        match_image(row(0, 0, 0, 0), row(0, 7, 7, 7), num_classes=2)
-    with pytest.raises(ValueError, match=r"prediction .* got -1 \(1 px\)"):
-        match_image(row(0, -1, dtype=np.int64), row(0, 0), num_classes=2)
-    with pytest.raises(ValueError, match=r"instances must hold >= 0, got -3 \(2 px\)"):
-        match_image(row(0, 1, 1), row(0, 1, 1), row(0, -3, -3, dtype=np.int32), num_classes=2)
-
-
-def test_only_ten_wrong_values_are_listed():
-    with pytest.raises(ValueError, match=r"got 2 \(1 px\), .* 11 \(1 px\) and 3 more values$"):
-        match_image(np.arange(15, dtype=np.uint8)[None], np.zeros((1, 15), np.uint8), num_classes=2)
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        ((np.zeros((1, 2)), row(0, 0)), r"prediction must be an integer array .* got float64"),
+        ((row(0, 1), row(0, 1), np.ones((1, 2), bool)), r"instances must be .* got bool"),
+        ((row(0, 1), [[0, 1]]), r"semantic must be an integer array .* got list"),
+    ],
+)
+def test_maps_must_be_integers(maps, message):
+    with pytest.raises(TypeError, match=message):
+        match_image(*maps, num_classes=2)
 
 
 def test_an_instance_on_two_classes_is_named():
@@ -190,13 +196,18 @@ def test_an_instance_on_two_classes_is_named():
         match_image(row(0, 0, 0, 0), row(1, 1, 2, 0), row(5, 5, 5, 9), num_classes=3)
 
 
-def test_wrong_settings_are_refused():
-    maps = row(0, 1), row(0, 1)
-    with pytest.raises(ValueError, match=r"mode: unknown value 'offical'.*did you mean 'official'"):
-        match_image(*maps, num_classes=2, mode="offical")
-    with pytest.raises(ValueError, match=r"num_classes must be at least 1 .* got 0"):
-        match_image(*maps, num_classes=0)
-    with pytest.raises(TypeError, match=r"num_classes must be an int, got 2.0"):
-        match_image(*maps, num_classes=2.0)
-    with pytest.raises(ValueError, match=r"ignore_label must lie above the classes 0..1, got 1"):
-        match_image(*maps, num_classes=2, ignore_label=1)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"num_classes": 2, "mode": "offical"},
+            r"unknown value 'offical'.*did you mean 'official'",
+        ),
+        ({"num_classes": 0}, r"num_classes must be at least 1 .* got 0"),
+        ({"num_classes": 2.0}, r"num_classes must be an int, got 2.0"),
+        ({"num_classes": 2, "ignore_label": 1}, r"must lie above the classes 0..1, got 1"),
+    ],
+)
+def test_wrong_settings_are_refused(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        match_image(row(0, 1), row(0, 1), **options)

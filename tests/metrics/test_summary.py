@@ -155,17 +155,17 @@ def test_a_perfect_prediction_is_100_everywhere():
     assert [figures[f"instances_{size}"] for size in "SML"] == [1, 1, 1]
 
 
-def test_what_does_not_fit_is_refused():
-    table = make_table(ROWS)
-    with pytest.raises(ValueError, match=r"table: category_id must be in 0..1 for 2 .* got 2"):
-        summarize(table, CONFUSION, NAMES[:2])
-    with pytest.raises(ValueError, match=r"pixels: category_id must be in 0..0 for 1 .* got 2"):
-        summarize(make_table([]), CONFUSION, NAMES[:1])
-    with pytest.raises(ValueError, match=r"stuff: class ids must be in 0..2, got \[3\]"):
-        summarize(table, CONFUSION, NAMES, stuff=[0, 3])
-    with pytest.raises(ValueError, match=r"worst must be a whole number of percent .* got 0.5"):
-        summarize(table, CONFUSION, NAMES, worst=0.5)
-    with pytest.raises(ValueError, match=r"must be distinct, got .*'cat', 'cat'"):
-        summarize(table, CONFUSION, ["background", "cat", "cat"])
-    with pytest.raises(ValueError, match=r"'fg' stands for .* got \['fg'\]"):
-        summarize(table, CONFUSION, NAMES, size_bins={"fg": 10})
+@pytest.mark.parametrize(
+    ("rows", "names", "options", "message"),
+    [
+        (ROWS, NAMES[:2], {}, r"table: category_id must be in 0..1 for 2 .* got 2"),
+        ([], NAMES[:1], {}, r"pixels: category_id must be in 0..0 for 1 .* got 2"),
+        (ROWS, NAMES, {"stuff": [0, 3]}, r"stuff: class ids must be in 0..2, got \[3\]"),
+        (ROWS, NAMES, {"worst": 0.5}, r"worst must be a whole number of percent .* got 0.5"),
+        (ROWS, ["background", "cat", "cat"], {}, r"must be distinct, got .*'cat', 'cat'"),
+        (ROWS, NAMES, {"size_bins": {"fg": 10}}, r"'fg' stands for .* got \['fg'\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused(rows, names, options, message):
+    with pytest.raises(ValueError, match=message):
+        summarize(make_table(rows), CONFUSION, names, **options)

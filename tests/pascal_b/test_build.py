@@ -35,7 +35,7 @@ def read_csv(text):
 
 
 class TestASet:
-    """What every set must be, on a small world."""
+    """Properties of every set, on a small one."""
 
     def test_the_registered_layout(self, made):
         records = voc_dicts(

@@ -1,4 +1,4 @@
-"""What becomes of the annotations of an image."""
+"""Outcomes and pixels of the annotations of an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images are dropped, and masks that cannot be used."""
+"""Screening: images that are dropped, and masks that cannot be used."""
 
 from __future__ import annotations
 

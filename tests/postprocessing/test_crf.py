@@ -188,13 +188,3 @@ def test_bad_options(options, message):
 def test_bad_input(probabilities, image, message):
     with pytest.raises(ValueError, match=message):
         DenseCrf()(probabilities, image)
-
-
-def test_neither_torch_nor_detectron2_is_needed():
-    """The folder imports nothing from above its floor."""
-    folder = module.__file__.rsplit("/", 1)[0]
-    for name in ("__init__", "crf", "permutohedral"):
-        with open(f"{folder}/{name}.py", encoding="utf-8") as file:
-            text = file.read()
-        assert "import torch" not in text
-        assert "detectron2" not in text.replace("no detectron2", "")

@@ -210,15 +210,15 @@ def simulate(generator, images, make_run):
 def test_95_percent_intervals_hold_the_truth_about_95_times_in_100(make_run):
     generator = np.random.default_rng(2024)
     # IoU has mean 0.5 for cats and 0.4 for dogs whatever the area, so both figures do.
-    truth, sets = 45.0, 250
+    truth, sets = 45.0, 120
     hits = dict.fromkeys(("IA-mIoU_fg", "mIoU"), 0)
     for _ in range(sets):
         run = simulate(generator, 60, make_run)
         found = intervals_of(run, samples=400, seed=int(generator.integers(2**31)))
         for name in hits:
             hits[name] += found[name].low <= truth <= found[name].high
-    # 0.95 ± three standard deviations of a share of 250.
-    assert all(0.91 <= count / sets <= 0.99 for count in hits.values()), hits
+    # 0.95 ± three standard deviations of a share of 120, and less than all.
+    assert all(0.89 <= count / sets < 1 for count in hits.values()), hits
 
 
 def test_instances_of_one_image_are_not_independent(make_run):
@@ -274,36 +274,40 @@ def test_classes_that_one_image_has_make_intervals_lopsided(make_run):
     assert found["IA-mIoU_fg"] == Interval(100.0, 100.0, 100.0)
 
 
-def test_what_does_not_fit_is_refused(make_run):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, r"samples must be a whole number >= 1, got 0"),
+        ({"samples": 10.0}, r"samples must be a whole number >= 1, got 10.0"),
+        ({"seed": -1}, r"seed must be a whole number >= 0, got -1"),
+        ({"level": 95}, r"level must lie between 0 and 1, e.g. 0.95, got 95"),
+        ({"worst": 0}, r"worst must be a whole number of percent.* got 0"),
+    ],
+)
+def test_options_are_checked(make_run, options, message):
+    with pytest.raises(ValueError, match=message):
+        intervals_of(make_run([("a", 1, 100, 0.5)]), **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "left_out", "names", "message"),
+    [
+        ("aa", None, 3, r"images must be distinct, got again a"),
+        ("ac", "pixels", 3, r"images lacks images of the table: b"),
+        ("ac", None, 3, r"images lacks images of the (table|pixels): b"),
+        ("ab", "pixels", 2, r"table: category_id must be in 0..1, got 2"),
+        ("ab", "table", 2, r"pixels: category_id must be in 0..1, got 2"),
+        ("ac", "table", 3, r"images lacks images of the pixels: b"),
+    ],
+)
+def test_tables_images_and_names_must_fit(make_run, images, left_out, names, message):
     run = make_run([("a", 1, 100, 0.5), ("b", 2, 100, 0.5)])
-    with pytest.raises(ValueError, match=r"samples must be a whole number >= 1, got 0"):
-        intervals_of(run, samples=0)
-    with pytest.raises(ValueError, match=r"samples must be a whole number >= 1, got 10.0"):
-        intervals_of(run, samples=10.0)
-    with pytest.raises(ValueError, match=r"seed must be a whole number >= 0, got -1"):
-        intervals_of(run, seed=-1)
-    with pytest.raises(ValueError, match=r"level must lie between 0 and 1, e.g. 0.95, got 95"):
-        intervals_of(run, level=95)
-    with pytest.raises(ValueError, match=r"worst must be a whole number of percent.* got 0"):
-        intervals_of(run, worst=0)
-    none = PixelTable.concatenate([])
-    for images, pixels, names, message in (
-        (["a", "a"], run.pixels, run.class_names, r"images must be distinct, got again a"),
-        (["a", "c"], none, run.class_names, r"images lacks images of the table: b"),
-        (["a", "c"], run.pixels, run.class_names, r"images lacks images of the (table|pixels): b"),
-        (run.images, none, ["background", "cat"], r"table: category_id must be in 0..1, got 2"),
-    ):
-        wrong = SimpleNamespace(table=run.table, pixels=pixels, images=images)
-        with pytest.raises(ValueError, match=message):
-            bootstrap(wrong, class_names=names)
-    wrong = SimpleNamespace(
-        table=InstanceTable.concatenate([]), pixels=run.pixels, images=run.images
-    )
-    with pytest.raises(ValueError, match=r"pixels: category_id must be in 0..1, got 2"):
-        bootstrap(wrong, class_names=["background", "cat"])
-    wrong.images = ["a", "c"]
-    with pytest.raises(ValueError, match=r"images lacks images of the pixels: b"):
-        bootstrap(wrong, class_names=run.class_names)
+    tables = {"table": run.table, "pixels": run.pixels}
+    if left_out:
+        tables[left_out] = type(tables[left_out]).concatenate([])
+    wrong = SimpleNamespace(**tables, images=list(images))
+    with pytest.raises(ValueError, match=message):
+        bootstrap(wrong, class_names=["background", "cat", "dog"][:names])
 
 
 def test_cells_with_too_few_instances(make_run):

@@ -136,7 +136,7 @@ def _verifying(paths: Sequence[str]) -> int:
 
 
 def _format(figures: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Format the figures as Markdown."""
     lines = [f"{figures['machine']}; {figures['settings']}"]
     names = {
         "pillow": "decoding, Pillow",

@@ -1,4 +1,4 @@
-"""Time running a model over a data set with the evaluator against the same run without it.
+"""Time inference over a data set with the evaluator against the same run without it.
 
 The yardstick is detectron2's inference_on_dataset with no evaluator: pictures in memory, one a
 batch, through the model. With the evaluator it also takes the argmax on the device, copies the
@@ -6,7 +6,7 @@ uint8 labels, reads both ground-truth PNGs, matches, and computes the figures at
 in the loop, once with worker threads, as the trainer does. With a GPU the model is
 DeepLabV2-ResNet101 and the threads may add 5 %; without one it is a small net, whose figures show
 that the command works and no more. Weights are random, so the model's scores are computed and
-thrown away: what the evaluator gets are scores of predictions drawn beforehand, on the device.
+discarded: the evaluator gets scores of predictions drawn beforehand, on the device.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> Measurement:
 
 
 def build(config_file: str, seed: int) -> nn.Module:
-    """The model of a config with random weights.
+    """Build the model of a config with random weights.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -131,7 +131,7 @@ def make_batches(folder: str, images: int, seed: int) -> list[list[dict[str, Any
 def measure(
     model: nn.Module, batches: Sequence[Sequence[dict[str, Any]]], workers: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Times of a whole run in milliseconds per image, ratios to the run without evaluator."""
+    """Time whole runs: milliseconds per image, ratios to the run without evaluator."""
     metadata = MetadataCatalog.get(_DATASET)
     metadata.set(stuff_classes=list(VOC_CLASS_NAMES), ignore_label=VOID)
     try:
@@ -196,7 +196,7 @@ def _missed(rows: dict[str, dict[str, float]], workers: int, gpu: bool) -> list[
 
 
 def _format(figures: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Format the figures as Markdown."""
     note = ""
     if figures["device"] == "CPU":
         note = "\n\nThere is no GPU: a small net on the CPU, which says nothing about a GPU."

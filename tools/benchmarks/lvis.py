@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=positive_int, default=2, help="processes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--folder", metavar="DIR", help="keep the annotation files here, and use those that are"
+        "--folder", metavar="DIR", help="keep the annotation files here, and use those that exist"
     )
 
 
@@ -141,7 +141,7 @@ class _PeakMemory:
 
 
 def _format(figures: Mapping[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Format the figures as Markdown."""
     balance, sampling = figures["balance"], figures["sampling"]
     lines = [f"{figures['machine']}; {figures['settings']['jobs']} processes", ""]
     lines += [

@@ -1,10 +1,10 @@
 """Seeded annotation files as large as LVIS v1's training set, with COCO's for the same images.
 
-Real are LVIS v1's 1,203 category names with their published numbers of images and instances
-(lvis_v1_categories.csv: names and counts of lvis_v1_train_cat_info.json, facebookresearch/Detic,
-Apache-2.0). Made up is the rest, to look like it: outlines of 34 corners on average (a gigabyte of
-text, as LVIS's), sizes by class, LVIS's lists of absent and partly labelled categories, COCO's own
-outlines of the same objects, objects of the 20 classes that LVIS does not label, crowd regions.
+LVIS v1's 1,203 category names and their numbers of images and instances are the published ones
+(lvis_v1_categories.csv: lvis_v1_train_cat_info.json of facebookresearch/Detic, Apache-2.0). The
+rest is made up: outlines of 34 corners on average (a gigabyte of text, as LVIS's), sizes by class,
+LVIS's lists of absent and partly labelled categories, COCO's own outlines of the same objects,
+objects of the 20 classes that LVIS does not label, crowd regions.
 
 Legend: A number of annotations.
 """
@@ -117,7 +117,7 @@ def draw_annotation_files(
 def _draw_lvis(
     rng: np.random.Generator, counts: Sequence[tuple[str, int, int]], size: np.ndarray, share: float
 ) -> Objects:
-    """LVIS's objects: every category in as many images, as often, as was published."""
+    """Draw LVIS's objects: each category with its published numbers of images and instances."""
     images, categories, sides = [], [], []
     for category, (name, in_images, instances) in enumerate(counts, start=1):
         in_images, instances = round(in_images * share), round(instances * share)
@@ -143,7 +143,7 @@ def _place(
     size: np.ndarray,
     crowd: np.ndarray | None = None,
 ) -> Objects:
-    """Objects at random places of their images, of log-normal size around a median side."""
+    """Place objects at random in their images, of log-normal size around a median side."""
     order = np.argsort(image, kind="stable")
     count = len(order)
     height, width = size[image[order]].T
@@ -159,7 +159,7 @@ def _place(
 
 
 def _partly_labelled(rng: np.random.Generator, lvis: Objects) -> dict[int, list[int]]:
-    """Categories by image of which LVIS labels some objects only: half of those with many."""
+    """Choose categories by image that LVIS labels in part: half of those with many objects."""
     keys, number = np.unique(lvis.image * 2000 + lvis.category, return_counts=True)
     partial: dict[int, list[int]] = {}
     for key in keys[(number > 12) & (rng.random(len(keys)) < 0.5)].tolist():
@@ -168,12 +168,12 @@ def _partly_labelled(rng: np.random.Generator, lvis: Objects) -> dict[int, list[
 
 
 def _absent(rng: np.random.Generator, categories: int) -> list[int]:
-    """Categories that LVIS verified to be absent from an image."""
+    """Choose categories that LVIS verified to be absent from an image."""
     return rng.integers(1, categories + 1, int(rng.integers(4, 14))).tolist()
 
 
 def _images(rng: np.random.Generator, size: np.ndarray) -> list[dict[str, Any]]:
-    """Entries of the images; one in twenty is of COCO's val2017."""
+    """Make the entries of the images; one in twenty is of COCO's val2017."""
     ids = rng.choice(np.arange(1, 600_000), len(size), replace=False)
     split = np.where(rng.random(len(size)) < 0.05, "val2017", "train2017")
     url = "http://images.cocodataset.org/{}/{:012d}.jpg"
@@ -191,7 +191,7 @@ def _draw_coco(
     absent: Sequence[Sequence[int]],
     partial: dict[int, list[int]],
 ) -> Objects:
-    """COCO's objects: most of LVIS's of the 20 classes, outlined anew; others; crowds."""
+    """Draw COCO's objects: most of LVIS's of the 20 classes, outlined anew; others; crowds."""
     rules = [None, *(LVIS_RULES.get(name) for name, _, _ in counts)]
     to_class = np.array([rule.class_id if rule else 0 for rule in rules])
     certain = np.array([rule is not None and rule.role not in UNCERTAIN for rule in rules])
@@ -209,7 +209,7 @@ def _draw_coco(
             radius=known.radius * rng.lognormal(0, 0.04, count),
         )
     ]
-    # What LVIS was looking for and did not find is hardly ever there.
+    # Objects of classes that LVIS verified to be absent are rare.
     own = {n: r.class_id for n, r in enumerate(rules) if r and r.role == CORE}
     looked_for = np.zeros((len(size), 21), bool)
     for image, categories in enumerate(absent):
@@ -260,7 +260,7 @@ class Objects:
 
 
 def draw_outlines(rng: np.random.Generator) -> list[np.ndarray]:
-    """Wavy closed curves of radius 1 around the origin: float64 (corners, 2) each."""
+    """Draw wavy closed curves of radius 1 around the origin: float64 (corners, 2) each."""
     shapes = []
     for corners in rng.integers(10, 59, OUTLINES):
         angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
@@ -307,7 +307,7 @@ def _lines(
     ids: np.ndarray,
     size: np.ndarray,
 ) -> Iterator[str]:
-    """The text of some annotations; ids go on from ``first``."""
+    """Write some annotations as text; ids start at ``first`` + 1."""
     corners = [shapes[n] for n in objects.shape.tolist()]
     length = np.array([len(shape) for shape in corners])
     at = np.repeat(np.arange(len(length)), length)
@@ -331,7 +331,7 @@ def _lines(
 
 
 def _crowd(height: int, width: int, radius: int, centre: np.ndarray) -> dict[str, Any]:
-    """Run lengths of a square."""
+    """Encode a square as run lengths."""
     mask = np.zeros((width, height), bool)
     x, y = (int(value) for value in centre)
     mask[max(0, x - radius) : x + radius, max(0, y - radius) : y + radius] = True

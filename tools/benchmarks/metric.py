@@ -157,13 +157,13 @@ def race_images(
 
 
 def bincount(images: Iterable[Maps]) -> None:
-    """The yardstick, image by image."""
+    """Count the labels of each image: the yardstick."""
     for maps in images:
         count_labels(maps)
 
 
 def count_labels(maps: Maps) -> np.ndarray:
-    """The confusion matrix of an image; see the top of the file."""
+    """Compute the confusion matrix of an image; see the top of the file."""
     prediction, semantic, _ = maps
     valid = semantic != VOID
     key = semantic[valid].astype(np.int64) * CLASSES + prediction[valid]
@@ -173,7 +173,7 @@ def count_labels(maps: Maps) -> np.ndarray:
 def ours(
     images: Iterable[Maps], *, classes: int = CLASSES, mode: str = "exact", annotated: bool = True
 ) -> Accumulator:
-    """mIoU and IA-mIoU of all sizes: everything but the figures is computed."""
+    """Compute mIoU and IA-mIoU of all sizes, except the final figures."""
     accumulator = Accumulator(classes, ignore_label=void_of(classes), mode=mode)
     for number, (prediction, semantic, instances) in enumerate(images):
         accumulator.update(number, prediction, semantic, instances if annotated else None)
