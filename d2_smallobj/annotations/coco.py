@@ -163,13 +163,7 @@ class InstanceAnnotations:
         return self._file.file_name(image_id)
 
     def maps(self, image_id: Id) -> tuple[np.ndarray, np.ndarray]:
-        """Paint the annotations of an image.
-
-        Args:
-            image_id: id of the image in the file.
-
-        Returns:
-            The semantic and the instance map of :func:`paint`.
+        """Paint the annotations of an image: the two maps of :func:`paint`.
 
         Raises:
             ValueError: the file has no such image, or one of its masks is malformed.
@@ -246,22 +240,21 @@ def paint(
     unannotated: int = 0,
     ignore_label: int = IGNORE_LABEL,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint the annotations of an image as label maps.
+    """Paint the annotations of an image, in the order of the file, as label maps.
 
     Args:
-        annotations: in the order of the file.
+        annotations: of the image.
         height: H.
         width: W.
         painting: as for :class:`InstanceAnnotations`.
-        source: the file that they come from, for messages.
-        unannotated: label of pixels that no annotation covers.
+        source: the file of the annotations, for messages.
+        unannotated: label of pixels without annotation.
         ignore_label: label of crowds in the semantic map.
 
     Returns:
         semantic: (H, W), uint8 if all labels fit: ``unannotated``, classes, ``ignore_label``.
-        instances: int32 (H, W), 0 = none, 255 = crowd; the k-th instance of the image in the
-            file has id k, or k + 1 from the 255th on. One that others hide completely, or
-            without area, is in neither map.
+        instances: int32 (H, W), 0 = none, 255 = crowd; the k-th instance of the image has id k, or
+            k + 1 from the 255th on. Instances without a visible pixel are in neither map.
 
     Raises:
         ValueError: a mask is malformed; names its annotation.

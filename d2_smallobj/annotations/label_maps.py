@@ -34,10 +34,7 @@ _SHOWN_VALUES = 10
 
 
 def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a label map.
-
-    Args:
-        path: a PNG (or other lossless image) of mode L, P or 16-bit grey.
+    """Read a label map: a PNG (or other lossless image) of mode L, P or 16-bit grey.
 
     Returns:
         (H, W), uint8, or uint16 for a 16-bit file: the stored indices.
@@ -81,11 +78,7 @@ def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def encode_label_map(labels: np.ndarray, *, palette: bool = True) -> bytes:
-    """Encode a label map as PNG; same arguments and errors as :func:`write_label_map`.
-
-    Returns:
-        The PNG file's content; the same for the same labels (with the same Pillow and zlib).
-    """
+    """Encode a label map as PNG bytes; arguments and errors as :func:`write_label_map`."""
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.size == 0:
         raise ValueError(
             "labels: expected a non-empty integer array of shape (H, W), got shape "
@@ -109,16 +102,14 @@ def encode_label_map(labels: np.ndarray, *, palette: bool = True) -> bytes:
 def write_label_map(
     path: str | os.PathLike[str], labels: np.ndarray, *, palette: bool = True
 ) -> None:
-    """Write a label map as PNG, atomically.
+    """Write a label map, (H, W) integers in 0..65535, as PNG, atomically.
 
-    Args:
-        path: the file to write or replace.
-        labels: (H, W) integers in 0..65535. Up to 255 it is stored in 8 bits, else in 16.
-        palette: store 8-bit maps in P mode with the VOC palette (for the eye), not in L mode.
+    Labels up to 255 are stored in 8 bits, in P mode with the VOC palette or, without ``palette``,
+    in L mode; larger ones in 16 bits.
 
     Raises:
-        ValueError: ``labels`` has another shape or type, or values that a PNG cannot hold.
-        OSError: the file cannot be written; names it, and leaves an older one as it was.
+        ValueError: ``labels`` has another shape, type or range.
+        OSError: the file cannot be written; an older one stays as it was.
     """
     content = encode_label_map(labels, palette=palette)
     with atomic_write(path) as file:
@@ -148,14 +139,9 @@ def check_label_values(
 ) -> None:
     """Check that a semantic map holds nothing but class indices and the ignore label.
 
-    Args:
-        labels: (H, W) integers.
-        num_classes: number of classes, background counted.
-        ignore_label: the label of pixels left out, normally 255.
-        path: the file it comes from, for the message.
-
     Raises:
-        ValueError: other values occur; names the file, the first ten of them and their pixels.
+        ValueError: other values than 0..num_classes-1 and ``ignore_label`` occur; names the file,
+            the first ten of them and their number of pixels.
     """
     bad = (labels < 0) | (labels >= num_classes)
     bad &= labels != ignore_label
@@ -174,18 +160,11 @@ SUFFIXES = (".png", ".npy")
 
 
 def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width of a label map, from its header alone.
-
-    Args:
-        path: a file ending in ``.png`` or ``.npy``.
-
-    Returns:
-        (H, W).
+    """Read height and width of a ``.png`` or ``.npy`` label map from its header.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the header is damaged, or is one of a colour picture or of scores; names the
-            file.
+        ValueError: the header is damaged, or of a colour picture or of scores.
     """
     if _suffix(path) == ".npy":
         return _check_array(_load_array(path, header_only=True), path).shape
@@ -199,18 +178,14 @@ def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a label map; checksums are verified.
-
-    Args:
-        path: a ``.png`` of mode L, P or 16-bit grey, or a ``.npy`` of integers, not pickled.
+    """Read a label map, a ``.png`` or a ``.npy`` of integers; checksums are verified.
 
     Returns:
-        (H, W) integers: the stored indices. uint8, or uint16 from a 16-bit PNG; of a ``.npy``
-        its own dtype.
+        (H, W) integers: uint8, or uint16 from a 16-bit PNG; of a ``.npy`` its own dtype.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is corrupt or truncated, or holds colours or scores; names it.
+        ValueError: the file is corrupt or truncated, or holds colours or scores.
     """
     if _suffix(path) == ".npy":
         return _check_array(_load_array(path, header_only=False), path)
@@ -255,11 +230,8 @@ def _check_array(labels: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray
 class LabelFolder:
     """The label maps in a folder, by name without suffix.
 
-    Subfolders, hidden files and files of other kinds are passed over.
-
-    Args:
-        path: the folder.
-        argument: name of the option that gave it, for messages.
+    Subfolders, hidden files and other kinds of files are skipped. ``argument`` names the option for
+    messages.
 
     Attributes:
         path: the folder.

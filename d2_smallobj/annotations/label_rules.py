@@ -37,17 +37,10 @@ class LabelRule:
             raise ValueError(f"classes: must be in 0..{IGNORE_LABEL}, got {wrong[:10]}")
 
     def semantic(self, stored: np.ndarray, path: object) -> np.ndarray:
-        """Classes of a semantic map.
-
-        Args:
-            stored: (H, W) non-negative integers; 255 stays ignored.
-            path: the file it comes from, for the message.
-
-        Returns:
-            uint8 (H, W): 0 background, 1.. classes, 255 ignored.
+        """Return the classes, uint8 (H, W), of a stored semantic map; 255 stays ignored.
 
         Raises:
-            ValueError: a value has no class; names the file and up to ten of them.
+            ValueError: a value has no class; names the file and up to ten values.
         """
         table = np.full(max(int(stored.max(initial=0)), IGNORE_LABEL) + 1, -1, np.int16)
         table[: len(self.classes)] = self.classes
@@ -62,14 +55,10 @@ class LabelRule:
         return classes.astype(np.uint8)
 
     def instances(self, stored: np.ndarray, semantic: np.ndarray) -> np.ndarray:
-        """Instance map that fits a translated semantic map.
+        """Return the int32 instance map (H, W) that fits the map of :meth:`semantic`.
 
-        Args:
-            stored: (H, W) instance ids as the file has them.
-            semantic: (H, W) from :meth:`semantic`.
-
-        Returns:
-            int32 (H, W): 0 on background; ids on objects; 255 on ignored pixels and on groups.
+        It is 0 on background, 255 on ignored pixels and on groups, and has the stored ids on
+        objects.
         """
         objects = (semantic != 0) & (semantic != IGNORE_LABEL)
         identities = np.where(objects, stored, 0).astype(np.int32)
@@ -80,11 +69,7 @@ class LabelRule:
         return identities
 
     def only(self, class_id: int | None) -> LabelRule:
-        """The rule of a binary task: one class becomes 1, all others background.
-
-        Args:
-            class_id: the class; ``None``: any object of whatever class.
-        """
+        """Return the rule of a binary task: one class (``None``: any) becomes 1, others 0."""
         table = {0: 0, IGNORE_LABEL: IGNORE_LABEL}
         kept = 1 if class_id is None else 0
         if class_id is not None:
@@ -113,14 +98,10 @@ def label_type(largest: int) -> type[np.unsignedinteger] | type[np.signedinteger
 
 
 def unique_by_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As ``np.unique`` with inverse and counts, fast where neighbours are mostly equal.
+    """Return ``np.unique`` with inverse and counts, fast where neighbours are mostly equal.
 
-    Args:
-        values: integers (N,).
-
-    Returns:
-        The different values, ascending; the place of each one of ``values`` among them, int64
-        (N,); how many there are of each.
+    For integers (N,): the ascending values, the index of each element among them, int64 (N,), and
+    the counts, int64.
     """
     starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]][: len(values)])
     lengths = np.diff(np.r_[starts, len(values)])
@@ -142,19 +123,10 @@ def without_stuff(
     stuff: Collection[int],
     ignore_label: int,
 ) -> np.ndarray | None:
-    """Remove the instances that lie on stuff alone, ignored pixels aside.
+    """Remove the instances (0 = none, 255 = void) that lie on stuff alone, ignored pixels aside.
 
-    An instance that lies on other classes, too, contradicts the semantic map and is left, for the
-    metric to refuse.
-
-    Args:
-        semantic: (H, W) labels.
-        instances: (H, W) ids, 0 = none, 255 = void, or ``None``.
-        stuff: classes whose segments are no instances.
-        ignore_label: label of ignored pixels.
-
-    Returns:
-        The instance map; the same array if nothing is to be removed, or if the maps are malformed.
+    An instance that lies on other classes, too, contradicts the semantic map and is left for the
+    metric to refuse. The same array is returned if nothing is removed or the maps are malformed.
     """
     if instances is None or not len(stuff) or not _are_maps(semantic, instances):
         return instances
@@ -188,14 +160,13 @@ def fit_instances(
 ) -> np.ndarray:
     """Make an instance map agree with a semantic map that was annotated separately.
 
-    Pixels of an instance whose label is neither the instance's class nor ignored become void. An
-    instance of a stuff class is none, and so is one without a pixel of its class.
+    Pixels of an instance whose label is neither the instance's class nor ignored become void.
+    Instances of a stuff class, or without a pixel of their class, are removed.
 
     Args:
         semantic: (H, W) labels 0..C-1 and ``ignore_label``.
         instances: (H, W) ids, 0 = none, 255 = void.
-        classes: class of every instance; ``None``: nothing tells, so that it is the most frequent
-            class under the instance that is no stuff.
+        classes: class of every instance; ``None``: its most frequent class that is no stuff.
         stuff: classes that have no instances.
         ignore_label: label of ignored pixels.
         source: the file or files, for messages.
@@ -204,8 +175,8 @@ def fit_instances(
         int32 (H, W): 0 = none, ids as they were, 255 = void.
 
     Raises:
-        ValueError: the maps differ in size; most pixels of the instances lie on other classes
-            than theirs; an id has no class.
+        ValueError: the maps differ in size, most pixels of the instances lie on other classes than
+            theirs, or an id has no class.
     """
     if semantic.shape != instances.shape:
         raise ValueError(
@@ -276,15 +247,10 @@ def annotation_classes(annotations: Sequence[Annotation]) -> dict[int, int]:
 def dict_annotations(
     entries: Sequence[Mapping[str, Any]], classes: Sequence[int | None], source: str
 ) -> tuple[Annotation, ...]:
-    """Read the ``annotations`` of a detectron2 dict.
+    """Read the ``annotations`` of a detectron2 dict: category_id, segmentation and iscrowd.
 
-    Args:
-        entries: dicts with ``category_id``, ``segmentation`` and, if need be, ``iscrowd``.
-        classes: class id by category id; ``None``: of no class, left out.
-        source: the picture, for messages.
-
-    Raises:
-        ValueError: an entry has no mask, or its category is none of ``classes``.
+    ``classes`` gives the class id by category id; categories of class ``None`` are left out. Raises
+    ValueError, beginning with ``source``, for an entry without a mask or with another category.
     """
     found = []
     for number, entry in enumerate(entries):

@@ -54,11 +54,11 @@ class PanopticMaps(NamedTuple):
 
 
 def read_panoptic_ids(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a panoptic PNG: int32 (H, W) segment ids.
+    """Read the segment ids of a panoptic PNG, int32 (H, W).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is corrupt, no PNG, or not of mode RGB; names it.
+        ValueError: the file is corrupt or no RGB PNG.
     """
     content = _read(path)
     header = png.parse_header(content, path, colours=True)
@@ -78,15 +78,11 @@ def panoptic_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def segments_of(entries: Sequence[Any], num_classes: int, source: str) -> tuple[Segment, ...]:
-    """Read detectron2's ``segments_info``, whose categories are classes.
-
-    Args:
-        entries: dicts with ``id``, ``category_id`` and, if need be, ``iscrowd``.
-        num_classes: C.
-        source: the panoptic PNG, for messages.
+    """Read detectron2's ``segments_info``: dicts of ``id``, ``category_id`` and ``iscrowd``.
 
     Raises:
-        ValueError: an entry lacks a key, or its category is no class; names segment and value.
+        ValueError: an entry of the PNG ``source`` lacks a key, or its category is none of the
+            ``num_classes`` classes.
     """
     segments = []
     for entry in entries:
@@ -113,7 +109,7 @@ def panoptic_maps(
     stuff: Iterable[int],
     ignore_label: int,
 ) -> PanopticMaps:
-    """Read a panoptic PNG and split it.
+    """Read a panoptic PNG and split it into a semantic and an instance map.
 
     Args:
         path: the PNG.
@@ -123,8 +119,7 @@ def panoptic_maps(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is corrupt; ids and segments do not belong together. Names the file
-            and up to ten ids.
+        ValueError: the file is corrupt, or its ids are not those of the segments.
     """
     ids = read_panoptic_ids(path)
     ordered = sorted(segments)
@@ -242,8 +237,8 @@ def read_panoptic_file(path: str | os.PathLike[str]) -> PanopticFile:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or malformed, an image or a category occurs twice, or a
-            segment has a category that is not there. Names the file and up to ten entries.
+        ValueError: the file is truncated or malformed, an image or category is repeated, or a
+            segment has an unknown category.
     """
     path = Path(path)
     try:

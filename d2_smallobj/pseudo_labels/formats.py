@@ -39,12 +39,12 @@ a CRF writes them; the largest wins.
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What a method's repository writes.
+    """A method of generating pseudo labels, and the folders that its repository writes.
 
     Attributes:
         name: of the method.
-        supervision: what it learns from.
-        folders: what the folders are that it writes; two are merged.
+        supervision: kind of labels that it learns from.
+        folders: names of the folders that it writes; two are merged.
         threshold: of its activation maps, where its code has one; IRN's default otherwise.
     """
 
@@ -82,12 +82,12 @@ def read_pseudo_label(
     file_format: str = "indices",
     threshold: float = 0.15,
 ) -> np.ndarray:
-    """Read the pseudo label of an image.
+    """Read the pseudo label of an image of H x W pixels from its file, or merge two.
 
     Args:
-        paths: its file; of two, the merged maps.
-        height: H, of the image.
-        width: W, of the image.
+        paths: one file, or two.
+        height: H.
+        width: W.
         num_classes: C + 1, background included.
         file_format: one of :data:`FORMATS`.
         threshold: of activation maps.
@@ -97,8 +97,7 @@ def read_pseudo_label(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is malformed or of another size than the image, or has other values;
-            names it.
+        ValueError: a file is malformed, of another size than the image, or has other values.
     """
     look_up_option("file_format", file_format, FORMATS)
     maps = []
@@ -121,12 +120,7 @@ def read_pseudo_label(
 
 
 def merge_labels(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """BANA's merge of Y_crf and Y_ret: what they agree on, 255 elsewhere.
-
-    Args:
-        first: uint8 (H, W).
-        second: uint8 (H, W).
-    """
+    """Merge BANA's Y_crf and Y_ret, uint8 (H, W): 255 where they disagree."""
     return np.where(first == second, first, np.uint8(IGNORE_LABEL))
 
 

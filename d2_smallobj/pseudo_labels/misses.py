@@ -54,13 +54,12 @@ class LabelSummary:
     num_images: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per class and size, those of all classes first.
+        """Return one row per class and size, those of all classes first.
 
-        Returns:
-            Rows of ``class``, ``size`` (a bin's name or ``all``), ``instances``, the five
-            outcomes of :data:`d2_smallobj.metrics.OUTCOMES` (instances), ``IA-IoU`` (mean IoU of
-            the instances, percent), ``labelled`` (share of their pixels that have the right
-            label, percent) and ``ignored`` (share that is 255, percent); NaN without instances.
+        Columns: ``class``, ``size`` (a bin's name or ``all``), ``instances``, the five
+        :data:`d2_smallobj.metrics.OUTCOMES` (instances), ``IA-IoU`` (mean IoU of the instances),
+        ``labelled`` (share of their pixels with the right label) and ``ignored`` (share that is
+        255), all three in percent; NaN without instances.
         """
         bins = self.table.size_of(self.size_bins)
         outcome = classify(self.table)
@@ -104,11 +103,11 @@ def summarize_labels(
 ) -> LabelSummary:
     """Compare pseudo labels with true instances, as if they were predictions.
 
-    A pixel that a label leaves out (255) teaches nothing and counts as background here; how many
-    there are is told beside it.
+    A pixel that a label ignores (255) counts as background; the number of them is reported beside
+    it.
 
     Args:
-        truth: the ground truth, from files or a COCO file, with class names.
+        truth: the ground truth, with class names.
         labels: file of the pseudo label by image id.
         name: of the labels.
         size_bins: the sizes.

@@ -24,13 +24,13 @@ _UNUSABLE = "pseudo label(s) that cannot be used"
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """The files that a method wrote.
+    """Files that a method wrote.
 
     Attributes:
         folders: one folder, or two whose maps are merged.
         file_format: one of :data:`d2_smallobj.pseudo_labels.formats.FORMATS`.
         files: for every image of the target, its file in each of the folders.
-        others: number of other files in the folders (pictures of labels, other images).
+        others: number of other files in the folders.
     """
 
     folders: tuple[Path, ...]
@@ -41,12 +41,7 @@ class Sources:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What :func:`prepare_labels` did.
-
-    Attributes:
-        written: number of label maps written.
-        kept: number of label maps that were there already, newer than their sources.
-    """
+    """Numbers of label maps that were written, and kept because newer than their sources."""
 
     written: int
     kept: int
@@ -64,13 +59,12 @@ def find_sources(
     Args:
         target: the images.
         method: a key of :data:`d2_smallobj.pseudo_labels.formats.METHODS`.
-        folders: as many as the method writes; for ``other`` one, or two to be merged.
-        file_format: ``"auto"``: by what is there, PNG files or activation maps.
+        folders: as many as the method writes; for ``other`` one or two.
+        file_format: ``"auto"``: PNG files or activation maps, by what exists.
 
     Raises:
-        FileNotFoundError: folders or files are missing; names the first ten and their number.
-        ValueError: an option is unknown, the number of folders is wrong, or the format cannot be
-            told.
+        FileNotFoundError: folders or files are missing; one error for all.
+        ValueError: an option is unknown, the number of folders is wrong, or the format is unclear.
     """
     names = METHODS[look_up_option("method", method, METHODS)].folders
     wanted = len(names) if method != "other" else min(max(len(folders), 1), 2)
@@ -106,25 +100,24 @@ def prepare_labels(
     force: bool = False,
     progress: bool = False,
 ) -> Prepared:
-    """Convert all pseudo labels to the registered form: P-mode PNGs of class indices.
+    """Convert all pseudo labels to P-mode PNGs of class indices in the target's folder.
 
-    Labels that are there already and newer than their sources are kept, so that an interrupted
-    run can be started again. ``<folder>.json`` beside the labels tells what they were made from.
+    Labels newer than their sources are kept, so that an interrupted run can be started again.
+    ``<folder>.json`` beside the labels records their origin.
 
     Args:
         target: the images, and the folder of the labels.
         sources: the method's files.
         threshold: of activation maps.
         jobs: number of processes.
-        force: replace labels that were made from something else.
+        force: replace labels of another origin.
         progress: show a progress bar on stderr.
 
     Raises:
         ValueError: the sources are the target's own folder.
-        FileExistsError: there are labels that were made from something else, without ``force``.
-        InputError: sources are malformed, or of another size than their images; lists the first
-            ten and their number. All others are converted.
-        OSError: a label map cannot be written.
+        FileExistsError: there are labels of another origin, without ``force``.
+        InputError: sources are malformed, or of another size than their images; all others are
+            converted.
     """
     if any(_same(folder, target.folder) for folder in sources.folders):
         raise ValueError(
@@ -146,10 +139,7 @@ def prepare_labels(
 def check_labels(
     target: LabelTarget, sources: Sources, *, jobs: int = 1, progress: bool = False
 ) -> int:
-    """Read all label maps as training will, without writing any.
-
-    Returns:
-        Number of labels.
+    """Read all label maps as training will, and return their number.
 
     Raises:
         InputError: as :func:`prepare_labels`.
@@ -185,11 +175,7 @@ def _convert(
     threshold: float = 0.0,
     keep: bool = False,
 ) -> str | bool:
-    """Convert one label (without ``folder``: only read it).
-
-    Returns:
-        Whether it was converted, or what is wrong with it.
-    """
+    """Convert one label (without ``folder``: only read it); return success or the error text."""
     image, paths = item
     path = None if folder is None else os.path.join(folder, f"{image.stems[0]}.png")
     try:
@@ -260,11 +246,7 @@ def _is_newer(path: str, sources: Sequence[str]) -> bool:
 
 
 def _check_origin(folder: Path, origin: dict[str, object], *, force: bool) -> bool:
-    """Whether the labels that are there can be kept.
-
-    Raises:
-        FileExistsError: they cannot, and are not to be replaced.
-    """
+    """Return whether existing labels can be kept; FileExistsError if they must not be replaced."""
     if not folder.is_dir() or not any(name.endswith(".png") for name in os.listdir(folder)):
         return True
     try:
