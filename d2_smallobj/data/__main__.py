@@ -170,7 +170,7 @@ def check_files(spec: DatasetSpec, *, jobs: int = 1, progress: bool = False) -> 
     """
     annotations = None
     if spec.instances_json is not None:
-        annotations = InstanceAnnotations(spec.instances_json, kind=spec.json_kind)
+        annotations = InstanceAnnotations(spec.instances_json)
     tasks = [
         (record, [] if annotations is None else annotations.annotations(record["image_id"]))
         for record in spec.list_files()
