@@ -165,11 +165,6 @@ def find_files(spec: DatasetSpec) -> DatasetFiles:
 def check_files(spec: DatasetSpec, *, jobs: int = 1, progress: bool = False) -> list[str]:
     """Read all label maps, or annotations, and the headers of all images of a data set.
 
-    Args:
-        spec: a data set whose files exist.
-        jobs: number of processes.
-        progress: show a progress bar on stderr.
-
     Returns:
         One sentence for every bad image; empty if all are good.
     """
@@ -192,13 +187,8 @@ def check_image(
 ) -> str | None:
     """Check that an image, its label maps and its annotations are valid and belong together.
 
-    Args:
-        task: the image's dataset dict, and its annotations if it has any.
-        num_classes: number of classes, background included.
-        source: the annotation file, for messages.
-
-    Returns:
-        A sentence that names the bad file; ``None`` if all are good.
+    ``task`` is the image's dataset dict and its annotations, ``source`` their file. Returns a
+    sentence that names the bad file; ``None`` if all are good.
     """
     record, annotations = task
     picture = record["file_name"]

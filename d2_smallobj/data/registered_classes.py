@@ -55,13 +55,7 @@ class DatasetClasses(NamedTuple):
 def dataset_classes(
     name: str, metadata: Any, names: Sequence[str], stuff: Stuff = None
 ) -> DatasetClasses:
-    """Read the metadata of a data set.
-
-    Args:
-        name: the data set's.
-        metadata: as detectron2's MetadataCatalog has it.
-        names: of the classes.
-        stuff: names or ids of the stuff classes; ``None``: the metadata decide.
+    """Read the metadata of a data set; ``stuff`` overrides what they say of stuff classes.
 
     Raises:
         ValueError: the metadata contradict themselves or do not tell, or there is no such class.
@@ -204,10 +198,6 @@ def class_names(
         num_classes: number of classes, where the metadata have no names.
         unannotated: the class of pixels without annotation, if semantic maps are to be painted.
         own_reader: whether a reader of the user's own makes the maps.
-
-    Raises:
-        ValueError: there are no names and no number, the two differ, or the data set is one for
-            detection.
     """
     names = getattr(metadata, "stuff_classes", None)
     kind = getattr(metadata, "evaluator_type", None)
@@ -253,12 +243,7 @@ def unannotated_label(
 
 
 def no_semantics(name: str, why: str) -> str:
-    """Return the error about a detection set, which names data sets of the same images.
-
-    Args:
-        name: the data set's.
-        why: how it shows that it is one for detection.
-    """
+    """Return the error about a detection set, which names data sets of the same images."""
     core = _TASK_WORDS.sub("", name)
     found = [
         other

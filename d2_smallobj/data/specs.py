@@ -89,12 +89,7 @@ class DatasetSpec:
         return f"Prepare it with: {self.command} ({see})."
 
     def load(self) -> list[dict[str, Any]]:
-        """List the data set's dicts; what is missing is made if that is possible.
-
-        Raises:
-            FileNotFoundError: files are missing; names them and what to do.
-            ValueError: a list or an annotation file is malformed.
-        """
+        """List the data set's dicts; make missing files if that is possible."""
         if self.ensure is not None:
             self.ensure()
         return self.list_files()
@@ -148,15 +143,9 @@ def with_labels(spec: DatasetSpec, name: str, folder: str) -> DatasetSpec:
 
 
 def binary_spec(spec: DatasetSpec, category: str) -> DatasetSpec:
-    """Make the binary task "is it this class" of a data set.
+    """Make the binary task of one class of a data set, or of :data:`ANY_CLASS`.
 
-    Args:
-        spec: the data set.
-        category: one of its classes, which becomes class 1, all others background; or
-            :data:`ANY_CLASS`.
-
-    Raises:
-        ValueError: it has no such class; names the closest.
+    That class becomes class 1, all others background.
     """
     objects = spec.class_names[1:]
     class_id = None

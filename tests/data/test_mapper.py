@@ -162,10 +162,6 @@ def test_size_weights_from_the_first_position_that_needs_them(tiny_cfg, tiny_dic
         assert first == 0 or not weighted(first - 1)
 
 
-def test_the_test_mapper_never_weighs(tiny_cfg, tiny_dicts):
-    assert "size_weights" not in SemSegMapper(tiny_cfg(*WEIGHTED), False)(tiny_dicts[0])
-
-
 # ---- Determinism -------------------------------------------------------------------------------
 
 

@@ -43,30 +43,19 @@ def labels_of(record):
 # ---- Flags -------------------------------------------------------------------------------------
 
 
-def test_without_a_fraction_nothing_changes(tiny_cfg, tiny_dicts):
-    assert apply_supervision(tiny_cfg(), tiny_dicts) == tiny_dicts
-
-
 def test_the_split_flags_every_image(tiny_cfg, instance_dicts):
+    assert apply_supervision(tiny_cfg(), instance_dicts) == instance_dicts
     # Seven images of classes 1..6 and again 1, all with class 2: the background is 2.
     for record in instance_dicts:
         record["boxes"] = [(2, 0, 0, 5, 5)]
-    images = apply_supervision(tiny_cfg(*FRACTION), instance_dicts)
-    flags = [x["supervision"] for x in images]
-    assert flags == ["mask"] * 4 + ["boxes"] * 3
-    names = {x["file_name"] for x in images}
-    assert names == {x["file_name"] for x in instance_dicts}
+    names = {x["file_name"] for x in instance_dicts}
+    cases = (("REST", "boxes", 4, 3), ("REST", "none", 4, 0), ("MASK_REPEAT", 3, 12, 3))
+    for key, value, masks, boxes in cases:
+        cfg = tiny_cfg(*FRACTION, f"SMALLOBJ.SUPERVISION.{key}", value)
+        images = apply_supervision(cfg, instance_dicts)
+        assert [x["supervision"] for x in images] == ["mask"] * masks + ["boxes"] * boxes
+        assert value == "none" or {x["file_name"] for x in images} == names
     assert "supervision" not in instance_dicts[0]
-
-
-def test_masks_alone_and_masks_more_often(tiny_cfg, instance_dicts):
-    for record in instance_dicts:
-        record["boxes"] = [(2, 0, 0, 5, 5)]
-    node = "SMALLOBJ.SUPERVISION."
-    masks = apply_supervision(tiny_cfg(*FRACTION, f"{node}REST", "none"), instance_dicts)
-    assert [x["supervision"] for x in masks] == ["mask"] * 4
-    both = apply_supervision(tiny_cfg(*FRACTION, f"{node}MASK_REPEAT", 3), instance_dicts)
-    assert [x["supervision"] for x in both] == ["mask"] * 12 + ["boxes"] * 3
 
 
 def test_a_number_of_images_is_drawn_by_class(tiny_cfg, instance_dicts):
@@ -98,19 +87,23 @@ def test_the_split_follows_its_seed(tiny_cfg, instance_dicts):
     assert chosen("SEED", 1, key, 5) == chosen("SEED", 2, key, 5) == chosen("SEED", 5)
 
 
-def test_a_class_without_a_mask(tiny_cfg, instance_dicts):
-    with pytest.raises(
-        ValueError, match=r"^SMALLOBJ\.SUPERVISION\.MASK_FRACTION: fraction 0\.3 of 7 .*without any"
-    ):
-        apply_supervision(tiny_cfg("SMALLOBJ.SUPERVISION.MASK_FRACTION", 0.3), instance_dicts)
+LACKING = r"fraction 0\.3 of 7 .*without any"
+BEYOND = r"^1 image\(s\) with classes beyond the model's 0\.\.\d+: .*image_\d\.\w+ \(77\)$"
 
 
-def test_a_class_that_the_model_has_not_is_no_class_to_split_by(tiny_cfg, instance_dicts):
-    boxed = [*instance_dicts[:-1], {**instance_dicts[-1], "boxes": [(77, 0, 0, 5, 5)]}]
-    message = r"^1 image\(s\) with classes beyond the model's 0\.\.\d+: .*image_\d\.\w+ \(77\)$"
-    for key, value in (("MASK_FRACTION", 0.5), ("NUM_IMAGES", 5)):
-        with pytest.raises(ValueError, match=message):
-            apply_supervision(tiny_cfg(f"SMALLOBJ.SUPERVISION.{key}", value), boxed)
+@pytest.mark.parametrize(
+    ("key", "value", "boxes", "message"),
+    [
+        ("MASK_FRACTION", 0.3, None, rf"^SMALLOBJ\.SUPERVISION\.MASK_FRACTION: {LACKING}"),
+        ("MASK_FRACTION", 0.5, [(77, 0, 0, 5, 5)], BEYOND),
+        ("NUM_IMAGES", 5, [(77, 0, 0, 5, 5)], BEYOND),
+    ],
+)
+def test_classes_that_cannot_be_split(tiny_cfg, instance_dicts, key, value, boxes, message):
+    if boxes:
+        instance_dicts[-1]["boxes"] = boxes
+    with pytest.raises(ValueError, match=message):
+        apply_supervision(tiny_cfg(f"SMALLOBJ.SUPERVISION.{key}", value), instance_dicts)
 
 
 def test_flags_of_their_own_are_not_split(tiny_cfg, tiny_dicts):
@@ -351,22 +344,16 @@ def test_the_size_is_exact(seed, images, fraction):
         assert stratified_split(classes, fraction, seed).sum() == number
 
 
-@pytest.mark.parametrize("fraction", [0, -0.1, 1.1, float("nan")])
-def test_a_fraction_out_of_range(fraction):
-    with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], got"):
-        stratified_split([{1}], fraction, seed=0)
-
-
-def test_a_class_without_a_mask_is_an_error():
-    classes = [{1}] * 20 + [{2}] + [{3, 1}]
-    with pytest.raises(
-        ValueError,
-        match=r"fraction 0\.1 of 22 image\(s\) leaves 2 class\(es\) without any: "
-        r"2 \(in 1 image\(s\)\), 3 \(in 1 image\(s\)\); give a larger fraction",
-    ):
-        stratified_split(classes, 0.1, seed=0)
-
-
-def test_ten_classes_are_named_at_most():
-    with pytest.raises(ValueError, match=r"leaves 11 class\(es\).* and 1 more; give"):
-        stratified_split([{c} for c in range(1, 13)], 1 / 12, seed=0)
+@pytest.mark.parametrize(
+    ("classes", "fraction", "message"),
+    [
+        *(([{1}], x, r"fraction must be in \(0, 1\], got") for x in (0, -0.1, 1.1, float("nan"))),
+        ([{1}] * 20 + [{2}] + [{3, 1}], 0.1,
+         r"fraction 0\.1 of 22 image\(s\) leaves 2 class\(es\) without any: "
+         r"2 \(in 1 image\(s\)\), 3 \(in 1 image\(s\)\); give a larger fraction"),
+        ([{c} for c in range(1, 13)], 1 / 12, r"leaves 11 class\(es\).* and 1 more; give"),
+    ],
+)  # fmt: skip
+def test_splits_that_cannot_be(classes, fraction, message):
+    with pytest.raises(ValueError, match=message):
+        stratified_split(classes, fraction, seed=0)
