@@ -1,4 +1,4 @@
-"""Which classes are scored: their names, which are stuff, which categories of a file they are."""
+"""Choose the scored classes: names, stuff, and categories of an annotation file."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def stuff_ids(stuff: Stuff, names: Sequence[str], argument: str = "stuff") -> tu
 
 
 def is_background(name: str) -> bool:
-    """Whether a class is called background; synonyms may follow after a comma."""
+    """Return whether a class is called background; synonyms may follow after a comma."""
     return name.split(",")[0].strip().casefold() == "background"
 
 

@@ -1,4 +1,4 @@
-"""Checking that the files of a data set exist: one listing per folder, one error for all."""
+"""Check that a data set's files exist, and name the folders of the known data sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets in the layout of PASCAL VOC 2012: image lists, JPEG images, PNG label maps."""
+"""List the images of data sets in the layouts of PASCAL VOC 2012 and COCO."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_images_without_annotation(read):
     assert not semantic.any()
     assert not instances.any()
     assert found.image_ids == [1, 2]
-    assert [found.is_annotated(i) for i in (1, 2)] == [True, False]
+    assert [bool(found.annotations(i)) for i in (1, 2)] == [True, False]
     assert found.image_size(2) == (20, 30)
     assert found.file_name(2) == "two.jpg"
 
