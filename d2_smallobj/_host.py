@@ -1,4 +1,4 @@
-"""Which ``detectron2`` runs: an installed one, or the stand-in of :mod:`d2_smallobj._embedded`.
+"""Choose the ``detectron2`` to run: an installed one, or the stand-in :mod:`d2_smallobj._embedded`.
 
 The choice is made when ``detectron2`` is first imported, by the environment variable
 ``D2_SMALLOBJ_HOST``:

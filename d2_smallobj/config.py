@@ -46,7 +46,7 @@ def add_smallobj_config(cfg: CN) -> None:
     node.LOSS_RESOLUTION = "input"
     # Upper limit of a pixel's weight, >= 1. 1 gives the plain cross-entropy.
     node.TAU = 5.0
-    # What a component's size is compared with: all "foreground" pixels of the image, or the
+    # A component's size is compared with all "foreground" pixels of the image, or the
     # pixels of its own "class".
     node.TOTAL = "foreground"
     # Size of a component: "exact" = its pixels, "contour" = its filled contour (released code).
@@ -111,7 +111,7 @@ def add_smallobj_config(cfg: CN) -> None:
 
     # ---- Label uncertainty, with UncertainSegmentor (docs/method.md#label-uncertainty) ----------
     node.UNCERTAINTY = CN()
-    # What sigma divides: "per_class" = each logit by its class's own (the plain form), "object" =
+    # Sigma divides: "per_class" = each logit by its class's own (the plain form), "object" =
     # the logit of object against background by one: a box's class is certain, and only which
     # pixels the object covers is not. In a binary task they are one.
     node.UNCERTAINTY.FORM = "per_class"
@@ -179,7 +179,7 @@ def add_smallobj_config(cfg: CN) -> None:
     node.TEST.SCALES = [1.0]
     # Predict every scale mirrored too.
     node.TEST.FLIP = False
-    # What is averaged: "softmax" = probabilities, "logits" = scores before the softmax.
+    # Averaged are: "softmax" = probabilities, "logits" = scores before the softmax.
     node.TEST.AVERAGE = "softmax"
     # Write the figures of every class to results.json and the logged scalars; the run in
     # OUTPUT_DIR/inference has them in any case.
@@ -342,5 +342,5 @@ def task_a_iterations(cfg: CN) -> int:
 
 
 def has_penalty(cfg: CN) -> bool:
-    """Whether the run reaches a task B with an EWC penalty."""
+    """True if the run reaches a task B with an EWC penalty."""
     return cfg.SMALLOBJ.EWC.LAMBDA > 0 and task_a_iterations(cfg) < cfg.SOLVER.MAX_ITER

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -159,6 +161,24 @@ def test_modules_are_neither_long_nor_short():
         if lines > LONGEST or (lines < SHORTEST and is_step):
             wrong.append(f"{name}: {lines} lines, {len(importers[name])} importers")
     report(wrong)
+
+
+@pytest.mark.parametrize(
+    ("floors", "absent"),
+    [
+        (FLOORS[:3], {"torch", "detectron2", "scipy", "matplotlib", "pycocotools"}),
+        (FLOORS[3 : FLOORS.index("losses")], {"torch", "detectron2", "scipy", "matplotlib"}),
+    ],
+)
+def test_what_the_lower_floors_do_without(floors, absent):
+    names = [name for name in modules() if floor(name) in floors and name != "d2_smallobj"]
+    program = (
+        f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+        f"print(sorted({absent} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_checks_can_fail():

@@ -1,9 +1,9 @@
-"""Bounding boxes of objects: from annotation files or from masks, and painted as label maps.
+"""Read bounding boxes from annotation files or masks, and paint them as label maps.
 
 A box table is an array (B, 5), one row a box: class id, left, top, right, bottom. Edges lie between
 pixels: a box covers the pixels from column floor(left) up to, not including, column ceil(right),
 and rows alike; the top left corner of the image is (0, 0). A negative class id marks a region of
-that class whose objects nobody told apart (COCO's crowds). Legend: H, W height and width of the
+that class whose objects are not separated (COCO's crowds). Legend: H, W height and width of the
 image; B number of boxes.
 """
 
@@ -31,24 +31,23 @@ _VOC_EDGES = ("xmin", "ymin", "xmax", "ymax")
 def checked_boxes(
     boxes: Sequence[Sequence[float]] | np.ndarray, height: int, width: int, where: str
 ) -> np.ndarray:
-    """Check boxes and clip them to their image.
+    """Check boxes and clip them to their image of H x W pixels.
 
-    A box that reaches beyond the image is cut at its edge. One without area (left = right or
-    top = bottom, which COCO's files do contain) covers no pixel and is dropped.
+    A box beyond the image is cut at its edge. A box without area (left = right or top = bottom,
+    which COCO's files contain) covers no pixel and is dropped.
 
     Args:
         boxes: a box table, or rows that make one.
         height: H.
         width: W.
-        where: what the boxes belong to, for messages ("x.json: image 7").
+        where: the place of the boxes for messages ("x.json: image 7").
 
     Returns:
         int32 (B', 5): class id, left, top, right, bottom in whole pixels, in the given order.
 
     Raises:
-        ValueError: boxes are inverted (right < left, bottom < top), lie wholly outside the image,
-            are not finite, or have a class that is no integer in 1..254 (crowds: -254..-1). Names
-            ``where``, the first ten of them and how many there are.
+        ValueError: boxes are inverted, wholly outside the image or not finite, or a class is no
+            integer in 1..254 (crowds: -254..-1).
     """
     try:
         table = np.asarray(boxes, np.float64).reshape(-1, 5)
@@ -90,16 +89,8 @@ def checked_boxes(
 def number_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     """Number each pixel by the smallest box on it (docs/method.md#label-uncertainty).
 
-    Of two boxes with equally many pixels the one later in the table lies on top. Crowds lie
-    beneath all boxes.
-
-    Args:
-        boxes: int32 (B, 5) from :func:`checked_boxes`.
-        height: H.
-        width: W.
-
-    Returns:
-        int32 (H, W): 1 for the first box of the table, ..., 0 where there is none.
+    Of two equally large boxes the later one lies on top; crowds lie beneath all boxes. Takes int32
+    (B, 5) from :func:`checked_boxes`; returns int32 (H, W), 1 for the first box, 0 for no box.
     """
     numbers = np.zeros((height, width), np.int32)
     area = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
@@ -111,17 +102,7 @@ def number_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def paint_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Paint boxes as a label map.
-
-    Args:
-        boxes: int32 (B, 5) from :func:`checked_boxes`.
-        height: H.
-        width: W.
-
-    Returns:
-        uint8 (H, W): the class of each pixel's box (:func:`number_boxes`), 0 where there is none,
-        255 on crowds.
-    """
+    """Paint int32 (B, 5) boxes as a uint8 (H, W) label map: 0 without a box, 255 on crowds."""
     return classes_of_numbers(boxes, number_boxes(boxes, height, width))
 
 
@@ -139,19 +120,12 @@ def only_class(boxes: np.ndarray, class_id: int | None) -> np.ndarray:
 
 
 def instance_boxes(semantic: np.ndarray, instances: np.ndarray | None) -> np.ndarray:
-    """The boxes around the instances of an image.
+    """Find the boxes around the instances of an image.
 
-    Args:
-        semantic: (H, W) integers: 0 background, 1.. classes, 255 ignored.
-        instances: (H, W) integers: 0 none, 255 void, every other value an instance; ``None``:
-            nobody told objects apart.
-
-    Returns:
-        A box table, ordered by class and then by instance. Pixels of a class without an instance
-        (value 0 or 255, or no instance map) make one box for each of their 8-connected components.
-
-    Raises:
-        ValueError: the two maps differ in size.
+    Takes integer maps (H, W): semantic 0 background, 1.. classes, 255 ignored; instances 0 none,
+    255 void. Returns a box table, ordered by class and instance. Pixels of a class without an
+    instance (or all, if ``instances`` is None) make one box for each 8-connected component. Raises
+    ValueError if the maps differ in size.
     """
     semantic = np.asarray(semantic)
     identity = np.zeros(semantic.shape, np.int64)
@@ -179,22 +153,18 @@ def instance_boxes(semantic: np.ndarray, instances: np.ndarray | None) -> np.nda
 def read_voc_boxes(
     path: str | os.PathLike[str], class_ids: Mapping[str, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Read the objects of a VOC annotation (``Annotations/<id>.xml``).
+    """Read the objects of a VOC annotation (``Annotations/<id>.xml``); parts (heads) are skipped.
 
     VOC counts pixels from 1 and includes the last one, so ``xmin..xmax`` covers the columns
-    ``xmin - 1`` to ``xmax - 1``. Parts of objects (heads, hands) are passed over.
-
-    Args:
-        path: the XML file.
-        class_ids: id of every class name.
+    ``xmin - 1`` to ``xmax - 1``.
 
     Returns:
-        The boxes, checked (int32 (B, 5)), and (height, width) of the image, as the file tells.
+        The checked boxes, int32 (B, 5), and (height, width) of the image as the file gives them.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no VOC annotation, names an unknown class, or has a box that
-            :func:`checked_boxes` refuses; names the file.
+        ValueError: the file is no VOC annotation, has a class outside ``class_ids`` (id by name),
+            or a box that :func:`checked_boxes` refuses.
     """
     path = Path(path)
     content = path.read_bytes()
@@ -242,20 +212,15 @@ class _Content(msgspec.Struct, frozen=True, gc=False):
 
 
 def coco_boxes(json_path: str | os.PathLike[str]) -> dict[Id, np.ndarray]:
-    """Read the boxes of all images.
+    """Read the boxes of all images of a COCO file; segmentations are not needed.
 
-    Args:
-        json_path: a COCO annotation file; segmentations are not looked at.
-
-    Returns:
-        By image id, checked boxes, int32 (B, 5): class id, left, top, right, bottom. Class ids are
-        1, 2, ... in the order of the category ids; a crowd has its class's negative.
+    Returns checked boxes, int32 (B, 5), by image id. Class ids are 1, 2, ... in the order of the
+    category ids; a crowd has the negative one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is malformed, an annotation belongs to an image or category that is
-            not there, or boxes are refused by :func:`.boxes.checked_boxes`. Names the file and up
-            to ten of the images.
+        ValueError: the file is malformed, an annotation has an unknown image or category, or boxes
+            are refused by :func:`checked_boxes`.
     """
     path = Path(json_path)
     try:
@@ -265,19 +230,19 @@ def coco_boxes(json_path: str | os.PathLike[str]) -> dict[Id, np.ndarray]:
     ids = sorted((category.id for category in content.categories), key=id_order)
     class_ids = {identity: number for number, identity in enumerate(ids, start=1)}
     rows: dict[Id, list[tuple[float, ...]]] = {image.id: [] for image in content.images}
-    strays = []
+    unknown = []
     for entry in content.annotations:
         if entry.image_id not in rows or entry.category_id not in class_ids:
-            strays.append(
+            unknown.append(
                 f"annotation {entry.id} of image {entry.image_id!r}, category {entry.category_id!r}"
             )
             continue
         left, top, width, height = entry.bbox
         class_id = class_ids[entry.category_id] * (-1 if entry.iscrowd else 1)
         rows[entry.image_id].append((class_id, left, top, left + width, top + height))
-    if strays:
+    if unknown:
         what = "annotation(s) whose image or category is not in the file"
-        raise ValueError(f"{path}: {itemized(what, strays)}")
+        raise ValueError(f"{path}: {itemized(what, unknown)}")
     return _checked(path, content.images, rows)
 
 

@@ -1,4 +1,4 @@
-"""Cityscapes in its own layout: the 19 classes of its benchmark, or vehicles and persons only.
+"""Read Cityscapes: the 19 classes of its benchmark, or vehicles and persons only.
 
 ::
 
@@ -8,7 +8,7 @@
       gtFine/<split>/<city>/<city>_<sequence>_<frame>_gtFine_instanceIds.png
 
 ``labelIds`` hold the ids of the benchmark's 34 labels; ``instanceIds`` hold ``1000 * label + n``
-on the n-th object of a label, and the label alone where objects were not told apart.
+on the n-th object of a label, and the label alone where objects are not separated.
 ``labelTrainIds``, which the benchmark's own scripts make, hold classes 0..18 and 255.
 """
 
@@ -89,15 +89,10 @@ def benchmark_rule() -> LabelRule:
 
 
 def predicted_train_ids(labels: np.ndarray, where: str) -> np.ndarray:
-    """Train ids of a prediction that holds label ids: uint8 (H, W).
-
-    Args:
-        labels: (H, W) label ids.
-        where: the prediction, for messages.
+    """Convert a prediction of label ids (H, W) to train ids, uint8.
 
     Raises:
-        ValueError: it has a label that the benchmark does not score, which is no prediction of
-            any of its classes.
+        ValueError: the prediction ``where`` has a label that the benchmark does not score.
     """
     table = np.full(max(int(labels.max(initial=0)), _NUM_LABELS) + 1, 255, np.uint8)
     for number, label in enumerate(BENCHMARK_LABELS.values()):
@@ -119,16 +114,15 @@ def bare_name(stem: str) -> str:
 
 
 def instance_ids_beside(label_file: str) -> str | None:
-    """Where the instance map of a semantic map is; ``None`` if it is not of Cityscapes."""
+    """Return the path of the instance map beside a semantic map; ``None`` for other files."""
     match = _LABEL_FILE.fullmatch(label_file)
     return f"{match.group(1)}_instanceIds.png" if match else None
 
 
 def label_classes(class_names: Sequence[str]) -> dict[int, int] | None:
-    """Class of every label id that is one, or ``None`` if the classes are not the benchmark's.
+    """Map label ids to classes; ``None`` if the classes are not the benchmark's.
 
-    Args:
-        class_names: names of the classes; 19 of other names are taken for the train ids.
+    Nineteen classes of other names are taken for the train ids.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     named = {label: numbers[n] for n, label in BENCHMARK_LABELS.items() if n in numbers}
@@ -153,28 +147,27 @@ def cityscapes_instances(
     Args:
         semantic: (H, W) classes and ``ignore_label``.
         stored: (H, W), as the file has it.
-        classes: of :func:`label_classes`.
-        stuff: classes that have no instances.
+        classes: class of every label id that is one; ``None``: unknown.
+        stuff: ids of the classes without instances.
         ignore_label: label of ignored pixels.
         source: the two files, for messages.
 
     Returns:
-        int32 (H, W): ids as stored on instances, 0 on stuff, 255 on things that were not told
-        apart, and where the two maps disagree.
+        int32 (H, W): 0 = no instance, 255 = void and groups of objects.
 
     Raises:
-        ValueError: the maps differ in size, or are not of the same image.
+        ValueError: most labels of the two maps differ, or as :func:`.label_rules.fit_instances`.
     """
     # An image without instances may be stored in 8 bits.
     stored = stored.astype(np.int32, copy=False)
-    told_apart = stored >= _INSTANCE_STEP
-    instances = np.where(told_apart, stored, 0)
+    separated = stored >= _INSTANCE_STEP
+    instances = np.where(separated, stored, 0)
     if stored.shape == semantic.shape:
         if classes is not None:
             _check_labels(semantic, stored, classes, ignore_label, source)
-        instances[thing_pixels(semantic, stuff, ignore_label) & ~told_apart] = VOID
+        instances[thing_pixels(semantic, stuff, ignore_label) & ~separated] = VOID
     # A label of the file that is no class is one of those that are not scored.
-    ids = unique_by_runs(stored[told_apart])[0].tolist()
+    ids = unique_by_runs(stored[separated])[0].tolist()
     known = None
     if classes is not None:
         known = {number: classes.get(number // _INSTANCE_STEP, -1) for number in ids}
@@ -215,24 +208,14 @@ def cityscapes_dicts(
     prepare: str = "See datasets/README.md for the layout and where the files come from.",
     check: FileCheck | None = None,
 ) -> list[dict[str, Any]]:
-    """List a split in detectron2's format without opening an image.
+    """List a split (``"train"``, ``"val"``) in detectron2's format without opening an image.
 
-    Args:
-        root: the folder that holds ``leftImg8bit`` and ``gtFine``.
-        split: ``"train"`` or ``"val"``.
-        name: the data set's name for messages; default: ``split``.
-        prepare: what to do about missing files, a sentence for the message.
-        check: notes which files are looked for and missing; default: a new one, of ``name`` and
-            ``prepare``.
-
-    Returns:
-        One dict per image, by city and name: ``file_name``, ``image_id``
-        (``<city>_<sequence>_<frame>``), ``sem_seg_file_name``, ``ins_seg_file_name`` and
-        ``label_rule``.
+    ``root`` holds ``leftImg8bit`` and ``gtFine``; see :func:`.image_lists.voc_dicts` for the other
+    arguments. Returns one dict per image, by city and name: ``file_name``, ``image_id``
+    (``<city>_<sequence>_<frame>``), ``sem_seg_file_name``, ``ins_seg_file_name``, ``label_rule``.
 
     Raises:
-        FileNotFoundError: files are missing; one error that names the first ten, how many there
-            are, and ``prepare``.
+        FileNotFoundError: files are missing; one error for all.
     """
     images, truth = Path(root, "leftImg8bit", split), Path(root, "gtFine", split)
     check = check or FileCheck(name or split, prepare)

@@ -1,4 +1,4 @@
-"""Which classes are scored: their names, which are stuff, which categories of a file they are."""
+"""Choose the scored classes: names, stuff, and categories of an annotation file."""
 
 from __future__ import annotations
 
@@ -67,18 +67,13 @@ _LONGEST_NAME = 30
 def read_class_names(text: str) -> tuple[str, ...]:
     """Read what ``--classes`` names.
 
-    Args:
-        text: ``voc``, ``coco``; the number of classes with background, whose names are then
-            ``background``, ``1``, ``2``, ...; or a text file with one name a line, position =
-            label.
-
-    Returns:
-        The names.
+    That is ``voc`` or ``coco``; the number of classes with background, whose names are then
+    ``background``, ``1``, ``2``, ...; or a text file with one name a line, position = label.
 
     Raises:
-        FileNotFoundError: it is none of these and no such file exists.
-        ValueError: the number is below 1, the file is no UTF-8 text, has no name, an empty line
-            between names or a name twice.
+        FileNotFoundError: it is none of these.
+        ValueError: the number is below 1, or the file is no UTF-8 text, is empty, or has an empty
+            or repeated name.
     """
     if text in BUILT_IN:
         return BUILT_IN[text]
@@ -111,15 +106,9 @@ def read_class_names(text: str) -> tuple[str, ...]:
 
 
 def stuff_ids(stuff: Stuff, names: Sequence[str], argument: str = "stuff") -> tuple[int, ...]:
-    """Ids of stuff classes, those without instances, that are given by name or id.
+    """Find the ids of stuff classes, those without instances, that are given by name or id.
 
-    Args:
-        stuff: names and ids, or one name.
-        names: of the classes.
-        argument: what gave them, for messages.
-
-    Raises:
-        ValueError: there is no such class; names the closest.
+    ``argument`` names the option for messages. ValueError for an unknown class names the closest.
     """
     found = set()
     for entry in [stuff] if isinstance(stuff, (str, int)) else stuff or ():
@@ -133,7 +122,7 @@ def stuff_ids(stuff: Stuff, names: Sequence[str], argument: str = "stuff") -> tu
 
 
 def is_background(name: str) -> bool:
-    """Whether a class is called background; synonyms may follow after a comma."""
+    """Return whether a class is called background; synonyms may follow after a comma."""
     return name.split(",")[0].strip().casefold() == "background"
 
 
@@ -148,24 +137,15 @@ def short_name(name: str) -> str:
 
 
 def stuff_beside_background(stuff: Sequence[int] | None, names: Sequence[str]) -> tuple[int, ...]:
-    """The stuff classes that an annotator may have told apart: those not called background.
-
-    Args:
-        stuff: ids of stuff classes; ``None``: none.
-        names: of the classes.
-    """
+    """Return the stuff classes (ids; None: none) that are not called background."""
     return tuple(number for number in stuff or () if not is_background(names[number]))
 
 
 def default_stuff(classes: str | None, names: Sequence[str]) -> tuple[int, ...]:
-    """Stuff classes of what ``--classes`` named: background.
-
-    Args:
-        classes: what it named; ``None``: nothing, so that the names are built in.
-        names: of the classes.
+    """Return the stuff classes of what ``--classes`` named: background.
 
     Raises:
-        ValueError: a file names no class "background"; asks which are stuff.
+        ValueError: a file names no class "background"; asks which classes are stuff.
     """
     if classes is None or classes in BUILT_IN or classes.isdecimal():
         return (0,)
@@ -184,23 +164,22 @@ def choose_categories(
     class_names: Sequence[str] | None,
     map_file: str | os.PathLike[str] | None = None,
 ) -> dict[int, int] | None:
-    """Find the categories of an annotation file that stand for the given classes.
+    """Find the categories of a COCO or LVIS file that stand for the given classes.
 
     Args:
-        path: the COCO or LVIS annotation file.
-        class_names: names of the classes, background first; ``None``: the file's own.
-        map_file: a JSON file that maps category ids or names to class names or labels;
-            ``None``: every class is the category of its name.
+        path: the annotation file.
+        class_names: background first; ``None``: the file's own classes.
+        map_file: a JSON file that maps category ids or names to class names or labels; ``None``:
+            every class is the category of its name.
 
     Returns:
-        label (1..C-1) by category id, other categories being background; ``None`` for the
-        file's own classes.
+        Label (1..C-1) by category id, other categories being background; ``None`` for the file's
+        own.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is malformed, has more categories than an 8-bit map has labels and no
-            classes are given, there are more classes than that, or the map or a class names what
-            does not exist.
+        ValueError: a file is malformed, there are more classes than an 8-bit map has labels, or the
+            map or a class names what does not exist.
     """
     if map_file is not None and class_names is None:
         raise ValueError("--category-map needs --classes: the classes that it maps to")

@@ -1,4 +1,4 @@
-"""Instance annotations in COCO or LVIS JSON files, painted as label maps.
+"""Paint the instance annotations of COCO or LVIS JSON files as label maps.
 
 Legend: H, W height and width of an image; C number of object classes.
 """
@@ -135,13 +135,15 @@ class InstanceAnnotations:
         """Number of annotations that are instances of a class: neither crowd nor unmapped."""
         return sum(not a.crowd for found in self._annotations.values() for a in found)
 
-    def is_annotated(self, image_id: Id) -> bool:
-        """Whether an image has any annotation of a class, crowds included."""
-        return bool(self._found(image_id))
-
     def annotations(self, image_id: Id) -> list[Annotation]:
-        """The annotations of classes that an image has, crowds included, in file order."""
-        return self._found(image_id)
+        """An image's annotations of classes, crowds included, in file order.
+
+        Raises:
+            ValueError: the file has no such image.
+        """
+        if image_id not in self._file.images:
+            raise ValueError(f"{self._path}: no image with id {image_id!r}")
+        return self._annotations.get(image_id, [])
 
     def unmapped(self) -> list[AnnotationEntry]:
         """The annotations of categories that are background, in file order."""
@@ -149,42 +151,26 @@ class InstanceAnnotations:
 
     def image_size(self, image_id: Id) -> tuple[int, int]:
         """Height and width of an image."""
-        self._found(image_id)
+        self.annotations(image_id)  # Raises for an unknown image.
         image = self._file.images[image_id]
         return image.height, image.width
 
     def file_name(self, image_id: Id) -> str:
-        """File name of an image; see :meth:`.coco_file.AnnotationFile.file_name`.
-
-        Raises:
-            ValueError: no such image, or it has neither name nor URL.
-        """
-        self._found(image_id)
+        """File name of an image; ValueError if it is unknown or has neither name nor URL."""
+        self.annotations(image_id)  # Raises for an unknown image.
         return self._file.file_name(image_id)
 
     def maps(self, image_id: Id) -> tuple[np.ndarray, np.ndarray]:
-        """Paint the annotations of an image.
-
-        Args:
-            image_id: id of the image in the file.
-
-        Returns:
-            The semantic and the instance map of :func:`paint`.
+        """Paint the annotations of an image: the two maps of :func:`paint`.
 
         Raises:
             ValueError: the file has no such image, or one of its masks is malformed.
         """
-        found = self._found(image_id)
+        found = self.annotations(image_id)
         if not self._label_maps:
             raise ValueError(f"{self._path}: opened with label_maps=False, so it is not painted")
         height, width = self.image_size(image_id)
         return paint(found, height, width, painting=self._painting, source=str(self._path))
-
-    def _found(self, image_id: Id) -> list[Annotation]:
-        """The annotations of an image that take part in painting."""
-        if image_id not in self._file.images:
-            raise ValueError(f"{self._path}: no image with id {image_id!r}")
-        return self._annotations.get(image_id, [])
 
     def _void_ids(self, names: Collection[str]) -> set[Id]:
         """Ids of the void categories."""
@@ -246,22 +232,21 @@ def paint(
     unannotated: int = 0,
     ignore_label: int = IGNORE_LABEL,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint the annotations of an image as label maps.
+    """Paint the annotations of an image, in the order of the file, as label maps.
 
     Args:
-        annotations: in the order of the file.
+        annotations: of the image.
         height: H.
         width: W.
         painting: as for :class:`InstanceAnnotations`.
-        source: the file that they come from, for messages.
-        unannotated: label of pixels that no annotation covers.
+        source: the file of the annotations, for messages.
+        unannotated: label of pixels without annotation.
         ignore_label: label of crowds in the semantic map.
 
     Returns:
         semantic: (H, W), uint8 if all labels fit: ``unannotated``, classes, ``ignore_label``.
-        instances: int32 (H, W), 0 = none, 255 = crowd; the k-th instance of the image in the
-            file has id k, or k + 1 from the 255th on. One that others hide completely, or
-            without area, is in neither map.
+        instances: int32 (H, W), 0 = none, 255 = crowd; the k-th instance of the image has id k, or
+            k + 1 from the 255th on. Instances without a visible pixel are in neither map.
 
     Raises:
         ValueError: a mask is malformed; names its annotation.

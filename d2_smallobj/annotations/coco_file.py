@@ -98,13 +98,10 @@ class AnnotationFile:
     annotations: list[AnnotationEntry]
 
     def file_name(self, image_id: Id) -> str:
-        """File name of an image, as the file gives it.
+        """Return the file name of an image; ValueError if it has none.
 
-        For LVIS it is taken from the end of the URL, with the folder (``val2017/x.jpg``): v1
-        gives no names, v0.5 those of COCO 2014, and both mix images of train and val.
-
-        Raises:
-            ValueError: the image has neither name nor URL.
+        For LVIS it is the end of the URL, with the folder (``val2017/x.jpg``): v1 gives no names,
+        v0.5 those of COCO 2014, and both mix images of train and val.
         """
         image = self.images[image_id]
         name = image.file_name
@@ -116,17 +113,12 @@ class AnnotationFile:
 
 
 def read_annotation_file(path: str | os.PathLike[str], kind: str) -> AnnotationFile:
-    """Read and check an annotation file; masks are not looked at.
-
-    Args:
-        path: the file.
-        kind: ``"coco"`` or ``"lvis"``.
+    """Read and check an annotation file of kind ``"coco"`` or ``"lvis"``, masks aside.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or malformed; ids or file names occur twice; an
-            annotation names an image or a category that is not there. Names the file and up to
-            ten of the entries.
+        ValueError: the file is truncated or malformed, an id or file name is repeated, or an
+            annotation has an unknown image or category.
     """
     path = Path(path)
     data = path.read_bytes()
@@ -143,7 +135,7 @@ def read_annotation_file(path: str | os.PathLike[str], kind: str) -> AnnotationF
     ]
     images = {image.id: image for image in content.images}
     categories = {category.id: category for category in content.categories}
-    problems += _strays(content.annotations, images, categories)
+    problems += _unknown_owners(content.annotations, images, categories)
     if problems:
         raise ValueError(f"{path}: {itemized('error(s)', problems)}")
     return AnnotationFile(path, kind, images, categories, content.annotations)
@@ -180,7 +172,7 @@ def _bad_images(images: Sequence[ImageEntry]) -> list[str]:
     return problems
 
 
-def _strays(
+def _unknown_owners(
     annotations: Iterable[AnnotationEntry], images: Collection[Id], categories: Collection[Id]
 ) -> list[str]:
     """Annotations of images or categories that do not exist."""
@@ -197,7 +189,7 @@ def _strays(
 
 
 def _explain(path: Path, kind: str, data: bytes) -> None:
-    """Raise for what is wrong with a file that could not be decoded, where that can be told."""
+    """Raise a clear error for a file that could not be decoded, if the cause is known."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -221,22 +213,20 @@ def id_order(identity: Id) -> tuple[bool, Id]:
 
 
 def decode_mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
-    """Decode a mask.
+    """Decode a mask to bool (H, W).
+
+    Polygons of fewer than three points have no area and are skipped.
 
     Args:
-        segmentation: a list of polygons ``[x0, y0, x1, y1, ...]``, or a dict of ``size``
-            (height, width) and ``counts``: a list of run lengths (column by column, starting
-            with background) or COCO's compressed string of them.
-        height: H, the image's.
-        width: W, the image's.
-        where: what the mask belongs to, for messages ("x.json: annotation 7").
-
-    Returns:
-        bool (H, W). Polygons of fewer than three points have no area and are passed over.
+        segmentation: a list of polygons ``[x0, y0, x1, y1, ...]``, or a dict of ``size`` (height,
+            width) and ``counts``: run lengths by columns, background first, or COCO's compressed
+            string of them.
+        height: H of the image.
+        width: W of the image.
+        where: the annotation for messages ("x.json: annotation 7").
 
     Raises:
-        ValueError: the mask is malformed or of another size than the image; begins with
-            ``where``.
+        ValueError: the mask is malformed or of another size than the image.
     """
     if isinstance(segmentation, list):
         encoded = _encode_polygons(segmentation, height, width, where)
@@ -258,12 +248,9 @@ def decode_mask(segmentation: Any, height: int, width: int, where: str) -> np.nd
 
 
 def encode_mask(segmentation: Any, height: int, width: int, where: str) -> dict[str, Any]:
-    """Encode a mask for the functions of ``pycocotools.mask``: polygons without painting them.
+    """Encode a mask for ``pycocotools.mask``; arguments and errors as :func:`decode_mask`.
 
-    Args and errors as for :func:`decode_mask`.
-
-    Returns:
-        Compressed run lengths: ``size`` and ``counts`` (bytes), checked to fit the image.
+    Returns compressed run lengths, ``size`` and ``counts`` (bytes); polygons are not painted.
     """
     if isinstance(segmentation, list):
         return _encode_polygons(segmentation, height, width, where)

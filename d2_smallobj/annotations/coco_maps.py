@@ -1,4 +1,4 @@
-"""COCO's instance annotations as PNG label maps, semantic and instance, image by image.
+"""Write COCO's annotations as PNG label maps, and account for every annotation of a file.
 
 ::
 
@@ -45,13 +45,7 @@ _MOST_8_BIT = 254
 
 @dataclasses.dataclass(frozen=True)
 class MapFolders:
-    """Where the maps of a split are.
-
-    Attributes:
-        semantic: folder of the semantic maps.
-        instances: folder of the instance maps.
-        marker: file that tells what they were made from.
-    """
+    """Folders of a split's semantic and instance maps, and the file that records their origin."""
 
     semantic: Path
     instances: Path
@@ -68,14 +62,14 @@ class MapFolders:
 
 @dataclasses.dataclass(frozen=True)
 class WrittenMaps:
-    """What :func:`write_coco_maps` did.
+    """Result of :func:`write_coco_maps`: where the maps are, and numbers of images.
 
     Attributes:
         folders: where the maps are.
-        written: number of images whose maps were written.
-        kept: number of images whose maps were there already.
-        unannotated: number of images without annotation; their maps are all background.
-        crowded: number of images with more than 254 instances; their instance maps have 16 bits.
+        written: images whose maps were written.
+        kept: images whose maps existed.
+        unannotated: images without annotation; their maps are all background.
+        crowded: images with more than 254 instances; their instance maps have 16 bits.
     """
 
     folders: MapFolders
@@ -96,8 +90,8 @@ def write_coco_maps(
 ) -> WrittenMaps:
     """Write the label maps of every image of a split, those without annotations included.
 
-    Maps that an interrupted run left are kept. Evaluating with maps of painting ``"area"`` gives
-    the figures that the annotation file itself gives.
+    Existing maps of the same origin are kept. Maps of painting ``"area"`` give the figures of the
+    annotation file itself.
 
     Args:
         root: COCO's folder.
@@ -109,10 +103,9 @@ def write_coco_maps(
 
     Raises:
         FileNotFoundError: there is no annotation file.
-        FileExistsError: there are maps that were made from something else, without ``force``.
-        ValueError: the annotation file is malformed or has other categories, or masks in it are
-            malformed: all other images are painted then.
-        OSError: a map cannot be written.
+        FileExistsError: there are maps of another origin, without ``force``.
+        ValueError: the file is malformed or has other categories, or masks in it are malformed (all
+            other images are painted then).
     """
     path = Path(root) / "annotations" / f"instances_{split}.json"
     annotations = InstanceAnnotations(path, painting=painting)
@@ -185,11 +178,7 @@ def _stems(path: Path) -> dict[Any, str]:
 
 
 def _check_origin(folders: MapFolders, origin: dict[str, str], *, force: bool) -> bool:
-    """Whether the maps that are there can be kept.
-
-    Raises:
-        FileExistsError: they cannot, and are not to be replaced.
-    """
+    """Return whether existing maps can be kept; FileExistsError if they must not be replaced."""
     if not (_listing(folders.semantic) or _listing(folders.instances)):
         return True
     try:
@@ -224,7 +213,7 @@ def _digest(path: Path) -> str:
 
 
 FATES = ("used", "void", "crowd", "background", "no area", "hidden", "malformed")
-"""What can become of an annotation, each of exactly one:
+"""Fates of annotations; each annotation has exactly one:
 
 ``used``: an instance of a class with at least one pixel in the maps; ``void``: of a category that
 is ignored (255); ``crowd``: a crowd region, ignored in painting ``"area"`` and background in
@@ -239,12 +228,11 @@ class Accounting:
     """The fates of a file's annotations.
 
     Attributes:
-        counts: by category id (those that have annotations, in the order of ids), how many
-            annotations met each fate.
-        names: category name by id, of all categories of the file.
+        counts: number of annotations by category id and fate, for categories that have any.
+        names: category name by id, of all categories.
         num_images: number of images.
         num_unannotated: number of images without any annotation.
-        malformed: what is wrong with each malformed mask.
+        malformed: errors of malformed masks.
     """
 
     counts: dict[Id, Counter[str]]
@@ -255,87 +243,77 @@ class Accounting:
 
     @property
     def total(self) -> Counter[str]:
-        """How many annotations of all categories met each fate."""
+        """Number of annotations of all categories by fate."""
         return sum(self.counts.values(), Counter())
 
 
 def account(
     annotations: InstanceAnnotations, *, jobs: int = 1, progress: bool = False
 ) -> Accounting:
-    """Account for every annotation of a file.
+    """Account for every annotation of a file, with its classes and painting.
 
-    Args:
-        annotations: the file, with the classes and the painting that are asked about.
-        jobs: number of processes; the result does not depend on it.
-        progress: show a progress bar on stderr.
-
-    Returns:
-        The fates; a category's counts add up to the number of its annotations.
+    A category's counts add up to the number of its annotations, whatever the number of processes.
     """
     images = [
         (annotations.annotations(image_id), *annotations.image_size(image_id))
         for image_id in annotations.image_ids
     ]
-    look = functools.partial(
-        image_fates, painting=annotations.painting, source=str(annotations.path)
-    )
+    options = {"painting": annotations.painting, "source": str(annotations.path)}
+    find_fates = functools.partial(image_fates, **options)
     counts: dict[Id, Counter[str]] = {}
-    faults: list[str] = []
-    results = parallel_map(look, images, jobs=jobs, description="annotations", progress=progress)
+    errors: list[str] = []
+    results = parallel_map(
+        find_fates, images, jobs=jobs, description="annotations", progress=progress
+    )
     for (found, _, _), (fates, wrong) in zip(images, results):
-        faults += wrong
+        errors += wrong
         for annotation, fate in zip(found, fates):
             counts.setdefault(annotation.category_id, Counter())[fate] += 1
     unmapped = annotations.unmapped()
     for entry in unmapped:
         counts.setdefault(entry.category_id, Counter())["background"] += 1
-    lonely = set(annotations.image_ids) - {entry.image_id for entry in unmapped}
+    unpainted = set(annotations.image_ids) - {entry.image_id for entry in unmapped}
     return Accounting(
         counts={category: counts[category] for category in sorted(counts, key=id_order)},
         names={category.id: category.name for category in annotations.categories.values()},
         num_images=len(images),
-        num_unannotated=sum(not annotations.annotations(image_id) for image_id in lonely),
-        malformed=tuple(faults),
+        num_unannotated=sum(not annotations.annotations(image_id) for image_id in unpainted),
+        malformed=tuple(errors),
     )
 
 
 def image_fates(
     image: tuple[Sequence[Annotation], int, int], *, painting: str = "area", source: str = ""
 ) -> tuple[list[str], list[str]]:
-    """The fates of one image's annotations.
+    """Find the fates of one image's annotations.
 
-    Args:
-        image: its annotations of classes, in the order of the file; its height and width.
-        painting: ``"area"`` or ``"file"``.
-        source: the file that they come from, for messages.
-
-    Returns:
-        One of :data:`FATES` for each annotation; and what is wrong with the malformed ones.
+    Takes the annotations of classes in file order with height and width; returns one of
+    :data:`FATES` for each, and the errors of malformed ones, which begin with ``source``.
     """
     annotations, height, width = image
     masks: list[np.ndarray | None] = []
-    faults = []
+    errors = []
     for annotation in annotations:
         where = f"{source}: annotation {annotation.annotation_id}"
         try:
             masks.append(decode_mask(annotation.segmentation, height, width, where))
         except ValueError as error:
             masks.append(None)
-            faults.append(str(error))
+            errors.append(str(error))
     # Classes do not matter here, and LVIS has more than a semantic map can hold.
-    sound = [
+    readable = [
         msgspec.structs.replace(annotation, class_id=1)
         for annotation, mask in zip(annotations, masks)
         if mask is not None
     ]
     painted = [mask for mask in masks if mask is not None]
-    _, instances = paint_masks(sound, painted, height, width, painting=painting)
+    _, instances = paint_masks(readable, painted, height, width, painting=painting)
     visible = set(np.unique(instances).tolist())
     fates, rank = [], 0
     for annotation, mask in zip(annotations, masks):
         rank += mask is not None and not annotation.crowd
         fates.append(_fate(annotation, mask, instance_id(rank) in visible))
-    return fates, faults
+    return fates, errors
 
 
 def _fate(annotation: Annotation, mask: np.ndarray | None, visible: bool) -> str:

@@ -1,4 +1,4 @@
-"""Checking that the files of a data set exist: one listing per folder, one error for all."""
+"""Check that a data set's files exist, and name the folders of the known data sets."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ from d2_smallobj.utils.messages import itemized
 
 
 class FileCheck:
-    """Collects what is missing of a data set and says so in a single error.
+    """Collect the missing files of a data set and raise one error for all.
 
-    A folder is listed once, so that 10,582 images cost one system call each set of names, not
-    one each; a folder that is missing as a whole is named once, not once per file.
-
-    Args:
-        data_set: its name, for the message.
-        prepare: what to do about missing files, a sentence for the message.
+    A folder is listed once, so that 10,582 images cost one system call; a folder that is missing as
+    a whole is named once. ``prepare`` says in a sentence what to do about missing files.
     """
 
     def __init__(self, data_set: str, prepare: str) -> None:
@@ -28,26 +24,24 @@ class FileCheck:
 
     @property
     def missing(self) -> list[str]:
-        """What was recorded; a folder that is missing as a whole ends in a separator."""
+        """Recorded paths; a folder that is missing as a whole ends in a separator."""
         return list(self._missing)
 
     @property
     def required(self) -> int:
-        """How many files have been required so far."""
+        """Number of files required so far."""
         return self._required
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
-        """Whether ``path`` is there; nothing is recorded."""
+        """Return whether a file exists; nothing is recorded."""
         folder, name = os.path.split(os.fspath(path))
         listing = self._listing(folder)
         return listing is not None and name in listing
 
     def require(self, path: str | os.PathLike[str], *, one_of_many: bool = True) -> bool:
-        """Whether ``path`` is there; if not, it is recorded.
+        """Return whether a file exists; if not, record it.
 
-        Args:
-            path: the file.
-            one_of_many: record its folder instead, if that is missing as well.
+        With ``one_of_many``, a missing folder is recorded instead of the file.
         """
         self._required += 1
         if self.exists(path):
@@ -58,19 +52,14 @@ class FileCheck:
         return False
 
     def require_folder(self, path: str | os.PathLike[str]) -> bool:
-        """Whether the folder ``path`` is there; if not, it is recorded."""
+        """Return whether a folder exists; if not, record it."""
         if self._listing(os.fspath(path)) is not None:
             return True
         self._missing[f"{os.fspath(path)}{os.sep}"] = None
         return False
 
     def raise_if_missing(self) -> None:
-        """Raise if anything was recorded.
-
-        Raises:
-            FileNotFoundError: names the first ten missing paths, how many there are, and what
-                to do.
-        """
+        """Raise FileNotFoundError if anything was recorded."""
         if not self._missing:
             return
         missing = itemized("path(s) missing", self.missing)
@@ -88,15 +77,10 @@ class FileCheck:
 
 
 def resolve_inside(root: Path, relative: str, where: str) -> Path:
-    """Join ``relative`` (a leading ``/`` meaning the root) to ``root``, refusing to leave it.
+    """Join a path from a list or an annotation file to the data set's folder.
 
-    Args:
-        root: the data set's folder.
-        relative: a path from a list or an annotation file, which may come from anywhere.
-        where: where it was read, for the message.
-
-    Raises:
-        ValueError: the path climbs out of ``root``, or is empty.
+    A leading ``/`` means the folder itself. Raises ValueError, beginning with ``where``, if the
+    path is empty or climbs out of ``root``.
     """
     parts = [part for part in relative.replace("\\", "/").split("/") if part not in ("", ".")]
     if not parts or ".." in parts or ":" in parts[0]:

@@ -1,4 +1,4 @@
-"""Data sets in the layout of PASCAL VOC 2012: image lists, JPEG images, PNG label maps."""
+"""List the images of data sets in the layouts of PASCAL VOC 2012 and COCO."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ LIST_FOLDER = "ImageSets/Segmentation"
 class ListedImage:
     """One line of an image list.
 
-    Attributes:
-        image_id: the image's name without folder and suffix.
-        image: path of the image below the data set's root, or None if the list gives bare ids.
-        label: path of the label map below the root, or None.
+    The id is the image's name without folder and suffix; the paths of image and label map below
+    the data set's root are None if the list gives bare ids.
     """
 
     image_id: str
@@ -34,22 +32,16 @@ class ListedImage:
 
 
 def read_image_list(path: str | os.PathLike[str]) -> list[ListedImage]:
-    """Read an image list.
+    """Read an image list: UTF-8 text, one image a line.
 
-    Both forms in use are read, line by line: bare ids (``2007_000032``), and pairs as in the
-    SegmentationAug lists (``/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png``).
-    Empty lines are passed over.
-
-    Args:
-        path: the list, UTF-8 text.
-
-    Returns:
-        The images in the order of the file; paths without their leading slash.
+    A line is a bare id (``2007_000032``), or a pair as in the SegmentationAug lists
+    (``/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png``). Empty lines are
+    skipped.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the list is empty or not text, names an image twice, has a line of another
-            form, or a path that climbs out of the data set's folder. Names file and line.
+        ValueError: the list is empty or not text, or a line repeats an image, has another form, or
+            a path that climbs out of the data set's folder.
     """
     path = Path(path)
     try:
@@ -96,30 +88,25 @@ def voc_dicts(
     prepare: str = "See datasets/README.md for the layout and where the files come from.",
     check: FileCheck | None = None,
 ) -> list[dict[str, Any]]:
-    """List a data set in detectron2's format without opening an image.
+    """List a data set in the VOC layout in detectron2's format without opening an image.
 
     Args:
         root: folder that holds ``JPEGImages`` and the label folders (``VOCdevkit/VOC2012``).
-        split: name of the list in ``ImageSets/Segmentation``, without ``.txt``; see
-            :func:`find_list`.
-        label_dir: folder of the semantic maps below ``root``; a map is ``<id>.png``. Other
-            files beside them (``<id>_palette.png``) are passed over. It also holds where the
-            list names label files of its own.
+        split: name of the list; see :func:`find_list`.
+        label_dir: folder of the semantic maps ``<id>.png`` below ``root``, also where the list
+            names label files of its own.
         instance_dir: folder of the instance maps below ``root``, if there are any.
-        list_file: the list's path below ``root`` where it lies elsewhere.
+        list_file: the list's path below ``root`` if it is not in ``ImageSets/Segmentation``.
         name: the data set's name for messages; default: ``split``.
         prepare: what to do about missing files, a sentence for the message.
-        check: notes which files are looked for and missing; default: a new one, of ``name`` and
-            ``prepare``.
+        check: records missing files; default: a new one.
 
     Returns:
         One dict per image: ``file_name``, ``sem_seg_file_name``, ``image_id`` (str), and
-        ``ins_seg_file_name`` with ``instance_dir``. Height and width are known once an image is
-        loaded; they are not in the dict.
+        ``ins_seg_file_name`` with ``instance_dir``.
 
     Raises:
-        FileNotFoundError: files are missing; one error that names the first ten, how many there
-            are, and ``prepare``.
+        FileNotFoundError: files are missing; one error for all.
         ValueError: the list is malformed; see :func:`read_image_list`.
     """
     root = Path(root)
@@ -162,12 +149,8 @@ def find_list(root: str | os.PathLike[str], split: str) -> Path:
 class IndexedImage(NamedTuple):
     """An image of an annotation file; sizes in pixels.
 
-    Attributes:
-        image_id: its id.
-        file_name: path of the image below the folder of images, checked to stay in it.
-        height: H.
-        width: W.
-        annotated: whether it has any annotation, crowds included.
+    ``file_name`` is a path below the folder of images, checked to stay in it; ``annotated`` images
+    have an annotation, crowds included.
     """
 
     image_id: Id
@@ -185,19 +168,13 @@ class ImageIndex(NamedTuple):
 
 
 def image_index(json_path: str | os.PathLike[str], kind: str = "coco") -> ImageIndex:
-    """List the images of an annotation file.
+    """List the images of an annotation file of kind ``"coco"`` or ``"lvis"``.
 
-    The answer is kept in memory, so that a file is read once by a process as long as it is not
-    changed.
-
-    Args:
-        json_path: the annotation file.
-        kind: ``"coco"`` or ``"lvis"``.
+    The result is kept in memory until the file changes.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is malformed, or names images outside their folder; see
-            :func:`.coco_file.read_annotation_file`.
+        ValueError: the file is malformed, or names images outside their folder.
     """
     look_up_option("kind", kind, KINDS)
     state = os.stat(json_path)
@@ -239,30 +216,26 @@ def coco_dicts(
     prepare: str = "See datasets/README.md for the layout and where the files come from.",
     check: FileCheck | None = None,
 ) -> list[dict[str, Any]]:
-    """List a data set of COCO images without opening one.
+    """List a data set of COCO or LVIS images without opening one.
 
     Args:
         json_path: the annotation file.
         image_dir: folder of the images; for LVIS the one above ``train2017`` and ``val2017``.
         kind: ``"coco"`` or ``"lvis"``.
         class_names: names that the file's classes must have, background first; default: any.
-        label_dir: folder of semantic label maps, named like the image
-            (``COCO_train2014_000000000009.png``) or by its id in twelve digits
-            (``000000000009.png``). With it, images without any annotation are left out: methods
-            that learn from image-level labels write none for them. Without it, the annotation
-            file itself is the ground truth, and all images are listed.
+        label_dir: folder of semantic maps; see :func:`label_path`. With it, images without any
+            annotation are left out, since methods that learn from image-level labels write none for
+            them. Without it, the annotation file is the ground truth.
         name: the data set's name for messages; default: the annotation file's.
         prepare: what to do about missing files, a sentence for the message.
-        check: notes which files are looked for and missing; default: a new one, of ``name`` and
-            ``prepare``.
+        check: records missing files; default: a new one.
 
     Returns:
         One dict per image: ``file_name``, ``image_id`` (int), ``height``, ``width``, and
         ``sem_seg_file_name`` with ``label_dir``.
 
     Raises:
-        FileNotFoundError: files are missing; one error that names the first ten, how many there
-            are, and ``prepare``.
+        FileNotFoundError: files are missing; one error for all.
         ValueError: the annotation file is malformed or has other classes.
     """
     json_path, image_dir = Path(json_path), Path(image_dir)
@@ -304,16 +277,10 @@ def coco_dicts(
 def label_path(
     folder: str | os.PathLike[str], image: IndexedImage, check: FileCheck, suffix: str = ".png"
 ) -> str:
-    """Where an image's label map is: a file named like the image, or by its id in twelve digits.
+    """Return the path of an image's label map.
 
-    Args:
-        folder: of the label maps.
-        image: the image.
-        check: knows what is in the folder.
-        suffix: of the file.
-
-    Returns:
-        The one that exists, in this order; the first if none does.
+    It is named like the image (``COCO_train2014_000000000009.png``) or by its id in twelve digits;
+    the first name if neither exists.
     """
     by_name = os.path.join(folder, f"{PurePosixPath(image.file_name).stem}{suffix}")
     by_id = os.path.join(folder, f"{str(image.image_id).zfill(12)}{suffix}")

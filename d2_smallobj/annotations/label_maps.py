@@ -1,4 +1,4 @@
-"""Label maps in PNG files: class or instance indices, read and written without conversion.
+"""Read and write label maps of class or instance indices, PNG or ``.npy``, unconverted.
 
 A VOC label map is a P-mode PNG: its pixel values are the indices, the palette only colours
 them for the eye. Converting it to L or RGB would give colours instead of indices; nothing here
@@ -7,7 +7,6 @@ ever does. Legend: H, W height and width of a map.
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import struct
@@ -19,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from d2_smallobj.annotations import png
 from d2_smallobj.utils.files import atomic_write
+from d2_smallobj.utils.messages import listed
 
 _INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "1", "I")
 CORRUPT_IMAGE = (
@@ -29,15 +29,11 @@ CORRUPT_IMAGE = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow raises on damaged files, depending on where the damage is."""
-_SHOWN_VALUES = 10
+"""Errors that Pillow raises on damaged files, depending on the place of the damage."""
 
 
 def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a label map.
-
-    Args:
-        path: a PNG (or other lossless image) of mode L, P or 16-bit grey.
+    """Read a label map: a PNG (or other lossless image) of mode L, P or 16-bit grey.
 
     Returns:
         (H, W), uint8, or uint16 for a 16-bit file: the stored indices.
@@ -81,11 +77,7 @@ def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def encode_label_map(labels: np.ndarray, *, palette: bool = True) -> bytes:
-    """Encode a label map as PNG; same arguments and errors as :func:`write_label_map`.
-
-    Returns:
-        The PNG file's content; the same for the same labels (with the same Pillow and zlib).
-    """
+    """Encode a label map as PNG bytes; arguments and errors as :func:`write_label_map`."""
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.size == 0:
         raise ValueError(
             "labels: expected a non-empty integer array of shape (H, W), got shape "
@@ -109,38 +101,28 @@ def encode_label_map(labels: np.ndarray, *, palette: bool = True) -> bytes:
 def write_label_map(
     path: str | os.PathLike[str], labels: np.ndarray, *, palette: bool = True
 ) -> None:
-    """Write a label map as PNG, atomically.
+    """Write a label map, (H, W) integers in 0..65535, as PNG, atomically.
 
-    Args:
-        path: the file to write or replace.
-        labels: (H, W) integers in 0..65535. Up to 255 it is stored in 8 bits, else in 16.
-        palette: store 8-bit maps in P mode with the VOC palette (for the eye), not in L mode.
+    Labels up to 255 are stored in 8 bits, in P mode with the VOC palette or, without ``palette``,
+    in L mode; larger ones in 16 bits.
 
     Raises:
-        ValueError: ``labels`` has another shape or type, or values that a PNG cannot hold.
-        OSError: the file cannot be written; names it, and leaves an older one as it was.
+        ValueError: ``labels`` has another shape, type or range.
+        OSError: the file cannot be written; an older one stays as it was.
     """
     content = encode_label_map(labels, palette=palette)
     with atomic_write(path) as file:
         file.write(content)
 
 
-@functools.lru_cache(maxsize=1)
-def _palette_bytes() -> bytes:
-    colours = np.zeros((256, 3), np.uint8)
-    for index in range(256):
-        bits = index
-        # Three bits at a time, one to each channel, most significant place first.
-        for place in range(7, -1, -1):
-            for channel in range(3):
-                colours[index, channel] |= ((bits >> channel) & 1) << place
-            bits >>= 3
-    return colours.tobytes()
-
-
 def voc_palette() -> np.ndarray:
-    """The colours of the VOC label maps: uint8 (256, 3), RGB; 255 is (224, 224, 192)."""
-    return np.frombuffer(_palette_bytes(), np.uint8).reshape(256, 3).copy()
+    """Return the colours of the VOC label maps: uint8 (256, 3), RGB; 255 is (224, 224, 192)."""
+    index = np.arange(256)[:, None]
+    colours = np.zeros((256, 3), np.uint8)
+    # Three bits of the index at a time, one to each channel, most significant place first.
+    for step in range(3):
+        colours |= ((index >> (3 * step + np.arange(3)) & 1) << (7 - step)).astype(np.uint8)
+    return colours
 
 
 def check_label_values(
@@ -148,25 +130,17 @@ def check_label_values(
 ) -> None:
     """Check that a semantic map holds nothing but class indices and the ignore label.
 
-    Args:
-        labels: (H, W) integers.
-        num_classes: number of classes, background counted.
-        ignore_label: the label of pixels left out, normally 255.
-        path: the file it comes from, for the message.
-
     Raises:
-        ValueError: other values occur; names the file, the first ten of them and their pixels.
+        ValueError: other values than 0..num_classes-1 and ``ignore_label`` occur; names the file,
+            the first ten of them and their number of pixels.
     """
     bad = (labels < 0) | (labels >= num_classes)
     bad &= labels != ignore_label
     if not bad.any():
         return
-    values = np.unique(labels[bad])
-    shown = ", ".join(str(int(value)) for value in values[:_SHOWN_VALUES])
-    more = f" and {len(values) - _SHOWN_VALUES} more" if len(values) > _SHOWN_VALUES else ""
     raise ValueError(
         f"{Path(path)}: label values must be 0..{num_classes - 1} or {ignore_label} (ignored); "
-        f"found {shown}{more} in {np.count_nonzero(bad)} of {labels.size} pixels"
+        f"found {listed(np.unique(labels[bad]))} in {np.count_nonzero(bad)} of {labels.size} pixels"
     )
 
 
@@ -174,20 +148,13 @@ SUFFIXES = (".png", ".npy")
 
 
 def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width of a label map, from its header alone.
-
-    Args:
-        path: a file ending in ``.png`` or ``.npy``.
-
-    Returns:
-        (H, W).
+    """Read height and width of a ``.png`` or ``.npy`` label map from its header.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the header is damaged, or is one of a colour picture or of scores; names the
-            file.
+        ValueError: the header is damaged, or of a colour picture or of scores.
     """
-    if _suffix(path) == ".npy":
+    if os.fspath(path).lower().endswith(".npy"):
         return _check_array(_load_array(path, header_only=True), path).shape
     with open(path, "rb") as file:
         start = file.read(33)
@@ -199,26 +166,18 @@ def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a label map; checksums are verified.
-
-    Args:
-        path: a ``.png`` of mode L, P or 16-bit grey, or a ``.npy`` of integers, not pickled.
+    """Read a label map, a ``.png`` or a ``.npy`` of integers; checksums are verified.
 
     Returns:
-        (H, W) integers: the stored indices. uint8, or uint16 from a 16-bit PNG; of a ``.npy``
-        its own dtype.
+        (H, W) integers: uint8, or uint16 from a 16-bit PNG; of a ``.npy`` its own dtype.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is corrupt or truncated, or holds colours or scores; names it.
+        ValueError: the file is corrupt or truncated, or holds colours or scores.
     """
-    if _suffix(path) == ".npy":
+    if os.fspath(path).lower().endswith(".npy"):
         return _check_array(_load_array(path, header_only=False), path)
     return read_label_map(path)
-
-
-def _suffix(path: str | os.PathLike[str]) -> str:
-    return os.path.splitext(path)[1].lower()
 
 
 def _load_array(path: str | os.PathLike[str], *, header_only: bool) -> np.ndarray:
@@ -255,11 +214,8 @@ def _check_array(labels: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray
 class LabelFolder:
     """The label maps in a folder, by name without suffix.
 
-    Subfolders, hidden files and files of other kinds are passed over.
-
-    Args:
-        path: the folder.
-        argument: name of the option that gave it, for messages.
+    Subfolders, hidden files and other kinds of files are skipped. ``argument`` names the option for
+    messages.
 
     Attributes:
         path: the folder.

@@ -1,4 +1,4 @@
-"""How the values stored in a data set's label files become classes.
+"""Translate stored label values to classes, and make instance maps fit semantic maps.
 
 Most data sets store class ids and need no rule. Cityscapes stores the ids of its 34 labels, and a
 binary task keeps one class of a data set that has more. Legend: H, W height and width of a map.
@@ -25,7 +25,7 @@ class LabelRule:
         classes: class of every stored value from 0 on: 0 background, 1.., 255 ignored. Values
             beyond its end are no labels of the data set.
         groups_below: stored instance values below it name a label, not an instance: regions of
-            objects that nobody told apart, void (255) in the instance map. 0: there are none.
+            objects that are not separated, void (255) in the instance map. 0: there are none.
     """
 
     classes: tuple[int, ...]
@@ -37,17 +37,10 @@ class LabelRule:
             raise ValueError(f"classes: must be in 0..{IGNORE_LABEL}, got {wrong[:10]}")
 
     def semantic(self, stored: np.ndarray, path: object) -> np.ndarray:
-        """Classes of a semantic map.
-
-        Args:
-            stored: (H, W) non-negative integers; 255 stays ignored.
-            path: the file it comes from, for the message.
-
-        Returns:
-            uint8 (H, W): 0 background, 1.. classes, 255 ignored.
+        """Return the classes, uint8 (H, W), of a stored semantic map; 255 stays ignored.
 
         Raises:
-            ValueError: a value has no class; names the file and up to ten of them.
+            ValueError: a value has no class; names the file and up to ten values.
         """
         table = np.full(max(int(stored.max(initial=0)), IGNORE_LABEL) + 1, -1, np.int16)
         table[: len(self.classes)] = self.classes
@@ -62,14 +55,10 @@ class LabelRule:
         return classes.astype(np.uint8)
 
     def instances(self, stored: np.ndarray, semantic: np.ndarray) -> np.ndarray:
-        """Instance map that fits a translated semantic map.
+        """Return the int32 instance map (H, W) that fits the map of :meth:`semantic`.
 
-        Args:
-            stored: (H, W) instance ids as the file has them.
-            semantic: (H, W) from :meth:`semantic`.
-
-        Returns:
-            int32 (H, W): 0 on background; ids on objects; 255 on ignored pixels and on groups.
+        It is 0 on background, 255 on ignored pixels and on groups, and has the stored ids on
+        objects.
         """
         objects = (semantic != 0) & (semantic != IGNORE_LABEL)
         identities = np.where(objects, stored, 0).astype(np.int32)
@@ -80,11 +69,7 @@ class LabelRule:
         return identities
 
     def only(self, class_id: int | None) -> LabelRule:
-        """The rule of a binary task: one class becomes 1, all others background.
-
-        Args:
-            class_id: the class; ``None``: any object of whatever class.
-        """
+        """Return the rule of a binary task: one class (``None``: any) becomes 1, others 0."""
         table = {0: 0, IGNORE_LABEL: IGNORE_LABEL}
         kept = 1 if class_id is None else 0
         if class_id is not None:
@@ -98,7 +83,7 @@ def identity_rule(num_classes: int) -> LabelRule:
 
 
 VOID = 255
-"""Instance id of pixels that belong to no instance that could be told."""
+"""Instance id of pixels whose instance is unknown."""
 _UNKNOWN = -1
 _LARGEST_LABEL = 65535
 _NEGLIGIBLE = 0.01
@@ -113,14 +98,10 @@ def label_type(largest: int) -> type[np.unsignedinteger] | type[np.signedinteger
 
 
 def unique_by_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As ``np.unique`` with inverse and counts, fast where neighbours are mostly equal.
+    """Return ``np.unique`` with inverse and counts, fast where neighbours are mostly equal.
 
-    Args:
-        values: integers (N,).
-
-    Returns:
-        The different values, ascending; the place of each one of ``values`` among them, int64
-        (N,); how many there are of each.
+    For integers (N,): the ascending values, the index of each element among them, int64 (N,), and
+    the counts, int64.
     """
     starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]][: len(values)])
     lengths = np.diff(np.r_[starts, len(values)])
@@ -130,7 +111,7 @@ def unique_by_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def thing_pixels(semantic: np.ndarray, stuff: Collection[int], ignore_label: int) -> np.ndarray:
-    """Where a semantic map has things: bool (H, W)."""
+    """Return the thing pixels of a semantic map: bool (H, W)."""
     table = np.ones(max([int(semantic.max(initial=0)), ignore_label, *stuff]) + 1, bool)
     table[[*stuff, ignore_label]] = False
     return table[semantic]
@@ -142,19 +123,10 @@ def without_stuff(
     stuff: Collection[int],
     ignore_label: int,
 ) -> np.ndarray | None:
-    """Remove the instances that lie on stuff alone, ignored pixels aside.
+    """Remove the instances (0 = none, 255 = void) that lie on stuff alone, ignored pixels aside.
 
-    An instance that lies on other classes, too, contradicts the semantic map and is left, for the
-    metric to refuse.
-
-    Args:
-        semantic: (H, W) labels.
-        instances: (H, W) ids, 0 = none, 255 = void, or ``None``.
-        stuff: classes whose segments are no instances.
-        ignore_label: label of ignored pixels.
-
-    Returns:
-        The instance map; the same array if nothing is to be removed, or if the maps are malformed.
+    An instance that lies on other classes, too, contradicts the semantic map and is left for the
+    metric to refuse. The same array is returned if nothing is removed or the maps are malformed.
     """
     if instances is None or not len(stuff) or not _are_maps(semantic, instances):
         return instances
@@ -169,7 +141,7 @@ def without_stuff(
 
 
 def _are_maps(semantic: np.ndarray, instances: np.ndarray) -> bool:
-    """Whether two maps of a reader's own are what they should be; the metric says what is wrong."""
+    """Return whether two maps of a user's reader are valid; the metric reports invalid ones."""
     maps = (semantic, instances)
     if not all(isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" for labels in maps):
         return False
@@ -188,14 +160,13 @@ def fit_instances(
 ) -> np.ndarray:
     """Make an instance map agree with a semantic map that was annotated separately.
 
-    Pixels of an instance whose label is neither the instance's class nor ignored become void. An
-    instance of a stuff class is none, and so is one without a pixel of its class.
+    Pixels of an instance whose label is neither the instance's class nor ignored become void.
+    Instances of a stuff class, or without a pixel of their class, are removed.
 
     Args:
         semantic: (H, W) labels 0..C-1 and ``ignore_label``.
         instances: (H, W) ids, 0 = none, 255 = void.
-        classes: class of every instance; ``None``: nothing tells, so that it is the most frequent
-            class under the instance that is no stuff.
+        classes: class of every instance; ``None``: its most frequent class that is no stuff.
         stuff: classes that have no instances.
         ignore_label: label of ignored pixels.
         source: the file or files, for messages.
@@ -204,8 +175,8 @@ def fit_instances(
         int32 (H, W): 0 = none, ids as they were, 255 = void.
 
     Raises:
-        ValueError: the maps differ in size; most pixels of the instances lie on other classes
-            than theirs; an id has no class.
+        ValueError: the maps differ in size, most pixels of the instances lie on other classes than
+            theirs, or an id has no class.
     """
     if semantic.shape != instances.shape:
         raise ValueError(
@@ -225,8 +196,8 @@ def fit_instances(
     no_instance = np.isin(own, list(stuff))
     agree = labels == own
     _check_agreement(pixels, agree & ~no_instance, ~ignored & ~no_instance, inside.size, source)
-    alive = np.isin(ids, ids[agree & ~no_instance])
-    values = np.where(agree | ignored, np.where(alive, ids, 0), VOID)
+    kept = np.isin(ids, ids[agree & ~no_instance])
+    values = np.where(agree | ignored, np.where(kept, ids, 0), VOID)
     values[no_instance] = 0
     fitted[inside] = values[place]
     return fitted
@@ -243,9 +214,9 @@ def _own_classes(
 ) -> np.ndarray:
     """Class of the instance of every pair of instance and label."""
     if classes is not None:
-        strange = sorted(set(ids.tolist()) - set(classes))
-        if strange:
-            raise ValueError(f"{source}: instance(s) {strange[:10]} are of no known class")
+        unknown = sorted(set(ids.tolist()) - set(classes))
+        if unknown:
+            raise ValueError(f"{source}: instance(s) {unknown[:10]} are of no known class")
         return np.array([classes[identity] for identity in ids.tolist()], np.int64)
     likely = np.where(ignored | np.isin(labels, list(stuff)), 0, pixels)
     # The last one of each instance in this order covers most of it; the lowest class of equals.
@@ -276,15 +247,10 @@ def annotation_classes(annotations: Sequence[Annotation]) -> dict[int, int]:
 def dict_annotations(
     entries: Sequence[Mapping[str, Any]], classes: Sequence[int | None], source: str
 ) -> tuple[Annotation, ...]:
-    """Read the ``annotations`` of a detectron2 dict.
+    """Read the ``annotations`` of a detectron2 dict: category_id, segmentation and iscrowd.
 
-    Args:
-        entries: dicts with ``category_id``, ``segmentation`` and, if need be, ``iscrowd``.
-        classes: class id by category id; ``None``: of no class, left out.
-        source: the picture, for messages.
-
-    Raises:
-        ValueError: an entry has no mask, or its category is none of ``classes``.
+    ``classes`` gives the class id by category id; categories of class ``None`` are left out. Raises
+    ValueError, beginning with ``source``, for an entry without a mask or with another category.
     """
     found = []
     for number, entry in enumerate(entries):

@@ -1,4 +1,4 @@
-"""PNG label maps: the stored indices, with every checksum and pixel count verified.
+"""Decode PNG label maps: the stored indices, every checksum and pixel count verified.
 
 Pillow and OpenCV both return pixels for some damaged files (rows that are missing become 0,
 which is background), and both change indices of some intact ones (palettes are painted, grey
@@ -31,15 +31,7 @@ _MOST_PIXELS = 178_956_970
 
 
 class Header(NamedTuple):
-    """What a PNG's header tells.
-
-    Attributes:
-        height: H.
-        width: W.
-        depth: bits per sample.
-        colour: PNG colour type.
-        interlaced: whether rows are interlaced.
-    """
+    """A PNG's height, width, bits per sample, colour type, and whether its rows are interlaced."""
 
     height: int
     width: int
@@ -49,17 +41,10 @@ class Header(NamedTuple):
 
 
 def decode_png(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
-    """Decode a label map.
+    """Decode a whole PNG file of mode L, P or 16-bit grey.
 
-    Args:
-        content: a whole PNG file, of mode L, P or 16-bit grey.
-        path: where it comes from, for messages.
-
-    Returns:
-        (H, W), uint8, or uint16 for a 16-bit file: the stored indices.
-
-    Raises:
-        ValueError: the file is corrupt or truncated, or holds colours; names it.
+    Returns the stored indices (H, W), uint8, or uint16 for a 16-bit file. Raises ValueError,
+    beginning with ``path``, if the file is corrupt or truncated, or holds colours.
     """
     header = parse_header(content, path)
     data = _image_data(content, path)
@@ -69,17 +54,10 @@ def decode_png(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def decode_colours(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
-    """Decode the colours of an RGB picture whose channels are digits, not light.
+    """Decode the stored values of an RGB PNG with 8 bits a channel, whose channels are digits.
 
-    Args:
-        content: a whole PNG file, of mode RGB with 8 bits a channel.
-        path: where it comes from, for messages.
-
-    Returns:
-        uint8 (H, W, 3), red first: the stored values.
-
-    Raises:
-        ValueError: the file is corrupt or truncated, or of another mode; names it.
+    Returns uint8 (H, W, 3), red first. Raises ValueError, beginning with ``path``, if the file is
+    corrupt or truncated, or of another mode.
     """
     header = parse_header(content, path, colours=True)
     if header.colour != _RGB or header.depth != 8:
@@ -169,7 +147,7 @@ def _decode(header: Header, data: bytes, path: str | os.PathLike[str]) -> np.nda
 
 
 def _starts_unfiltered(data: bytes, path: str | os.PathLike[str]) -> bool:
-    """Whether the first row is stored as it is."""
+    """Return whether the first row is stored without a filter."""
     try:
         return zlib.decompressobj().decompress(data, 1) == b"\0"
     except zlib.error as error:

@@ -80,7 +80,7 @@ class GroundTruth:
 
     @property
     def painted(self) -> bool:
-        """Whether all maps are painted from the annotation file, above background."""
+        """Return whether all maps are painted from the annotation file, above background."""
         plain = self._given.rule is None and self._given.unannotated == 0
         sources = [image.source for image in self.images]
         return plain and all(s.kind == "json" and s.semantic is None for s in sources)
@@ -140,18 +140,17 @@ def folder_truth(
     *,
     listed: Sequence[str] | None = None,
 ) -> GroundTruth:
-    """Ground truth in one or two folders of label maps of the same names.
+    """Open ground truth in one or two folders of label maps of the same names.
 
     Args:
         semantic: folder of semantic maps; its files are the images.
-        instances: folder of instance maps; ``None``: the components of the semantic maps are
-            the instances. Maps that have no semantic map are passed over.
+        instances: folder of instance maps; ``None``: connected components are the instances.
         listed: the images to score; default: all.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
-        InputError: a listed image has no semantic map, an image has no instance map, or two
-            files of one folder claim one image.
+        InputError: a listed image has no semantic map, an image has no instance map, or two files
+            of one folder have the same name.
     """
     folder = LabelFolder(semantic, "--semantic")
     other = None if instances is None else LabelFolder(instances, "--instances")
@@ -180,14 +179,11 @@ def folder_truth(
 def annotation_truth(
     annotations: InstanceAnnotations, *, listed: Sequence[str] | None = None
 ) -> GroundTruth:
-    """Ground truth painted from a COCO or LVIS annotation file, the largest annotation first.
+    """Paint ground truth from a COCO or LVIS annotation file, the largest annotation first.
 
     The prediction of an image is looked for under the name of its picture
-    (``COCO_val2014_000000000042``), its id in twelve digits, and its id.
-
-    Args:
-        annotations: the annotation file, with its classes.
-        listed: the images to score, by picture name or id; default: all.
+    (``COCO_val2014_000000000042``), its id in twelve digits, and its id. ``listed`` chooses images
+    by picture name or id.
 
     Raises:
         InputError: a listed image is not in the file.
@@ -215,15 +211,11 @@ def panoptic_truth(
     *,
     listed: Sequence[str] | None = None,
 ) -> GroundTruth:
-    """Ground truth in COCO's panoptic format.
+    """Open ground truth in COCO's panoptic format: a JSON file and its folder of PNGs.
 
-    The classes are the categories in ascending order of their ids, and ``isthing`` tells which
-    are stuff. Predictions are looked for under the name of the PNG, of the picture, and the id.
-
-    Args:
-        json_file: with ``annotations`` and ``categories``.
-        folder: of the PNGs.
-        listed: the images to score, by name or id; default: all.
+    The classes are the categories in ascending order of their ids; ``isthing`` tells which are
+    stuff. Predictions are looked for under the name of the PNG, of the picture, and the id, by
+    which ``listed`` chooses images, too.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such file or folder.
@@ -257,11 +249,10 @@ def panoptic_truth(
 def cityscapes_truth(
     folder: str | os.PathLike[str], *, listed: Sequence[str] | None = None
 ) -> GroundTruth:
-    """Ground truth of Cityscapes: the 19 classes of the benchmark, as train ids.
+    """Open ground truth of Cityscapes: the 19 classes of the benchmark, as train ids.
 
-    Args:
-        folder: ``gtFine``, or a split or a city of it.
-        listed: the images to score, as ``<city>_<sequence>_<frame>``; default: all.
+    ``folder`` is ``gtFine``, or a split or a city of it; ``listed`` names images as
+    ``<city>_<sequence>_<frame>``.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
@@ -315,11 +306,7 @@ def choose(images: Sequence[TruthImage], listed: Sequence[str], source: str) -> 
 
 
 def with_pictures(truth: GroundTruth, folder: str | os.PathLike[str]) -> GroundTruth:
-    """Note the picture of every image that has one in a folder, under its name.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: there is no such folder.
-    """
+    """Set the picture of every image that has one of its name in a folder."""
     found = {}
     for name in sorted(os.listdir(folder)):
         stem, suffix = os.path.splitext(name)

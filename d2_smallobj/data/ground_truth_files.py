@@ -35,14 +35,9 @@ _MOST_VOC_THINGS = 20
 
 
 class TruthFinder:
-    """Finds the maps of an image, for one data set.
+    """Find the maps of an image, for one data set.
 
-    Args:
-        name: the data set's.
-        metadata: its metadata.
-        class_names: names of its C classes.
-        stuff: ids of the classes without instances.
-        paints: whether semantic maps that are missing are painted from annotations.
+    ``paints``: whether semantic maps that are missing are painted from annotations.
     """
 
     def __init__(
@@ -62,14 +57,7 @@ class TruthFinder:
         self._files = FileCheck(name, "")
 
     def find(self, record: Mapping[str, Any]) -> ImageSource:
-        """Find the maps of an image; of kind ``"components"`` if it has no instances.
-
-        Args:
-            record: its dict, complete.
-
-        Raises:
-            ValueError: there is no semantic map, or its dict is malformed.
-        """
+        """Find the maps of an image by its dict; kind ``"components"`` if it has no instances."""
         name = str(record.get("file_name", record.get("image_id")))
         semantic = record.get("sem_seg_file_name")
         semantic = None if semantic is None else os.fspath(semantic)
@@ -174,12 +162,7 @@ class TruthFinder:
 
     @functools.cached_property
     def annotations(self) -> InstanceAnnotations:
-        """What :attr:`json_file` holds, with the classes of the data set.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is malformed, or has none of the classes.
-        """
+        """The content of :attr:`json_file`, with the classes of the data set."""
         metadata = self._metadata
         kind = getattr(metadata, "json_kind", None)
         if kind is None:

@@ -92,12 +92,7 @@ class StreamSampler(TrainingSampler):
     """Draw images in detectron2's training order, from any position on.
 
     Yields ``position * size + index``, from which :class:`StreamDataset` gets both back:
-    detectron2's loaders pass only integers on.
-
-    Args:
-        size: number of images in the data set.
-        seed: seed of the order; the same on all processes.
-        start: the first position.
+    detectron2's loaders pass only integers on. All processes need the same seed.
     """
 
     def __init__(self, size: int, *, seed: int, start: int = 0) -> None:
@@ -112,11 +107,7 @@ class StreamSampler(TrainingSampler):
 
 
 class StreamDataset(Dataset):
-    """Dataset dicts with their position in the stream (key ``stream_position``).
-
-    Args:
-        dicts: detectron2 dataset dicts.
-    """
+    """Dataset dicts with their position in the stream (key ``stream_position``)."""
 
     def __init__(self, dicts: Sequence[dict[str, Any]]) -> None:
         self.dicts = dicts
@@ -132,14 +123,8 @@ class StreamDataset(Dataset):
 class SupervisedStream(StreamDataset):
     """A stream that replaces box images by mask images up to a position.
 
-    The order of the stream stays, and position alone decides what is read.
-
-    Args:
-        dicts: detectron2 dataset dicts.
-        boxes_from: the first position at which images flagged ``boxes`` are used.
-
-    Raises:
-        ValueError: box images are to be replaced, but no image has a mask.
+    The order of the stream stays, and position alone decides what is read. Images flagged
+    ``boxes`` are used from position ``boxes_from`` on.
     """
 
     def __init__(self, dicts: Sequence[dict[str, Any]], boxes_from: int) -> None:
@@ -184,11 +169,7 @@ class DeviceLoader:
     """A loader whose batches arrive on the device.
 
     While the GPU works on one step, the batch of the next is copied on a CUDA stream of its own.
-
-    Args:
-        loader: batches of any nesting of dicts, lists and tensors; pin their memory, or the host
-            waits for every copy.
-        device: where they go.
+    Batches are any nesting of dicts, lists and tensors in pinned memory.
     """
 
     def __init__(self, loader: Iterable[Any], device: torch.device) -> None:

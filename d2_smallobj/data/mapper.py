@@ -14,10 +14,9 @@ from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE, check_label_values
 from d2_smallobj.config import task_a_iterations
 from d2_smallobj.data.supervision import read_labels, supervised_labels
 from d2_smallobj.losses.size_balanced import resize_labels
-from d2_smallobj.losses.size_weights import SizeWeights
-from d2_smallobj.modeling.segmentor import LogitSizes, build_size_weights, logit_sizes
+from d2_smallobj.modeling.segmentor import build_size_weights, logit_sizes
 from d2_smallobj.utils.opencv import cv2
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
@@ -26,63 +25,33 @@ class SemSegMapper:
     """Map dataset dicts to what the model takes, in the loader's workers.
 
     Args:
+        cfg: the config.
         is_train: whether to augment and to attach labels and size weights.
-        augmentations: applied in order to image and label map.
-        image_format: ``"BGR"`` or ``"RGB"``.
-        num_classes: classes in the label maps, background included.
-        ignore_label: label of pixels without a class.
-        size_weights: makes the weight map (paper, Eq. 3) from the augmented label map; None: no
-            map.
-        weights_from: first stream position that gets a weight map.
-        logit_sizes: sizes of the label maps that are weighed, where the loss is taken; None: the
-            image's.
-        keep_true: whether images labelled by boxes also get their true labels, for the log.
-        seed: decides the augmentation, with the stream position.
+
+    Attributes:
+        weights_from: first stream position that gets a weight map; ``size_weights`` is None if
+            none does.
+        logit_sizes: sizes at which labels are weighed, where the loss is taken on the logits;
+            None: the image's size.
     """
 
-    @configurable
-    def __init__(
-        self,
-        is_train: bool,
-        *,
-        augmentations: Sequence[T.Augmentation],
-        image_format: str,
-        num_classes: int,
-        ignore_label: int,
-        size_weights: SizeWeights | None = None,
-        weights_from: int = 0,
-        logit_sizes: LogitSizes | None = None,
-        keep_true: bool = False,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, cfg: CfgNode, is_train: bool = True) -> None:
         self.is_train = is_train
-        self.augmentations = T.AugmentationList(list(augmentations))
-        self.image_format = image_format
-        self.num_classes = num_classes
-        self.ignore_label = ignore_label
-        self.size_weights = size_weights
-        self.weights_from = weights_from
-        self.logit_sizes = logit_sizes
-        self.keep_true = keep_true
-        self.seed = seed
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Map config keys to constructor arguments."""
-        weights, weights_from = _weight_stage(cfg)
-        on_logits = is_train and weights is not None and cfg.SMALLOBJ.LOSS_RESOLUTION == "logits"
-        return {
-            "is_train": is_train,
-            "augmentations": build_augmentations(cfg) if is_train else [],
-            "image_format": cfg.INPUT.FORMAT,
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "size_weights": weights if is_train else None,
-            "weights_from": weights_from,
-            "logit_sizes": logit_sizes(cfg) if on_logits else None,
-            "keep_true": cfg.SMALLOBJ.SUPERVISION.LOG_ACCURACY,
-            "seed": max(cfg.SEED, 0),
-        }
+        self.augmentations = T.AugmentationList(build_augmentations(cfg) if is_train else [])
+        self.image_format = cfg.INPUT.FORMAT
+        self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        self.ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        self.keep_true = cfg.SMALLOBJ.SUPERVISION.LOG_ACCURACY
+        self.seed = max(cfg.SEED, 0)
+        weighs_a, weighs_b = (
+            task.LOSS == "size_weighted" for task in (cfg.SMALLOBJ.TASK_A, cfg.SMALLOBJ.TASK_B)
+        )
+        task_a = 0 if weighs_a else task_a_iterations(cfg)
+        weighs = is_train and (weighs_a or (weighs_b and task_a < cfg.SOLVER.MAX_ITER))
+        self.size_weights = build_size_weights(cfg) if weighs else None
+        self.weights_from = task_a * images_per_step(cfg)
+        on_logits = weighs and cfg.SMALLOBJ.LOSS_RESOLUTION == "logits"
+        self.logit_sizes = logit_sizes(cfg) if on_logits else None
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Read one image, and in training its label map.
@@ -152,26 +121,11 @@ class SemSegMapper:
 
 
 def read_image(path: str, image_format: str) -> np.ndarray:
-    """Read an (H, W, 3) uint8 image.
-
-    Raises:
-        OSError: names the file and what is wrong with it.
-    """
+    """Read an (H, W, 3) uint8 image; an OSError names the file and what is wrong with it."""
     try:
         return detection_utils.read_image(path, format=image_format)
     except CORRUPT_IMAGE as error:
         raise OSError(f"{path}: the image cannot be read: {error}") from error
-
-
-def _weight_stage(cfg: CfgNode) -> tuple[SizeWeights | None, int]:
-    """Return what weighs labels, and the first stream position that needs it."""
-    node = cfg.SMALLOBJ
-    if node.TASK_A.LOSS == "size_weighted":
-        return build_size_weights(cfg), 0
-    task_a = task_a_iterations(cfg)
-    if node.TASK_B.LOSS != "size_weighted" or task_a >= cfg.SOLVER.MAX_ITER:
-        return None, 0
-    return build_size_weights(cfg), task_a * images_per_step(cfg)
 
 
 def images_per_step(cfg: CfgNode) -> int:
@@ -219,10 +173,6 @@ class ScaleTransform(T.Transform):
     """Resize with OpenCV as the released code does: bilinear for images, nearest for label maps.
 
     detectron2's ``ResizeTransform`` uses PIL, which cannot take float images.
-
-    Args:
-        height, width: size of the result in pixels.
-        scale_y, scale_x: factors on coordinates.
     """
 
     def __init__(self, height: int, width: int, scale_y: float, scale_x: float) -> None:
@@ -251,11 +201,7 @@ def _nearest(size: int, source: int) -> np.ndarray:
 
 
 class RandomScale(T.Augmentation):
-    """Resize by a factor drawn from a list.
-
-    Args:
-        scales: the factors, each > 0.
-    """
+    """Resize by a factor drawn from a list."""
 
     def __init__(self, scales: Sequence[float]) -> None:
         super().__init__()
@@ -299,14 +245,7 @@ class RandomPaddedCrop(T.Augmentation):
 
 
 class PaddedCropTransform(T.Transform):
-    """Crop a window, and fill what of it lies outside the image.
-
-    Args:
-        top, left: first row and column of the window.
-        size: (height, width) of the window.
-        image_value: fill of images, per channel.
-        label_value: fill of label maps.
-    """
+    """Crop the window of ``size`` (height, width) at (top, left); fill it outside the image."""
 
     def __init__(
         self, top: int, left: int, size: tuple[int, int], image_value: np.ndarray, label_value: int

@@ -92,11 +92,7 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
 
 
 def check_supervision(dicts: Sequence[Mapping[str, Any]]) -> None:
-    """Check that every image has what its flag promises.
-
-    Raises:
-        ValueError: names the first ten images that lack it, and how many there are.
-    """
+    """Check that every image has what its flag promises; a ValueError names those that lack it."""
     no_masks, no_boxes = [], []
     for x in dicts:
         if "supervision" not in x:
@@ -169,10 +165,6 @@ def stratified_split(classes: Sequence[Collection[int]], fraction: float, seed: 
 
     Returns:
         bool (number of images,), true for the chosen ones: exactly ``round(fraction * number)``.
-
-    Raises:
-        ValueError: the fraction is out of range, chooses no image, or leaves a class without any
-            chosen image; names the classes.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction!r}")
@@ -231,16 +223,9 @@ def read_semantic(x: Mapping[str, Any]) -> np.ndarray:
 
 
 def read_labels(x: Mapping[str, Any], num_classes: int, ignore_label: int) -> np.ndarray:
-    """Read and check the classes in an image's label file.
+    """Read the classes in an image's label file, and check its values and size.
 
-    Args:
-        x: its dataset dict, with ``height`` and ``width`` of the image.
-        num_classes: labels must be below it, or
-        ignore_label: the label of pixels without a class.
-
-    Raises:
-        ValueError: the map is corrupt, has another size than its image or other labels; names the
-            file.
+    The dict has ``height`` and ``width`` of the image; a ValueError names the bad file.
     """
     path = x["sem_seg_file_name"]
     labels = read_semantic(x)
@@ -254,11 +239,7 @@ def read_labels(x: Mapping[str, Any], num_classes: int, ignore_label: int) -> np
 
 
 def read_instances(x: Mapping[str, Any], semantic: np.ndarray) -> np.ndarray:
-    """Read the instance map that belongs to what :func:`read_semantic` returns.
-
-    Raises:
-        ValueError: the two maps differ in size; names both files.
-    """
+    """Read the instance map that belongs to what :func:`read_semantic` returns."""
     path = x["ins_seg_file_name"]
     instances = read_label_map(path)
     if instances.shape != semantic.shape:
@@ -280,20 +261,12 @@ def supervised_labels(
     """Make the label map of a flagged image, and the maps that go with it.
 
     Ignored pixels of a mask are not carried over to the boxes of its image: the borders that VOC
-    marks with 255 would tell the outlines.
-
-    Args:
-        x: its dataset dict, with ``height`` and ``width``.
-        read_mask: reads the mask of a dict, checked.
-        keep_true: whether to add the true labels of a box image, where its mask is known.
-        ignore_label: for crowds, and for true labels that are not known.
+    marks with 255 would tell the outlines. Crowds and unknown true labels get ``ignore_label``.
 
     Returns:
         labels, int32 (H, W), and int32 (H, W) maps by name: ``doubtable``, the number of the box
-        that a label comes from, 0 where it is certain; with ``keep_true`` also ``true_sem_seg``.
-
-    Raises:
-        ValueError: boxes are malformed; names the image.
+        that a label comes from, 0 where it is certain; with ``keep_true`` also ``true_sem_seg``,
+        the mask of a box image where it is known.
     """
     if x["supervision"] == "mask":
         labels = read_mask(x)

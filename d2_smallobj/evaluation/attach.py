@@ -29,7 +29,7 @@ _HOST_TASKS = {
 """Result keys of detectron2's evaluators, known before hours of inference."""
 
 _CITYSCAPES_PACKAGES = ("deeplearning", "cityscapesscripts")
-"""Where the versions of detectron2 look for the Cityscapes scripts."""
+"""Packages in which versions of detectron2 look for the Cityscapes scripts."""
 
 
 def add_small_objects(

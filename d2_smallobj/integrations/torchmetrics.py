@@ -83,7 +83,7 @@ class InstanceAwareIoU(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        # Refuses wrong options now, not at the first image.
+        # Wrong options are errors now, not at the first image.
         self._options = Accumulator(
             num_classes,
             stuff=stuff,
@@ -142,9 +142,9 @@ class InstanceAwareIoU(Metric):
         self.messages += [torch.from_numpy(message).to(self.device) for message in found]
 
     def accumulator(self) -> Accumulator:
-        """What this process has seen: the instance table, blobs and counts.
+        """Collect the records and counts of this process.
 
-        Inside ``with metric.sync_context():`` it is what all processes have seen.
+        Inside ``with metric.sync_context():`` those of all processes.
 
         Raises:
             ValueError: if an image was given twice.

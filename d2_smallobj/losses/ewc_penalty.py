@@ -89,7 +89,7 @@ def proximal_step_(
 
 @dataclasses.dataclass(frozen=True)
 class ParameterGroup:
-    """What the largest stable λ of one optimiser group depends on.
+    """Values that decide the largest stable λ of one optimiser group.
 
     Attributes:
         name: for messages, e.g. ``"group 0 (backbone.stem.conv1.weight and 103 more)"``.

@@ -39,18 +39,13 @@ class Components:
 
 
 def label_components(mask: np.ndarray) -> tuple[int, np.ndarray]:
-    """Number the 8-connected components of a mask.
-
-    Args:
-        mask: (H, W) bool or uint8, nonzero = inside.
+    """Number the 8-connected components of a mask, (H, W) bool or uint8, nonzero = inside.
 
     Returns:
-        The number K of components and an int32 (H, W) map: 0 outside, 1..K inside, in raster
-        order of OpenCV's choosing.
+        The number K of components and an int32 (H, W) map: 0 outside, 1..K inside.
 
     Raises:
-        TypeError: if ``mask`` is not a bool or uint8 array.
-        ValueError: if ``mask`` is not two-dimensional.
+        TypeError, ValueError: if ``mask`` is not a two-dimensional bool or uint8 array.
     """
     if not isinstance(mask, np.ndarray) or mask.dtype not in (np.bool_, np.uint8):
         got = getattr(mask, "dtype", type(mask).__name__)
@@ -80,8 +75,8 @@ def class_components(
         skip: label values that form no component (background, ignore).
         only: label values to look at, less those in ``skip``; ``None`` = all.
         filled: take components as filled outer contours, as the authors' code does
-            (docs/method.md#official-mode): a blob inside another blob's hole belongs to that
-            blob. The hole's own pixels carry another label, so they stay out of ``map`` and
+            (docs/method.md#official-mode): a component inside another one's hole belongs to
+            it. The hole's own pixels carry another label, so they stay out of ``map`` and
             ``area``, and count in ``filled_area`` alone.
 
     Returns:

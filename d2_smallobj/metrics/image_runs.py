@@ -286,7 +286,7 @@ def predicted_components(
         present = predicted[settings.is_thing.take(predicted)].tolist()
         parts = class_components(prediction, skip=(), only=present, filled=True)
         return image.runs.sample(parts.map), parts.class_of
-    # Values beyond the classes, which lie below ignored pixels, are not wanted.
+    # Values that are no class lie under ignored pixels.
     wanted = (prediction >= 0) & (prediction < settings.num_classes)
     wanted &= settings.is_thing.take(prediction, mode="clip")
     number, class_of = pixel_components(prediction, wanted)

@@ -42,7 +42,7 @@ _LARGEST_TABLE = 1 << 22
 
 @dataclasses.dataclass(frozen=True)
 class ImageMatch:
-    """What images contribute to the figures.
+    """Contribution of one or more images to the figures.
 
     Attributes:
         num_classes: C.

@@ -100,11 +100,11 @@ def summarize(
     groups |= {
         f"_{name}": (sizes == position) & table.things for position, name in enumerate(size_bins)
     }
-    cells = {group: _class_means(table, chosen, len(names)) for group, chosen in groups.items()}
-    means = {group: [cell[0][one] for one in things] for group, cell in cells.items()}
+    by_class = {group: _class_means(table, chosen, len(names)) for group, chosen in groups.items()}
+    means = {group: [found[0][one] for one in things] for group, found in by_class.items()}
     figures = {
         "mIoU": _mean(iou.tolist()),
-        "IA-mIoU": _mean(cells[""][0]),
+        "IA-mIoU": _mean(by_class[""][0]),
         "IA-mIoU_fg": _mean(means[""]),
     }
     figures |= {f"IA-mIoU{group}": _mean(means[group]) for group in groups if group}
@@ -112,13 +112,13 @@ def summarize(
     figures |= plain_figures(image_ious(pixels, ids, len(names)), worst)
     figures |= _recall(table, groups, len(names))
     figures["images"] = len(ids) if images is None else images
-    counts = {group: [cell[1][one] for one in things] for group, cell in cells.items()}
+    counts = {group: [found[1][one] for one in things] for group, found in by_class.items()}
     figures |= {f"instances{group}": sum(counts[group]) for group in groups}
     for category, name in enumerate(names):
         shown = [group for group in groups if not group or category not in stuff]
         figures[f"IoU-{name}"] = iou[category]
-        figures |= {f"IA-IoU{group}-{name}": cells[group][0][category] for group in shown}
-        figures |= {f"instances{group}-{name}": cells[group][1][category] for group in shown}
+        figures |= {f"IA-IoU{group}-{name}": by_class[group][0][category] for group in shown}
+        figures |= {f"instances{group}-{name}": by_class[group][1][category] for group in shown}
     return {key: float(value) for key, value in figures.items()}
 
 
@@ -178,7 +178,7 @@ def outcome_summary(
     Returns:
         ``{"all": row, "sizes": {bin: row}, "classes": {name: {"all": row, "sizes": {bin: row}}}}``
         where a row maps each outcome to ``{"instances": int, "lost": float}``, ``lost`` being
-        Σ (1 − IoU), exactly rounded. All thing classes are listed. Instances beyond the
+        Σ (1 − IoU), exactly rounded. All thing classes are listed. Instances larger than the
         last bin count in ``all`` only.
 
     Raises:

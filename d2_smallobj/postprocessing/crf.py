@@ -147,7 +147,7 @@ def bilateral_features(image: np.ndarray, sxy: float, srgb: float) -> np.ndarray
 
 
 def _spatial_filter(size: tuple[int, int], sxy: float) -> Callable[[np.ndarray], np.ndarray]:
-    """The filter by exp(-|distance|^2 / (2 sxy^2)) over the image, nothing outside of it."""
+    """Filter by exp(-|distance|^2 / (2 sxy^2)) over the image, zero outside of it."""
     radius = max(1, math.ceil(5 * sxy))
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sxy) ** 2)
 

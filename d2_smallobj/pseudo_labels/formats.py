@@ -1,4 +1,4 @@
-"""Pseudo labels in the formats that the methods' own code writes, as label maps.
+"""Read pseudo labels in the formats that the methods' own code writes.
 
 The formats are listed in datasets/README.md, section "VOC-aug and pseudo labels".
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from d2_smallobj.annotations.dataset_files import METHODS as REGISTERED_METHODS
 from d2_smallobj.annotations.label_maps import (
     CORRUPT_IMAGE,
     check_label_values,
@@ -39,36 +40,16 @@ a CRF writes them; the largest wins.
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What a method's repository writes.
+    """Names of the folders that a method writes (two are merged), and its CAM threshold."""
 
-    Attributes:
-        name: of the method.
-        supervision: what it learns from.
-        folders: what the folders are that it writes; two are merged.
-        threshold: of its activation maps, where its code has one; IRN's default otherwise.
-    """
-
-    name: str
-    supervision: str
     folders: tuple[str, ...] = ("labels",)
-    threshold: float = 0.15
+    threshold: float = 0.15  # IRN's
 
 
 METHODS = {
-    method.name: method
-    for method in (
-        Method("irn", "image"),
-        Method("cda", "image"),
-        Method("amn", "image"),
-        Method("rib", "image"),
-        Method("clims", "image + language"),
-        Method("rca", "image + saliency"),
-        Method("edam", "image + saliency", threshold=0.5),
-        Method("nsrom", "image + saliency"),
-        Method("bana", "box", folders=("Y_crf", "Y_ret")),
-        Method("bbam", "box"),
-        Method("other", "any"),
-    )
+    **{name: Method() for name in (*REGISTERED_METHODS, "other")},
+    "edam": Method(threshold=0.5),
+    "bana": Method(folders=("Y_crf", "Y_ret")),
 }
 """By name; ``other`` for methods that the paper does not train on."""
 
@@ -82,12 +63,12 @@ def read_pseudo_label(
     file_format: str = "indices",
     threshold: float = 0.15,
 ) -> np.ndarray:
-    """Read the pseudo label of an image.
+    """Read the pseudo label of an image of H x W pixels from its file, or merge two.
 
     Args:
-        paths: its file; of two, the merged maps.
-        height: H, of the image.
-        width: W, of the image.
+        paths: one file, or two.
+        height: H.
+        width: W.
         num_classes: C + 1, background included.
         file_format: one of :data:`FORMATS`.
         threshold: of activation maps.
@@ -97,8 +78,7 @@ def read_pseudo_label(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is malformed or of another size than the image, or has other values;
-            names it.
+        ValueError: a file is malformed, of another size than the image, or has other values.
     """
     look_up_option("file_format", file_format, FORMATS)
     maps = []
@@ -121,12 +101,7 @@ def read_pseudo_label(
 
 
 def merge_labels(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """BANA's merge of Y_crf and Y_ret: what they agree on, 255 elsewhere.
-
-    Args:
-        first: uint8 (H, W).
-        second: uint8 (H, W).
-    """
+    """Merge BANA's Y_crf and Y_ret, uint8 (H, W): 255 where they disagree."""
     return np.where(first == second, first, np.uint8(IGNORE_LABEL))
 
 

@@ -1,4 +1,4 @@
-"""What pseudo labels look like where the true instances are known: misses by size and class.
+"""Compare pseudo labels with true instances: misses by size and class.
 
 Shapes: H, W height and width of an image; R number of instances.
 """
@@ -54,13 +54,12 @@ class LabelSummary:
     num_images: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per class and size, those of all classes first.
+        """Return one row per class and size, those of all classes first.
 
-        Returns:
-            Rows of ``class``, ``size`` (a bin's name or ``all``), ``instances``, the five
-            outcomes of :data:`d2_smallobj.metrics.OUTCOMES` (instances), ``IA-IoU`` (mean IoU of
-            the instances, percent), ``labelled`` (share of their pixels that have the right
-            label, percent) and ``ignored`` (share that is 255, percent); NaN without instances.
+        Columns: ``class``, ``size`` (a bin's name or ``all``), ``instances``, the five
+        :data:`d2_smallobj.metrics.OUTCOMES` (instances), ``IA-IoU`` (mean IoU of the instances),
+        ``labelled`` (share of their pixels with the right label) and ``ignored`` (share that is
+        255), all three in percent; NaN without instances.
         """
         bins = self.table.size_of(self.size_bins)
         outcome = classify(self.table)
@@ -104,11 +103,11 @@ def summarize_labels(
 ) -> LabelSummary:
     """Compare pseudo labels with true instances, as if they were predictions.
 
-    A pixel that a label leaves out (255) teaches nothing and counts as background here; how many
-    there are is told beside it.
+    A pixel that a label ignores (255) counts as background; the number of them is reported beside
+    it.
 
     Args:
-        truth: the ground truth, from files or a COCO file, with class names.
+        truth: the ground truth, with class names.
         labels: file of the pseudo label by image id.
         name: of the labels.
         size_bins: the sizes.
@@ -139,21 +138,10 @@ def summarize_labels(
     table = total.table
     table = table.select(table.things)
     keys = zip(table.image_id.tolist(), table.instance_id.tolist())
-    return LabelSummary(
-        name,
-        tuple(truth.class_names),
-        size_bins,
-        summarize(
-            total.table,
-            total.pixels,
-            truth.class_names,
-            size_bins=size_bins,
-            images=len(images),
-        ),
-        table,
-        np.array([ignored.get(key, 0) for key in keys], np.int64),
-        len(images),
-    )
+    names = tuple(truth.class_names)
+    figures = summarize(total.table, total.pixels, names, size_bins=size_bins, images=len(images))
+    left_out = np.array([ignored.get(key, 0) for key in keys], np.int64)
+    return LabelSummary(name, names, size_bins, figures, table, left_out, len(images))
 
 
 def _compare(

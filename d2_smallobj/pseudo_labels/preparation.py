@@ -1,4 +1,4 @@
-"""Preparing a method's pseudo labels: from the files it wrote to one label map per image."""
+"""Convert the files that a method wrote to one label map per image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,16 @@ from d2_smallobj.utils.options import look_up_option
 from d2_smallobj.utils.parallel import parallel_map
 from d2_smallobj.utils.problems import Problems
 
-_UNUSABLE = "pseudo label(s) that cannot be used"
-
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """The files that a method wrote.
+    """Files that a method wrote.
 
     Attributes:
         folders: one folder, or two whose maps are merged.
         file_format: one of :data:`d2_smallobj.pseudo_labels.formats.FORMATS`.
         files: for every image of the target, its file in each of the folders.
-        others: number of other files in the folders (pictures of labels, other images).
+        others: number of other files in the folders.
     """
 
     folders: tuple[Path, ...]
@@ -41,12 +40,7 @@ class Sources:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What :func:`prepare_labels` did.
-
-    Attributes:
-        written: number of label maps written.
-        kept: number of label maps that were there already, newer than their sources.
-    """
+    """Numbers of label maps that were written, and kept because newer than their sources."""
 
     written: int
     kept: int
@@ -64,13 +58,12 @@ def find_sources(
     Args:
         target: the images.
         method: a key of :data:`d2_smallobj.pseudo_labels.formats.METHODS`.
-        folders: as many as the method writes; for ``other`` one, or two to be merged.
-        file_format: ``"auto"``: by what is there, PNG files or activation maps.
+        folders: as many as the method writes; for ``other`` one or two.
+        file_format: ``"auto"``: PNG files or activation maps, by what exists.
 
     Raises:
-        FileNotFoundError: folders or files are missing; names the first ten and their number.
-        ValueError: an option is unknown, the number of folders is wrong, or the format cannot be
-            told.
+        FileNotFoundError: folders or files are missing; one error for all.
+        ValueError: an option is unknown, the number of folders is wrong, or the format is unclear.
     """
     names = METHODS[look_up_option("method", method, METHODS)].folders
     wanted = len(names) if method != "other" else min(max(len(folders), 1), 2)
@@ -80,12 +73,17 @@ def find_sources(
         )
     look_up_option("--format", file_format, ("auto", *FORMATS))
     folders = tuple(Path(folder) for folder in folders)
-    check = FileCheck(f"{method} pseudo labels", _hint(file_format))
+    suffix = FORMATS.get(file_format, ".png or .npy")
+    advice = (
+        f"A method's labels are files of the images' names ({suffix}), of all images of the set: "
+        "run its code on all of them. See datasets/README.md."
+    )
+    check = FileCheck(f"{method} pseudo labels", advice)
     for folder in folders:
         check.require_folder(folder)
     check.raise_if_missing()
     if file_format == "auto":
-        file_format = _tell_format(folders[0], target, check)
+        file_format = _guess_format(folders[0], target, check)
     suffix = FORMATS[file_format]
     files = tuple(
         tuple(_find(folder, image, suffix, check) for folder in folders) for image in target.images
@@ -106,30 +104,30 @@ def prepare_labels(
     force: bool = False,
     progress: bool = False,
 ) -> Prepared:
-    """Convert all pseudo labels to the registered form: P-mode PNGs of class indices.
+    """Convert all pseudo labels to P-mode PNGs of class indices in the target's folder.
 
-    Labels that are there already and newer than their sources are kept, so that an interrupted
-    run can be started again. ``<folder>.json`` beside the labels tells what they were made from.
+    Labels newer than their sources are kept, so that an interrupted run can be started again.
+    ``<folder>.json`` beside the labels records their origin.
 
     Args:
         target: the images, and the folder of the labels.
         sources: the method's files.
         threshold: of activation maps.
         jobs: number of processes.
-        force: replace labels that were made from something else.
+        force: replace labels of another origin.
         progress: show a progress bar on stderr.
 
     Raises:
         ValueError: the sources are the target's own folder.
-        FileExistsError: there are labels that were made from something else, without ``force``.
-        InputError: sources are malformed, or of another size than their images; lists the first
-            ten and their number. All others are converted.
-        OSError: a label map cannot be written.
+        FileExistsError: there are labels of another origin, without ``force``.
+        InputError: sources are malformed, or of another size than their images; all others are
+            converted.
     """
-    if any(_same(folder, target.folder) for folder in sources.folders):
+    own = os.path.realpath(target.folder)
+    if any(os.path.realpath(folder) == own for folder in sources.folders):
         raise ValueError(
-            f"{target.folder} is where the prepared labels belong: nothing is to be converted; "
-            "check what is there with --check"
+            f"{target.folder} is where the prepared labels belong: nothing to convert; check the "
+            "labels with --check"
         )
     origin = {
         "data_set": target.data_set,
@@ -146,10 +144,7 @@ def prepare_labels(
 def check_labels(
     target: LabelTarget, sources: Sources, *, jobs: int = 1, progress: bool = False
 ) -> int:
-    """Read all label maps as training will, without writing any.
-
-    Returns:
-        Number of labels.
+    """Read all label maps as training will, and return their number.
 
     Raises:
         InputError: as :func:`prepare_labels`.
@@ -158,22 +153,29 @@ def check_labels(
 
 
 def marker_path(target: LabelTarget) -> Path:
-    """The file that tells what the labels were made from."""
+    """Return the path of the file that records the labels' origin."""
     return target.folder.with_name(f"{target.folder.name}.json")
 
 
 def _convert_all(
     target: LabelTarget, sources: Sources, what: str, *, jobs: int, progress: bool, **options: Any
 ) -> Prepared:
-    """Convert all labels, or only read them; raises for all that cannot be used."""
-    convert = functools.partial(
-        _convert,
-        num_classes=len(target.class_names),
-        file_format=sources.file_format,
-        **options,
+    """Convert all labels, or only read them; raise for all that cannot be used."""
+    options.update(num_classes=len(target.class_names), file_format=sources.file_format)
+    results = parallel_map(
+        functools.partial(_convert, **options),
+        list(zip(target.images, sources.files)),
+        jobs=jobs,
+        description=what,
+        progress=progress,
     )
-    items = list(zip(target.images, sources.files))
-    return _collect(parallel_map(convert, items, jobs=jobs, description=what, progress=progress))
+    problems, counts = Problems(), Counter()
+    for result in results:
+        if isinstance(result, str):
+            problems.add("pseudo label(s) that cannot be used", result)
+        counts[result] += 1
+    problems.raise_if_any()
+    return Prepared(written=counts[True], kept=counts[False])
 
 
 def _convert(
@@ -185,11 +187,7 @@ def _convert(
     threshold: float = 0.0,
     keep: bool = False,
 ) -> str | bool:
-    """Convert one label (without ``folder``: only read it).
-
-    Returns:
-        Whether it was converted, or what is wrong with it.
-    """
+    """Convert one label (without ``folder``: only read it); return success or the error text."""
     image, paths = item
     path = None if folder is None else os.path.join(folder, f"{image.stems[0]}.png")
     try:
@@ -209,22 +207,8 @@ def _convert(
     return True
 
 
-def _collect(results: Iterable[str | bool]) -> Prepared:
-    """Count the results, or raise for what went wrong."""
-    problems, written, kept = Problems(), 0, 0
-    for result in results:
-        if isinstance(result, str):
-            problems.add(_UNUSABLE, result)
-        elif result:
-            written += 1
-        else:
-            kept += 1
-    problems.raise_if_any()
-    return Prepared(written, kept)
-
-
-def _tell_format(folder: Path, target: LabelTarget, check: FileCheck) -> str:
-    """The format of a method's files, by the suffixes of the images' files."""
+def _guess_format(folder: Path, target: LabelTarget, check: FileCheck) -> str:
+    """Return the format of a method's files, by the suffixes of the images' files."""
     found = {
         suffix
         for suffix in sorted(set(FORMATS.values()))
@@ -245,13 +229,13 @@ def _tell_format(folder: Path, target: LabelTarget, check: FileCheck) -> str:
 
 
 def _find(folder: Path, image: TargetImage, suffix: str, check: FileCheck) -> str:
-    """An image's file; the first of its possible names if there is none."""
+    """Return an image's file; the first of its possible names if there is none."""
     paths = [os.path.join(folder, f"{stem}{suffix}") for stem in image.stems]
     return next((path for path in paths if check.exists(path)), paths[0])
 
 
 def _is_newer(path: str, sources: Sequence[str]) -> bool:
-    """Whether a file exists and is not older than any of its sources."""
+    """Return whether a file exists and is not older than any of its sources."""
     try:
         made = os.stat(path).st_mtime_ns
     except FileNotFoundError:
@@ -260,11 +244,7 @@ def _is_newer(path: str, sources: Sequence[str]) -> bool:
 
 
 def _check_origin(folder: Path, origin: dict[str, object], *, force: bool) -> bool:
-    """Whether the labels that are there can be kept.
-
-    Raises:
-        FileExistsError: they cannot, and are not to be replaced.
-    """
+    """Return whether existing labels can be kept; FileExistsError if they must not be replaced."""
     if not folder.is_dir() or not any(name.endswith(".png") for name in os.listdir(folder)):
         return True
     try:
@@ -279,16 +259,3 @@ def _check_origin(folder: Path, origin: dict[str, object], *, force: bool) -> bo
             "--force, or choose another --name"
         )
     return found == origin
-
-
-def _same(first: Path, second: Path) -> bool:
-    return os.path.realpath(first) == os.path.realpath(second)
-
-
-def _hint(file_format: str) -> str:
-    """What to do about missing labels."""
-    suffix = FORMATS.get(file_format, ".png or .npy")
-    return (
-        f"A method's labels are files of the images' names ({suffix}), of all images of the set: "
-        "run its code on all of them. See datasets/README.md."
-    )

@@ -1,4 +1,4 @@
-"""What pseudo labels are made for: the images of a data set, and where their labels belong."""
+"""List the images that need pseudo labels, and the place of the labels."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class TargetImage:
     annotation_id: int | str | None = None
 
     def read_size(self) -> tuple[int, int]:
-        """Height and width, as the image is seen when trained on.
+        """Return height and width of the image as it is trained on, EXIF orientation applied.
 
         Raises:
-            ValueError: its file is missing or no picture; names it.
+            ValueError: its file is missing or no picture.
         """
         if self.size is not None:
             return self.size
@@ -108,9 +108,9 @@ class LabelTarget:
         return {str(key): os.path.join(self.folder, f"{stem}.png") for key, stem in named}
 
     def ground_truth(self) -> GroundTruth | None:
-        """The images of the target whose instances are annotated; ``None`` if there are none.
+        """Open the ground truth of the target's images that have instances; ``None`` without any.
 
-        VOC: training images that have maps in SegmentationClass and SegmentationObject; COCO: all
+        VOC: training images with maps in SegmentationClass and SegmentationObject; COCO: all
         images, by the annotation file.
         """
         if self.data_set.startswith("coco"):
@@ -132,13 +132,9 @@ class LabelTarget:
 
 
 def open_target(root: str | os.PathLike[str], data_set: str, method: str) -> LabelTarget:
-    """List the images of a training set.
+    """List the images of a training set, one of :data:`DATA_SETS`, below ``root``.
 
-    Args:
-        root: folder of all data sets.
-        data_set: one of :data:`DATA_SETS`.
-        method: name of the method, of letters, digits, ``_``, ``.`` and ``-``: the labels'
-            folder.
+    ``method`` names the labels' folder, in letters, digits, ``_``, ``.`` and ``-``.
 
     Raises:
         FileNotFoundError: the list, the annotation file or images are missing.

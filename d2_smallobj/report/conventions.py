@@ -117,13 +117,7 @@ PERTURBATIONS: Mapping[str, Predictor] = {
 def compare_conventions(
     images: Sequence[LabelledImage], predictors: Mapping[str, Predictor], class_names: Sequence[str]
 ) -> list[ConventionRow]:
-    """Score every set of predictions under every convention of :data:`CONVENTIONS`.
-
-    Args:
-        images: the data set.
-        predictors: functions that make a prediction, by name.
-        class_names: background first.
-    """
+    """Score every set of predictions under every convention of :data:`CONVENTIONS`."""
     return [_score(name, images, predict, class_names) for name, predict in predictors.items()]
 
 

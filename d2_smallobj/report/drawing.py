@@ -25,11 +25,7 @@ _VOID = 255
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make a figure with a canvas of its own: pyplot keeps global state and may open a display.
-
-    Args:
-        width: in inches.
-        height: in inches.
+    """Make a figure (inches) with its own canvas: pyplot keeps global state, may open a display.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -62,27 +58,12 @@ def hide_frame(axis: Axes) -> None:
 
 
 def colour_labels(labels: np.ndarray) -> np.ndarray:
-    """Colour a label map as VOC does.
-
-    Args:
-        labels: integers >= 0 (H, W); labels above 255 share the 256 colours.
-
-    Returns:
-        uint8 (H, W, 3), RGB.
-    """
+    """Colour a label map as VOC does: integers >= 0 (H, W) to uint8 (H, W, 3), RGB."""
     return voc_palette()[labels.astype(np.uint8)]
 
 
 def blend_labels(image: np.ndarray, labels: np.ndarray, *, opacity: float = 0.6) -> np.ndarray:
-    """Lay a label map's colours over an image; background stays as it is.
-
-    Args:
-        image: uint8 (H, W, 3), RGB.
-        labels: integers >= 0 (H, W), 0 = background.
-        opacity: share of the label's colour, in [0, 1].
-
-    Returns:
-        uint8 (H, W, 3), RGB.
+    """Lay the colours of labels (H, W) over an RGB image (H, W, 3); background stays as it is.
 
     Raises:
         ValueError: if the sizes differ.
@@ -96,15 +77,7 @@ def blend_labels(image: np.ndarray, labels: np.ndarray, *, opacity: float = 0.6)
 
 
 def colour_weights(weights: np.ndarray, largest: float) -> np.ndarray:
-    """Draw a map of size weights as a heat map: black at 0, brightest from ``largest`` on.
-
-    Args:
-        weights: float (H, W), >= 0.
-        largest: weight of the brightest colour, > 0.
-
-    Returns:
-        uint8 (H, W, 3), RGB.
-    """
+    """Draw weights (H, W) as a heat map, RGB uint8: black at 0, brightest at ``largest``."""
     grey = np.clip(weights / largest * 255, 0, 255).astype(np.uint8)
     return cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
 

@@ -37,12 +37,9 @@ class LabelledImage:
 
 
 def truth_images(truth: GroundTruth, num_classes: int) -> list[LabelledImage]:
-    """List the images of a ground truth (folders, COCO, LVIS).
+    """List the images of a ground truth; without instance maps, components are the instances.
 
-    Args:
-        truth: where it has no instance maps, the 8-connected components of the semantic map are
-            the instances.
-        num_classes: number of classes, background included, to check the maps against.
+    Every map is checked against the number of classes (background included) when it is read.
     """
 
     def loader(image: TruthImage) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
@@ -64,31 +61,20 @@ def truth_images(truth: GroundTruth, num_classes: int) -> list[LabelledImage]:
 
 
 def component_instances(semantic: np.ndarray) -> np.ndarray:
-    """Number the 8-connected components of the classes, leaving out the id 255.
-
-    Args:
-        semantic: (H, W) integers, 0 = background, 255 = ignore.
-
-    Returns:
-        int64 (H, W), 0 on background, 255 on ignored pixels.
-    """
+    """Number the 8-connected components of the classes: int64 (H, W), 0 none, 255 ignored."""
     return np.where(semantic == IGNORE, IGNORE, metrics.component_instances(semantic))
 
 
 def drawn_pair(size: int = 240) -> LabelledImage:
-    """Draw the scene of the corner cases: one small and one large disc of class 1.
-
-    Args:
-        size: side of the scene in pixels; at the default the discs are of COCO's sizes S and L.
-    """
+    """Draw the corner cases' scene: discs of class 1, by default of COCO's sizes S and L."""
     return drawn_discs([(0.35, 0.40, 0.28), (0.80, 0.80, 0.06)], size, "drawn pair")
 
 
 def drawn_discs(discs: Sequence[tuple[float, float, float]], size: int, name: str) -> LabelledImage:
-    """Draw a square scene of discs of class 1.
+    """Draw a square scene of discs of class 1, whose ids are 1, 2, ...
 
     Args:
-        discs: (x of the centre, y, radius) in units of the side; disc k is instance k + 1.
+        discs: (x of the centre, y, radius) in units of the side.
         size: side of the scene in pixels.
         name: id of the image.
     """
@@ -106,13 +92,7 @@ def drawn_discs(discs: Sequence[tuple[float, float, float]], size: int, name: st
 def drawn_sizes(
     count: int = 24, smallest: float = 8.0, largest: float = 200.0
 ) -> list[LabelledImage]:
-    """Draw the scenes of the removal curve: one disc each, with geometrically growing diameters.
-
-    Args:
-        count: number of scenes, >= 2.
-        smallest: diameter of the first disc in pixels.
-        largest: diameter of the last one; the scenes are 1.2 times as wide.
-    """
+    """Draw the removal curve's scenes: one disc each, of geometrically growing diameter."""
     size = round(1.2 * largest)
     diameters = np.geomspace(smallest, largest, count)
     return [
@@ -193,14 +173,7 @@ def find_pair(
 
 
 def growth_order(mask: np.ndarray) -> np.ndarray:
-    """Order the pixels of an instance from its innermost point outwards.
-
-    Args:
-        mask: bool (H, W), the instance.
-
-    Returns:
-        int64, flat positions of its pixels, innermost first.
-    """
+    """Order a mask's pixels, as flat positions, from its innermost point outwards."""
     inside = cv2.distanceTransform(
         cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5
     )[1:-1, 1:-1]
@@ -211,11 +184,7 @@ def growth_order(mask: np.ndarray) -> np.ndarray:
 
 
 def class_index(class_name: str, class_names: Sequence[str]) -> int:
-    """Find the position of a foreground class.
-
-    Raises:
-        ValueError: if there is no such class, or it is the background.
-    """
+    """Find the position of a foreground class; ValueError if there is no such class."""
     return list(class_names).index(look_up_option("class_name", class_name, class_names[1:]))
 
 
@@ -226,17 +195,9 @@ def perfect_match(
     category: int = 0,
     without: Sequence[int] = (),
 ) -> tuple[InstanceTable, np.ndarray]:
-    """Match the ground truth with itself; ignored pixels are predicted as background.
+    """Match the ground truth, maps (H, W), with itself; ignored pixels are predicted as background.
 
-    Args:
-        semantic: (H, W) integers.
-        instances: (H, W) integers.
-        num_classes: number of classes, background included.
-        category: class of the instances that the prediction lacks.
-        without: their ids.
-
-    Returns:
-        The records and the confusion matrix.
+    The prediction lacks the instances ``without`` of ``category``. Returns records and confusion.
     """
     prediction = np.where(semantic == IGNORE, 0, semantic)
     if without:

@@ -115,15 +115,7 @@ class ScoredMethod:
 def make_methods(
     runs: Sequence[Any], intervals: Mapping[str, Mapping[str, Any]] | None
 ) -> list[ScoredMethod]:
-    """Check that scored runs can stand in one report, and prepare them.
-
-    Args:
-        runs: scored runs; all with the same classes and size bins.
-        intervals: by run name: (estimate, low, high), or an object with ``low`` and ``high``,
-            by figure; a run that is not named brings its own, if it has any.
-
-    Returns:
-        The methods, in the order of ``runs``.
+    """Check that scored runs can stand in one report, and prepare them; see :func:`.render_report`.
 
     Raises:
         ValueError: if there is no run, two have one name, classes or size bins differ, or

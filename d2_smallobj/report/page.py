@@ -23,18 +23,10 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Fill in a page's template.
+    """Fill in a template of ``html_assets``.
 
-    Args:
-        template: file name in ``html_assets``.
-        values: what the template shows. Only :class:`markupsafe.Markup` enters the page as it is;
-            other text is escaped and its unprintable characters become U+FFFD; ``None`` is empty.
-
-    Returns:
-        The page.
-
-    Raises:
-        jinja2.UndefinedError: the template asks for a value that is not there.
+    Only :class:`markupsafe.Markup` enters the page as it is. Other text is escaped, its unprintable
+    characters become U+FFFD; ``None`` is empty, and a missing value is an error.
     """
     return template_environment().get_template(template).render(values)
 

@@ -48,16 +48,10 @@ class ScoredPixels:
 
 
 def read_scored_pixels(run: Any, image_id: str) -> ScoredPixels:
-    """Read image and ground truth of one image of a run.
+    """Read image and ground truth of one image of a run, as its ``sources`` say.
 
-    Args:
-        run: a scored run; ``sources`` maps image ids to a :data:`Source` of ``image``,
-            ``semantic`` and ``instances``, ``options`` may name the ``ignore_label``.
-        image_id: the image.
-
-    Returns:
-        The maps. Without an instance map, the components of the semantic map are the instances,
-        numbered as the metric numbers them.
+    Without an instance map, the components of the semantic map are the instances, numbered as the
+    metric numbers them.
 
     Raises:
         SourceError: if the semantic map is not known, or a file is missing or does not fit.
@@ -77,12 +71,7 @@ def read_scored_pixels(run: Any, image_id: str) -> ScoredPixels:
 
 
 def read_map(run: Any, image_id: str, kind: str) -> np.ndarray:
-    """Read a label map: integers (H, W).
-
-    Args:
-        run: a scored run.
-        image_id: the image.
-        kind: ``semantic``, ``instances`` or ``prediction``.
+    """Read a run's ``semantic``, ``instances`` or ``prediction`` map: integers (H, W).
 
     Raises:
         SourceError: if it is not known, missing or no label map.

@@ -123,16 +123,7 @@ class Thumbnail:
 def make_thumbnails(
     methods: Sequence[ScoredMethod], objects: Sequence[PoorObject], limit: int
 ) -> tuple[list[Thumbnail], Counter[str]]:
-    """Draw the first objects whose files can be read.
-
-    Args:
-        methods: in the order of the panels.
-        objects: in order.
-        limit: how many to draw.
-
-    Returns:
-        The thumbnails, and how many objects were left out for which reason.
-    """
+    """Draw the first ``limit`` objects whose files can be read; count why others were left out."""
     drawn: list[Thumbnail] = []
     reasons: Counter[str] = Counter()
     for one in objects[: _TRIES * limit]:
@@ -192,13 +183,9 @@ def _find(methods: Sequence[ScoredMethod], one: PoorObject) -> tuple[ScoredPixel
 
 
 def crop_window(mask: np.ndarray) -> tuple[slice, slice]:
-    """A square around an object, with context, moved into the image where it can be.
+    """Rows and columns of a square around a mask, with context, moved into the image if possible.
 
-    Args:
-        mask: (H, W) bool, with a pixel set.
-
-    Returns:
-        Rows and columns of the crop; not square where the image is too narrow for it.
+    It is not square where the image is too narrow.
     """
     ends = [np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0)]
     extent = max(int(last - first) + 1 for first, last in ends)

@@ -1,1 +1,1 @@
-"""How certain the figures are, how methods compare, how evenly instances spread (numpy only)."""
+"""Intervals, paired tests, rankings and balance of instances (numpy only)."""

@@ -64,22 +64,9 @@ def map_sizes(
 ) -> InstanceSizes:
     """Measure the instances of an image, as the metric counts them.
 
-    Args:
-        semantic: (H, W) integers: classes, ``ignore_label``.
-        instances: (H, W) integers, 0 = none; ``None``: the 8-connected components of ``semantic``
-            are the instances.
-        num_classes: number of classes, stuff included.
-        stuff: ids of the classes without instances.
-        ignore_label: semantic value that is left out.
-        void_instance: instance id that is left out.
-
-    Returns:
-        One entry per instance that has a pixel which is not ignored; its area counts the ignored
-        ones, too (docs/method.md#sizes).
-
-    Raises:
-        TypeError, ValueError: a map is malformed; see
-            :func:`d2_smallobj.metrics.matching.match_image`.
+    Arguments and errors are those of :func:`d2_smallobj.metrics.matching.match_image`. Returns
+    one entry per instance that has a pixel which is not ignored; its area counts the ignored
+    ones, too (docs/method.md#sizes).
     """
     # The ground truth as its own prediction: the metric's records, with its rules for void.
     table = match_image(
@@ -105,7 +92,7 @@ class SizeStatistics:
         size_names: (B,) names of the size bins.
         counts: int64 (C, B).
         num_images: number of images.
-        num_beyond: instances larger than the last bin, which ``counts`` lacks.
+        num_beyond: instances larger than the last bin, not in ``counts``.
     """
 
     name: str
@@ -141,13 +128,6 @@ def size_statistics(
 ) -> SizeStatistics:
     """Count instances by class and size.
 
-    Args:
-        name: of the data set.
-        sizes: its instances.
-        class_names: names of all classes.
-        stuff: ids of the classes without instances, which are left out.
-        bins: the sizes, in pixels or as shares of the image.
-
     Raises:
         ValueError: a class id has no name.
     """
@@ -156,7 +136,7 @@ def size_statistics(
     names = tuple(all_names[number] for number in things)
     objects = ~np.isin(sizes.class_ids, np.asarray(stuff, np.int64))
     class_ids = sizes.class_ids[objects]
-    # 1.. in the order of the classes; ids beyond them stay what they are, to be refused.
+    # 1.. in the order of the classes; other ids stay as they are and are errors below.
     ranks = np.where(np.isin(class_ids, things), np.searchsorted(things, class_ids) + 1, class_ids)
     counts = class_size_counts(
         ranks,
@@ -165,8 +145,8 @@ def size_statistics(
         bins=bins,
         image_areas=sizes.image_areas[objects],
     )
-    beyond = len(ranks) - int(counts.sum())
-    return SizeStatistics(name, names, tuple(bins), counts, sizes.num_images, beyond)
+    larger = len(ranks) - int(counts.sum())
+    return SizeStatistics(name, names, tuple(bins), counts, sizes.num_images, larger)
 
 
 def class_size_counts(
@@ -179,15 +159,8 @@ def class_size_counts(
 ) -> np.ndarray:
     """Count instances by class and size.
 
-    Args:
-        class_ids: (N,) integers 1..C.
-        areas: (N,) visible pixels.
-        num_classes: C, without background.
-        bins: exclusive upper bounds by name; default: S < 32², M < 96², L.
-        image_areas: (N,) or one number, pixels of the image; for relative bins only.
-
-    Returns:
-        int64 (C, B). Instances beyond the last bound are not counted.
+    ``class_ids`` are integers 1..C. Returns int64 (C, B); instances larger than the last bin are
+    not counted.
 
     Raises:
         ValueError: a class id is out of range, or there are not as many areas as class ids.
@@ -204,19 +177,19 @@ def class_size_counts(
         raise ValueError(f"class_ids: must be in 1..{num_classes}, got {np.unique(wrong)[:10]}")
     position = bins.positions(areas, image_areas)
     inside = position < len(bins)
-    cell = (class_ids[inside] - 1) * len(bins) + position[inside]
-    return np.bincount(cell, minlength=num_classes * len(bins)).reshape(num_classes, len(bins))
+    place = (class_ids[inside] - 1) * len(bins) + position[inside]
+    return np.bincount(place, minlength=num_classes * len(bins)).reshape(num_classes, len(bins))
 
 
 def normalized_entropy(counts: ArrayLike) -> float:
     """Entropy of the counts, as a share of the largest possible.
 
     Args:
-        counts: non-negative numbers of any shape; zeros count as cells.
+        counts: non-negative numbers of any shape; zeros count, too.
 
     Returns:
-        −Σ p log p / log(number of cells): 1 if all cells are equal, 0 if one holds everything;
-        NaN without any count, or with fewer than two cells.
+        −Σ p log p / log(number of counts): 1 if all are equal, 0 if one holds everything;
+        NaN without any count, or with fewer than two.
 
     Example:
         >>> normalized_entropy([5, 5, 0, 0])
@@ -227,7 +200,7 @@ def normalized_entropy(counts: ArrayLike) -> float:
     if total == 0 or counts.size < 2:
         return float("nan")
     share = counts[counts > 0] / total
-    # max: -0.0 of a single cell reads badly.
+    # max: -0.0 of a single count reads badly.
     return max(0.0, float(-(share * np.log(share)).sum() / np.log(counts.size)))
 
 
@@ -235,10 +208,10 @@ def coefficient_of_variation(counts: ArrayLike) -> float:
     """Standard deviation (of the population) over mean.
 
     Args:
-        counts: non-negative numbers of any shape; zeros count as cells.
+        counts: non-negative numbers of any shape; zeros count, too.
 
     Returns:
-        0 if all cells are equal; sqrt(number of cells − 1) if one holds everything; NaN without
+        0 if all are equal; sqrt(number of counts − 1) if one holds everything; NaN without
         any count.
 
     Example:

@@ -44,7 +44,7 @@ class NamedRun(Run, Protocol):
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Name in tables."""
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -52,7 +52,7 @@ class NamedRun(Run, Protocol):
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """How it was scored."""
+        """Options of the scoring."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,7 +138,7 @@ def bootstrap(
     in which a figure is undefined is left out of its interval.
 
     Args:
-        run: the records, counts and images; an :class:`.accumulator.Accumulator` will do.
+        run: the records, counts and images; e.g. an :class:`.accumulator.Accumulator`.
         class_names: C names.
         stuff: ids of the stuff classes.
         size_bins: exclusive upper bounds by name.
@@ -178,14 +178,7 @@ def bootstrap_figures(
 ) -> list[dict[str, np.ndarray]]:
     """Compute the figures of every resample, the same resamples for all methods.
 
-    Args:
-        scores: one entry a method, all with the same images.
-        samples: number of resamples.
-        seed: of the generator.
-        progress: called with the number of resamples in each finished block.
-
-    Returns:
-        For every method float64 (samples,) by figure; without images, (0,).
+    Returns float64 (samples,) by figure for every method; without images, (0,).
     """
     images = len(scores[0].sums.images)
     joint = joint_sums([method.sums for method in scores])

@@ -76,7 +76,7 @@ def paired(
     bootstrap, it is valid at any number of images, and no class ever goes missing.
 
     Args:
-        first: the method that is subtracted; an :class:`.accumulator.Accumulator` will do.
+        first: the method that is subtracted; e.g. an :class:`.accumulator.Accumulator`.
         second: the other one.
         class_names: C names.
         stuff: ids of the stuff classes.
@@ -119,15 +119,8 @@ def swap_test(
 ) -> list[dict[str, float]]:
     """Two-sided p-values of paired differences by swapping images; see :func:`paired`.
 
-    Args:
-        scores: one entry a method, all with the same images and ground truth.
-        pairs: positions of the methods to compare.
-        samples: number of draws.
-        seed: of the generator; all pairs share the draws.
-        progress: called with the number of draws of each block that is done.
-
-    Returns:
-        For every pair the p-value by figure, NaN where the figure is undefined.
+    ``pairs`` are positions in ``scores``, which have the same images and ground truth. Returns
+    the p-value by figure for every pair, NaN where the figure is undefined.
     """
     images = len(scores[0].sums.images)
     whole = joint_sums([method.sums for method in scores]).totals(np.ones((1, images)))

@@ -88,15 +88,7 @@ def spearman(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -
 def kendall(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
     """Kendall's tau-b: concordant less discordant pairs, corrected for ties on either side.
 
-    Args:
-        x: (M,) numbers; a pair with a NaN is left out.
-        y: (M,) numbers.
-
-    Returns:
-        A number in -1..1; NaN if fewer than two pairs are left or one side is constant.
-
-    Raises:
-        ValueError: if the lengths differ.
+    Arguments, range and errors are those of :func:`spearman`.
     """
     x, y = _pairs(x, y)
     a, b = (np.sign(values[:, None] - values) for values in (x, y))
@@ -157,15 +149,9 @@ def format_rank_table(
     extra: tuple[str, Mapping[str, str]] | None = None,
     form: str = ".2f",
 ) -> str:
-    """Lay out values with ranks, and under them the correlations between figures.
+    """Lay out a table ``value (rank)`` and, with three methods or more, one ``rho / tau``.
 
-    Args:
-        ranks: the table.
-        extra: title and cells, by method, of one more column.
-        form: how values are written.
-
-    Returns:
-        A table ``value (rank)`` and, with three methods or more, one ``rho / tau``.
+    ``extra`` is one more column: its title, and its cells by method.
     """
     title, cells = extra or ("", {})
     header = ["method", *([title] if extra else []), *ranks.figures]

@@ -12,9 +12,10 @@ from pycocotools import mask as coco_mask
 
 import d2_smallobj  # noqa: F401 (makes the embedded host importable)
 from d2_smallobj.annotations.cityscapes import BENCHMARK_LABELS
-from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
 from d2_smallobj.annotations.label_rules import LabelRule
 from d2_smallobj.data.ground_truth import open_dataset, resolve
+from d2_smallobj.evaluation import SmallObjectEvaluator
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring import Inputs, Settings, evaluate
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -58,6 +59,12 @@ def save_ids(path, ids):
 
 def ids_of(instances):
     return sorted(set(np.unique(instances).tolist()) - {0, 255})
+
+
+def score(predictions, name):
+    """The scored run of predictions for a registered data set."""
+    inputs = Inputs(predictions=str(predictions), dataset=name, open_dataset=open_dataset)
+    return evaluate(inputs, Settings(samples=0))
 
 
 # ---- Cityscapes --------------------------------------------------------------------------------
@@ -234,38 +241,26 @@ def test_all_objects_in_one_class(register, panoptic, tmp_path, kind):
 
 
 MAPS = {"thing_dataset_id_to_contiguous_id": {1: 0, 2: 1}}
-STUFF_CASES = {
-    "ids of classes (MaskFormer, both lists complete)": (
-        {**STANDARD, "stuff_dataset_id_to_contiguous_id": {1: 0, 2: 1, 8: 2, 9: 3}},
-        (2, 3),
-    ),
-    "ids of classes, things listed alone (Mask2Former's COCO)": (
-        {**MAPS, "thing_classes": ["cat", "dog"], "stuff_classes": NAMES},
-        (2, 3),
-    ),
-    "ids of classes that do not number the things (Mask2Former's ADE20K)": (
-        {
-            "thing_classes": ["dog", "grass"],
-            "thing_dataset_id_to_contiguous_id": {5: 1, 9: 3},
-            "stuff_classes": NAMES,
-        },
-        (0, 2),
-    ),
-    "names": ({"thing_classes": ["dog"], "stuff_classes": NAMES}, (0, 2, 3)),
-    "an empty map (FC-CLIP)": (
-        {"thing_dataset_id_to_contiguous_id": {}, "stuff_classes": NAMES},
-        (),
-    ),
-    "background last (CAT-Seg)": ({"stuff_classes": [*NAMES, "Background"]}, (4,)),
-    "background and what else it is (FC-CLIP)": (
-        {"stuff_classes": ["background,crops,bush", "cat,cats"]},
-        (0,),
-    ),
-    "all are things (VOC-20)": ({"stuff_classes": NAMES}, ()),
-}
 
 
-@pytest.mark.parametrize(("metadata", "stuff"), STUFF_CASES.values(), ids=list(STUFF_CASES))
+@pytest.mark.parametrize(
+    ("metadata", "stuff"),
+    [
+        # Ids of classes: both lists complete (MaskFormer), things listed alone (Mask2Former's
+        # COCO), ids that do not number the things (Mask2Former's ADE20K).
+        ({**STANDARD, "stuff_dataset_id_to_contiguous_id": {1: 0, 2: 1, 8: 2, 9: 3}}, (2, 3)),
+        ({**MAPS, "thing_classes": ["cat", "dog"], "stuff_classes": NAMES}, (2, 3)),
+        ({"thing_dataset_id_to_contiguous_id": {5: 1, 9: 3}, "stuff_classes": NAMES,
+          "thing_classes": ["dog", "grass"]}, (0, 2)),
+        # Names; an empty map (FC-CLIP).
+        ({"thing_classes": ["dog"], "stuff_classes": NAMES}, (0, 2, 3)),
+        ({"thing_dataset_id_to_contiguous_id": {}, "stuff_classes": NAMES}, ()),
+        # Background last (CAT-Seg), with synonyms (FC-CLIP); all are things (VOC-20).
+        ({"stuff_classes": [*NAMES, "Background"]}, (4,)),
+        ({"stuff_classes": ["background,crops,bush", "cat,cats"]}, (0,)),
+        ({"stuff_classes": NAMES}, ()),
+    ],
+)  # fmt: skip
 def test_stuff_by_the_metadata(register, metadata, stuff):
     truth = resolve(register([], **metadata))
     assert truth.stuff == stuff
@@ -280,58 +275,37 @@ def test_stuff_by_the_user(register):
     assert resolve(name, stuff=()).decided == []
 
 
-CONTRADICTIONS = {
-    "no such class": (
-        {**STANDARD, "thing_dataset_id_to_contiguous_id": {1: 4}},
-        r"thing_dataset_id_to_contiguous_id leads to 4, but there are 4 stuff_classes",
-    ),
-    "names differ": (
-        {**STANDARD, "thing_classes": ["cat", "horse", "sky", "grass"]},
-        r"class 1 is 'horse' in thing_classes and 'dog' in stuff_classes; correct",
-    ),
-    "a thing is stuff, too": (
-        {**STANDARD, "stuff_dataset_id_to_contiguous_id": {8: 1, 9: 3}},
-        r"class 1 \('dog'\) is a thing in .* and stuff in .* \(category 8\); correct",
-    ),
-    "one category, two classes": (
-        {**STANDARD, "stuff_dataset_id_to_contiguous_id": {1: 3}},
-        r"category 1 is class 0 in thing_dataset.* and class 3 in stuff_dataset",
-    ),
-    "a thing that is no class": (
-        {"thing_classes": ["dog", "horse"], "stuff_classes": NAMES},
-        r"thing_classes has 'horse', which stuff_classes lacks .*stuff=\[\.\.\.\]",
-    ),
-    "number of classes": (
-        {"stuff_classes": NAMES, "num_classes": 5},
-        r"num_classes is 5, but there are 4 class names",
-    ),
-    "ignored class": (
-        {"stuff_classes": NAMES, "ignore_label": 3},
-        r"ignore_label is 3, which is the class 'grass'; set it to .*, e\.g\. 255",
-    ),
-    "ignore label": ({"stuff_classes": NAMES, "ignore_label": -1}, r"ignore_label must be an int"),
-}
-
-
-@pytest.mark.parametrize(("metadata", "message"), CONTRADICTIONS.values(), ids=list(CONTRADICTIONS))
-def test_metadata_that_contradict_themselves(register, metadata, message):
-    name = register([], **metadata)
-    with pytest.raises(ValueError, match=rf"metadata of '{name}': {message}"):
-        resolve(name)
+WHERE = f"metadata of '{PREFIX}set': "
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("change", "options", "message"),
     [
-        ({"stuff": ["grss"]}, r"stuff: unknown value 'grss'; .*did you mean 'grass'\?"),
-        ({"stuff": [4]}, r"stuff: class ids are 0\.\.3, got 4"),
-        ({"missing_instances": "none"}, r"missing_instances: unknown value 'none'"),
-        ({"unannotated": "skyy"}, r"unannotated, 'void' or a class: unknown value.*mean 'sky'\?"),
-        ({"num_classes": 5}, r"num_classes must be 4, the number of stuff_classes .* got 5"),
+        ({"thing_dataset_id_to_contiguous_id": {1: 4}}, {},
+         WHERE + r"thing_dataset_id_to_contiguous_id leads to 4, but there are 4 stuff_classes"),
+        ({"thing_classes": ["cat", "horse", "sky", "grass"]}, {},
+         WHERE + r"class 1 is 'horse' in thing_classes and 'dog' in stuff_classes; correct"),
+        ({"stuff_dataset_id_to_contiguous_id": {8: 1, 9: 3}}, {},
+         WHERE + r"class 1 \('dog'\) is a thing in .* and stuff in .* \(category 8\); correct"),
+        ({"stuff_dataset_id_to_contiguous_id": {1: 3}}, {},
+         WHERE + r"category 1 is class 0 in thing_dataset.* and class 3 in stuff_dataset"),
+        ({"thing_classes": ["dog", "horse"], "thing_dataset_id_to_contiguous_id": {}}, {},
+         WHERE + r"thing_classes has 'horse', which stuff_classes lacks .*stuff=\[\.\.\.\]"),
+        ({"num_classes": 5}, {}, WHERE + r"num_classes is 5, but there are 4 class names"),
+        ({"ignore_label": 3}, {},
+         WHERE + r"ignore_label is 3, which is the class 'grass'; set it to .*, e\.g\. 255"),
+        ({"ignore_label": -1}, {}, WHERE + r"ignore_label must be an int"),
+        ({}, {"stuff": ["grss"]}, r"stuff: unknown value 'grss'; .*did you mean 'grass'\?"),
+        ({}, {"stuff": [4]}, r"stuff: class ids are 0\.\.3, got 4"),
+        ({}, {"missing_instances": "none"}, r"missing_instances: unknown value 'none'"),
+        ({}, {"unannotated": "skyy"},
+         r"unannotated, 'void' or a class: unknown value.*mean 'sky'\?"),
+        ({}, {"num_classes": 5},
+         r"num_classes must be 4, the number of stuff_classes .* got 5"),
     ],
-)
-def test_options_out_of_range(register, options, message):
-    name = register([], **STANDARD)
+)  # fmt: skip
+def test_bad_metadata_and_options(register, change, options, message):
+    name = register([], **{**STANDARD, **change})
     with pytest.raises(ValueError, match=message):
         resolve(name, **options)
 
@@ -447,13 +421,6 @@ def test_an_instance_map_of_the_things_only(register, tmp_path):
     truth = resolve(register([record], **STANDARD))
     assert truth.stuff == (2, 3)
     np.testing.assert_array_equal(truth.read_record(record).instances, instances)
-
-
-def test_a_three_channel_label_map(register, tmp_path):
-    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "a.png")
-    record = {"file_name": "a.jpg", "sem_seg_file_name": str(tmp_path / "a.png")}
-    with pytest.raises(ValueError, match=r"a\.png: a label map holds class indices; .* Give the P"):
-        resolve(register([record], stuff_classes=NAMES)).read_record(record)
 
 
 # ---- Annotations -------------------------------------------------------------------------------
@@ -617,31 +584,33 @@ def test_what_stands_for_the_segmentation_set_says_so(tmp_path, registration):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"annotations": [{"category_id": 7, "segmentation": []}]},
-            r"a\.jpg: annotation 0 has cat",
-        ),
+        ({"annotations": [{"category_id": 7, "segmentation": []}]},
+         r"a\.jpg: annotation 0 has cat"),
         ({"annotations": [*ENTRIES, {"category_id": 0}]}, r"annotation 3 has no 'segmentation'"),
         ({"height": None}, r"has annotations, but no 'height' and 'width'"),
         ({"width": 11}, r"a\.jpg: annotation 1: its run-length mask is for an image"),
+        ({"sem_seg_file_name": "three channels.png"},
+         r"\.png: a label map holds class indices; .* Give the P"),
+        ({"sem_seg_file_name": "zeros.png", "annotations": [], "json_file": "instances.json"},
+         r"instances\.json: none of its categories has the name"),
     ],
-)
-def test_malformed_annotations(register, change, message):
+)  # fmt: skip
+def test_malformed_dicts(register, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((8, 10, 3), np.uint8)).save("three channels.png")
+    Image.fromarray(np.zeros((8, 10), np.uint8)).save("zeros.png")
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "tree"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
     record = {"file_name": "a.jpg", "annotations": ENTRIES, "height": 8, "width": 10, **change}
-    truth = resolve(register([record], thing_classes=["cat", "dog"]), unannotated="void")
+    metadata = {"thing_classes": ["cat", "dog"]}
+    if "sem_seg_file_name" in record:
+        metadata["stuff_classes"] = NAMES
+    if "json_file" in record:
+        del record["annotations"]
+        metadata["json_file"] = record.pop("json_file")
+    truth = resolve(register([record], **metadata), unannotated="void")
     with pytest.raises(ValueError, match=message):
         truth.read_record(record)
-
-
-def test_a_json_of_other_classes(register, tmp_path):
-    path = tmp_path / "instances.json"
-    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "tree"}]}
-    path.write_text(json.dumps(content))
-    labels = save(tmp_path / "s.png", np.zeros((2, 2), np.uint8))
-    record = {"file_name": "a.jpg", "sem_seg_file_name": labels}
-    name = register([record], stuff_classes=NAMES, json_file=str(path))
-    with pytest.raises(ValueError, match=r"instances\.json: none of its categories has the name"):
-        resolve(name).read_record(record)
 
 
 # ---- Other ways --------------------------------------------------------------------------------
@@ -689,10 +658,7 @@ def test_components_of_translated_labels_are_shown(register, tmp_path):
     rule = LabelRule(tuple(1 if number == 4 else 0 for number in range(10)))
     record = {"file_name": "a.jpg", "sem_seg_file_name": labels}
     name = register([record], stuff_classes=["background", "cat"], label_rule=rule)
-    scored = evaluate(
-        Inputs(predictions=str(tmp_path / "preds"), dataset=name, open_dataset=open_dataset),
-        Settings(samples=0),
-    )
+    scored = score(tmp_path / "preds", name)
     assert scored.figures["IA-mIoU"] == 100
     (sources,) = scored.sources.values()
     assert sources["semantic"]().tolist() == [[1, 1, 0, 1], [0] * 4]
@@ -795,27 +761,60 @@ def test_ids_of_the_data_set_in_predictions(register, tmp_path):
     classes = {"stuff_classes": ["a", "b", "c"]}
     name = register([record], stuff_dataset_id_to_contiguous_id={1: 0, 2: 1, 9: 2}, **classes)
     path = json_of(tmp_path / "out/sem_seg_predictions.json", semantic, {0: 1, 1: 2, 2: 9})
-    for predictions in (path, str(tmp_path / "out")):
-        scored = evaluate(
-            Inputs(predictions=predictions, dataset=name, open_dataset=open_dataset),
-            Settings(samples=0),
-        )
+    for predictions in (path, tmp_path / "out"):
+        scored = score(predictions, name)
         assert scored.figures["mIoU"] == 100
         (sources,) = scored.sources.values()
         np.testing.assert_array_equal(sources["prediction"](), semantic)
     # Label maps hold classes, whatever the metadata number.
     save(tmp_path / "preds" / "a.png", semantic)
-    inputs = Inputs(predictions=str(tmp_path / "preds"), dataset=name, open_dataset=open_dataset)
-    assert evaluate(inputs, Settings(samples=0)).figures["mIoU"] == 100
+    assert score(tmp_path / "preds", name).figures["mIoU"] == 100
     # Without the map, as in the folder of the same data set, the ids are classes.
     plain = register([record], "plain", **classes)
     path = json_of(tmp_path / "plain.json", semantic, {0: 0, 1: 1, 2: 2})
-    inputs = Inputs(predictions=path, dataset=plain, open_dataset=open_dataset)
-    assert evaluate(inputs, Settings(samples=0)).figures["mIoU"] == 100
-    with pytest.raises(
-        ValueError,
-        match=r"category_id is no category of the ground truth \(.*stuff_.*\n.*entry 0: 0",
-    ):
-        evaluate(
-            Inputs(predictions=path, dataset=name, open_dataset=open_dataset), Settings(samples=0)
-        )
+    assert score(path, plain).figures["mIoU"] == 100
+    message = r"category_id is no category of the ground truth \(.*stuff_.*\n.*entry 0: 0"
+    with pytest.raises(ValueError, match=message):
+        score(path, name)
+
+
+# ---- Instances in different places ------------------------------------------------------------
+
+
+def test_the_evaluator_and_the_command_line_agree_on_a_mixed_set(register, tmp_path):
+    """Two images of three cats: the first has an instance PNG, the second is in the JSON alone."""
+    # Left, top, right, bottom: two cats that touch, and one alone.
+    boxes = [(2, 2, 8, 8), (8, 2, 14, 8), (3, 12, 6, 15)]
+    semantic = np.zeros((20, 24), np.uint8)
+    instances = np.zeros_like(semantic)
+    for number, (left, top, right, bottom) in enumerate(boxes, start=1):
+        semantic[top:bottom, left:right] = 1
+        instances[top:bottom, left:right] = number
+    records, entries, images = [], [], []
+    for image in (1, 2):
+        path = save(tmp_path / "semantic" / f"{image}.png", semantic)
+        file_name = str(tmp_path / f"{image}.jpg")
+        records.append({"file_name": file_name, "image_id": image, "sem_seg_file_name": path})
+        images.append({"id": image, "height": 20, "width": 24, "file_name": f"{image}.jpg"})
+        for number, (x0, y0, x1, y1) in enumerate(boxes):
+            mask = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+            entry = {"id": 10 * image + number, "category_id": 1, "iscrowd": 0}
+            entries.append({**entry, "image_id": image, "segmentation": mask})
+        save(tmp_path / "predictions" / f"{image}.png", np.roll(semantic, image, axis=1))
+    records[0]["ins_seg_file_name"] = save(tmp_path / "instances" / "1.png", instances)
+    path = tmp_path / "instances.json"
+    categories = [{"id": 1, "name": "cat"}]
+    content = {"images": images, "annotations": entries, "categories": categories}
+    path.write_text(json.dumps(content))
+    classes = ["background", "cat"]
+    name = register(records, stuff_classes=classes, instances_json=str(path))
+    evaluator = SmallObjectEvaluator(name)
+    for record in records:
+        guess = np.roll(read_label_map(record["sem_seg_file_name"]), record["image_id"], axis=1)
+        evaluator.process([record], [{"sem_seg": guess.astype(np.int64)}])
+    (figures,) = evaluator.evaluate().values()
+    scored = score(tmp_path / "predictions", name)
+    for figure in ("mIoU", "IA-mIoU", "IA-mIoU_S", "images", "instances"):
+        assert figures[figure] == scored.figures[figure]
+    # Three in the PNG, three in the JSON; components would be two in each.
+    assert figures["instances"] == 6

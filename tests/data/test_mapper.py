@@ -1,7 +1,8 @@
-"""The mapper: tensors, size weights, determinism, and what it says about bad files."""
+"""The mapper: tensors, size weights, determinism, bad files; augmentations."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 import re
@@ -13,8 +14,18 @@ import torch
 from PIL import Image
 
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
-from d2_smallobj.data.mapper import SemSegMapper, images_per_step, read_image
+from d2_smallobj.data.mapper import (
+    PaddedCropTransform,
+    RandomPaddedCrop,
+    RandomScale,
+    SemSegMapper,
+    build_augmentations,
+    images_per_step,
+    read_image,
+)
+from d2_smallobj.losses.size_balanced import resize_labels
 from d2_smallobj.losses.size_weights import size_weights
+from detectron2.data import transforms as T
 
 WEIGHTED = ("SMALLOBJ.TASK_A.LOSS", "size_weighted")
 
@@ -151,19 +162,16 @@ def test_size_weights_from_the_first_position_that_needs_them(tiny_cfg, tiny_dic
         assert first == 0 or not weighted(first - 1)
 
 
-def test_the_test_mapper_never_weighs(tiny_cfg, tiny_dicts):
-    assert "size_weights" not in SemSegMapper(tiny_cfg(*WEIGHTED), False)(tiny_dicts[0])
-
-
 # ---- Determinism -------------------------------------------------------------------------------
 
 
 def test_position_and_seed_decide_the_sample(tiny_cfg, tiny_dicts):
+    mappers = {seed: SemSegMapper(tiny_cfg("SEED", seed), True) for seed in (4, 5)}
+
     def sample(position, seed=4):
         # Whatever has been drawn before.
         np.random.seed(random.randrange(2**32))
-        mapper = SemSegMapper(tiny_cfg("SEED", seed), True)
-        return mapper({**tiny_dicts[5], "stream_position": position})["image"]
+        return mappers[seed]({**tiny_dicts[5], "stream_position": position})["image"]
 
     first = [sample(position) for position in range(6)]
     assert all(torch.equal(a, sample(p)) for p, a in enumerate(first))
@@ -216,67 +224,68 @@ def test_the_mapper_can_be_sent_to_workers(tiny_cfg, tiny_dicts):
 
 
 @pytest.fixture
-def bad(tiny_cfg, image_and_labels):
-    """Map the sample after its files were tampered with."""
+def files(image_and_labels):
+    """Image file, label file, labels."""
     record, _, labels = image_and_labels
-
-    def run():
-        return SemSegMapper(tiny_cfg(), True)({**record, "stream_position": 0})
-
-    run.image, run.label_file, run.labels = record["file_name"], record["sem_seg_file_name"], labels
-    return run
+    return record["file_name"], record["sem_seg_file_name"], labels
 
 
-def truncate(path, keep=0.5):
+def truncate(path, keep):
     with open(path, "rb") as file:
         content = file.read()
     with open(path, "wb") as file:
         file.write(content[: int(len(content) * keep)])
 
 
-def test_labels_of_another_size(bad):
-    Image.fromarray(bad.labels[:20]).save(bad.label_file)
-    expected = f"{bad.label_file}: the label map is 32x20, its image {bad.image} is 32x24"
-    with pytest.raises(ValueError, match=re.escape(expected)):
-        bad()
+def with_value(value):
+    def spoil(image, path, labels):
+        labels[0, :3] = value
+        Image.fromarray(labels).save(path)
+
+    return spoil
 
 
-@pytest.mark.parametrize("value", [7, 254])
-def test_labels_out_of_range(bad, value):
-    bad.labels[0, :3] = value
-    Image.fromarray(bad.labels).save(bad.label_file)
-    expected = f"{bad.label_file}: label values must be 0..6 or 255 (ignored); found {value} in 3"
-    with pytest.raises(ValueError, match=re.escape(expected)):
-        bad()
+BAD_FILES = {
+    "labels of another size": (
+        lambda image, path, labels: Image.fromarray(labels[:20]).save(path),
+        "{labels}: the label map is 32x20, its image {image} is 32x24",
+    ),
+    "label 7": (
+        with_value(7),
+        r"{labels}: label values must be 0\.\.6 or 255 \(ignored\); found 7 in 3",
+    ),
+    "label 254": (
+        with_value(254),
+        r"{labels}: label values must be 0\.\.6 or 255 \(ignored\); found 254 in 3",
+    ),
+    "colours": (
+        lambda image, path, labels: Image.fromarray(np.repeat(labels[..., None], 3, 2)).save(path),
+        r"{labels}: .*colour picture \(mode RGB\)",
+    ),
+    **{
+        f"{keep} of the labels": (
+            lambda image, path, labels, keep=keep: truncate(path, keep),
+            "{labels}: corrupt or truncated",
+        )
+        for keep in (0.0, 0.02, 0.5)
+    },
+    "no labels": (lambda image, path, labels: os.remove(path), "no such label map: '{labels}"),
+    "no image": (
+        lambda image, path, labels: os.remove(image),
+        "^{image}: the image cannot be read: .*No ",
+    ),
+}
 
 
-def test_labels_that_are_a_colour_picture(bad):
-    Image.fromarray(np.repeat(bad.labels[..., None], 3, axis=2)).save(bad.label_file)
-    with pytest.raises(
-        ValueError, match=rf"{re.escape(bad.label_file)}: .*colour picture \(mode RGB\)"
-    ):
-        bad()
-
-
-@pytest.mark.parametrize("keep", [0.0, 0.02, 0.5])
-def test_corrupt_labels(bad, keep):
-    truncate(bad.label_file, keep)
-    with pytest.raises(ValueError, match=rf"{re.escape(bad.label_file)}: corrupt or truncated"):
-        bad()
-
-
-def test_missing_labels(bad, tmp_path):
-    (tmp_path / "labels.png").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=rf"no such label map: '{re.escape(bad.label_file)}"
-    ):
-        bad()
-
-
-def test_missing_image(bad, tmp_path):
-    (tmp_path / "image.png").unlink()
-    with pytest.raises(OSError, match=rf"^{re.escape(bad.image)}: the image cannot be read: .*No "):
-        bad()
+@pytest.mark.parametrize(("spoil", "message"), BAD_FILES.values(), ids=list(BAD_FILES))
+def test_bad_files(tiny_cfg, files, spoil, message):
+    image, path, labels = files
+    spoil(image, path, labels)
+    message = message.replace("{labels}", re.escape(path)).replace("{image}", re.escape(image))
+    with pytest.raises((ValueError, OSError), match=message):
+        SemSegMapper(tiny_cfg(), True)(
+            {"file_name": image, "sem_seg_file_name": path, "stream_position": 0}
+        )
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.5])
@@ -296,3 +305,167 @@ def test_an_image_too_large_to_be_true(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(OSError, match=r"bomb\.png: the image cannot be read: .*exceeds limit"):
         read_image(str(path), "BGR")
+
+
+# ---- Augmentations -----------------------------------------------------------------------------
+
+MEAN = (104.008, 116.669, 122.675)
+
+
+@pytest.fixture
+def seed():
+    state = np.random.get_state()
+    np.random.seed(0)
+    yield
+    np.random.set_state(state)
+
+
+@pytest.fixture
+def rng(seed):
+    return np.random.default_rng(0)
+
+
+# ---- Scale -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.75, 1.25, 1.5, 0.3, 2.0])
+@pytest.mark.parametrize("size", [(40, 64), (37, 51), (3, 2)])
+def test_scale_is_opencvs_for_images_and_pils_for_labels(rng, size, scale):
+    image = rng.uniform(0, 255, (*size, 3)).astype(np.float32)
+    labels = rng.choice(np.array([0, 1, 7, 20, 255], np.uint8), size)
+    transform = RandomScale([scale]).get_transform(image)
+    height, width = (max(1, int(side * scale)) for side in size)
+    scaled = transform.apply_image(image)
+    assert scaled.dtype == np.float32
+    np.testing.assert_array_equal(
+        scaled, cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    )
+    scaled = transform.apply_segmentation(labels)
+    assert scaled.dtype == labels.dtype
+    # The rule of the loss (losses.size_balanced.resize_labels) too, so that both agree.
+    resized = resize_labels(torch.from_numpy(labels)[None], (height, width))[0]
+    np.testing.assert_array_equal(scaled, resized.numpy())
+    expected = np.asarray(Image.fromarray(labels).resize((width, height), Image.NEAREST))
+    if scale not in (0.5, 2.0):
+        # PIL adds its steps up: rounding decides where a centre falls on an edge of the source.
+        certain = np.ix_(off_edges(height, size[0]), off_edges(width, size[1]))
+        scaled, expected = scaled[certain], expected[certain]
+    np.testing.assert_array_equal(scaled, expected)
+
+
+def off_edges(size, source):
+    """Whether the centre of each pixel of a resized side is off the edges of the source's."""
+    return (2 * np.arange(size) + 1) * source % (2 * size) != 0
+
+
+def test_scale_keeps_every_value_of_any_type(rng):
+    labels = rng.choice(np.array([0, 3, 255, 65535, -1], np.int32), (30, 30))
+    for scale in (0.5, 1.5):
+        scaled = RandomScale([scale]).get_transform(labels).apply_segmentation(labels)
+        assert set(np.unique(scaled)) <= set(np.unique(labels))
+        assert scaled.dtype == np.int32
+
+
+def test_scale_1_changes_nothing(rng):
+    image = rng.uniform(0, 255, (9, 7, 3)).astype(np.float32)
+    transform = RandomScale([1.0]).get_transform(image)
+    assert isinstance(transform, T.NoOpTransform)
+    assert transform.apply_image(image) is image
+
+
+def test_scale_of_coordinates_follows_the_pixels():
+    transform = RandomScale([0.5]).get_transform(np.zeros((5, 8, 3), np.float32))
+    # 5 rows become 2, so that the true factor is 0.4; 8 columns become 4.
+    corners = transform.apply_coords(np.array([[0.0, 0.0], [8.0, 5.0]]))
+    np.testing.assert_allclose(corners, [[0, 0], [4, 2]])
+
+
+def test_every_scale_is_drawn_about_as_often(seed):
+    scales = [0.5, 0.75, 1.0, 1.25, 1.5]
+    augmentation = RandomScale(scales)
+    image = np.zeros((100, 40, 3), np.float32)
+    heights = [augmentation.get_transform(image).apply_image(image).shape[0] for _ in range(300)]
+    counts = {s: heights.count(int(100 * s)) for s in scales}
+    assert sum(counts.values()) == 300
+    assert all(30 < count < 90 for count in counts.values())  # 60 expected, sd 7
+
+
+# ---- Pad and crop ------------------------------------------------------------------------------
+
+
+def crop(top, left, size):
+    value = np.asarray(MEAN, np.float32)
+    return PaddedCropTransform(top, left, size, value, 255)
+
+
+def test_padding_is_the_mean_and_ignore(rng):
+    image = rng.uniform(0, 255, (10, 30, 3)).astype(np.float32)
+    labels = rng.integers(0, 21, (10, 30), np.uint8)
+    transform = crop(0, 4, (16, 20))
+    window = transform.apply_image(image)
+    assert window.shape == (16, 20, 3)
+    np.testing.assert_array_equal(window[:10], image[:, 4:24])
+    np.testing.assert_array_equal(window[10:], np.broadcast_to(np.float32(MEAN), (6, 20, 3)))
+    window = transform.apply_segmentation(labels)
+    np.testing.assert_array_equal(window[:10], labels[:, 4:24])
+    assert (window[10:] == 255).all()
+    assert window.dtype == labels.dtype
+    np.testing.assert_array_equal(transform.apply_coords(np.array([[4.0, 3.0]])), [[0, 3]])
+
+
+def test_crop_reaches_every_place_and_no_other(seed):
+    augmentation = RandomPaddedCrop((4, 6), image_value=MEAN, label_value=255)
+    image = np.zeros((6, 7, 3), np.float32)
+    places = {(t.top, t.left) for t in (augmentation.get_transform(image) for _ in range(200))}
+    assert places == {(top, left) for top in range(3) for left in range(2)}
+
+
+@pytest.mark.parametrize("size", [(4, 6), (3, 6), (4, 2), (1, 1)])
+def test_a_small_image_is_padded_at_the_right_and_bottom_only(seed, size):
+    augmentation = RandomPaddedCrop((4, 6), image_value=MEAN, label_value=255)
+    for _ in range(5):
+        transform = augmentation.get_transform(np.zeros((*size, 3), np.float32))
+        assert (transform.top, transform.left) == (0, 0)
+        labels = transform.apply_segmentation(np.zeros(size, np.uint8))
+        assert labels.shape == (4, 6)
+        assert (labels == 0).sum() == size[0] * size[1]
+        assert not labels[: size[0], : size[1]].any()
+
+
+# ---- The pipeline ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_flip(tiny_cfg, rng, probability):
+    cfg = tiny_cfg("SMALLOBJ.FLIP_PROB", probability, "SMALLOBJ.SCALES", "[1.0]")
+    image = rng.uniform(0, 255, (24, 32, 3)).astype(np.float32)
+    labels = rng.integers(0, 7, (24, 32), np.uint8)
+    step = -1 if probability else 1
+    for _ in range(4):
+        both = T.AugInput(image.copy(), sem_seg=labels.copy())
+        T.AugmentationList(build_augmentations(cfg))(both)
+        np.testing.assert_array_equal(both.image, image[:, ::step])
+        np.testing.assert_array_equal(both.sem_seg, labels[:, ::step])
+
+
+def test_image_and_labels_stay_together(tiny_cfg, seed):
+    """Two half-planes drawn in the image and the labels agree after every draw, to the pixel."""
+    # Edges at multiples of 4 and scales in quarters: no pixel centre falls on an edge.
+    image = np.zeros((48, 40, 3), np.float32)
+    image[:, 24:, 0] = 200
+    image[16:, :, 1] = 200
+    labels = np.where(image[..., 0] > 100, 1, 0) + np.where(image[..., 1] > 100, 2, 0)
+    cfg = tiny_cfg("SMALLOBJ.SCALES", "[0.5, 0.75, 1.0, 1.25, 1.5]")
+    augmentations = T.AugmentationList(build_augmentations(cfg))
+    padded = 0
+    for _ in range(60):
+        both = T.AugInput(image, sem_seg=labels.astype(np.uint8))
+        augmentations(both)
+        assert both.image.shape == (24, 32, 3)
+        assert both.sem_seg.shape == (24, 32)
+        outside = both.sem_seg == 255
+        np.testing.assert_array_equal(outside, (both.image == np.float32(MEAN)).all(axis=2))
+        drawn = (both.image[..., 0] > 100) + 2 * (both.image[..., 1] > 100)
+        np.testing.assert_array_equal(drawn[~outside], both.sem_seg[~outside])
+        padded += outside.any()
+    assert 0 < padded < 60

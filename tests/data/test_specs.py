@@ -98,12 +98,18 @@ def test_cityscapes_masks(city, tiny_cfg):
 
 
 def test_cityscapes_truth(city):
-    """Groups and what is not scored are void; instances keep their ids."""
+    """Groups and what is not scored are void; instances keep their ids, for scoring as well."""
     (record,) = dataset_dicts([CITY_VAL])
-    truth = resolve(CITY_VAL).read_record(record)
-    assert np.unique(truth.semantic).tolist() == [0, 1, 3, 255]
-    assert np.unique(truth.instances).tolist() == [0, 255, 24000, 26000, 26001]
-    assert (truth.instances[1:4, 14:20] == 255).all()
+    maps = resolve(CITY_VAL).read_record(record)
+    assert np.unique(maps.semantic).tolist() == [0, 1, 3, 255]
+    assert np.unique(maps.instances).tolist() == [0, 255, 24000, 26000, 26001]
+    assert (maps.instances[1:4, 14:20] == 255).all()
+    truth = open_dataset(CITY_VAL)
+    assert truth.class_names == CITYSCAPES_CLASS_NAMES
+    (image,) = truth.images
+    assert truth.size(image) == (12, 24)
+    for found, expected in zip(truth.read(image), maps[:2]):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_perfect_prediction_of_cityscapes(city):
@@ -119,26 +125,10 @@ def test_a_perfect_prediction_of_cityscapes(city):
     assert (figures["mIoU"], figures["IA-mIoU"], figures["instances"]) == (100.0, 100.0, 3.0)
 
 
-def test_scoring_folders_sees_the_same_truth(city):
-    truth = open_dataset(CITY_VAL)
-    assert truth.class_names == CITYSCAPES_CLASS_NAMES
-    (image,) = truth.images
-    assert truth.size(image) == (12, 24)
-    semantic, instances = truth.read(image)
-    expected = resolve(CITY_VAL).read_record(dataset_dicts([CITY_VAL])[0])
-    np.testing.assert_array_equal(semantic, expected.semantic)
-    np.testing.assert_array_equal(instances, expected.instances)
-
-
 def test_missing_cityscapes_files_are_named(city):
     missing = city / "gtFine/train/aachen/aachen_000000_000019_gtFine_instanceIds.png"
     missing.unlink()
     with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(missing))}\n.*\"Cityscapes\""):
-        dataset_dicts([CITY_TRAIN])
-
-
-def test_missing_cityscapes_folders_are_named(root):
-    with pytest.raises(FileNotFoundError, match=r"2 path\(s\) missing:\s.*leftImg8bit.*\s.*gtFine"):
         dataset_dicts([CITY_TRAIN])
 
 
@@ -175,18 +165,23 @@ def test_objects_of_any_class(demo):
     name = "smallobj_demo_val:any"
     record = dataset_dicts([name])[0]
     assert MetadataCatalog.get(name).stuff_classes == ["background", "object"]
-    whole = resolve("smallobj_demo_val").read_record(record)
-    semantic = resolve(name).read_record(record).semantic
-    np.testing.assert_array_equal(
-        semantic, np.where(whole.semantic == 255, 255, whole.semantic > 0)
-    )
+    whole = resolve("smallobj_demo_val").read_record(record).semantic
+    found = resolve(name).read_record(record).semantic
+    np.testing.assert_array_equal(found, np.where(whole == 255, 255, whole > 0))
 
 
-def test_unknown_names_of_binary_tasks(demo):
-    with pytest.raises(ValueError, match=r"class of 'smallobj_demo_val'.*did you mean 'star'"):
-        dataset_dicts(["smallobj_demo_val:stars"])
-    with pytest.raises(ValueError, match=r"before ':': unknown value 'smallobj_demo'; expected"):
-        dataset_dicts(["smallobj_demo:star"])
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("smallobj_demo_val:stars", ValueError,
+         r"class of 'smallobj_demo_val'.*did you mean 'star'"),
+        ("smallobj_demo:star", ValueError, r"before ':': unknown value 'smallobj_demo'; expected"),
+        (CITY_TRAIN, FileNotFoundError, r"2 path\(s\) missing:\s.*leftImg8bit.*\s.*gtFine"),
+    ],
+)  # fmt: skip
+def test_unknown_and_missing_data_sets(root, name, error, message):
+    with pytest.raises(error, match=message):
+        dataset_dicts([name])
 
 
 # ---- COCO and VOC ------------------------------------------------------------------------------
@@ -268,19 +263,14 @@ def test_voc_with_boxes(voc):
     assert [x["boxes"].tolist() for x in records] == [[[12, 0, 0, 4, 5]]] * 2
 
 
-def test_missing_voc_annotations_are_named(voc):
-    (voc / "Annotations/2007_000002.xml").unlink()
-    with pytest.raises(FileNotFoundError, match=r"Annotations/2007_000002\.xml"):
-        dataset_dicts(["voc_2012_trainaug_mixed"])
-
-
-def test_bad_voc_annotations_are_told_at_once(voc):
+def test_bad_and_missing_voc_annotations_are_named(voc):
     for path in (voc / "Annotations").iterdir():
         path.write_text(path.read_text().replace("<xmax>4", "<xmax>-4"))
-    with pytest.raises(
-        ValueError,
-        match=r"(?s)_mixed: 2 bad annotation\(s\):.*0001\.xml.*inverted.*0002\.xml",
-    ):
+    message = r"(?s)_mixed: 2 bad annotation\(s\):.*0001\.xml.*inverted.*0002\.xml"
+    with pytest.raises(ValueError, match=message):
+        dataset_dicts(["voc_2012_trainaug_mixed"])
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"Annotations/{path.name}"):
         dataset_dicts(["voc_2012_trainaug_mixed"])
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
 from d2_smallobj.annotations.label_rules import identity_rule
 from d2_smallobj.data import build_train_loader
-from d2_smallobj.data.loaders import StreamDataset, SupervisedStream, first_box_position
 from d2_smallobj.data.mapper import SemSegMapper
 from d2_smallobj.data.supervision import (
     apply_supervision,
     boxes_of,
     check_supervision,
     classes_of,
+    stratified_split,
     supervised_labels,
 )
 
@@ -41,30 +43,19 @@ def labels_of(record):
 # ---- Flags -------------------------------------------------------------------------------------
 
 
-def test_without_a_fraction_nothing_changes(tiny_cfg, tiny_dicts):
-    assert apply_supervision(tiny_cfg(), tiny_dicts) == tiny_dicts
-
-
 def test_the_split_flags_every_image(tiny_cfg, instance_dicts):
+    assert apply_supervision(tiny_cfg(), instance_dicts) == instance_dicts
     # Seven images of classes 1..6 and again 1, all with class 2: the background is 2.
     for record in instance_dicts:
         record["boxes"] = [(2, 0, 0, 5, 5)]
-    images = apply_supervision(tiny_cfg(*FRACTION), instance_dicts)
-    flags = [x["supervision"] for x in images]
-    assert flags == ["mask"] * 4 + ["boxes"] * 3
-    names = {x["file_name"] for x in images}
-    assert names == {x["file_name"] for x in instance_dicts}
+    names = {x["file_name"] for x in instance_dicts}
+    cases = (("REST", "boxes", 4, 3), ("REST", "none", 4, 0), ("MASK_REPEAT", 3, 12, 3))
+    for key, value, masks, boxes in cases:
+        cfg = tiny_cfg(*FRACTION, f"SMALLOBJ.SUPERVISION.{key}", value)
+        images = apply_supervision(cfg, instance_dicts)
+        assert [x["supervision"] for x in images] == ["mask"] * masks + ["boxes"] * boxes
+        assert value == "none" or {x["file_name"] for x in images} == names
     assert "supervision" not in instance_dicts[0]
-
-
-def test_masks_alone_and_masks_more_often(tiny_cfg, instance_dicts):
-    for record in instance_dicts:
-        record["boxes"] = [(2, 0, 0, 5, 5)]
-    node = "SMALLOBJ.SUPERVISION."
-    masks = apply_supervision(tiny_cfg(*FRACTION, f"{node}REST", "none"), instance_dicts)
-    assert [x["supervision"] for x in masks] == ["mask"] * 4
-    both = apply_supervision(tiny_cfg(*FRACTION, f"{node}MASK_REPEAT", 3), instance_dicts)
-    assert [x["supervision"] for x in both] == ["mask"] * 12 + ["boxes"] * 3
 
 
 def test_a_number_of_images_is_drawn_by_class(tiny_cfg, instance_dicts):
@@ -96,19 +87,23 @@ def test_the_split_follows_its_seed(tiny_cfg, instance_dicts):
     assert chosen("SEED", 1, key, 5) == chosen("SEED", 2, key, 5) == chosen("SEED", 5)
 
 
-def test_a_class_without_a_mask(tiny_cfg, instance_dicts):
-    with pytest.raises(
-        ValueError, match=r"^SMALLOBJ\.SUPERVISION\.MASK_FRACTION: fraction 0\.3 of 7 .*without any"
-    ):
-        apply_supervision(tiny_cfg("SMALLOBJ.SUPERVISION.MASK_FRACTION", 0.3), instance_dicts)
+LACKING = r"fraction 0\.3 of 7 .*without any"
+BEYOND = r"^1 image\(s\) with classes beyond the model's 0\.\.\d+: .*image_\d\.\w+ \(77\)$"
 
 
-def test_a_class_that_the_model_has_not_is_no_class_to_split_by(tiny_cfg, instance_dicts):
-    boxed = [*instance_dicts[:-1], {**instance_dicts[-1], "boxes": [(77, 0, 0, 5, 5)]}]
-    message = r"^1 image\(s\) with classes beyond the model's 0\.\.\d+: .*image_\d\.\w+ \(77\)$"
-    for key, value in (("MASK_FRACTION", 0.5), ("NUM_IMAGES", 5)):
-        with pytest.raises(ValueError, match=message):
-            apply_supervision(tiny_cfg(f"SMALLOBJ.SUPERVISION.{key}", value), boxed)
+@pytest.mark.parametrize(
+    ("key", "value", "boxes", "message"),
+    [
+        ("MASK_FRACTION", 0.3, None, rf"^SMALLOBJ\.SUPERVISION\.MASK_FRACTION: {LACKING}"),
+        ("MASK_FRACTION", 0.5, [(77, 0, 0, 5, 5)], BEYOND),
+        ("NUM_IMAGES", 5, [(77, 0, 0, 5, 5)], BEYOND),
+    ],
+)
+def test_classes_that_cannot_be_split(tiny_cfg, instance_dicts, key, value, boxes, message):
+    if boxes:
+        instance_dicts[-1]["boxes"] = boxes
+    with pytest.raises(ValueError, match=message):
+        apply_supervision(tiny_cfg(f"SMALLOBJ.SUPERVISION.{key}", value), instance_dicts)
 
 
 def test_flags_of_their_own_are_not_split(tiny_cfg, tiny_dicts):
@@ -120,24 +115,19 @@ def test_flags_of_their_own_are_not_split(tiny_cfg, tiny_dicts):
     assert flags == ["boxes"] + ["mask"] * 6
 
 
-def test_a_mask_without_a_mask_is_an_error():
-    dicts = [{"file_name": f"{i}.jpg", "supervision": "mask"} for i in range(11)]
-    with pytest.raises(
-        ValueError, match=r"^11 image\(s\) flagged 'mask' without a mask .*: 0\.jpg.* and 1 more$"
-    ):
+@pytest.mark.parametrize(
+    ("flag", "number", "message"),
+    [
+        ("mask", 11, r"^11 image\(s\) flagged 'mask' without a mask .*: 0\.jpg.* and 1 more$"),
+        ("boxes", 1, r"^1 image\(s\) flagged 'boxes' without boxes .*0\.jpg"),
+        ("masks", 1, r"0\.jpg: supervision: unknown value 'masks'.*'mask'\?"),
+    ],
+)
+def test_flags_that_images_do_not_keep(flag, number, message):
+    dicts = [{"file_name": f"{i}.jpg", "supervision": flag} for i in range(number)]
+    with pytest.raises(ValueError, match=message):
         check_supervision(dicts)
-
-
-def test_boxes_without_boxes_are_an_error(tiny_dicts):
-    dicts = [{**tiny_dicts[0], "supervision": "boxes"}]
-    with pytest.raises(ValueError, match=r"^1 image\(s\) flagged 'boxes' without boxes .*image_0"):
-        check_supervision(dicts)
-    check_supervision([{**dicts[0], "boxes": []}])
-
-
-def test_an_unknown_flag():
-    with pytest.raises(ValueError, match=r"a\.jpg: supervision: unknown value 'masks'.*'mask'\?"):
-        check_supervision([{"file_name": "a.jpg", "supervision": "masks"}])
+    check_supervision([{"file_name": "0.jpg", "supervision": "boxes", "boxes": []}])
 
 
 def test_classes_come_from_boxes_or_masks(tiny_dicts):
@@ -234,9 +224,10 @@ def test_a_mask_image_has_certain_labels(mapper, instance_dicts):
 
 def test_a_box_image_is_augmented_alike(mapper, instance_dicts):
     """Labels, mask of doubtable pixels and true labels go through the same transforms."""
+    augment = mapper()
     for position in range(12):
-        x = mapper()({**instance_dicts[3], "stream_position": position, "supervision": "boxes"})
-        true = mapper()({**instance_dicts[3], "stream_position": position})
+        x = augment({**instance_dicts[3], "stream_position": position, "supervision": "boxes"})
+        true = augment({**instance_dicts[3], "stream_position": position})
         assert x["doubtable"].dtype == torch.int64
         assert torch.equal(x["image"], true["image"])
         assert torch.equal(x["true_sem_seg"], true["sem_seg"])
@@ -285,54 +276,6 @@ def test_the_loader_mixes_masks_and_boxes(tiny_cfg, tiny, instance_dicts):
         assert x["doubtable"].any() == (x["supervision"] == "boxes")
 
 
-# ---- Boxes from a position on ------------------------------------------------------------------
-
-
-def flagged(masks, boxes):
-    flags = ["mask"] * masks + ["boxes"] * boxes
-    return [{"image_id": i, "supervision": flag} for i, flag in enumerate(flags)]
-
-
-def test_masks_stand_in_for_boxes_up_to_a_position():
-    dicts = flagged(3, 7)
-    stream = SupervisedStream(dicts, boxes_from=20)
-    for position in range(40):
-        for index in range(10):
-            x = stream[position * 10 + index]
-            assert x["stream_position"] == position
-            if index < 3 or position >= 20:
-                assert x["image_id"] == index
-            else:
-                assert x["supervision"] == "mask"
-    # Each box image's place goes round all masks, so that all are used alike.
-    for index in range(3, 10):
-        seen = [SupervisedStream(dicts, 60)[p * 10 + index]["image_id"] for p in (0, 10, 20)]
-        assert sorted(seen) == [0, 1, 2]
-
-
-def test_without_a_position_it_is_the_plain_stream():
-    dicts = flagged(0, 4)
-    stream, plain = SupervisedStream(dicts, 0), StreamDataset(dicts)
-    assert [stream[code] for code in range(12)] == [plain[code] for code in range(12)]
-
-
-def test_images_without_a_flag_have_masks():
-    stream = SupervisedStream([{"image_id": 0}, {"image_id": 1, "supervision": "boxes"}], 5)
-    assert [stream[code]["image_id"] for code in range(8)] == [0] * 8
-
-
-def test_there_must_be_masks_to_begin_with():
-    with pytest.raises(
-        ValueError, match=r"BOXES_FROM is above 0, but no training image has a mask"
-    ):
-        SupervisedStream(flagged(0, 2), 1)
-
-
-def test_the_position_counts_all_images_of_a_step(tiny_cfg):
-    cfg = tiny_cfg("SMALLOBJ.SUPERVISION.BOXES_FROM", 0.5, "SMALLOBJ.ACCUMULATE", 2)
-    assert first_box_position(cfg) == 10 * 2 * 3
-
-
 def test_a_resumed_loader_goes_on_alike(tiny_cfg, tiny, instance_dicts):
     for record in instance_dicts:
         record["boxes"] = [(2, 0, 0, 50, 50)]
@@ -345,3 +288,73 @@ def test_a_resumed_loader_goes_on_alike(tiny_cfg, tiny, instance_dicts):
         again = next(resumed)
         assert [x["image_id"] for x in again] == [x["image_id"] for x in batch]
         assert all(torch.equal(a["image"], b["image"]) for a, b in zip(again, batch))
+
+
+# ---- The split ---------------------------------------------------------------------------------
+
+
+def random_classes(seed=0, images=200, classes=6):
+    rng = np.random.default_rng(seed)
+    weights = rng.random(classes) * 0.5 + 0.05
+    return [
+        set((np.flatnonzero(rng.random(classes) < weights) + 1).tolist()) for _ in range(images)
+    ]
+
+
+@pytest.mark.parametrize("fraction", [0.18, 0.5, 0.9])
+def test_every_class_keeps_about_its_share(fraction):
+    classes = random_classes()
+    chosen = stratified_split(classes, fraction, seed=0)
+    assert chosen.dtype == bool
+    assert chosen.sum() == round(fraction * len(classes))
+    for c in range(1, 7):
+        total = sum(c in image for image in classes)
+        kept = sum(c in image for image, keep in zip(classes, chosen) if keep)
+        assert abs(kept - fraction * total) <= 2, c
+
+
+def test_a_rare_class_is_not_left_to_chance():
+    """3 of 300 images have class 9; a draw of 100 without regard to it misses it in 3 of 10."""
+    classes = [{9, 1} if i in (7, 150, 299) else {1} for i in range(300)]
+    for seed in range(20):
+        assert stratified_split(classes, 1 / 3, seed)[[7, 150, 299]].sum() == 1
+
+
+def test_images_without_classes_are_split_too():
+    chosen = stratified_split([set()] * 80 + [{1}] * 20, 0.5, seed=0)
+    assert (chosen[:80].sum(), chosen[80:].sum()) == (40, 10)
+
+
+def test_the_seed_decides():
+    classes = random_classes()
+    first, again, other = (stratified_split(classes, 0.18, seed) for seed in (0, 0, 1))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0.1, 1.0))
+def test_the_size_is_exact(seed, images, fraction):
+    # One class that all images have, so that none can be left out.
+    classes = [{1}] * images
+    number = round(fraction * images)
+    if number == 0:
+        with pytest.raises(ValueError, match=r"of \d+ image\(s\) is no image at all"):
+            stratified_split(classes, fraction, seed)
+    else:
+        assert stratified_split(classes, fraction, seed).sum() == number
+
+
+@pytest.mark.parametrize(
+    ("classes", "fraction", "message"),
+    [
+        *(([{1}], x, r"fraction must be in \(0, 1\], got") for x in (0, -0.1, 1.1, float("nan"))),
+        ([{1}] * 20 + [{2}] + [{3, 1}], 0.1,
+         r"fraction 0\.1 of 22 image\(s\) leaves 2 class\(es\) without any: "
+         r"2 \(in 1 image\(s\)\), 3 \(in 1 image\(s\)\); give a larger fraction"),
+        ([{c} for c in range(1, 13)], 1 / 12, r"leaves 11 class\(es\).* and 1 more; give"),
+    ],
+)  # fmt: skip
+def test_splits_that_cannot_be(classes, fraction, message):
+    with pytest.raises(ValueError, match=message):
+        stratified_split(classes, fraction, seed=0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 
 import benchmarks
 import pytest
@@ -100,21 +98,3 @@ def test_class_names_are_checked():
     assert class_id("pottedplant") == 16
     with pytest.raises(ValueError, match=r"class: unknown value 'tv'.*"):
         class_id("tv")
-
-
-def test_no_torch_and_scipy_only_when_needed(repository):
-    """A set can be built again without SciPy."""
-    modules = sorted(
-        f"d2_smallobj.pascal_b.{path.stem}"
-        for path in (repository / "d2_smallobj/pascal_b").glob("[!_]*.py")
-    )
-    assert "d2_smallobj.pascal_b.build" in modules
-    program = (
-        "import importlib, sys\n"
-        f"for name in {modules}: importlib.import_module(name)\n"
-        "print(sorted({'torch', 'detectron2', 'matplotlib', 'scipy'} & set(sys.modules)))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"

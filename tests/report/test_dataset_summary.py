@@ -10,12 +10,7 @@ import pytest
 from PIL import Image
 
 from d2_smallobj.report import dataset_summary
-from d2_smallobj.report.dataset_summary import (
-    format_balance,
-    format_counts,
-    write_balance,
-    write_counts,
-)
+from d2_smallobj.report.dataset_summary import format_counts, write_balance, write_counts
 from d2_smallobj.statistics.balance import SizeStatistics
 
 
@@ -171,7 +166,7 @@ def test_classes_without_instances_are_one_row():
 
 
 def test_balance_as_text():
-    text = format_balance([SKEWED, make("none", [[0, 0, 0]], num_beyond=1234)])
+    text = dataset_summary.format_balance([SKEWED, make("none", [[0, 0, 0]], num_beyond=1234)])
     _, skewed, none = cells(text)
     assert skewed[:4] == ["skewed", "10", "167", "2 of 15"]
     assert none == ["none", "10", "0", "3 of 3", "-", "-"]

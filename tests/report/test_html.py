@@ -83,7 +83,7 @@ def test_hostile_names_are_shown_and_nothing_else(hostile, page):
     text = render_report(hostile, comparison=compare_runs(hostile, samples=50), title="<i>&")
     parsed = Page(text)
     allowed = set(Page(page).tags)
-    assert set(parsed.tags) <= allowed | {"polygon", "circle"}
+    assert set(parsed.tags) <= allowed
     assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
     assert parsed.tags.count("script") == 1
     for name in (*hostile[0].class_names, hostile[0].name, *hostile[0].images):
@@ -105,16 +105,7 @@ def test_all_sections_are_there_and_linked(page):
     parsed = Page(page)
     ids = {value for _, name, value in parsed.attributes if name == "id"}
     links = [value[1:] for tag, name, value in parsed.attributes if (tag, name) == ("a", "href")]
-    assert links == [
-        "glance",
-        "compared",
-        "sizes",
-        "outcomes",
-        "worst",
-        "blobs",
-        "classes",
-        "notes",
-    ]
+    assert " ".join(links) == "glance compared sizes outcomes worst blobs classes notes"
     assert set(links) <= ids
     assert len(ids) == sum(name == "id" for _, name, _ in parsed.attributes)
     assert parsed.tags.count("table") == 8

@@ -120,9 +120,7 @@ def test_growth_covers_the_mask_once_from_the_inside():
     distance = [(p // 12 - order[0] // 12) ** 2 + (p % 12 - order[0] % 12) ** 2 for p in order]
     assert distance == sorted(distance)
     assert order[0] // 12 == 4
-
-
-def test_growth_starts_inside_of_a_mask_that_fills_the_image():
+    # Also where the mask fills the image.
     assert growth_order(np.ones((5, 5), bool))[0] == 12
 
 
@@ -225,18 +223,19 @@ def test_components_skip_the_void_id():
     assert found[39, 39] == 255
 
 
-def test_maps_of_two_sizes_are_an_error(tmp_path):
-    for folder, shape in (("semantic", (4, 5)), ("instances", (5, 4))):
-        write_label_map(tmp_path / folder / "a.png", np.ones(shape, np.uint8))
+@pytest.mark.parametrize(
+    ("semantic", "instances", "message"),
+    [
+        (np.ones((4, 5)), np.ones((5, 4)), r"must have the size of .*\(4, 5\), got \(5, 4\)"),
+        (np.full((4, 5), 7), np.ones((4, 5)), r"label values must be 0\.\.1"),
+    ],
+)
+def test_bad_maps_are_named(tmp_path, semantic, instances, message):
+    for folder, labels in (("semantic", semantic), ("instances", instances)):
+        write_label_map(tmp_path / folder / "a.png", labels.astype(np.uint8))
     truth = folder_truth(tmp_path / "semantic", tmp_path / "instances")
-    with pytest.raises(ValueError, match=r"a\.png: must have the size of .*\(4, 5\), got \(5, 4\)"):
+    with pytest.raises(ValueError, match=rf"a\.png: {message}"):
         truth_images(truth, 2)[0].load()
-
-
-def test_labels_beyond_the_classes_name_the_file(tmp_path):
-    write_label_map(tmp_path / "a.png", np.full((4, 5), 7, np.uint8))
-    with pytest.raises(ValueError, match=r"a\.png: label values must be 0\.\.1"):
-        truth_images(folder_truth(tmp_path), 2)[0].load()
 
 
 def test_files_are_the_same_every_time(tmp_path):

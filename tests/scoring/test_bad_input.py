@@ -94,7 +94,7 @@ def rename_unprintable(dataset):
         (
             swap_instances,
             r"^1 unusable ground-truth map\(s\):\n  \S+instances/image1\.png: height x width"
-            r" 40 x 52, but 40 x 51 in \S+semantic/image1\.png$",
+            r" 40 x 52, but 40 x 51 in \S+semantic/image1\.png; do the files belong .*\?$",
         ),
         (
             remove_instances,

@@ -20,7 +20,7 @@ __all__ = [
 
 
 class AugInput:
-    """What augmentations act on.
+    """The image and label map that augmentations act on.
 
     Attributes:
         image: HxW or HxWxC, uint8 or floating point.

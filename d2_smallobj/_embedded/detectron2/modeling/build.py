@@ -33,7 +33,7 @@ class Backbone(nn.Module):
 
     @property
     def size_divisibility(self) -> int:
-        """What height and width of the input must be multiples of; 0: anything goes."""
+        """Divisor that height and width of the input must have; 0: none."""
         return 0
 
     @property

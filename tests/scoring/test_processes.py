@@ -30,7 +30,7 @@ def test_jobs_are_checked(dataset):
         score(prepare(Inputs(**dataset.options)), jobs=0)
 
 
-def test_a_fault_of_ours_is_no_input_error(dataset, monkeypatch):
+def test_a_defect_is_no_input_error(dataset, monkeypatch):
     from d2_smallobj.scoring import pipeline
 
     def fail(*_, **__):
