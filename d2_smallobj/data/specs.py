@@ -63,8 +63,7 @@ class DatasetSpec:
         class_names: names of its classes, background first.
         command: the command that makes its files; empty if they must be downloaded.
         section: the section of datasets/README.md about it.
-        instances_json: annotation file of its instances, where they are not PNGs.
-        json_kind: ``"coco"`` or ``"lvis"``, with ``instances_json``.
+        instances_json: COCO file of its instances, where they are not PNGs.
         ensure: makes its files if they are missing; ``None`` if nothing does.
         label_rule: how the values of its label files become classes; ``None``: they are classes.
     """
@@ -76,7 +75,6 @@ class DatasetSpec:
     command: str
     section: str
     instances_json: str | None = None
-    json_kind: str | None = None
     ensure: Callable[[], None] | None = None
     label_rule: LabelRule | None = None
 
@@ -113,7 +111,7 @@ class DatasetSpec:
             "prepare_command": self.prepare_command,
         }
         if self.instances_json is not None:
-            entries.update(instances_json=self.instances_json, json_kind=self.json_kind)
+            entries.update(instances_json=self.instances_json, json_kind="coco")
         if self.label_rule is not None:
             entries["label_rule"] = self.label_rule
         return entries
@@ -229,8 +227,7 @@ def _coco_specs(root: Path) -> Iterator[DatasetSpec]:
             coco_dicts, annotations, images, class_names=COCO_CLASS_NAMES, label_dir=labels
         )
         json = os.fspath(annotations) if labels is None else None
-        kind = "coco" if labels is None else None
-        return DatasetSpec(name, lister, folder, COCO_CLASS_NAMES, command, "COCO", json, kind)
+        return DatasetSpec(name, lister, folder, COCO_CLASS_NAMES, command, "COCO", json)
 
     for year in COCO_YEARS:
         name = f"coco_{year}_train_81"
