@@ -14,7 +14,7 @@ from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.coco_maps import FATES, account, write_coco_maps
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
-from d2_smallobj.pascal_b.categories import AMBIGUOUS, LVIS_RULES
+from d2_smallobj.pascal_b.index import AMBIGUOUS, LVIS_RULES
 from d2_smallobj.report.dataset_summary import format_accounting, write_accounting
 from d2_smallobj.scoring import Inputs, Settings, evaluate
 
