@@ -1,1 +1,1 @@
-"""Annotation formats: VOC, COCO, LVIS, label maps, demo scenes; no torch, no detectron2."""
+"""Read annotations (VOC, COCO, LVIS, Cityscapes, panoptic, label maps); no torch needed."""

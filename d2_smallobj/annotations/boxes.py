@@ -1,9 +1,9 @@
-"""Bounding boxes of objects: from annotation files or from masks, and painted as label maps.
+"""Read bounding boxes from annotation files or masks, and paint them as label maps.
 
 A box table is an array (B, 5), one row a box: class id, left, top, right, bottom. Edges lie between
 pixels: a box covers the pixels from column floor(left) up to, not including, column ceil(right),
 and rows alike; the top left corner of the image is (0, 0). A negative class id marks a region of
-that class whose objects nobody told apart (COCO's crowds). Legend: H, W height and width of the
+that class whose objects are not separated (COCO's crowds). Legend: H, W height and width of the
 image; B number of boxes.
 """
 
@@ -230,19 +230,19 @@ def coco_boxes(json_path: str | os.PathLike[str]) -> dict[Id, np.ndarray]:
     ids = sorted((category.id for category in content.categories), key=id_order)
     class_ids = {identity: number for number, identity in enumerate(ids, start=1)}
     rows: dict[Id, list[tuple[float, ...]]] = {image.id: [] for image in content.images}
-    strays = []
+    unknown = []
     for entry in content.annotations:
         if entry.image_id not in rows or entry.category_id not in class_ids:
-            strays.append(
+            unknown.append(
                 f"annotation {entry.id} of image {entry.image_id!r}, category {entry.category_id!r}"
             )
             continue
         left, top, width, height = entry.bbox
         class_id = class_ids[entry.category_id] * (-1 if entry.iscrowd else 1)
         rows[entry.image_id].append((class_id, left, top, left + width, top + height))
-    if strays:
+    if unknown:
         what = "annotation(s) whose image or category is not in the file"
-        raise ValueError(f"{path}: {itemized(what, strays)}")
+        raise ValueError(f"{path}: {itemized(what, unknown)}")
     return _checked(path, content.images, rows)
 
 

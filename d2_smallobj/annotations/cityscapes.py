@@ -1,4 +1,4 @@
-"""Cityscapes in its own layout: the 19 classes of its benchmark, or vehicles and persons only.
+"""Read Cityscapes: the 19 classes of its benchmark, or vehicles and persons only.
 
 ::
 
@@ -8,7 +8,7 @@
       gtFine/<split>/<city>/<city>_<sequence>_<frame>_gtFine_instanceIds.png
 
 ``labelIds`` hold the ids of the benchmark's 34 labels; ``instanceIds`` hold ``1000 * label + n``
-on the n-th object of a label, and the label alone where objects were not told apart.
+on the n-th object of a label, and the label alone where objects are not separated.
 ``labelTrainIds``, which the benchmark's own scripts make, hold classes 0..18 and 255.
 """
 
@@ -114,7 +114,7 @@ def bare_name(stem: str) -> str:
 
 
 def instance_ids_beside(label_file: str) -> str | None:
-    """Where the instance map of a semantic map is; ``None`` if it is not of Cityscapes."""
+    """Return the path of the instance map beside a semantic map; ``None`` for other files."""
     match = _LABEL_FILE.fullmatch(label_file)
     return f"{match.group(1)}_instanceIds.png" if match else None
 
@@ -160,14 +160,14 @@ def cityscapes_instances(
     """
     # An image without instances may be stored in 8 bits.
     stored = stored.astype(np.int32, copy=False)
-    told_apart = stored >= _INSTANCE_STEP
-    instances = np.where(told_apart, stored, 0)
+    separated = stored >= _INSTANCE_STEP
+    instances = np.where(separated, stored, 0)
     if stored.shape == semantic.shape:
         if classes is not None:
             _check_labels(semantic, stored, classes, ignore_label, source)
-        instances[thing_pixels(semantic, stuff, ignore_label) & ~told_apart] = VOID
+        instances[thing_pixels(semantic, stuff, ignore_label) & ~separated] = VOID
     # A label of the file that is no class is one of those that are not scored.
-    ids = unique_by_runs(stored[told_apart])[0].tolist()
+    ids = unique_by_runs(stored[separated])[0].tolist()
     known = None
     if classes is not None:
         known = {number: classes.get(number // _INSTANCE_STEP, -1) for number in ids}
@@ -204,8 +204,6 @@ def cityscapes_dicts(
     root: str | os.PathLike[str],
     split: str,
     *,
-    name: str | None = None,
-    prepare: str = "See datasets/README.md for the layout and where the files come from.",
     check: FileCheck | None = None,
 ) -> list[dict[str, Any]]:
     """List a split (``"train"``, ``"val"``) in detectron2's format without opening an image.
@@ -218,7 +216,7 @@ def cityscapes_dicts(
         FileNotFoundError: files are missing; one error for all.
     """
     images, truth = Path(root, "leftImg8bit", split), Path(root, "gtFine", split)
-    check = check or FileCheck(name or split, prepare)
+    check = check or FileCheck(split)
     if not (check.require_folder(images) & check.require_folder(truth)):
         check.raise_if_missing()
         return []

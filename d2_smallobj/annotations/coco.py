@@ -1,4 +1,4 @@
-"""Instance annotations in COCO or LVIS JSON files, painted as label maps.
+"""Paint the instance annotations of COCO or LVIS JSON files as label maps.
 
 Legend: H, W height and width of an image; C number of object classes.
 """
@@ -135,13 +135,15 @@ class InstanceAnnotations:
         """Number of annotations that are instances of a class: neither crowd nor unmapped."""
         return sum(not a.crowd for found in self._annotations.values() for a in found)
 
-    def is_annotated(self, image_id: Id) -> bool:
-        """Whether an image has any annotation of a class, crowds included."""
-        return bool(self._found(image_id))
-
     def annotations(self, image_id: Id) -> list[Annotation]:
-        """The annotations of classes that an image has, crowds included, in file order."""
-        return self._found(image_id)
+        """An image's annotations of classes, crowds included, in file order.
+
+        Raises:
+            ValueError: the file has no such image.
+        """
+        if image_id not in self._file.images:
+            raise ValueError(f"{self._path}: no image with id {image_id!r}")
+        return self._annotations.get(image_id, [])
 
     def unmapped(self) -> list[AnnotationEntry]:
         """The annotations of categories that are background, in file order."""
@@ -149,17 +151,13 @@ class InstanceAnnotations:
 
     def image_size(self, image_id: Id) -> tuple[int, int]:
         """Height and width of an image."""
-        self._found(image_id)
+        self.annotations(image_id)  # Raises for an unknown image.
         image = self._file.images[image_id]
         return image.height, image.width
 
     def file_name(self, image_id: Id) -> str:
-        """File name of an image; see :meth:`.coco_file.AnnotationFile.file_name`.
-
-        Raises:
-            ValueError: no such image, or it has neither name nor URL.
-        """
-        self._found(image_id)
+        """File name of an image; ValueError if it is unknown or has neither name nor URL."""
+        self.annotations(image_id)  # Raises for an unknown image.
         return self._file.file_name(image_id)
 
     def maps(self, image_id: Id) -> tuple[np.ndarray, np.ndarray]:
@@ -168,17 +166,11 @@ class InstanceAnnotations:
         Raises:
             ValueError: the file has no such image, or one of its masks is malformed.
         """
-        found = self._found(image_id)
+        found = self.annotations(image_id)
         if not self._label_maps:
             raise ValueError(f"{self._path}: opened with label_maps=False, so it is not painted")
         height, width = self.image_size(image_id)
         return paint(found, height, width, painting=self._painting, source=str(self._path))
-
-    def _found(self, image_id: Id) -> list[Annotation]:
-        """The annotations of an image that take part in painting."""
-        if image_id not in self._file.images:
-            raise ValueError(f"{self._path}: no image with id {image_id!r}")
-        return self._annotations.get(image_id, [])
 
     def _void_ids(self, names: Collection[str]) -> set[Id]:
         """Ids of the void categories."""

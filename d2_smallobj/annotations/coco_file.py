@@ -135,7 +135,7 @@ def read_annotation_file(path: str | os.PathLike[str], kind: str) -> AnnotationF
     ]
     images = {image.id: image for image in content.images}
     categories = {category.id: category for category in content.categories}
-    problems += _strays(content.annotations, images, categories)
+    problems += _unknown_owners(content.annotations, images, categories)
     if problems:
         raise ValueError(f"{path}: {itemized('error(s)', problems)}")
     return AnnotationFile(path, kind, images, categories, content.annotations)
@@ -172,7 +172,7 @@ def _bad_images(images: Sequence[ImageEntry]) -> list[str]:
     return problems
 
 
-def _strays(
+def _unknown_owners(
     annotations: Iterable[AnnotationEntry], images: Collection[Id], categories: Collection[Id]
 ) -> list[str]:
     """Annotations of images or categories that do not exist."""
@@ -189,7 +189,7 @@ def _strays(
 
 
 def _explain(path: Path, kind: str, data: bytes) -> None:
-    """Raise for what is wrong with a file that could not be decoded, where that can be told."""
+    """Raise a clear error for a file that could not be decoded, if the cause is known."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:

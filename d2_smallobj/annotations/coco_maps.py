@@ -1,4 +1,4 @@
-"""COCO's instance annotations as PNG label maps, semantic and instance, image by image.
+"""Write COCO's annotations as PNG label maps, and account for every annotation of a file.
 
 ::
 
@@ -178,11 +178,7 @@ def _stems(path: Path) -> dict[Any, str]:
 
 
 def _check_origin(folders: MapFolders, origin: dict[str, str], *, force: bool) -> bool:
-    """Whether the maps that are there can be kept.
-
-    Raises:
-        FileExistsError: they cannot, and are not to be replaced.
-    """
+    """Return whether existing maps can be kept; FileExistsError if they must not be replaced."""
     if not (_listing(folders.semantic) or _listing(folders.instances)):
         return True
     try:
@@ -217,7 +213,7 @@ def _digest(path: Path) -> str:
 
 
 FATES = ("used", "void", "crowd", "background", "no area", "hidden", "malformed")
-"""What can become of an annotation, each of exactly one:
+"""Fates of annotations; each annotation has exactly one:
 
 ``used``: an instance of a class with at least one pixel in the maps; ``void``: of a category that
 is ignored (255); ``crowd``: a crowd region, ignored in painting ``"area"`` and background in
@@ -247,7 +243,7 @@ class Accounting:
 
     @property
     def total(self) -> Counter[str]:
-        """How many annotations of all categories met each fate."""
+        """Number of annotations of all categories by fate."""
         return sum(self.counts.values(), Counter())
 
 
@@ -262,26 +258,27 @@ def account(
         (annotations.annotations(image_id), *annotations.image_size(image_id))
         for image_id in annotations.image_ids
     ]
-    look = functools.partial(
-        image_fates, painting=annotations.painting, source=str(annotations.path)
-    )
+    options = {"painting": annotations.painting, "source": str(annotations.path)}
+    find_fates = functools.partial(image_fates, **options)
     counts: dict[Id, Counter[str]] = {}
-    faults: list[str] = []
-    results = parallel_map(look, images, jobs=jobs, description="annotations", progress=progress)
+    errors: list[str] = []
+    results = parallel_map(
+        find_fates, images, jobs=jobs, description="annotations", progress=progress
+    )
     for (found, _, _), (fates, wrong) in zip(images, results):
-        faults += wrong
+        errors += wrong
         for annotation, fate in zip(found, fates):
             counts.setdefault(annotation.category_id, Counter())[fate] += 1
     unmapped = annotations.unmapped()
     for entry in unmapped:
         counts.setdefault(entry.category_id, Counter())["background"] += 1
-    lonely = set(annotations.image_ids) - {entry.image_id for entry in unmapped}
+    unpainted = set(annotations.image_ids) - {entry.image_id for entry in unmapped}
     return Accounting(
         counts={category: counts[category] for category in sorted(counts, key=id_order)},
         names={category.id: category.name for category in annotations.categories.values()},
         num_images=len(images),
-        num_unannotated=sum(not annotations.annotations(image_id) for image_id in lonely),
-        malformed=tuple(faults),
+        num_unannotated=sum(not annotations.annotations(image_id) for image_id in unpainted),
+        malformed=tuple(errors),
     )
 
 
@@ -295,28 +292,28 @@ def image_fates(
     """
     annotations, height, width = image
     masks: list[np.ndarray | None] = []
-    faults = []
+    errors = []
     for annotation in annotations:
         where = f"{source}: annotation {annotation.annotation_id}"
         try:
             masks.append(decode_mask(annotation.segmentation, height, width, where))
         except ValueError as error:
             masks.append(None)
-            faults.append(str(error))
+            errors.append(str(error))
     # Classes do not matter here, and LVIS has more than a semantic map can hold.
-    sound = [
+    readable = [
         msgspec.structs.replace(annotation, class_id=1)
         for annotation, mask in zip(annotations, masks)
         if mask is not None
     ]
     painted = [mask for mask in masks if mask is not None]
-    _, instances = paint_masks(sound, painted, height, width, painting=painting)
+    _, instances = paint_masks(readable, painted, height, width, painting=painting)
     visible = set(np.unique(instances).tolist())
     fates, rank = [], 0
     for annotation, mask in zip(annotations, masks):
         rank += mask is not None and not annotation.crowd
         fates.append(_fate(annotation, mask, instance_id(rank) in visible))
-    return fates, faults
+    return fates, errors
 
 
 def _fate(annotation: Annotation, mask: np.ndarray | None, visible: bool) -> str:

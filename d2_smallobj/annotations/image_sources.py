@@ -35,16 +35,16 @@ Maps = tuple[np.ndarray, "np.ndarray | None"]
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
-    """Where the ground truth of one image is.
+    """Location of the ground truth of one image.
 
     Attributes:
         name: what messages call the image, if no file is at hand.
         semantic: file of the semantic map; ``None``: it is painted from the instances' source.
-        kind: what the instances are read from. ``"map"``: a file of ids, 255 = void;
-            ``"panoptic"``: a panoptic PNG; ``"cityscapes"``: its ``instanceIds``; ``"objects"``:
-            VOC's ``SegmentationObject``; ``"annotations"``: masks of the image's dict; ``"json"``:
-            the annotation file; ``"components"``: nothing, components are the instances;
-            ``"void"``: nothing, and no thing pixel belongs to an instance.
+        kind: source of the instances. ``"map"``: a file of ids, 255 = void; ``"panoptic"``: a
+            panoptic PNG; ``"cityscapes"``: its ``instanceIds``; ``"objects"``: VOC's
+            ``SegmentationObject``; ``"annotations"``: masks of the image's dict; ``"json"``: the
+            annotation file; ``"components"``: the connected components of the semantic map;
+            ``"void"``: none, and no thing pixel belongs to an instance.
         instances: file of the instances, if they are in one of their own.
         segments: of the panoptic PNG.
         annotations: of the dict.
@@ -124,7 +124,7 @@ class TruthImage:
 
 @dataclasses.dataclass(frozen=True)
 class SourceReader:
-    """Reads what :class:`ImageSource` tells; picklable.
+    """Read the maps of an :class:`ImageSource`; picklable.
 
     Attributes:
         class_names: names of the C classes.
@@ -242,9 +242,6 @@ class SourceReader:
             source=source.files,
         )
 
-    def _from_map(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
-        return read_labels(source.instances)
-
     def _from_panoptic(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
         maps = self._panoptic(source)
         return self._fit(source, semantic, maps.instances, maps.classes)
@@ -274,18 +271,15 @@ class SourceReader:
         things = thing_pixels(semantic, self.stuff, self.ignore_label)
         return np.where(things, VOID, 0).astype(np.int32)
 
-    def _none(self, source: ImageSource, semantic: np.ndarray) -> None:
-        return None
-
 
 _INSTANCES: dict[str, Callable[[SourceReader, ImageSource, np.ndarray], np.ndarray | None]] = {
-    "map": SourceReader._from_map,
+    "map": lambda reader, source, semantic: read_labels(source.instances),
     "panoptic": SourceReader._from_panoptic,
     "cityscapes": SourceReader._from_cityscapes,
     "objects": SourceReader._from_objects,
     "annotations": SourceReader._from_annotations,
     "json": SourceReader._from_annotations,
-    "components": SourceReader._none,
+    "components": lambda reader, source, semantic: None,
     "void": SourceReader._void,
 }
 

@@ -1,4 +1,4 @@
-"""Label maps in PNG files: class or instance indices, read and written without conversion.
+"""Read and write label maps of class or instance indices, PNG or ``.npy``, unconverted.
 
 A VOC label map is a P-mode PNG: its pixel values are the indices, the palette only colours
 them for the eye. Converting it to L or RGB would give colours instead of indices; nothing here
@@ -7,7 +7,6 @@ ever does. Legend: H, W height and width of a map.
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import struct
@@ -19,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from d2_smallobj.annotations import png
 from d2_smallobj.utils.files import atomic_write
+from d2_smallobj.utils.messages import listed
 
 _INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "1", "I")
 CORRUPT_IMAGE = (
@@ -29,8 +29,7 @@ CORRUPT_IMAGE = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow raises on damaged files, depending on where the damage is."""
-_SHOWN_VALUES = 10
+"""Errors that Pillow raises on damaged files, depending on the place of the damage."""
 
 
 def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
@@ -116,22 +115,14 @@ def write_label_map(
         file.write(content)
 
 
-@functools.lru_cache(maxsize=1)
-def _palette_bytes() -> bytes:
-    colours = np.zeros((256, 3), np.uint8)
-    for index in range(256):
-        bits = index
-        # Three bits at a time, one to each channel, most significant place first.
-        for place in range(7, -1, -1):
-            for channel in range(3):
-                colours[index, channel] |= ((bits >> channel) & 1) << place
-            bits >>= 3
-    return colours.tobytes()
-
-
 def voc_palette() -> np.ndarray:
-    """The colours of the VOC label maps: uint8 (256, 3), RGB; 255 is (224, 224, 192)."""
-    return np.frombuffer(_palette_bytes(), np.uint8).reshape(256, 3).copy()
+    """Return the colours of the VOC label maps: uint8 (256, 3), RGB; 255 is (224, 224, 192)."""
+    index = np.arange(256)[:, None]
+    colours = np.zeros((256, 3), np.uint8)
+    # Three bits of the index at a time, one to each channel, most significant place first.
+    for step in range(3):
+        colours |= ((index >> (3 * step + np.arange(3)) & 1) << (7 - step)).astype(np.uint8)
+    return colours
 
 
 def check_label_values(
@@ -147,12 +138,9 @@ def check_label_values(
     bad &= labels != ignore_label
     if not bad.any():
         return
-    values = np.unique(labels[bad])
-    shown = ", ".join(str(int(value)) for value in values[:_SHOWN_VALUES])
-    more = f" and {len(values) - _SHOWN_VALUES} more" if len(values) > _SHOWN_VALUES else ""
     raise ValueError(
         f"{Path(path)}: label values must be 0..{num_classes - 1} or {ignore_label} (ignored); "
-        f"found {shown}{more} in {np.count_nonzero(bad)} of {labels.size} pixels"
+        f"found {listed(np.unique(labels[bad]))} in {np.count_nonzero(bad)} of {labels.size} pixels"
     )
 
 
@@ -166,7 +154,7 @@ def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         FileNotFoundError: there is no such file.
         ValueError: the header is damaged, or of a colour picture or of scores.
     """
-    if _suffix(path) == ".npy":
+    if os.fspath(path).lower().endswith(".npy"):
         return _check_array(_load_array(path, header_only=True), path).shape
     with open(path, "rb") as file:
         start = file.read(33)
@@ -187,13 +175,9 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is corrupt or truncated, or holds colours or scores.
     """
-    if _suffix(path) == ".npy":
+    if os.fspath(path).lower().endswith(".npy"):
         return _check_array(_load_array(path, header_only=False), path)
     return read_label_map(path)
-
-
-def _suffix(path: str | os.PathLike[str]) -> str:
-    return os.path.splitext(path)[1].lower()
 
 
 def _load_array(path: str | os.PathLike[str], *, header_only: bool) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How the values stored in a data set's label files become classes.
+"""Translate stored label values to classes, and make instance maps fit semantic maps.
 
 Most data sets store class ids and need no rule. Cityscapes stores the ids of its 34 labels, and a
 binary task keeps one class of a data set that has more. Legend: H, W height and width of a map.
@@ -25,7 +25,7 @@ class LabelRule:
         classes: class of every stored value from 0 on: 0 background, 1.., 255 ignored. Values
             beyond its end are no labels of the data set.
         groups_below: stored instance values below it name a label, not an instance: regions of
-            objects that nobody told apart, void (255) in the instance map. 0: there are none.
+            objects that are not separated, void (255) in the instance map. 0: there are none.
     """
 
     classes: tuple[int, ...]
@@ -83,7 +83,7 @@ def identity_rule(num_classes: int) -> LabelRule:
 
 
 VOID = 255
-"""Instance id of pixels that belong to no instance that could be told."""
+"""Instance id of pixels whose instance is unknown."""
 _UNKNOWN = -1
 _LARGEST_LABEL = 65535
 _NEGLIGIBLE = 0.01
@@ -111,7 +111,7 @@ def unique_by_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def thing_pixels(semantic: np.ndarray, stuff: Collection[int], ignore_label: int) -> np.ndarray:
-    """Where a semantic map has things: bool (H, W)."""
+    """Return the thing pixels of a semantic map: bool (H, W)."""
     table = np.ones(max([int(semantic.max(initial=0)), ignore_label, *stuff]) + 1, bool)
     table[[*stuff, ignore_label]] = False
     return table[semantic]
@@ -141,7 +141,7 @@ def without_stuff(
 
 
 def _are_maps(semantic: np.ndarray, instances: np.ndarray) -> bool:
-    """Whether two maps of a reader's own are what they should be; the metric says what is wrong."""
+    """Return whether two maps of a user's reader are valid; the metric reports invalid ones."""
     maps = (semantic, instances)
     if not all(isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" for labels in maps):
         return False
@@ -196,8 +196,8 @@ def fit_instances(
     no_instance = np.isin(own, list(stuff))
     agree = labels == own
     _check_agreement(pixels, agree & ~no_instance, ~ignored & ~no_instance, inside.size, source)
-    alive = np.isin(ids, ids[agree & ~no_instance])
-    values = np.where(agree | ignored, np.where(alive, ids, 0), VOID)
+    kept = np.isin(ids, ids[agree & ~no_instance])
+    values = np.where(agree | ignored, np.where(kept, ids, 0), VOID)
     values[no_instance] = 0
     fitted[inside] = values[place]
     return fitted
@@ -214,9 +214,9 @@ def _own_classes(
 ) -> np.ndarray:
     """Class of the instance of every pair of instance and label."""
     if classes is not None:
-        strange = sorted(set(ids.tolist()) - set(classes))
-        if strange:
-            raise ValueError(f"{source}: instance(s) {strange[:10]} are of no known class")
+        unknown = sorted(set(ids.tolist()) - set(classes))
+        if unknown:
+            raise ValueError(f"{source}: instance(s) {unknown[:10]} are of no known class")
         return np.array([classes[identity] for identity in ids.tolist()], np.int64)
     likely = np.where(ignored | np.isin(labels, list(stuff)), 0, pixels)
     # The last one of each instance in this order covers most of it; the lowest class of equals.

@@ -1,13 +1,14 @@
-"""Panoptic annotations: an RGB PNG of segment ids, and what each segment is.
+"""Read panoptic annotations: an RGB PNG of segment ids, and the category of each segment.
 
 The id of a pixel is R + 256 G + 65536 B; 0 is unlabelled. ``segments_info`` gives the category of
-every segment, and whether it is a crowd: objects that nobody told apart. Legend: H, W height and
+every segment, and whether it is a crowd: objects that are not separated. Legend: H, W height and
 width of an image; C number of classes.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union
@@ -18,9 +19,8 @@ import numpy as np
 from d2_smallobj.annotations import png
 from d2_smallobj.annotations.coco_file import Id, id_order
 from d2_smallobj.annotations.label_rules import VOID, label_type, unique_by_runs
-from d2_smallobj.utils.messages import itemized
+from d2_smallobj.utils.messages import itemized, listed
 
-_SHOWN = 10
 _Flag = Union[int, bool]
 
 
@@ -147,29 +147,29 @@ def panoptic_maps(
 
 
 def _check_segments(known: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Refuse ids that are no ids, or stand twice."""
+    """Refuse segment ids that are out of range or repeated."""
     wrong = known[1:][(known[1:] < 1) | (known[1:] >= 1 << 24)]
     if len(wrong):
-        raise ValueError(f"{path}: segment ids must be in 1..16777215, got {_shown(wrong)}")
+        raise ValueError(f"{path}: segment ids must be in 1..16777215, got {listed(wrong)}")
     twice = known[1:][known[1:] == known[:-1]]
     if len(twice):
-        raise ValueError(f"{path}: segments_info has segment(s) {_shown(twice)} twice")
+        raise ValueError(f"{path}: segments_info has segment(s) {listed(twice)} twice")
 
 
 def _check_ids(
     found: np.ndarray, pixels: np.ndarray, known: np.ndarray, path: str | os.PathLike[str]
 ) -> None:
     """Compare the ids of the PNG, of so many pixels each, with those of the segments."""
-    stray = ~np.isin(found, known)
-    if stray.any():
+    unknown = ~np.isin(found, known)
+    if unknown.any():
         raise ValueError(
-            f"{path}: id(s) {_shown(found[stray])} ({pixels[stray].sum()} px) have no "
+            f"{path}: id(s) {listed(found[unknown])} ({pixels[unknown].sum()} px) have no "
             "entry in segments_info; do the JSON and the PNG belong together?"
         )
     empty = np.setdiff1d(known[1:], found)
     if len(empty):
         raise ValueError(
-            f"{path}: segment(s) {_shown(empty)} of segments_info have no pixel; do the JSON and "
+            f"{path}: segment(s) {listed(empty)} of segments_info have no pixel; do the JSON and "
             "the PNG belong together?"
         )
 
@@ -214,7 +214,6 @@ class PanopticFile(NamedTuple):
     """A COCO panoptic file.
 
     Attributes:
-        path: the file.
         class_names: names of the classes: the categories in ascending order of their ids.
         stuff: classes that are no things, ascending.
         entries: one for each image, in the order of the file.
@@ -223,7 +222,6 @@ class PanopticFile(NamedTuple):
         class_ids: class by category id.
     """
 
-    path: Path
     class_names: tuple[str, ...]
     stuff: tuple[int, ...]
     entries: tuple[PanopticEntry, ...]
@@ -240,9 +238,8 @@ def read_panoptic_file(path: str | os.PathLike[str]) -> PanopticFile:
         ValueError: the file is truncated or malformed, an image or category is repeated, or a
             segment has an unknown category.
     """
-    path = Path(path)
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=_Content)
+        content = msgspec.json.decode(Path(path).read_bytes(), type=_Content)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not a complete COCO panoptic file, which has lists 'annotations' (image_id, "
@@ -250,15 +247,17 @@ def read_panoptic_file(path: str | os.PathLike[str]) -> PanopticFile:
         ) from error
     categories = sorted(content.categories, key=lambda category: id_order(category.id))
     class_ids = {category.id: number for number, category in enumerate(categories)}
+    values = {
+        "category id": [category.id for category in categories],
+        "category name": [category.name for category in categories],
+        "image_id of 'annotations'": [entry.image_id for entry in content.annotations],
+    }
     problems = [
         f"{section}: {value!r} occurs twice"
-        for section, values in {
-            "category id": [category.id for category in categories],
-            "category name": [category.name for category in categories],
-            "image_id of 'annotations'": [entry.image_id for entry in content.annotations],
-        }.items()
-        for value in sorted({v for v in values if values.count(v) > 1}, key=id_order)
-    ] if _repeats(content, categories) else []  # fmt: skip
+        for section, found in values.items()
+        for value, count in Counter(found).items()
+        if count > 1
+    ]
     problems += [
         f"image {entry.image_id}: segment {segment.id} has category_id {segment.category_id!r}, "
         "which is not in 'categories'"
@@ -269,7 +268,6 @@ def read_panoptic_file(path: str | os.PathLike[str]) -> PanopticFile:
     if problems:
         raise ValueError(f"{path}: {itemized('error(s)', problems)}")
     return PanopticFile(
-        path,
         tuple(category.name for category in categories),
         tuple(number for number, category in enumerate(categories) if not category.isthing),
         tuple(content.annotations),
@@ -279,15 +277,6 @@ def read_panoptic_file(path: str | os.PathLike[str]) -> PanopticFile:
         ),
         {image.id: image.file_name for image in content.images},
         class_ids,
-    )
-
-
-def _repeats(content: _Content, categories: Sequence[PanopticCategory]) -> bool:
-    """Whether anything stands twice; looking for what it is takes longer."""
-    return (
-        len({category.id for category in categories}) < len(categories)
-        or len({category.name for category in categories}) < len(categories)
-        or len({entry.image_id for entry in content.annotations}) < len(content.annotations)
     )
 
 
@@ -301,8 +290,3 @@ def _read(path: str | os.PathLike[str], size: int = -1) -> bytes:
     if not content.startswith(png.SIGNATURE):
         raise ValueError(f"{path}: a panoptic map is an RGB PNG; this file is no PNG")
     return content
-
-
-def _shown(values: np.ndarray) -> str:
-    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
-    return ", ".join(map(str, values[:_SHOWN].tolist())) + more

@@ -1,4 +1,4 @@
-"""PNG label maps: the stored indices, with every checksum and pixel count verified.
+"""Decode PNG label maps: the stored indices, every checksum and pixel count verified.
 
 Pillow and OpenCV both return pixels for some damaged files (rows that are missing become 0,
 which is background), and both change indices of some intact ones (palettes are painted, grey
@@ -147,7 +147,7 @@ def _decode(header: Header, data: bytes, path: str | os.PathLike[str]) -> np.nda
 
 
 def _starts_unfiltered(data: bytes, path: str | os.PathLike[str]) -> bool:
-    """Whether the first row is stored as it is."""
+    """Return whether the first row is stored without a filter."""
     try:
         return zlib.decompressobj().decompress(data, 1) == b"\0"
     except zlib.error as error:

@@ -80,7 +80,7 @@ class GroundTruth:
 
     @property
     def painted(self) -> bool:
-        """Whether all maps are painted from the annotation file, above background."""
+        """Return whether all maps are painted from the annotation file, above background."""
         plain = self._given.rule is None and self._given.unannotated == 0
         sources = [image.source for image in self.images]
         return plain and all(s.kind == "json" and s.semantic is None for s in sources)

@@ -29,30 +29,18 @@ from d2_smallobj.annotations.cityscapes import bare_name
 from d2_smallobj.annotations.classes import Stuff, stuff_beside_background
 from d2_smallobj.annotations.image_sources import ImageSource, SourceReader
 from d2_smallobj.annotations.label_rules import VOID, without_stuff
-from d2_smallobj.annotations.truth import (
-    GroundTruth,
-    TruthImage,
-    choose,
-)
+from d2_smallobj.annotations.truth import GroundTruth, TruthImage, choose
 from d2_smallobj.data.catalog import alias_hint, canonical_name
 from d2_smallobj.data.ground_truth_files import TOLD, TruthFinder
-from d2_smallobj.data.registered_classes import class_names, dataset_classes, unannotated_label
+from d2_smallobj.data.registered_classes import DatasetClasses, dataset_classes
 from d2_smallobj.utils.options import look_up_option
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 MISSING = ("error", "components", "void")
 Reader = Callable[[Mapping[str, Any]], "tuple[np.ndarray, np.ndarray | None]"]
 
-_KEYS = (
-    "sem_seg_file_name",
-    "ins_seg_file_name",
-    "pan_seg_file_name",
-    "segments_info",
-    "annotations",
-    "image_id",
-    "height",
-    "width",
-)
+_KEYS = ("sem_seg_file_name", "ins_seg_file_name", "pan_seg_file_name", "segments_info")
+_KEYS += ("annotations", "image_id", "height", "width")
 
 
 class GroundTruthMaps(NamedTuple):
@@ -101,30 +89,15 @@ def resolve(
     """
     look_up_option("missing_instances", missing_instances, MISSING)
     name = canonical_name(dataset_name)
-    metadata = MetadataCatalog.get(name)
-    names = class_names(
-        name, metadata, num_classes, unannotated=unannotated, own_reader=reader is not None
-    )
-    classes = dataset_classes(name, metadata, names, stuff)
-    label = unannotated_label(unannotated, metadata, classes.names, classes.ignore_label)
-    reads = SourceReader(
-        classes.names,
-        classes.stuff,
-        classes.ignore_label,
-        unannotated=label or 0,
-        rule=getattr(metadata, "label_rule", None),
-    )
-    finder = TruthFinder(name, metadata, classes.names, classes.stuff, paints=label is not None)
-    return RegisteredTruth(
+    classes = dataset_classes(
         name,
-        finder,
-        reads,
-        missing_instances=missing_instances,
-        reader=reader,
-        decided=[classes.decided] if classes.decided else [],
-        warned=[classes.decided] if classes.warns else [],
-        asked=dataset_name,
+        MetadataCatalog.get(name),
+        stuff=stuff,
+        num_classes=num_classes,
+        unannotated=unannotated,
+        own_reader=reader is not None,
     )
+    return RegisteredTruth(name, classes, missing_instances, reader, alias_hint(dataset_name))
 
 
 def open_dataset(name: str, *, listed: Sequence[str] | None = None, **options: Any) -> GroundTruth:
@@ -162,24 +135,25 @@ class RegisteredTruth:
     def __init__(
         self,
         name: str,
-        finder: TruthFinder,
-        reads: SourceReader,
-        *,
+        classes: DatasetClasses,
         missing_instances: str,
         reader: Reader | None,
-        decided: Sequence[str],
-        warned: Sequence[str] = (),
-        asked: str = "",
+        alias: str,
     ) -> None:
+        metadata = MetadataCatalog.get(name)
         self.name = name
-        self._alias = alias_hint(asked)
-        self.class_names = tuple(reads.class_names)
-        self.stuff = tuple(reads.stuff)
-        self.ignore_label = reads.ignore_label
-        self.decided = list(decided)
-        self.warned = tuple(warned)
-        self._finder = finder
-        self._reads = reads
+        self.class_names, self.stuff, self.ignore_label = classes[:3]
+        self.decided = [classes.decided] if classes.decided else []
+        self.warned = tuple(self.decided) if classes.warns else ()
+        self._alias = alias
+        self._finder = TruthFinder(
+            name, metadata, self.class_names, self.stuff, paints=classes.unannotated is not None
+        )
+        self._reads = SourceReader(
+            *classes[:3],
+            unannotated=classes.unannotated or 0,
+            rule=getattr(metadata, "label_rule", None),
+        )
         self._missing = missing_instances
         self._own_reader = reader
         self._kinds: set[str] = set()

@@ -41,6 +41,7 @@ class DatasetClasses(NamedTuple):
         names: of the C classes.
         stuff: ids of the classes without instances, ascending.
         ignore_label: label of ignored pixels, >= C.
+        unannotated: label of pixels without annotation in painted maps; None: none is painted.
         decided: a sentence about how stuff was decided; empty if the user named it.
         warns: whether it says that nothing is known about single objects.
     """
@@ -48,42 +49,60 @@ class DatasetClasses(NamedTuple):
     names: tuple[str, ...]
     stuff: tuple[int, ...]
     ignore_label: int
+    unannotated: int | None
     decided: str
-    warns: bool = False
+    warns: bool
 
 
 def dataset_classes(
-    name: str, metadata: Any, names: Sequence[str], stuff: Stuff = None
+    name: str,
+    metadata: Any,
+    *,
+    stuff: Stuff = None,
+    num_classes: int | None = None,
+    unannotated: str | int | None = None,
+    own_reader: bool = False,
 ) -> DatasetClasses:
-    """Read the metadata of a data set; ``stuff`` overrides what they say of stuff classes.
+    """Read the classes of a data set from its metadata.
+
+    The options are those of :func:`d2_smallobj.data.ground_truth.resolve`; ``own_reader`` says
+    whether the user has a reader.
 
     Raises:
-        ValueError: the metadata contradict themselves or do not tell, or there is no such class.
+        ValueError: the metadata contradict themselves or do not tell, there is no such class, or
+            the data set has no semantic ground truth.
     """
-    names = tuple(map(str, names))
+    found_names = _class_names(name, metadata, num_classes, unannotated, own_reader)
+    names = tuple(map(str, found_names))
     given = getattr(metadata, "num_classes", None)
     where = f"metadata of {name!r}"
     if given is not None and given != len(names):
         raise ValueError(f"{where}: num_classes is {given}, but there are {len(names)} class names")
     ignore_label = _ignore_label(where, metadata, names)
     if stuff is not None:
-        return DatasetClasses(names, stuff_ids(stuff, names), ignore_label, "")
-    found, reason = _decide(where, metadata, names)
+        found, text, warns = stuff_ids(stuff, names), "", False
+    else:
+        found, reason = _decide(where, metadata, names)
+        text, warns = _sentence(name, names, found, reason), reason == _ALL_THINGS
+    label = _unannotated_label(unannotated, metadata, names, ignore_label)
+    return DatasetClasses(names, found, ignore_label, label, text, warns)
+
+
+def _sentence(name: str, names: Sequence[str], stuff: Sequence[int], reason: str) -> str:
+    """Say what was decided, why, and how to change it."""
     if reason == _ALL_THINGS:
-        text = (
+        return (
             f"{name}: class 0 of this data set, {names[0]!r}, holds all objects in one, so that "
             "all classes are stuff and nothing can be said about single objects; use the panoptic "
             "data set instead."
         )
-        return DatasetClasses(names, found, ignore_label, text, warns=True)
     quoted = [repr(short_name(text)) for text in names]
-    things = [text for number, text in enumerate(quoted) if number not in found]
-    text = (
+    things = [text for number, text in enumerate(quoted) if number not in stuff]
+    return (
         f"{name}: {len(things)} of {len(names)} classes are things ({listed(things) or 'none'}), "
-        f"{len(found)} stuff ({listed([quoted[number] for number in found]) or 'none'}), since "
+        f"{len(stuff)} stuff ({listed([quoted[number] for number in stuff]) or 'none'}), since "
         f"{reason}. Otherwise {_HOW}."
     )
-    return DatasetClasses(names, found, ignore_label, text)
 
 
 def _ignore_label(where: str, metadata: Any, names: Sequence[str]) -> int:
@@ -182,23 +201,14 @@ def _check_stuff_ids(where: str, metadata: Any, things: set[int], names: Sequenc
 # ---- Names -------------------------------------------------------------------------------------
 
 
-def class_names(
+def _class_names(
     name: str,
     metadata: Any,
     num_classes: int | None,
-    *,
-    unannotated: str | int | None = None,
-    own_reader: bool = False,
+    unannotated: str | int | None,
+    own_reader: bool,
 ) -> list[str]:
-    """Return the names of a data set's classes; their numbers where the metadata has none.
-
-    Args:
-        name: the data set's.
-        metadata: its metadata.
-        num_classes: number of classes, where the metadata have no names.
-        unannotated: the class of pixels without annotation, if semantic maps are to be painted.
-        own_reader: whether a reader of the user's own makes the maps.
-    """
+    """Return the names of the classes; their numbers where the metadata have none."""
     names = getattr(metadata, "stuff_classes", None)
     kind = getattr(metadata, "evaluator_type", None)
     if names is not None and kind in _DETECTION and not own_reader:
@@ -228,7 +238,7 @@ def class_names(
     )
 
 
-def unannotated_label(
+def _unannotated_label(
     unannotated: str | int | None, metadata: Any, names: Sequence[str], ignore_label: int
 ) -> int | None:
     """Return the label of pixels without annotation in painted maps; ``None``: none is painted."""

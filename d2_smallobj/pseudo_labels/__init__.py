@@ -1,1 +1,1 @@
-"""Pseudo labels: what methods write, as label maps; and what those miss."""
+"""Pseudo labels: convert the methods' files to label maps, and measure the missed instances."""

@@ -1,4 +1,4 @@
-"""Pseudo labels in the formats that the methods' own code writes, as label maps.
+"""Read pseudo labels in the formats that the methods' own code writes.
 
 The formats are listed in datasets/README.md, section "VOC-aug and pseudo labels".
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from d2_smallobj.annotations.dataset_files import METHODS as REGISTERED_METHODS
 from d2_smallobj.annotations.label_maps import (
     CORRUPT_IMAGE,
     check_label_values,
@@ -39,36 +40,16 @@ a CRF writes them; the largest wins.
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method of generating pseudo labels, and the folders that its repository writes.
+    """Names of the folders that a method writes (two are merged), and its CAM threshold."""
 
-    Attributes:
-        name: of the method.
-        supervision: kind of labels that it learns from.
-        folders: names of the folders that it writes; two are merged.
-        threshold: of its activation maps, where its code has one; IRN's default otherwise.
-    """
-
-    name: str
-    supervision: str
     folders: tuple[str, ...] = ("labels",)
-    threshold: float = 0.15
+    threshold: float = 0.15  # IRN's
 
 
 METHODS = {
-    method.name: method
-    for method in (
-        Method("irn", "image"),
-        Method("cda", "image"),
-        Method("amn", "image"),
-        Method("rib", "image"),
-        Method("clims", "image + language"),
-        Method("rca", "image + saliency"),
-        Method("edam", "image + saliency", threshold=0.5),
-        Method("nsrom", "image + saliency"),
-        Method("bana", "box", folders=("Y_crf", "Y_ret")),
-        Method("bbam", "box"),
-        Method("other", "any"),
-    )
+    **{name: Method() for name in (*REGISTERED_METHODS, "other")},
+    "edam": Method(threshold=0.5),
+    "bana": Method(folders=("Y_crf", "Y_ret")),
 }
 """By name; ``other`` for methods that the paper does not train on."""
 

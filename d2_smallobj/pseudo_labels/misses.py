@@ -1,4 +1,4 @@
-"""What pseudo labels look like where the true instances are known: misses by size and class.
+"""Compare pseudo labels with true instances: misses by size and class.
 
 Shapes: H, W height and width of an image; R number of instances.
 """
@@ -138,21 +138,10 @@ def summarize_labels(
     table = total.table
     table = table.select(table.things)
     keys = zip(table.image_id.tolist(), table.instance_id.tolist())
-    return LabelSummary(
-        name,
-        tuple(truth.class_names),
-        size_bins,
-        summarize(
-            total.table,
-            total.pixels,
-            truth.class_names,
-            size_bins=size_bins,
-            images=len(images),
-        ),
-        table,
-        np.array([ignored.get(key, 0) for key in keys], np.int64),
-        len(images),
-    )
+    names = tuple(truth.class_names)
+    figures = summarize(total.table, total.pixels, names, size_bins=size_bins, images=len(images))
+    left_out = np.array([ignored.get(key, 0) for key in keys], np.int64)
+    return LabelSummary(name, names, size_bins, figures, table, left_out, len(images))
 
 
 def _compare(

@@ -1,4 +1,4 @@
-"""Preparing a method's pseudo labels: from the files it wrote to one label map per image."""
+"""Convert the files that a method wrote to one label map per image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ from d2_smallobj.utils.files import atomic_write_text
 from d2_smallobj.utils.options import look_up_option
 from d2_smallobj.utils.parallel import parallel_map
 from d2_smallobj.utils.problems import Problems
-
-_UNUSABLE = "pseudo label(s) that cannot be used"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +73,17 @@ def find_sources(
         )
     look_up_option("--format", file_format, ("auto", *FORMATS))
     folders = tuple(Path(folder) for folder in folders)
-    check = FileCheck(f"{method} pseudo labels", _hint(file_format))
+    suffix = FORMATS.get(file_format, ".png or .npy")
+    advice = (
+        f"A method's labels are files of the images' names ({suffix}), of all images of the set: "
+        "run its code on all of them. See datasets/README.md."
+    )
+    check = FileCheck(f"{method} pseudo labels", advice)
     for folder in folders:
         check.require_folder(folder)
     check.raise_if_missing()
     if file_format == "auto":
-        file_format = _tell_format(folders[0], target, check)
+        file_format = _guess_format(folders[0], target, check)
     suffix = FORMATS[file_format]
     files = tuple(
         tuple(_find(folder, image, suffix, check) for folder in folders) for image in target.images
@@ -119,10 +123,11 @@ def prepare_labels(
         InputError: sources are malformed, or of another size than their images; all others are
             converted.
     """
-    if any(_same(folder, target.folder) for folder in sources.folders):
+    own = os.path.realpath(target.folder)
+    if any(os.path.realpath(folder) == own for folder in sources.folders):
         raise ValueError(
-            f"{target.folder} is where the prepared labels belong: nothing is to be converted; "
-            "check what is there with --check"
+            f"{target.folder} is where the prepared labels belong: nothing to convert; check the "
+            "labels with --check"
         )
     origin = {
         "data_set": target.data_set,
@@ -148,22 +153,29 @@ def check_labels(
 
 
 def marker_path(target: LabelTarget) -> Path:
-    """The file that tells what the labels were made from."""
+    """Return the path of the file that records the labels' origin."""
     return target.folder.with_name(f"{target.folder.name}.json")
 
 
 def _convert_all(
     target: LabelTarget, sources: Sources, what: str, *, jobs: int, progress: bool, **options: Any
 ) -> Prepared:
-    """Convert all labels, or only read them; raises for all that cannot be used."""
-    convert = functools.partial(
-        _convert,
-        num_classes=len(target.class_names),
-        file_format=sources.file_format,
-        **options,
+    """Convert all labels, or only read them; raise for all that cannot be used."""
+    options.update(num_classes=len(target.class_names), file_format=sources.file_format)
+    results = parallel_map(
+        functools.partial(_convert, **options),
+        list(zip(target.images, sources.files)),
+        jobs=jobs,
+        description=what,
+        progress=progress,
     )
-    items = list(zip(target.images, sources.files))
-    return _collect(parallel_map(convert, items, jobs=jobs, description=what, progress=progress))
+    problems, counts = Problems(), Counter()
+    for result in results:
+        if isinstance(result, str):
+            problems.add("pseudo label(s) that cannot be used", result)
+        counts[result] += 1
+    problems.raise_if_any()
+    return Prepared(written=counts[True], kept=counts[False])
 
 
 def _convert(
@@ -195,22 +207,8 @@ def _convert(
     return True
 
 
-def _collect(results: Iterable[str | bool]) -> Prepared:
-    """Count the results, or raise for what went wrong."""
-    problems, written, kept = Problems(), 0, 0
-    for result in results:
-        if isinstance(result, str):
-            problems.add(_UNUSABLE, result)
-        elif result:
-            written += 1
-        else:
-            kept += 1
-    problems.raise_if_any()
-    return Prepared(written, kept)
-
-
-def _tell_format(folder: Path, target: LabelTarget, check: FileCheck) -> str:
-    """The format of a method's files, by the suffixes of the images' files."""
+def _guess_format(folder: Path, target: LabelTarget, check: FileCheck) -> str:
+    """Return the format of a method's files, by the suffixes of the images' files."""
     found = {
         suffix
         for suffix in sorted(set(FORMATS.values()))
@@ -231,13 +229,13 @@ def _tell_format(folder: Path, target: LabelTarget, check: FileCheck) -> str:
 
 
 def _find(folder: Path, image: TargetImage, suffix: str, check: FileCheck) -> str:
-    """An image's file; the first of its possible names if there is none."""
+    """Return an image's file; the first of its possible names if there is none."""
     paths = [os.path.join(folder, f"{stem}{suffix}") for stem in image.stems]
     return next((path for path in paths if check.exists(path)), paths[0])
 
 
 def _is_newer(path: str, sources: Sequence[str]) -> bool:
-    """Whether a file exists and is not older than any of its sources."""
+    """Return whether a file exists and is not older than any of its sources."""
     try:
         made = os.stat(path).st_mtime_ns
     except FileNotFoundError:
@@ -261,16 +259,3 @@ def _check_origin(folder: Path, origin: dict[str, object], *, force: bool) -> bo
             "--force, or choose another --name"
         )
     return found == origin
-
-
-def _same(first: Path, second: Path) -> bool:
-    return os.path.realpath(first) == os.path.realpath(second)
-
-
-def _hint(file_format: str) -> str:
-    """What to do about missing labels."""
-    suffix = FORMATS.get(file_format, ".png or .npy")
-    return (
-        f"A method's labels are files of the images' names ({suffix}), of all images of the set: "
-        "run its code on all of them. See datasets/README.md."
-    )

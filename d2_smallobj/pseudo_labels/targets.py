@@ -1,4 +1,4 @@
-"""What pseudo labels are made for: the images of a data set, and where their labels belong."""
+"""List the images that need pseudo labels, and the place of the labels."""
 
 from __future__ import annotations
 
@@ -110,9 +110,8 @@ class LabelTarget:
     def ground_truth(self) -> GroundTruth | None:
         """Open the ground truth of the target's images that have instances; ``None`` without any.
 
-        VOC: training images with maps in SegmentationClass and SegmentationObject; COCO: the
-            annotation
-        file.
+        VOC: training images with maps in SegmentationClass and SegmentationObject; COCO: all
+        images, by the annotation file.
         """
         if self.data_set.startswith("coco"):
             truth = annotation_truth(InstanceAnnotations(_coco_json(self.root, self.data_set)))

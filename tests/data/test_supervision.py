@@ -224,9 +224,10 @@ def test_a_mask_image_has_certain_labels(mapper, instance_dicts):
 
 def test_a_box_image_is_augmented_alike(mapper, instance_dicts):
     """Labels, mask of doubtable pixels and true labels go through the same transforms."""
+    augment = mapper()
     for position in range(12):
-        x = mapper()({**instance_dicts[3], "stream_position": position, "supervision": "boxes"})
-        true = mapper()({**instance_dicts[3], "stream_position": position})
+        x = augment({**instance_dicts[3], "stream_position": position, "supervision": "boxes"})
+        true = augment({**instance_dicts[3], "stream_position": position})
         assert x["doubtable"].dtype == torch.int64
         assert torch.equal(x["image"], true["image"])
         assert torch.equal(x["true_sem_seg"], true["sem_seg"])

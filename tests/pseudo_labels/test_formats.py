@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from d2_smallobj.annotations.dataset_files import METHODS as REGISTERED
 from d2_smallobj.annotations.label_maps import voc_palette, write_label_map
-from d2_smallobj.pseudo_labels.formats import METHODS, merge_labels, read_pseudo_label
+from d2_smallobj.pseudo_labels.formats import merge_labels, read_pseudo_label
 
 SIZE = (6, 8)
 CLASSES = 21
@@ -84,10 +83,6 @@ def test_other_sizes(tmp_path, size):
         _read(tmp_path / "a.png")
     with pytest.raises(ValueError, match=rf"a\.npy: {told}"):
         _read(tmp_path / "a.npy", file_format="cams")
-
-
-def test_registered_methods_are_those_that_can_be_prepared():
-    assert set(METHODS) == {*REGISTERED, "other"}
 
 
 def test_missing_file_and_unknown_format(tmp_path):
