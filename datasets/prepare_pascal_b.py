@@ -29,7 +29,7 @@ with readable_errors():
         build_pascal_b,
         rebuild_pascal_b,
     )
-    from d2_smallobj.pascal_b.categories import COCO_CLASS_OPTIONS
+    from d2_smallobj.pascal_b.index import COCO_CLASS_OPTIONS
     from d2_smallobj.pascal_b.near_duplicates import MAX_DISTANCE
     from d2_smallobj.utils.opencv import cv2
 

@@ -15,13 +15,12 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from d2_smallobj.annotations.classes import choose_categories, read_class_names
 from d2_smallobj.annotations.coco import PAINTINGS, Annotation, InstanceAnnotations
@@ -87,79 +86,60 @@ def show_data_sets(args: argparse.Namespace) -> bool:
         look_up_option("data set", name, known)
     chosen = {name: known[name] for name in names or known}
     found = {name: find_files(spec) for name, spec in chosen.items()}
-    rows = [
-        [name, files.state, f"{files.images:,}" if files.images else "", files.shown_missing]
-        for name, files in found.items()
-    ]
+    rows = [[name, *files[:3]] for name, files in found.items()]
     _say(markdown_table(["data set", "state", "images", "missing"], rows, text_columns=2))
-    unusable = [files for files in found.values() if files.state in ("missing", "unusable")]
+    unusable = {name: files.what_to_do for name, files in found.items() if files.what_to_do}
     if unusable:
-        width = max(len(files.spec.name) for files in unusable)
+        width = max(map(len, unusable))
         _say("\nTo prepare them (where the files come from: datasets/README.md):")
-        for files in unusable:
-            _say(f"  {files.spec.name.ljust(width)}  {files.what_to_do}")
+        for name, text in unusable.items():
+            _say(f"  {name.ljust(width)}  {text}")
     good = not (names and unusable)
     for name, files in found.items():
         if args.check and files.state == "ready":
-            problems = check_files(files.spec, jobs=args.jobs, progress=True)
+            problems = check_files(chosen[name], jobs=args.jobs, progress=True)
             good = good and not problems
             shown = itemized("bad image(s)", problems) if problems else "all files are good"
             _say(f"{name}: {shown}")
     return good
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetFiles:
-    """The files of a data set that were found.
+class DatasetFiles(NamedTuple):
+    """What the list says of a data set's files.
 
     Attributes:
-        spec: the data set.
         state: ``"ready"``; ``"on first use"``: files are made when they are needed;
-            ``"missing"``: files are missing; ``"unusable"``: a list or annotation file is
-            malformed.
-        images: number of images listed; 0 unless ready.
-        missing: paths that are missing; a folder that is missing as a whole ends in a separator.
-        required: number of files looked for.
-        problem: what is wrong with an unusable one.
+            ``"missing"``: files are missing; ``"unusable"``: a list or annotation file is bad.
+        images: number of images.
+        missing: the missing paths, or their number and the first one.
+        what_to_do: what is wrong, or the command or page that helps to get the files.
     """
 
-    spec: DatasetSpec
     state: str
-    images: int = 0
-    missing: tuple[str, ...] = ()
-    required: int = 0
-    problem: str = ""
-
-    @property
-    def shown_missing(self) -> str:
-        """The missing paths, or their number and the first one."""
-        shown = [
-            os.path.relpath(path, self.spec.folder) + os.sep * path.endswith(os.sep)
-            for path in self.missing[:_SHOWN]
-        ]
-        if len(self.missing) <= _SHOWN:
-            return ", ".join(shown)
-        return f"{len(self.missing):,} of {self.required:,} files, e.g. {shown[0]}"
-
-    @property
-    def what_to_do(self) -> str:
-        """What is wrong, or the command or page that helps to get the files."""
-        see = f'see datasets/README.md, section "{self.spec.section}"'
-        return self.problem or self.spec.command or see
+    images: str = ""
+    missing: str = ""
+    what_to_do: str = ""
 
 
 def find_files(spec: DatasetSpec) -> DatasetFiles:
     """Look which files of a data set exist; opens only lists and annotation files."""
     check = FileCheck(spec.name, spec.prepare_command)
     try:
-        images = len(spec.list_files(check))
+        return DatasetFiles("ready", f"{len(spec.list_files(check)):,}")
+    except ValueError as error:
+        return DatasetFiles("unusable", what_to_do=str(error))
     except FileNotFoundError:
         if spec.ensure is not None:
-            return DatasetFiles(spec, "on first use")
-        return DatasetFiles(spec, "missing", 0, tuple(check.missing), check.required)
-    except ValueError as error:
-        return DatasetFiles(spec, "unusable", problem=str(error))
-    return DatasetFiles(spec, "ready", images, required=check.required)
+            return DatasetFiles("on first use")
+    shown = [
+        os.path.relpath(path, spec.folder) + os.sep * path.endswith(os.sep)
+        for path in check.missing[:_SHOWN]
+    ]
+    missing = ", ".join(shown)
+    if len(check.missing) > _SHOWN:
+        missing = f"{len(check.missing):,} of {check.required:,} files, e.g. {shown[0]}"
+    see = f'see datasets/README.md, section "{spec.section}"'
+    return DatasetFiles("missing", "", missing, spec.command or see)
 
 
 def check_files(spec: DatasetSpec, *, jobs: int = 1, progress: bool = False) -> list[str]:

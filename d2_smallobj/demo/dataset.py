@@ -36,7 +36,8 @@ from tqdm import tqdm
 
 from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import encode_label_map
-from d2_smallobj.demo.scenes import Scene, draw_pseudo_label, draw_scene
+from d2_smallobj.demo.scenes import Array, Scene, draw_scene, smooth_noise
+from d2_smallobj.utils.opencv import cv2
 
 PSEUDO_LABELS = "PseudoLabels/demo"
 """Folder of the pseudo labels within VOC2012."""
@@ -56,10 +57,8 @@ class DemoOptions:
 
     Attributes:
         seed: seed of all scenes, >= 0.
-        num_train: number of training scenes, 1..99999.
-        num_val: number of validation scenes, 1..99999.
-        size: side of the scenes in pixels, 64..1024. Objects reach at most 140 pixels (root
-            of the area) and 0.73 of the side, so below 132 there are none of size L.
+        num_train, num_val: number of scenes, 1..99999.
+        size: side of the scenes in pixels, 64..1024; below 132 there are no objects of size L.
     """
 
     seed: int = 0
@@ -96,13 +95,7 @@ def make_demo(
     depend on how many are made. They are built in a folder beside ``root`` that is renamed when
     complete; a process that loses a race uses what the other one made.
 
-    Args:
-        root: the folder to make.
-        seed: see :class:`DemoOptions`, as the next three.
-        num_train: number of training scenes.
-        num_val: number of validation scenes.
-        size: side of the scenes in pixels.
-        force: replace a demo folder that has other options or is incomplete.
+    ``force`` replaces a demo with other options (see :class:`DemoOptions`) or an incomplete one.
 
     Raises:
         ValueError, TypeError: an option is out of its range.
@@ -139,10 +132,7 @@ def ensure_demo(root: str | os.PathLike[str]) -> None:
     """Make the demo at ``root`` with default options unless a complete one is there.
 
     A complete demo with other options (``prepare_demo.py --num-train 1000``) is used as it is;
-    one of an older version or with files missing is made anew.
-
-    Raises:
-        FileExistsError: ``root`` holds files that are not a demo.
+    one of an older version or with files missing is made anew. Raises as :func:`make_demo`.
     """
     if not _inspect(Path(root)).complete:
         _logger.info("making the demo scenes at %s (first use; takes some seconds)", root)
@@ -153,11 +143,8 @@ def ensure_demo(root: str | os.PathLike[str]) -> None:
 class _Found:
     """The demo that is found at a root.
 
-    Attributes:
-        exists: whether there is anything at all.
-        complete: whether it is a demo of this version with all its files.
-        options: those of the demo; None if its marker has none or illegal ones.
-        foreign: files that were not made here; empty if the folder may be replaced.
+    ``complete``: of this version, with all its files; ``foreign``: files that were not made here,
+    empty if the folder may be replaced.
     """
 
     exists: bool = True
@@ -222,7 +209,16 @@ def write_demo(root: Path, options: DemoOptions) -> None:
     # disable=None: no bar unless stderr is a terminal.
     with tqdm(total=sum(splits.values()), desc="demo scenes", unit="scene", disable=None) as bar:
         for number, (split, count) in enumerate(splits.items()):
-            content = _empty_annotations()
+            content: dict[str, Any] = {
+                "info": {"description": "d2_smallobj demo scenes"},
+                "licenses": [],
+                "images": [],
+                "annotations": [],
+                "categories": [
+                    {"id": class_id, "name": name, "supercategory": "demo"}
+                    for class_id, name in enumerate(DEMO_CLASS_NAMES[1:], start=1)
+                ],
+            }
             for index in range(count):
                 stream = np.random.PCG64(np.random.SeedSequence([options.seed, number, index]))
                 rng = np.random.Generator(stream)
@@ -258,20 +254,6 @@ def _write_scene(voc: Path, name: str, scene: Scene, pseudo: np.ndarray) -> None
         (voc / folder / f"{name}.png").write_bytes(encode_label_map(labels.astype(np.uint8)))
 
 
-def _empty_annotations() -> dict[str, Any]:
-    """COCO annotations of a split without images."""
-    return {
-        "info": {"description": "d2_smallobj demo scenes"},
-        "licenses": [],
-        "images": [],
-        "annotations": [],
-        "categories": [
-            {"id": class_id, "name": name, "supercategory": "demo"}
-            for class_id, name in enumerate(DEMO_CLASS_NAMES[1:], start=1)
-        ],
-    }
-
-
 def _add_scene(content: dict[str, Any], image_id: int, file_name: str, scene: Scene) -> None:
     """Add the visible instances of a scene, without border, in the order of their ids."""
     height, width = scene.instances.shape
@@ -294,3 +276,74 @@ def _add_scene(content: dict[str, Any], image_id: int, file_name: str, scene: Sc
                 "iscrowd": 0,
             }
         )
+
+
+MISSED_AT_SMALLEST, MISSED_SIDES = 0.5, (6.0, 40.0)
+"""Chance that an object is missed: falls linearly in the log of its size between these sides."""
+CONFUSED = 0.04
+"""Chance that an object is given another class of the image."""
+FALSE_ALARMS = 0.25
+"""Chance that a scene gets one false blob."""
+BLEEDING, WANDERING = 1.5, 2.0
+"""Mean outward shift of boundaries and its standard deviation along them, pixels."""
+
+
+def draw_pseudo_label(rng: np.random.Generator, scene: Scene) -> Array:
+    """Make the pseudo label of a scene: uint8 (H, W), values 0..6."""
+    size = scene.instances.shape[0]
+    present = np.unique(scene.classes[1:])
+    believed = _believed_classes(rng, scene, present)
+    labels = believed[scene.instances]
+    if rng.random() < FALSE_ALARMS and len(present):
+        _add_false_alarm(rng, labels, int(rng.choice(present)))
+
+    best = np.zeros((size, size), np.float32)
+    result = np.zeros((size, size), np.uint8)
+    for class_id in present:
+        mask = (labels == class_id).astype(np.uint8)
+        if not mask.any():
+            continue
+        shift = BLEEDING + WANDERING * smooth_noise(rng, size, max(size // 20, 2))
+        score = _coarse(_signed_distance(mask) + shift)
+        wins = score > best
+        best[wins], result[wins] = score[wins], class_id
+    return result
+
+
+def _believed_classes(rng: np.random.Generator, scene: Scene, present: Array) -> Array:
+    """The class that each instance gets, 0 if it is missed: uint8 (N + 1,)."""
+    believed = scene.classes.copy()
+    areas = np.bincount(scene.instances.ravel(), minlength=len(believed))
+    low, high = np.log(MISSED_SIDES)
+    for identity in range(1, len(believed)):
+        smallness = (high - 0.5 * np.log(max(int(areas[identity]), 1))) / (high - low)
+        missed, confused = rng.random(), rng.random()
+        if missed < MISSED_AT_SMALLEST * np.clip(smallness, 0.0, 1.0):
+            believed[identity] = 0
+        elif confused < CONFUSED:
+            believed[identity] = rng.choice(present)
+    return believed
+
+
+def _add_false_alarm(rng: np.random.Generator, labels: Array, class_id: int) -> None:
+    """Give an ellipse of background to ``class_id``, in place."""
+    size = labels.shape[0]
+    blob = np.zeros_like(labels)
+    centre = tuple(int(c) for c in rng.integers(0, size, 2))
+    axes = tuple(int(a) for a in rng.integers(3, 12, 2))
+    cv2.ellipse(blob, centre, axes, float(rng.integers(0, 180)), 0, 360, 1, -1)
+    labels[(blob > 0) & (labels == 0)] = class_id
+
+
+def _signed_distance(mask: Array) -> Array:
+    """Distance to the outline in pixels, positive inside: float32, same shape as ``mask``."""
+    inside = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return inside - outside
+
+
+def _coarse(score: Array) -> Array:
+    """Reduce to a quarter of the resolution and interpolate back: details are lost."""
+    size = score.shape[0]
+    small = cv2.resize(score, (max(size // 4, 1),) * 2, interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (size, size), interpolation=cv2.INTER_LINEAR)

@@ -2,41 +2,179 @@
 
 A scene is drawn from its own random stream, so that scene 7 is the same picture whether 10 or
 300 are made. Object sizes (root of the area) are spread log-uniformly: many objects are small,
-few of the pixels are theirs.
+few of the pixels are theirs. Every class has its own outline and its own surface pattern, and a
+range of hues that it shares with its neighbours, so that no single cue decides.
+
+Legend: ``u, v`` are an object's own coordinates, rotated and scaled so that its outline lies within
+the unit disc, ``r`` in pixels the radius of that disc.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
-from d2_smallobj.demo.shapes import OBJECT_CLASSES, Array, Stamp, draw_object, hsv_to_rgb
 from d2_smallobj.utils.opencv import cv2
 
-SMALLEST_SIDE, LARGEST_SIDE = 7.0, 140.0
-"""Range of object sizes in pixels: the root of the area before anything hides a part."""
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectClass:
+    """One kind of object.
+
+    Attributes:
+        inside: ``(u, v) -> bool``, the outline.
+        pattern: ``(u, v, r, period) -> float in [-1, 1]``, the surface; ``period`` in pixels.
+        area: area of the outline in units of ``r**2``.
+        hue: centre of its hues in degrees; they reach `HUE_SPREAD` to both sides.
+    """
+
+    name: str
+    inside: Callable[[Array, Array], Array]
+    pattern: Callable[[Array, Array, float, float], Array]
+    area: float
+    hue: float
+
+
+HUE_SPREAD = 20.0  # half the width of a class's hues in degrees: those of neighbours overlap
+
+
+def _star_inside(u: Array, v: Array) -> Array:
+    # Straight edges between five tips at radius 1 and five notches at radius 0.5.
+    angle = np.mod(np.arctan2(v, u), 2 * np.pi / 5)
+    angle = np.minimum(angle, 2 * np.pi / 5 - angle)
+    along, across = np.cos(np.pi / 5) * 0.5 - 1.0, np.sin(np.pi / 5) * 0.5
+    radius = np.hypot(u, v)
+    return radius * (np.sin(angle) * -along + np.cos(angle) * across) < across
+
+
+def _star_pattern(u: Array, v: Array, r: float, period: float) -> Array:
+    across, along = (np.mod(w * r / period + 0.5, 1.0) - 0.5 for w in (u, v))
+    return np.where(across**2 + along**2 < 0.3**2, -1.0, 0.5)
+
+
+def _leaf_pattern(u: Array, v: Array, r: float, period: float) -> Array:
+    veins = np.mod((u + np.abs(v)) * r / period, 1.0) < 0.35
+    return np.where(veins | (np.abs(v) * r < 1.0), 0.9, -0.5)
+
+
+def _ring_pattern(u: Array, v: Array, r: float, period: float) -> Array:
+    sectors = max(4.0, np.round(4.5 * r / period))
+    return np.where(np.mod(np.arctan2(v, u) * sectors / (2 * np.pi), 1.0) < 0.5, 0.8, -0.8)
+
+
+def _kite_pattern(u: Array, v: Array, r: float, period: float) -> Array:
+    rows, columns = (np.mod(w * r / period, 1.0) < 0.5 for w in (u, v))
+    return np.where(rows ^ columns, 0.8, -0.8)
+
+
+OBJECT_CLASSES = (
+    ObjectClass(
+        "ball",
+        lambda u, v: u * u + v * v < 1.0,
+        lambda u, v, r, period: 1.0 - 2.0 * np.clip((u + 0.35) ** 2 + (v + 0.35) ** 2, 0.0, 1.0),
+        area=float(np.pi),
+        hue=5.0,
+    ),
+    ObjectClass(
+        "crate",
+        lambda u, v: (np.abs(u) < 0.8) & (np.abs(v) < 0.6),
+        lambda u, v, r, period: np.where(np.mod(v * r / period, 1.0) < 0.7, 0.6, -1.0),
+        area=1.92,
+        hue=35.0,
+    ),
+    ObjectClass("star", _star_inside, _star_pattern, float(5 * 0.5 * np.sin(np.pi / 5)), 62.0),
+    ObjectClass(
+        "leaf",
+        # A lens: two discs of radius 1.25 whose centres lie 0.75 beside the long axis.
+        lambda u, v: np.maximum(u**2 + (v - 0.75) ** 2, u**2 + (v + 0.75) ** 2) < 1.25**2,
+        _leaf_pattern,
+        area=1.3964,
+        hue=115.0,
+    ),
+    ObjectClass(
+        "ring",
+        lambda u, v: (u * u + v * v < 1.0) & (u * u + v * v > 0.45**2),
+        _ring_pattern,
+        float(np.pi * (1 - 0.45**2)),
+        205.0,
+    ),
+    ObjectClass(
+        "kite",
+        # A quadrilateral of two triangles, the front one short, the rear one long.
+        lambda u, v: np.abs(v) / 0.7 < np.where(u > 0, 1.0 - u / 0.55, 1.0 + u),
+        _kite_pattern,
+        area=1.085,
+        hue=240.0,
+    ),
+)
+"""The demo's object classes; class id = position + 1, 0 is the background."""
+
+
+def hsv_to_rgb(hue: float, saturation: float, value: float) -> Array:
+    """Colour of ``hue`` in degrees, ``saturation`` and ``value`` in 0..1: float32 RGB, 0..255."""
+    pixel = np.array([[[hue % 360.0, saturation, value]]], dtype=np.float32)
+    return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0] * np.float32(255.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """One drawn object, not yet in a scene: bool (h, w) outline and float32 (h, w, 3) RGB in it."""
+
+    class_id: int
+    mask: Array
+    colour: Array
+
+
+Placed = tuple[Stamp, int, int]  # with the top and left of a stamp
+
+
+def draw_object(rng: np.random.Generator, class_id: int, side: float) -> Stamp:
+    """Draw one object of class ``class_id`` (1..6) with an area of about ``side**2`` pixels."""
+    kind = OBJECT_CLASSES[class_id - 1]
+    radius = side / np.sqrt(kind.area)
+    stretch = rng.uniform(0.85, 1.18)
+    turn = rng.uniform(0.0, 2 * np.pi)
+    reach = int(np.ceil(radius * 1.2)) + 1
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float64)
+    x, y = x + rng.uniform(-0.5, 0.5), y + rng.uniform(-0.5, 0.5)
+    u = (np.cos(turn) * x + np.sin(turn) * y) / (radius * stretch)
+    v = (np.cos(turn) * y - np.sin(turn) * x) / (radius / stretch)
+    mask = kind.inside(u, v)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    crop = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    mask, u, v = mask[crop], u[crop], v[crop]
+
+    period = float(np.clip(side / 4.0, 3.0, 13.0)) * rng.uniform(0.85, 1.2)
+    base = hsv_to_rgb(
+        kind.hue + rng.uniform(-HUE_SPREAD, HUE_SPREAD),
+        rng.uniform(0.5, 0.95),
+        rng.uniform(0.5, 0.95),
+    )
+    contrast = rng.uniform(0.25, 0.5)
+    relief = 1.0 + contrast * kind.pattern(u, v, radius, period)
+    speckle = rng.normal(0.0, 7.0, mask.shape)
+    colour = base * relief[..., None] + speckle[..., None]
+    return Stamp(class_id, mask, np.clip(colour, 0, 255).astype(np.float32))
+
+
+SMALLEST_SIDE, LARGEST_SIDE = 7.0, 140.0  # root of the area, before anything hides a part
 _LARGEST_SHARE_OF_SCENE = 0.73
-_LEAST_VISIBLE = 0.55
-"""An object that would show less than this share of itself is put elsewhere."""
-_MOST_SHARED = 0.35
-"""As is one that would cover more than this share of another of its class, or be covered."""
+# An object is put elsewhere that would show less than this share of itself, or that would share
+# more than this with another of its class.
+_LEAST_VISIBLE, _MOST_SHARED = 0.55, 0.35
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One drawn scene.
+    """One drawn scene: RGB image, instances 1..N from back to front, 0 none, without border."""
 
-    Attributes:
-        image: uint8 (H, W, 3), RGB.
-        instances: uint8 (H, W), visible instances numbered 1..N from back to front, 0 where
-            there is none; there is no border in it.
-        classes: uint8 (N + 1,), class of every instance id; entry 0 is 0.
-    """
-
-    image: Array
-    instances: Array
-    classes: Array
+    image: Array  # uint8 (H, W, 3)
+    instances: Array  # uint8 (H, W)
+    classes: Array  # uint8 (N + 1,), class of every instance id; entry 0 is 0
 
     @property
     def semantic(self) -> Array:
@@ -45,11 +183,8 @@ class Scene:
 
     @property
     def border(self) -> Array:
-        """One pixel around every instance, on what lies behind it: bool (H, W).
-
-        Ids grow to the front, so a pixel belongs to the border of a neighbour exactly when the
-        largest id around it is larger than its own.
-        """
+        """One pixel around every instance, on what lies behind it: bool (H, W)."""
+        # Ids grow to the front: the largest one around a border pixel is above its own.
         return cv2.dilate(self.instances, np.ones((3, 3), np.uint8)) > self.instances
 
 
@@ -68,10 +203,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
 
 
 def _choose_objects(rng: np.random.Generator, size: int) -> list[Stamp]:
-    """Choose two to four classes, and sizes, and draw the objects, largest first.
-
-    An object may come with a few of its class and size, where pseudo labels merge neighbours.
-    """
+    """Draw objects of two to four classes, largest first; some come with a few like them."""
     kinds = rng.choice(len(OBJECT_CLASSES), size=int(rng.integers(2, 5)), replace=False) + 1
     largest = min(LARGEST_SIDE, _LARGEST_SHARE_OF_SCENE * size)
     sides: list[tuple[float, int]] = []
@@ -85,14 +217,9 @@ def _choose_objects(rng: np.random.Generator, size: int) -> list[Stamp]:
     return [draw_object(rng, kind, max(side, SMALLEST_SIDE)) for side, kind in sides]
 
 
-def _place(
-    rng: np.random.Generator, stamps: list[Stamp], size: int
-) -> list[tuple[Stamp, int, int]]:
-    """Find places where every object stays visible enough; returns them from back to front.
-
-    An object for which no place is found in a few tries is left out.
-    """
-    placed: list[tuple[Stamp, int, int]] = []
+def _place(rng: np.random.Generator, stamps: list[Stamp], size: int) -> list[Placed]:
+    """Find places where all stay visible, from back to front; objects without one are left out."""
+    placed: list[Placed] = []
     depth = np.zeros((size, size), np.int16)
     for stamp in stamps:
         partner = next((p for p in reversed(placed) if p[0].class_id == stamp.class_id), None)
@@ -108,7 +235,7 @@ def _place(
 
 
 def _propose(
-    rng: np.random.Generator, stamp: Stamp, partner: tuple[Stamp, int, int] | None, size: int
+    rng: np.random.Generator, stamp: Stamp, partner: Placed | None, size: int
 ) -> tuple[int, int]:
     """Propose (top, left): anywhere with the centre in the scene, or close beside a partner."""
     height, width = stamp.mask.shape
@@ -128,9 +255,7 @@ def _propose(
     return round(centre_y - height / 2), round(centre_x - width / 2)
 
 
-def _on_its_own_kind(
-    stamp: Stamp, top: int, left: int, placed: list[tuple[Stamp, int, int]]
-) -> bool:
+def _on_its_own_kind(stamp: Stamp, top: int, left: int, placed: list[Placed]) -> bool:
     """Tell if the object would lie mostly upon (or under) one of its own class."""
     height, width = stamp.mask.shape
     area = np.count_nonzero(stamp.mask)
@@ -147,7 +272,7 @@ def _on_its_own_kind(
     return False
 
 
-def _all_visible(placed: list[tuple[Stamp, int, int]], depth: Array) -> bool:
+def _all_visible(placed: list[Placed], depth: Array) -> bool:
     """Tell if all objects show enough of themselves; ``depth`` (size, size) is scratch space."""
     depth[:] = 0
     for order, (stamp, top, left) in enumerate(placed, start=1):
@@ -192,7 +317,7 @@ def _background(rng: np.random.Generator, size: int) -> Array:
 
 
 def _draw_distractor(rng: np.random.Generator, canvas: Array) -> None:
-    """Draw an object of no class: a scribble or a shapeless patch of any colour."""
+    """Draw an object of no class: a scribble or a patch of any colour."""
     size = canvas.shape[0]
     colour = hsv_to_rgb(rng.uniform(0, 360), rng.uniform(0.1, 0.55), rng.uniform(0.3, 0.9))
     mask = np.zeros((size, size), np.uint8)
@@ -219,80 +344,3 @@ def _photograph(rng: np.random.Generator, canvas: Array) -> Array:
     picture = cv2.GaussianBlur(canvas * light[..., None].astype(np.float32), (5, 5), 0.7)
     picture += rng.normal(0.0, rng.uniform(3.0, 7.0), picture.shape)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
-
-
-MISSED_AT_SMALLEST, MISSED_SIDES = 0.5, (6.0, 40.0)
-"""Chance that an object is missed: falls linearly in the log of its size between these sides."""
-CONFUSED = 0.04
-"""Chance that an object is given another class of the image."""
-FALSE_ALARMS = 0.25
-"""Chance that a scene gets one false blob."""
-BLEEDING, WANDERING = 1.5, 2.0
-"""Mean outward shift of boundaries and its standard deviation along them, pixels."""
-_STRIDE = 4
-"""The masks are made at a quarter of the resolution, then upsampled."""
-
-
-def draw_pseudo_label(rng: np.random.Generator, scene: Scene) -> Array:
-    """Make the pseudo label of a scene: uint8 (H, W), values 0..6."""
-    size = scene.instances.shape[0]
-    present = np.unique(scene.classes[1:])
-    believed = _believed_classes(rng, scene, present)
-    labels = believed[scene.instances]
-    if rng.random() < FALSE_ALARMS and len(present):
-        _add_false_alarm(rng, labels, int(rng.choice(present)))
-
-    best = np.zeros((size, size), np.float32)
-    result = np.zeros((size, size), np.uint8)
-    for class_id in present:
-        mask = (labels == class_id).astype(np.uint8)
-        if not mask.any():
-            continue
-        score = _coarse(_signed_distance(mask) + _boundary_shift(rng, size))
-        wins = score > best
-        best[wins], result[wins] = score[wins], class_id
-    return result
-
-
-def _believed_classes(rng: np.random.Generator, scene: Scene, present: Array) -> Array:
-    """The class that each instance gets, 0 if it is missed: uint8 (N + 1,)."""
-    believed = scene.classes.copy()
-    areas = np.bincount(scene.instances.ravel(), minlength=len(believed))
-    low, high = np.log(MISSED_SIDES)
-    for identity in range(1, len(believed)):
-        smallness = (high - 0.5 * np.log(max(int(areas[identity]), 1))) / (high - low)
-        missed, confused = rng.random(), rng.random()
-        if missed < MISSED_AT_SMALLEST * np.clip(smallness, 0.0, 1.0):
-            believed[identity] = 0
-        elif confused < CONFUSED:
-            believed[identity] = rng.choice(present)
-    return believed
-
-
-def _add_false_alarm(rng: np.random.Generator, labels: Array, class_id: int) -> None:
-    """Give an ellipse of background to ``class_id``, in place."""
-    size = labels.shape[0]
-    blob = np.zeros_like(labels)
-    centre = tuple(int(c) for c in rng.integers(0, size, 2))
-    axes = tuple(int(a) for a in rng.integers(3, 12, 2))
-    cv2.ellipse(blob, centre, axes, float(rng.integers(0, 180)), 0, 360, 1, -1)
-    labels[(blob > 0) & (labels == 0)] = class_id
-
-
-def _signed_distance(mask: Array) -> Array:
-    """Distance to the outline in pixels, positive inside: float32, same shape as ``mask``."""
-    inside = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return inside - outside
-
-
-def _boundary_shift(rng: np.random.Generator, size: int) -> Array:
-    """Outward shift of the boundary in pixels: float32 (size, size)."""
-    return BLEEDING + WANDERING * smooth_noise(rng, size, max(size // 20, 2))
-
-
-def _coarse(score: Array) -> Array:
-    """Reduce to a quarter of the resolution and interpolate back: details are lost."""
-    size = score.shape[0]
-    small = cv2.resize(score, (max(size // _STRIDE, 1),) * 2, interpolation=cv2.INTER_AREA)
-    return cv2.resize(small, (size, size), interpolation=cv2.INTER_LINEAR)

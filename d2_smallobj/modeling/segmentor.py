@@ -20,12 +20,7 @@ from torch.nn import functional as F
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from d2_smallobj.losses.size_weights import SizeWeights
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import (
-    META_ARCH_REGISTRY,
-    build_backbone,
-    build_model,
-    build_sem_seg_head,
-)
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_model, build_sem_seg_head
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 

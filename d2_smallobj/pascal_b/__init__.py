@@ -1,7 +1,7 @@
 """PASCAL-B, re-created from LVIS and COCO (paper, section 3; docs/method.md#data-sets).
 
 The steps: read the annotation files (:mod:`.index`), join LVIS and COCO by image and by category
-name (:mod:`.categories`, :mod:`.candidates`), compose images of run lengths (:mod:`.compose`) and
+name (:mod:`.candidates`), compose images of run lengths (:mod:`.compose`) and
 judge them (:mod:`.screening`), choose a balanced set (:mod:`.sampling`) without images of VOC
 (:mod:`.near_duplicates`), write it (:mod:`.painting`) with its manifest, account and data card
 (:mod:`.manifest`). :mod:`.build` runs them in turn.

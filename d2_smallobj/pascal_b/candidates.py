@@ -11,16 +11,17 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from d2_smallobj.pascal_b.categories import (
+from d2_smallobj.pascal_b.index import (
     COCO_RULES,
     CORE,
     LVIS_RULES,
     UNCERTAIN,
+    AnnotationIndex,
     CategoryRule,
+    Image,
     missing_coco_names,
     missing_lvis_names,
 )
-from d2_smallobj.pascal_b.index import AnnotationIndex, Image
 from d2_smallobj.utils.messages import itemized
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from d2_smallobj.pascal_b.candidates import Candidate, Outcome
-from d2_smallobj.pascal_b.categories import AMBIGUOUS, CORE, PART, UNCERTAIN
+from d2_smallobj.pascal_b.index import AMBIGUOUS, CORE, PART, UNCERTAIN
 
 Mask = dict[str, Any]
 """Compressed run lengths: ``size`` (height, width) and ``counts`` (bytes)."""

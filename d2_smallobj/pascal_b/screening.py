@@ -21,8 +21,8 @@ from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco_file import encode_mask
 from d2_smallobj.metrics.records import COCO_SIZE_BINS
 from d2_smallobj.pascal_b.candidates import AnnotationSources, Candidate, Outcome
-from d2_smallobj.pascal_b.categories import COCO_CLASS_OPTIONS, class_id
 from d2_smallobj.pascal_b.compose import Composition, Mask, compose
+from d2_smallobj.pascal_b.index import COCO_CLASS_OPTIONS, class_id
 from d2_smallobj.statistics.balance import class_size_counts
 from d2_smallobj.utils.files import atomic_write_text
 from d2_smallobj.utils.options import look_up_option

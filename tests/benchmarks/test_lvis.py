@@ -6,14 +6,14 @@ import argparse
 
 import numpy as np
 import pytest
-from benchmarks import lvis, lvis_files
+from benchmarks import lvis
 
 from d2_smallobj.pascal_b import BuildOptions, BuildPaths, build_pascal_b
 from d2_smallobj.pascal_b.index import read_index
 
 
 def test_published_counts():
-    counts = lvis_files.published_counts()
+    counts = lvis.published_counts()
     assert len(counts) == 1203
     assert counts[0] == ("aerosol_can", 64, 109)
     assert sum(instances for _, _, instances in counts) == 1_270_141
@@ -23,21 +23,21 @@ def test_published_counts():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lvis")
-    return lvis_files.draw_annotation_files(folder, images=400, seed=1)
+    return lvis.draw_annotation_files(folder, images=400, seed=1)
 
 
 def test_annotations_are_as_many_as_published(drawn):
     index = read_index(drawn[0], "lvis")
     assert len(index.images) == 400
     number = {name: n for n, name in index.categories.items()}
-    for name, images, instances in lvis_files.published_counts()[:60]:
+    for name, images, instances in lvis.published_counts()[:60]:
         own = index.image_ids[index.category_ids == number[name]]
         assert len(np.unique(own)) == round(images * 400 / 100_000)
         assert len(own) >= round(instances * 400 / 100_000) or not len(own)
 
 
 def test_a_seed_draws_the_same_files(drawn, tmp_path):
-    again = lvis_files.draw_annotation_files(tmp_path, images=400, seed=1)
+    again = lvis.draw_annotation_files(tmp_path, images=400, seed=1)
     assert [p.read_bytes() for p in again] == [p.read_bytes() for p in drawn]
 
 

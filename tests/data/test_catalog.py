@@ -10,14 +10,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 
-from d2_smallobj import SmallObjectEvaluator, host
+from d2_smallobj import host
 from d2_smallobj.annotations.cityscapes import CITYSCAPES_CLASS_NAMES
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
-from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.data import build_test_loader, catalog, dataset_dicts
 from d2_smallobj.data.catalog import canonical_name, register_all, registered
 from d2_smallobj.demo import dataset as demo_module
@@ -220,12 +217,9 @@ class TestAnyFolder:
     """``<training set>@<folder>``: one line of config."""
 
     @pytest.fixture
-    def voc(self, root, realdata):
-        folder = root / "VOCdevkit/VOC2012"
-        shutil.copytree(realdata / "voc/VOC2012", folder)
-        lists = folder / "ImageSets/Segmentation"
-        shutil.copy(lists / "val.txt", lists / "trainaug.txt")
-        return folder
+    def voc(self, real_root, registration):
+        register_all(real_root)
+        return real_root / "VOCdevkit/VOC2012"
 
     @pytest.fixture
     def mine(self, voc, tmp_path):
@@ -297,17 +291,11 @@ class TestAnyFolder:
             build_test_loader(cfg, cfg.DATASETS.TEST[0])
 
 
-def test_voc_2012_val_is_the_segmentation_set(root, realdata):
-    shutil.copytree(realdata / "voc/VOC2012", root / "VOCdevkit/VOC2012")
+def test_voc_2012_val_is_the_segmentation_set(real_root, registration):
+    register_all(real_root)
     assert canonical_name("voc_2012_val") == "voc_2012_seg_val"
     dicts = dataset_dicts(["voc_2012_val"])
     assert dicts == DatasetCatalog.get("voc_2012_seg_val")
-    assert "ins_seg_file_name" in dicts[0]
-    evaluator = SmallObjectEvaluator("voc_2012_val", distributed=False)
-    labels = read_label_map(dicts[0]["sem_seg_file_name"])
-    guess = torch.from_numpy(np.where(labels == 255, 0, labels).astype(np.int64))
-    evaluator.process([dicts[0]], [{"sem_seg": guess}])
-    assert evaluator.evaluate()["small_objects"]["IA-mIoU"] == 100
     # What the catalogs themselves have under that name is left to whoever had it first.
     if host().name == "detectron2":
         assert "voc_2012_val" not in registered()

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
-from d2_smallobj.pascal_b.categories import LVIS_RULES
+from d2_smallobj.pascal_b.index import LVIS_RULES
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.image_lists import voc_dicts
 from d2_smallobj.annotations.label_maps import read_label_map
-from d2_smallobj.demo.shapes import OBJECT_CLASSES
+from d2_smallobj.demo.scenes import OBJECT_CLASSES
 from d2_smallobj.metrics import Accumulator
 
 SMALL, LARGE = 32**2, 96**2

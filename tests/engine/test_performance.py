@@ -144,11 +144,12 @@ def test_fused_sgd_takes_the_steps_of_the_plain_loop(build, monkeypatch):
     """Momentum, decay and every group's own rate included; an old torch has no fused SGD."""
     models = []
     for fused in (True, False):
-        if not fused:
-            without = inspect.signature(lambda params, lr: None)
-            monkeypatch.setattr(solver.inspect, "signature", lambda _, s=without: s)
         cfg, model = build()
-        optimizer = build_optimizer(cfg, model)
+        with monkeypatch.context() as patch:
+            if not fused:
+                without = inspect.signature(lambda params, lr: None)
+                patch.setattr(solver.inspect, "signature", lambda _, s=without: s)
+            optimizer = build_optimizer(cfg, model)
         assert optimizer.defaults["fused"] is (True if fused else None)
         assert optimizer.defaults["foreach"] is (None if fused else False)
         for step in range(3):

@@ -14,8 +14,7 @@ from PIL import Image
 
 from d2_smallobj.pascal_b import BuildOptions, BuildPaths, ScreeningOptions, build_pascal_b
 from d2_smallobj.pascal_b.candidates import AnnotationSources
-from d2_smallobj.pascal_b.categories import COCO_RULES, LVIS_RULES
-from d2_smallobj.pascal_b.index import read_index
+from d2_smallobj.pascal_b.index import COCO_RULES, LVIS_RULES, read_index
 from d2_smallobj.pascal_b.screening import screen
 
 LVIS_IDS = {

@@ -23,7 +23,7 @@ from d2_smallobj.pascal_b import (
     build_pascal_b,
     rebuild_pascal_b,
 )
-from d2_smallobj.pascal_b.categories import COCO_RULES, LVIS_RULES
+from d2_smallobj.pascal_b.index import COCO_RULES, LVIS_RULES
 from d2_smallobj.pascal_b.manifest import read_manifest
 from d2_smallobj.scoring import Inputs, Settings, evaluate
 

@@ -8,7 +8,7 @@ import benchmarks
 import pytest
 
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
-from d2_smallobj.pascal_b.categories import (
+from d2_smallobj.pascal_b.index import (
     AMBIGUOUS,
     COCO_RULES,
     CORE,

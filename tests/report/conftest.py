@@ -12,7 +12,8 @@ from PIL import Image
 
 from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import write_label_map
-from d2_smallobj.demo.scenes import draw_pseudo_label, draw_scene
+from d2_smallobj.demo.dataset import draw_pseudo_label
+from d2_smallobj.demo.scenes import draw_scene
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring.scored_run import ScoredRun
 from d2_smallobj.utils.opencv import cv2
