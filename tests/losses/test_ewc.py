@@ -209,6 +209,21 @@ def test_proximal_fixed_points():
         torch.testing.assert_close(parameter.detach(), value, rtol=0, atol=0)
 
 
+def test_small_proximal_steps_are_the_explicit_ones():
+    explicit, proximal = make_model(), make_model()
+    first, second = anchored(explicit), anchored(proximal)
+    move(explicit)
+    move(proximal)
+    first.add_gradient_()
+    with torch.no_grad():
+        for parameter in explicit.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-6 * parameter.grad
+    second.proximal_step_([1e-6] * 5)
+    for a, b in zip(explicit.parameters(), proximal.parameters()):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
 def test_proximal_step_is_stable_for_a_huge_strength():
     model = make_model()
     ewc = anchored(model, strength=1e12)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
-from d2_smallobj.losses.size_weights import size_weights
+from d2_smallobj.losses.size_weights import SizeWeights, size_weights
 from d2_smallobj.losses.uncertainty import (
     SIGMA_FORMS,
     UncertaintyCrossEntropy,
@@ -468,3 +468,21 @@ def test_bad_tensors(form, change, message):
     tensors = {"labels": labels, "sigma_raw": raw, "doubtable": inside, **change}
     with pytest.raises(ValueError, match=message):
         UncertaintyCrossEntropy(form=form)(logits, **tensors)
+
+
+def test_labels_are_those_of_the_boxes_until_the_switch():
+    logits, raw, labels, inside = random_batch()
+    raw = raw.detach() + 5
+    loss = UncertaintyCrossEntropy()
+    before = loss(logits, labels, sigma_raw=raw, doubtable=inside)
+    loss.bootstrapping = True
+    assert loss(logits, labels, sigma_raw=raw, doubtable=inside) != before
+    assert loss.state_dict() == {}
+
+
+def test_tau_1_is_the_loss_without_size_weights():
+    logits, raw, labels, inside = random_batch()
+    weighted = UncertaintyCrossEntropy(size_weighted=True, weights=SizeWeights(tau=1))
+    value = weighted(logits, labels, sigma_raw=raw, doubtable=inside)
+    expected = UncertaintyCrossEntropy()(logits, labels, sigma_raw=raw, doubtable=inside)
+    torch.testing.assert_close(value, expected)
