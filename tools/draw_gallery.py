@@ -87,10 +87,7 @@ def make_row(cfg: CfgNode, x: dict[str, Any], models: dict[str, torch.nn.Module]
         scores = model([x])[0]["sem_seg"]
         predictions[name] = scores.argmax(dim=0).cpu().numpy().astype(np.uint8)
         table = match_image(
-            predictions[name],
-            semantic,
-            instances,
-            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            predictions[name], semantic, instances, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         ).table
         ious[name] = dict(zip(table.instance_id.tolist(), table.iou.tolist()))
     image = x["image"].numpy().transpose(1, 2, 0).astype(np.uint8)

@@ -204,8 +204,6 @@ def cityscapes_dicts(
     root: str | os.PathLike[str],
     split: str,
     *,
-    name: str | None = None,
-    prepare: str = "See datasets/README.md for the layout and where the files come from.",
     check: FileCheck | None = None,
 ) -> list[dict[str, Any]]:
     """List a split (``"train"``, ``"val"``) in detectron2's format without opening an image.
@@ -218,7 +216,7 @@ def cityscapes_dicts(
         FileNotFoundError: files are missing; one error for all.
     """
     images, truth = Path(root, "leftImg8bit", split), Path(root, "gtFine", split)
-    check = check or FileCheck(name or split, prepare)
+    check = check or FileCheck(split)
     if not (check.require_folder(images) & check.require_folder(truth)):
         check.raise_if_missing()
         return []

@@ -85,8 +85,7 @@ def read_class_names(text: str) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except FileNotFoundError as error:
-        close = difflib.get_close_matches(text, BUILT_IN, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = _closest(text, BUILT_IN)
         raise FileNotFoundError(
             error.errno, f"--classes: neither 'voc', 'coco', a number nor a file{hint}", text
         ) from error
@@ -98,7 +97,9 @@ def read_class_names(text: str) -> tuple[str, ...]:
         if not name:
             raise ValueError(f"{path}, line {number}: empty; every line names a class")
         if name in seen:
-            raise ValueError(f"{path}, line {number}: {name!r} again, as in line {seen[name]}")
+            raise ValueError(
+                f"{path}, line {number}: duplicate class name {name!r}, as in line {seen[name]}"
+            )
         seen[name] = number
     if not names:
         raise ValueError(f"{path}: no class name in it")
@@ -132,7 +133,7 @@ def background_ids(names: Sequence[str]) -> tuple[int, ...]:
 
 
 def short_name(name: str) -> str:
-    """A class name as logs and messages show it: of some sets they have hundreds of letters."""
+    """Shorten a class name for logs and messages: some have hundreds of letters."""
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
 
 
@@ -224,7 +225,13 @@ def _map_categories(
         pairs = [(name, name) for name in class_names[1:]]
         where = f"--classes: a class of {source} is called by its category's name"
     else:
-        pairs = list(_read_map(map_file).items())
+        content = _read_json(map_file)
+        if not isinstance(content, dict) or not content:
+            raise ValueError(
+                f'{map_file}: expected a JSON object such as {{"television_set": "tvmonitor"}}, '
+                f"got {type(content).__name__}"
+            )
+        pairs = list(content.items())
         where = f"{map_file}"
     ids = {name: category for category, name in categories.items()}
     found: dict[int, int] = {}
@@ -242,16 +249,6 @@ def _map_categories(
             )
         found[category] = label
     return found
-
-
-def _read_map(path: str | os.PathLike[str]) -> dict[str, object]:
-    content = _read_json(path)
-    if not isinstance(content, dict) or not content:
-        raise ValueError(
-            f'{path}: expected a JSON object such as {{"television_set": "tvmonitor"}}, got '
-            f"{type(content).__name__}"
-        )
-    return content
 
 
 def _read_json(path: str | os.PathLike[str]) -> Any:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from d2_smallobj.utils.messages import itemized
 
+_ADVICE = "See datasets/README.md for the layout and where the files come from."
+
 
 class FileCheck:
     """Collect the missing files of a data set and raise one error for all.
@@ -15,8 +17,8 @@ class FileCheck:
     a whole is named once. ``prepare`` says in a sentence what to do about missing files.
     """
 
-    def __init__(self, data_set: str, prepare: str) -> None:
-        self._data_set = data_set
+    def __init__(self, data_set: str, prepare: str = _ADVICE) -> None:
+        self.data_set = data_set
         self._prepare = prepare
         self._listings: dict[str, frozenset[str] | None] = {}
         self._missing: dict[str, None] = {}
@@ -63,7 +65,7 @@ class FileCheck:
         if not self._missing:
             return
         missing = itemized("path(s) missing", self.missing)
-        raise FileNotFoundError(f"data set {self._data_set!r}: {missing}\n{self._prepare}")
+        raise FileNotFoundError(f"data set {self.data_set!r}: {missing}\n{self._prepare}")
 
     def _listing(self, folder: str) -> frozenset[str] | None:
         """Names in ``folder``, or None if it is no folder."""

@@ -84,8 +84,6 @@ def voc_dicts(
     label_dir: str,
     instance_dir: str | None = None,
     list_file: str | None = None,
-    name: str | None = None,
-    prepare: str = "See datasets/README.md for the layout and where the files come from.",
     check: FileCheck | None = None,
 ) -> list[dict[str, Any]]:
     """List a data set in the VOC layout in detectron2's format without opening an image.
@@ -97,9 +95,7 @@ def voc_dicts(
             names label files of its own.
         instance_dir: folder of the instance maps below ``root``, if there are any.
         list_file: the list's path below ``root`` if it is not in ``ImageSets/Segmentation``.
-        name: the data set's name for messages; default: ``split``.
-        prepare: what to do about missing files, a sentence for the message.
-        check: records missing files; default: a new one.
+        check: records missing files, with the data set's name; default: a new one of ``split``.
 
     Returns:
         One dict per image: ``file_name``, ``sem_seg_file_name``, ``image_id`` (str), and
@@ -111,7 +107,7 @@ def voc_dicts(
     """
     root = Path(root)
     list_path = root / list_file if list_file else find_list(root, split)
-    check = check or FileCheck(name or split, prepare)
+    check = check or FileCheck(split)
     folders = {"sem_seg_file_name": label_dir}
     if instance_dir is not None:
         folders["ins_seg_file_name"] = instance_dir
@@ -212,8 +208,6 @@ def coco_dicts(
     kind: str = "coco",
     class_names: Sequence[str] | None = None,
     label_dir: str | os.PathLike[str] | None = None,
-    name: str | None = None,
-    prepare: str = "See datasets/README.md for the layout and where the files come from.",
     check: FileCheck | None = None,
 ) -> list[dict[str, Any]]:
     """List a data set of COCO or LVIS images without opening one.
@@ -226,9 +220,7 @@ def coco_dicts(
         label_dir: folder of semantic maps; see :func:`label_path`. With it, images without any
             annotation are left out, since methods that learn from image-level labels write none for
             them. Without it, the annotation file is the ground truth.
-        name: the data set's name for messages; default: the annotation file's.
-        prepare: what to do about missing files, a sentence for the message.
-        check: records missing files; default: a new one.
+        check: records missing files, with the data set's name; default: a new one of the file.
 
     Returns:
         One dict per image: ``file_name``, ``image_id`` (int), ``height``, ``width``, and
@@ -239,7 +231,7 @@ def coco_dicts(
         ValueError: the annotation file is malformed or has other classes.
     """
     json_path, image_dir = Path(json_path), Path(image_dir)
-    check = check or FileCheck(name or json_path.stem, prepare)
+    check = check or FileCheck(json_path.stem)
     if not check.require(json_path, one_of_many=False):
         check.require_folder(image_dir)
         if label_dir is not None:

@@ -58,7 +58,7 @@ class DatasetSpec:
 
     Attributes:
         name: its name in the catalogs.
-        lister: lists its dicts, reading files; takes ``name``, ``prepare`` and ``check``.
+        lister: lists its dicts, reading files; takes ``check``.
         folder: the folder that holds it.
         class_names: names of its classes, background first.
         command: the command that makes its files; empty if they must be downloaded.
@@ -94,7 +94,7 @@ class DatasetSpec:
 
     def list_files(self, check: FileCheck | None = None) -> list[dict[str, Any]]:
         """List the dicts without making files; ``check`` notes what is missing."""
-        return self.lister(name=self.name, prepare=self.prepare_command, check=check)
+        return self.lister(check=check or FileCheck(self.name, self.prepare_command))
 
     def metadata(self) -> dict[str, Any]:
         """Return the entries for ``MetadataCatalog``."""
@@ -160,11 +160,11 @@ def binary_spec(spec: DatasetSpec, category: str) -> DatasetSpec:
 
 
 def _one_class(
-    lister: _Lister, class_id: int | None, rule: LabelRule, **arguments: Any
+    lister: _Lister, class_id: int | None, rule: LabelRule, *, check: FileCheck
 ) -> list[dict[str, Any]]:
     """List a data set's dicts with one class only."""
     dicts = []
-    for record in lister(**arguments):
+    for record in lister(check=check):
         boxes = {"boxes": only_class(record["boxes"], class_id)} if "boxes" in record else {}
         dicts.append({**record, **boxes, "label_rule": rule})
     return dicts
@@ -277,12 +277,9 @@ def _boxed_specs(root: Path, specs: Mapping[str, DatasetSpec]) -> Iterator[Datas
         yield dataclasses.replace(masks, name=f"coco_{year}_train_81_mixed", lister=boxed)
 
 
-def _with_voc_boxes(
-    lister: _Lister, folder: Path, *, check: FileCheck | None = None, **arguments: Any
-) -> list[dict[str, Any]]:
+def _with_voc_boxes(lister: _Lister, folder: Path, *, check: FileCheck) -> list[dict[str, Any]]:
     """List VOC's dicts with the boxes of ``Annotations/<id>.xml``."""
-    check = check or FileCheck(arguments["name"], arguments["prepare"])
-    dicts = lister(check=check, **arguments)
+    dicts = lister(check=check)
     paths = [os.path.join(folder, f"{record['image_id']}.xml") for record in dicts]
     for path in paths:
         check.require(path)
@@ -295,12 +292,14 @@ def _with_voc_boxes(
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError(f"{arguments['name']}: {itemized('bad annotation(s)', problems)}")
+        raise ValueError(f"{check.data_set}: {itemized('bad annotation(s)', problems)}")
     return boxed
 
 
-def _with_coco_boxes(lister: _Lister, annotations: Path, **arguments: Any) -> list[dict[str, Any]]:
+def _with_coco_boxes(
+    lister: _Lister, annotations: Path, *, check: FileCheck
+) -> list[dict[str, Any]]:
     """List COCO's dicts with the boxes of the annotation file."""
-    dicts = lister(**arguments)
+    dicts = lister(check=check)
     boxes = coco_boxes(annotations)
     return [{**record, "boxes": boxes[record["image_id"]]} for record in dicts]

@@ -309,11 +309,7 @@ def evaluation_logger() -> logging.Logger:
 
 
 def check_task(task: str) -> str:
-    """Return a key for the results, which is also the name of a folder.
-
-    Raises:
-        ValueError: it is no word; detectron2 joins keys by "/".
-    """
+    """Return a word, which is a key of the results (detectron2 joins them by "/") and a folder."""
     if not isinstance(task, str) or not re.fullmatch(r"[\w.-]+", task):
         raise ValueError(f"task must be a word of letters, digits, '_', '.' and '-', got {task!r}")
     return task

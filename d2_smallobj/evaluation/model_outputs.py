@@ -24,21 +24,9 @@ def predicted_labels(
     dataset_name: str = "",
     prediction_fn: PredictionFn | None = None,
 ) -> np.ndarray:
-    """Get the label map of one image out of a model's output.
+    """Get the (H, W) integer label map of one image out of a model's output.
 
-    Args:
-        output: a dict with ``sem_seg``, or what ``prediction_fn`` takes.
-        record: the image's dataset dict.
-        num_classes: C.
-        dataset_name: the data set, for messages.
-        prediction_fn: makes labels or scores of the output.
-
-    Returns:
-        (H, W) integer labels.
-
-    Raises:
-        TypeError: the output has no ``sem_seg``, or is neither integer labels nor scores.
-        ValueError: it has scores for more or fewer classes than the data set has.
+    Raises TypeError if the output has no ``sem_seg``, or is neither integer labels nor scores.
     """
     if prediction_fn is not None:
         found = prediction_fn(output, record)
@@ -59,20 +47,10 @@ def to_labels(
     *,
     what: str = "sem_seg",
 ) -> np.ndarray:
-    """Turn labels or scores into a label map.
+    """Turn (C, H, W) scores or (H, W) integer labels, on any device, into a label map.
 
-    Args:
-        prediction: (C, H, W) logits or probabilities, or (H, W) integer labels, on any device.
-        num_classes: C.
-        dataset_name: the data set, for messages.
-        what: the prediction's name in messages.
-
-    Returns:
-        (H, W) integer labels, uint8 from scores of at most 256 classes.
-
-    Raises:
-        TypeError: a two-dimensional prediction does not hold integers.
-        ValueError: it has neither two nor three dimensions, or C differs.
+    Scores of at most 256 classes give uint8. Other types are a TypeError, other shapes a
+    ValueError.
     """
     if isinstance(prediction, np.ndarray) and prediction.ndim == 2:
         # Kept in numpy: torch lacks some of its types.

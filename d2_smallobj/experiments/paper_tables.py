@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib.resources
-import io
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from d2_smallobj.statistics.ranking import RankTable, format_rank_table, rank_table, spearman
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import atomic_write_text, write_csv
 from d2_smallobj.utils.options import look_up_option
 from d2_smallobj.utils.tables import markdown_table
 
@@ -297,7 +296,7 @@ def _write_figures(path: Path, names: Sequence[str], groups: _Groups) -> None:
         ]
         for key, values in groups.items()
     ]
-    _write_csv(path, [*names, "seeds", *columns], rows)
+    write_csv(path, [*names, "seeds", *columns], rows)
 
 
 def _write_gains(path: Path, gains: Sequence[Gain]) -> None:
@@ -307,13 +306,7 @@ def _write_gains(path: Path, gains: Sequence[Gain]) -> None:
         row = [gain.data_set, gain.method, gain.variant, gain.figure]
         numbers = [gain.baseline, gain.value, statistics.fmean(gain.gains), _deviation(gain.gains)]
         rows.append([*row, *map(_cell, numbers), len(gain.gains)])
-    _write_csv(path, [*names, "gain", "gain_sd", "seeds"], rows)
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    atomic_write_text(path, text.getvalue())
+    write_csv(path, [*names, "gain", "gain_sd", "seeds"], rows)
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -34,9 +34,6 @@ class CrfOptions:
         bilateral_sxy: standard deviation of the appearance kernel in space, pixels, > 0.
         bilateral_srgb: the same in colour, grey levels of 0..255, > 0.
         bilateral_weight: its weight, >= 0.
-
-    Raises:
-        ValueError: names the attribute, the rule and the received value.
     """
 
     iterations: int = 10
@@ -51,14 +48,10 @@ class CrfOptions:
             raise ValueError(f"iterations must be an integer, got {self.iterations!r}")
         if self.iterations < 1:
             raise ValueError(f"iterations must be >= 1, got {self.iterations}")
-        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be finite and > 0, got {value!r}")
-        for name in ("gaussian_weight", "bilateral_weight"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+        for name, value in dataclasses.asdict(self).items():
+            rule = ">= 0" if name.endswith("_weight") else "> 0"
+            if not math.isfinite(value) or value < 0 or (value == 0 and rule == "> 0"):
+                raise ValueError(f"{name} must be finite and {rule}, got {value!r}")
 
 
 class DenseCrf:
@@ -72,9 +65,6 @@ class DenseCrf:
     ``k(i, j) / sqrt(sum_l k(i, l) sum_l k(j, l))``, j = i included, as in the implementation
     that the field uses (pydensecrf). The smoothness kernel is computed as it stands, the
     appearance kernel by a permutohedral lattice.
-
-    Args:
-        options: weights and widths.
     """
 
     def __init__(self, options: CrfOptions | None = None) -> None:

@@ -23,12 +23,8 @@ class PermutohedralLattice:
     points that no point touches are left out, so that sparse data lose some of the weight between
     distant points. The result has one constant factor, which a normalisation divides out.
 
-    Args:
-        features: float (N, d), d >= 1, N >= 1, finite; divided by the wanted standard deviation.
-
-    Raises:
-        ValueError: if ``features`` has another shape, is not finite, or spans so many standard
-            deviations that lattice points cannot be numbered.
+    ``features`` are finite float (N, d), N and d >= 1, divided by the wanted standard deviation;
+    ValueError if they span so many that lattice points cannot be numbered.
     """
 
     def __init__(self, features: np.ndarray) -> None:
@@ -92,11 +88,9 @@ def _elevate(features: np.ndarray) -> np.ndarray:
 
 
 def _enclosing_simplex(elevated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The simplex that holds each point.
+    """Return the corner of remainder 0 of each point's simplex, and the ranks of the coordinates.
 
-    Returns:
-        Its corner of remainder 0, in units of d + 1, int32 (d + 1, N), and the rank of every
-        coordinate by its distance from that corner, largest first, int32 (d + 1, N).
+    Both int32 (d + 1, N): the corner in units of d + 1; ranks by distance from it, largest first.
     """
     size = len(elevated)
     nearest = np.rint(elevated / size).astype(np.int32)

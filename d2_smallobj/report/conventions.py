@@ -6,10 +6,8 @@ and width of a map.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +16,7 @@ import numpy as np
 
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.report.labelled_images import IGNORE, LabelledImage
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import write_csv
 from d2_smallobj.utils.opencv import cv2
 from d2_smallobj.utils.tables import markdown_table
 
@@ -148,15 +146,13 @@ def convention_table(rows: Sequence[ConventionRow]) -> str:
 
 def write_conventions(path: str | os.PathLike[str], rows: Sequence[ConventionRow]) -> None:
     """Write all figures as CSV: one line per set of predictions, convention and figure."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["predictions", "convention", "figure", "percent"])
-    for row in rows:
-        for convention, figures in row.figures.items():
-            for name, value in figures.items():
-                cell = "" if math.isnan(value) else f"{value:.6f}"
-                writer.writerow([row.name, convention, name, cell])
-    atomic_write_text(path, text.getvalue())
+    lines = [
+        [row.name, convention, name, "" if math.isnan(value) else f"{value:.6f}"]
+        for row in rows
+        for convention, figures in row.figures.items()
+        for name, value in figures.items()
+    ]
+    write_csv(path, ["predictions", "convention", "figure", "percent"], lines)
 
 
 def _score(

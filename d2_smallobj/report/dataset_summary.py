@@ -5,12 +5,10 @@ Legend: C object classes; B size bins.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +16,7 @@ import numpy as np
 from d2_smallobj.annotations.coco_maps import FATES, Accounting
 from d2_smallobj.report.drawing import hide_frame, new_figure, save_figure
 from d2_smallobj.statistics.balance import SizeStatistics
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import write_csv
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.tables import markdown_table, number
 
@@ -165,7 +163,7 @@ def write_counts(path: str | os.PathLike[str], sets: Sequence[SizeStatistics]) -
         for one in sets
         for name, counts in zip(one.class_names, one.counts.tolist())
     ]
-    _write_csv(path, ["data set", "class", *sets[0].size_names, "all"], rows)
+    write_csv(path, ["data set", "class", *sets[0].size_names, "all"], rows)
 
 
 def write_balance(path: str | os.PathLike[str], sets: Sequence[SizeStatistics]) -> None:
@@ -180,7 +178,7 @@ def write_balance(path: str | os.PathLike[str], sets: Sequence[SizeStatistics]) 
         ]
         for one in sets
     ]
-    _write_csv(path, header, rows)
+    write_csv(path, header, rows)
 
 
 def format_counts(statistics: SizeStatistics) -> str:
@@ -227,14 +225,6 @@ def _cells(counts: Sequence[int]) -> list[str]:
     return [f"{count:,}" for count in (*counts, sum(counts))]
 
 
-def _write_csv(path: str | os.PathLike[str], header: list[str], rows: Iterable[list]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    atomic_write_text(path, text.getvalue())
-
-
 def format_accounting(result: Accounting) -> str:
     """Lay out the fates as a Markdown table: a row for each category with annotations, and all."""
     total = result.total
@@ -262,7 +252,7 @@ def write_accounting(path: str | os.PathLike[str], result: Accounting) -> None:
     for category, name in result.names.items():
         counts = result.counts.get(category, {})
         rows.append([category, name, *(counts.get(fate, 0) for fate in FATES)])
-    _write_csv(path, header, rows)
+    write_csv(path, header, rows)
 
 
 def _fate_cells(counts: Counter[str], fates: Sequence[str]) -> list[str]:

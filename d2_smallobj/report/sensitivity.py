@@ -8,9 +8,7 @@ Legend: H, W height and width of a map; N points of a curve.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -28,7 +26,7 @@ from d2_smallobj.report.labelled_images import (
     growth_order,
     perfect_match,
 )
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import write_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -221,13 +219,12 @@ def _stack(points: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
 
 def write_curves(path: str | os.PathLike[str], curves: Sequence[Curve]) -> None:
     """Write curves as one CSV: name, what was done, figures in percent (undefined: empty)."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["curve", *curves[0].columns, *curves[0].figures])
-    for curve in curves:
-        for row in zip(*curve.columns.values(), *curve.figures.values()):
-            writer.writerow([curve.name, *(_cell(value) for value in row)])
-    atomic_write_text(path, text.getvalue())
+    rows = [
+        [curve.name, *map(_cell, row)]
+        for curve in curves
+        for row in zip(*curve.columns.values(), *curve.figures.values())
+    ]
+    write_csv(path, ["curve", *curves[0].columns, *curves[0].figures], rows)
 
 
 def _cell(value: object) -> str:

@@ -97,11 +97,7 @@ class Inputs:
     open_dataset: DatasetOpener | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Check that there is one ground truth and that the other options go with it.
-
-        Raises:
-            ValueError: there is none or more than one, or an option does not go with it.
-        """
+        """Check that there is exactly one ground truth and that the other options go with it."""
         given = [name for name in _KINDS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -144,14 +140,8 @@ class Inputs:
     def open_truth(self, *, label_maps: bool = True) -> GroundTruth:
         """Open the ground truth, with its class names and stuff classes.
 
-        Args:
-            label_maps: whether label maps are needed; without, an annotation file may have more
-                categories than an 8-bit label map has labels.
-
-        Raises:
-            FileNotFoundError, NotADirectoryError: a file or folder is missing.
-            ValueError: a file is malformed; :class:`InputError` if several are.
-            ImportError: a registered data set needs detectron2 or torch, which is missing.
+        Without ``label_maps``, an annotation file may have more categories than an 8-bit label map
+        has labels. Raises OSError, ValueError or ImportError (a registered data set without torch).
         """
         listed = None
         if self.image_list is not None:
@@ -217,11 +207,7 @@ def _flag(name: str) -> str:
 
 
 def choose_ignore_label(given: int | None, truth: GroundTruth) -> int:
-    """Return the label of ignored pixels: the given one, else the ground truth's, else 255.
-
-    Raises:
-        ValueError: the ground truth has another one than is given.
-    """
+    """Return the label of ignored pixels: given, the ground truth's (they must agree), or 255."""
     own = truth.ignore_label
     if given is not None and own is not None and given != own:
         raise ValueError(f"--ignore-label: this ground truth ignores {own}, got {given}")
@@ -246,13 +232,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The images to score.
-
-    Attributes:
-        tasks: the images, by id.
-        unused: names of predictions without ground truth, sorted.
-        problems: what is wrong with the images that are not among the tasks.
-    """
+    """The images to score by id, predictions without ground truth, problems of other images."""
 
     tasks: list[Task]
     unused: list[str]
@@ -264,18 +244,9 @@ def make_plan(
 ) -> Plan:
     """Find the prediction of every image; compare sizes and modes by the files' headers alone.
 
-    Args:
-        truth: the ground truth; its images are the ones to score.
-        predictions: the predictions; those of other images are left unused.
-        shard: (i, n): every n-th image from the i-th on, in the order of ids. Missing
-            predictions are found for all images, headers checked for these only.
-
-    Returns:
-        The plan. Its problems are predictions that are missing, ambiguous, of another size, or no
-        label maps, and ground-truth maps that are missing or disagree in size.
-
-    Raises:
-        ValueError: there is no image.
+    ``shard`` (i, n) takes every n-th image from the i-th on, in the order of ids: missing
+    predictions are found for all images, headers checked for these only. Problems of single images
+    are noted in the plan; a ground truth without images is a ValueError.
     """
     if not truth.images:
         raise ValueError("the ground truth has no images")

@@ -25,19 +25,10 @@ from d2_smallobj.utils.problems import Problems
 def measure_instances(
     truth: GroundTruth, *, source: str, jobs: int = 1, progress: bool = False
 ) -> InstanceSizes:
-    """Measure all instances of a ground truth.
+    """Measure all instances of a ground truth; ``source`` is its name in messages.
 
-    Args:
-        truth: with class names.
-        source: the data set's name in messages.
-        jobs: processes that read label maps; annotation files are measured in this one, which
-            takes less time than sending them.
-        progress: show a progress bar on stderr.
-
-    Raises:
-        InputError: maps or annotations are malformed; lists all of them.
-        ValueError: the ground truth has no images.
-        WorkerError: a process was killed.
+    ``jobs`` processes read label maps; annotation files are measured in this one, which takes less
+    time than sending them. All malformed images are one :class:`InputError`.
     """
     if not truth.images:
         raise ValueError(f"{source}: the data set has no images")
@@ -94,18 +85,10 @@ def _measure_annotations(image: TruthImage, *, truth: GroundTruth) -> InstanceSi
 def annotation_sizes(
     annotations: Iterable[Annotation], height: int, width: int, source: str
 ) -> InstanceSizes:
-    """Measure the instances of an image without painting it.
+    """Measure an image's annotations, in the order of the file, without painting them.
 
-    Equals :func:`.balance.map_sizes` of :meth:`.coco.InstanceAnnotations.maps`.
-
-    Args:
-        annotations: of the image, in the order of the file.
-        height: H.
-        width: W.
-        source: the file that they come from, for messages.
-
-    Raises:
-        ValueError: a mask is malformed; names the annotation.
+    Equals :func:`.balance.map_sizes` of :meth:`.coco.InstanceAnnotations.maps`; ValueError names
+    ``source`` and the annotation whose mask is malformed.
     """
     runs, class_ids = [], []
     for annotation in annotations:

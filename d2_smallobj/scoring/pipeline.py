@@ -56,11 +56,7 @@ class Settings:
     shard: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: one is out of range.
-        """
+        """Check the values."""
         look_up_option("mode", self.mode, MODES)
         check_worst(self.worst)
         if self.samples < 0 or self.seed < 0:
@@ -73,10 +69,7 @@ class Settings:
 class Scorer:
     """Reads and matches images; picklable, so that every process has one.
 
-    Attributes:
-        truth: the ground truth, with class names, stuff and ignore label.
-        mode: ``"exact"`` or ``"official"``.
-        label_ids: whether predictions hold Cityscapes' label ids.
+    ``label_ids``: predictions hold Cityscapes' label ids.
     """
 
     truth: GroundTruth
@@ -94,11 +87,9 @@ class Scorer:
         )
 
     def score(self, tasks: Sequence[Task]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Score some images.
+        """Score some images; return an accumulator's state and the problems of the other images.
 
-        Returns:
-            The state of an accumulator, and the problems of the images that are not in it. A
-            state is a few long arrays, which are sent faster than hundreds of short ones.
+        A state is a few long arrays, which are sent faster than hundreds of short ones.
         """
         accumulator, problems = self.new_accumulator(), Problems()
         for task in tasks:
@@ -130,13 +121,7 @@ class Scorer:
 class ScoringJob:
     """Inputs that were opened and checked, ready to be scored.
 
-    Attributes:
-        scorer: reads and matches the images.
-        plan: the images.
-        class_names: names of the classes.
-        options: how the run is made, for ``metrics.json``.
-        remarks: what the reader should know, one sentence each.
-        open_dataset: see :class:`.Inputs`.
+    ``options`` say how the run is made, for ``metrics.json``; ``remarks`` are sentences for it.
     """
 
     scorer: Scorer
@@ -150,16 +135,8 @@ class ScoringJob:
 def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = False) -> ScoringJob:
     """Open the inputs and check everything that can be checked without decoding a map.
 
-    Args:
-        inputs: predictions and ground truth.
-        settings: how to score.
-        defer: leave files with a wrong header to :func:`score`, whose error then lists them
-            together with those whose pixels are wrong.
-
-    Raises:
-        InputError: files are missing, unreadable, of another size or kind; lists all of them.
-        ValueError: an input is malformed, or options do not fit.
-        OSError: a file cannot be read.
+    All missing or unfitting files are one :class:`InputError`. With ``defer`` they are left to
+    :func:`score`, whose error then lists them together with those whose pixels are wrong.
     """
     settings = settings or Settings()
     truth = inputs.open_truth()
@@ -202,21 +179,10 @@ def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = F
 def score(
     prepared: ScoringJob, *, name: str = "", jobs: int = 1, progress: bool = False
 ) -> ScoredRun:
-    """Score the images; the result does not depend on ``jobs``.
+    """Score the images; the result does not depend on the number of processes, ``jobs``.
 
-    Args:
-        prepared: by :func:`prepare`.
-        name: of the run.
-        jobs: number of processes.
-        progress: show a progress bar on stderr.
-
-    Returns:
-        The run; a shard has no intervals.
-
-    Raises:
-        InputError: images could not be scored; lists all of them.
-        ValueError: ``jobs`` is below 1.
-        WorkerError: a process was killed.
+    A shard has no intervals. All images that could not be scored are one :class:`InputError`; a
+    killed process is a WorkerError.
     """
     plan, scorer = prepared.plan, prepared.scorer
     accumulator, problems = scorer.new_accumulator(), Problems()

@@ -27,15 +27,7 @@ Entry = Union[str, tuple[tuple[int, Any], ...]]
 
 
 class FolderPredictions:
-    """Label maps in a folder, ``<name of the image>.png`` or ``.npy``.
-
-    Args:
-        path: the folder.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: there is no such folder.
-        ValueError: there is no label map in it.
-    """
+    """Label maps in a folder, ``<image>.png`` or ``.npy``; ValueError if there is none."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._folder = LabelFolder(path, "--predictions")
@@ -61,17 +53,8 @@ class JsonPredictions:
     An image is known by the last part of its ``file_name`` without suffix; no file is opened by
     that name. ``category_id`` is the label, or the data set's own id where the metadata have
     ``stuff_dataset_id_to_contiguous_id``. Every pixel must have exactly one label, as detectron2
-    writes it: any other choice would be a guess.
-
-    Args:
-        path: the file.
-        classes: class by ``category_id``; ``None``: they are the same.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or not such a list.
-        InputError: entries are malformed, are of no category of the data set, or different images
-            share a name; lists them.
+    writes it: any other choice would be a guess. ``classes`` gives the class by ``category_id``;
+    ``None``: they are the same. Malformed entries are one :class:`InputError` that lists them.
     """
 
     def __init__(
@@ -140,15 +123,7 @@ Predictions = Union[FolderPredictions, JsonPredictions]
 def open_predictions(
     path: str | os.PathLike[str], json_classes: Mapping[int, int] | None = None
 ) -> Predictions:
-    """Open a folder of label maps, the JSON file, or a folder that holds it.
-
-    Args:
-        path: the folder or the file.
-        json_classes: class by ``category_id`` of the JSON file; ``None``: they are the same.
-
-    Raises:
-        OSError, ValueError: as :class:`FolderPredictions` and :class:`JsonPredictions`.
-    """
+    """Open a folder of label maps, the JSON file (classes by ``category_id``), or its folder."""
     path = Path(path)
     if not path.is_dir():
         return JsonPredictions(path, json_classes)
@@ -161,18 +136,7 @@ def open_predictions(
 
 
 def check_prediction(entry: Entry, size: tuple[int, int]) -> str | None:
-    """Compare a prediction's size with its ground truth's, without decoding it.
-
-    Args:
-        entry: the prediction.
-        size: (H, W) of the ground truth.
-
-    Returns:
-        The difference as text, or ``None``.
-
-    Raises:
-        OSError, ValueError: a file is missing or not a label map; names it.
-    """
+    """Say how a prediction's size differs from (H, W), without decoding it; ``None`` if it fits."""
     if isinstance(entry, str):
         found = [label_size(entry)]
     else:
@@ -186,20 +150,10 @@ def check_prediction(entry: Entry, size: tuple[int, int]) -> str | None:
 def read_prediction(
     entry: Entry, size: tuple[int, int], where: str, *, label_ids: bool = False
 ) -> np.ndarray:
-    """Read a prediction.
+    """Read a prediction as (H, W) integers; ``where`` names run lengths in messages.
 
-    Args:
-        entry: a file, or labels and run lengths.
-        size: (H, W) of the ground truth, for run lengths.
-        where: its name in messages, if it is not a file.
-        label_ids: whether it holds Cityscapes' label ids, to become train ids.
-
-    Returns:
-        (H, W) integers.
-
-    Raises:
-        OSError, ValueError: it is missing, corrupt or not a label map, or a pixel has no label
-            or several.
+    ``label_ids``: it holds Cityscapes' label ids, to become train ids. Raises OSError or ValueError
+    for a missing or corrupt file, or a pixel with no label or several.
     """
     labels = read_labels(entry) if isinstance(entry, str) else _paint(entry, size, where)
     return predicted_train_ids(labels, where) if label_ids else labels

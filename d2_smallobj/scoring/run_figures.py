@@ -33,12 +33,7 @@ FORMAT = 3
 
 
 def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Make the content of ``metrics.json``, with NaN where figures are undefined.
-
-    Args:
-        run: the run.
-        extra: further keys, put first.
-    """
+    """Make the content of ``metrics.json``, ``extra`` keys first; undefined figures are NaN."""
     bins = run.size_bins
     few = few_instances(run.table, run.class_names, bins, stuff=run.stuff)
     return {
@@ -156,12 +151,7 @@ def _plain(value: Any) -> Any:
 def format_figures(figures: Mapping[str, float], class_names: Sequence[str]) -> str:
     """Lay out figures as text tables: the headline, those by image, a row for every class present.
 
-    Args:
-        figures: what :func:`d2_smallobj.metrics.summary.summarize` returns.
-        class_names: names by category.
-
-    Returns:
-        The text; ``-`` stands for an undefined figure, and long names are cut.
+    ``-`` stands for an undefined figure; long names are cut.
     """
     names = list(figures)
     first = names.index("images")

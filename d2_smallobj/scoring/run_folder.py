@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from d2_smallobj.metrics import OUTCOMES, BlobTable, InstanceTable, PixelTable, 
 from d2_smallobj.scoring import run_figures
 from d2_smallobj.scoring.inputs import DatasetOpener
 from d2_smallobj.scoring.scored_run import SOURCE_KINDS, PixelSources, ScoredRun
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import atomic_write_text, csv_text
 
 INSTANCES_FILE = "instances.csv"
 DETAILS_FILE = "instance_details.csv"
@@ -62,14 +61,7 @@ _CORNER = "ground truth \\ prediction"
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Check that a folder can be written, before hours are spent on its content.
-
-    Args:
-        folder: the folder; created if it is missing.
-
-    Raises:
-        OSError: it cannot be created or written; names it.
-    """
+    """Make a folder and check that it can be written, before hours are spent on its content."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -85,13 +77,8 @@ def save_run(
 ) -> None:
     """Write a run, each file atomically, ``metrics.json`` last.
 
-    Args:
-        folder: created if it is missing; files of an earlier run in it are replaced.
-        run: the run. Its name is not written: a run is called by its folder's name.
-        extra: further keys of ``metrics.json``.
-
-    Raises:
-        OSError: a file cannot be written; names it.
+    Files of an earlier run in the folder are replaced. The run's name is not written: a run is
+    called by its folder's name. ``extra`` keys go into ``metrics.json``.
     """
     details = zip(*(getattr(run.table, name).tolist() for name in _DETAIL_COLUMNS))
     files = getattr(run.sources, "files", {})
@@ -100,11 +87,11 @@ def save_run(
     confusion = zip(run.class_names, run.confusion.tolist())
     contents = {
         INSTANCES_FILE: _instances_csv(run),
-        DETAILS_FILE: _csv(_DETAIL_COLUMNS, details),
+        DETAILS_FILE: csv_text(_DETAIL_COLUMNS, details),
         BLOBS_FILE: _table_csv(run.blobs),
-        IMAGES_FILE: _csv(_IMAGE_COLUMNS, images),
+        IMAGES_FILE: csv_text(_IMAGE_COLUMNS, images),
         PIXELS_FILE: _table_csv(run.pixels),
-        CONFUSION_FILE: _csv((_CORNER, *run.class_names), ((n, *row) for n, row in confusion)),
+        CONFUSION_FILE: csv_text((_CORNER, *run.class_names), ((n, *row) for n, row in confusion)),
         METRICS_FILE: run_figures.dumps(run_figures.describe(run, extra)),
     }
     for name in RUN_FILES:
@@ -114,18 +101,10 @@ def save_run(
 def load_run(
     folder: str | os.PathLike[str], *, open_dataset: DatasetOpener | None = None
 ) -> ScoredRun:
-    """Read a run back.
+    """Read a run back, equal to the one written in every bit; its folder's name is the run's.
 
-    Args:
-        folder: what :func:`save_run` wrote; its own name is the run's.
-        open_dataset: see :class:`.Inputs`; opens the pixels of a registered data set for a report.
-
-    Returns:
-        The run, equal to the one written in every bit.
-
-    Raises:
-        FileNotFoundError: a file is missing; names all that are.
-        ValueError: a file is malformed, or the files do not belong together; names it.
+    Missing files are a FileNotFoundError that names them; malformed files, or files that do not
+    belong together, a ValueError.
     """
     folder = Path(folder)
     missing = [name for name in RUN_FILES if not (folder / name).is_file()]
@@ -159,12 +138,9 @@ def load_run(
 def load_runs(
     folders: Sequence[str | os.PathLike[str]], *, open_dataset: DatasetOpener | None = None
 ) -> list[ScoredRun]:
-    """Read several runs and give them names that differ.
+    """Read several runs and give them names that differ; a folder given twice is a ValueError.
 
     Folders of one name (``a/val`` and ``b/val``) get as much of their paths as tells them apart.
-
-    Raises:
-        ValueError: a folder is given twice; otherwise as :func:`load_run`.
     """
     parts = [Path(folder).resolve().parts for folder in folders]
     twice = sorted({os.path.join(*path) for path in parts if parts.count(path) > 1})
@@ -228,7 +204,7 @@ def _instances_csv(run: ScoredRun) -> str:
     # repr keeps every bit, so that figures can be computed from the file.
     columns["charged"] = list(map(repr, columns["charged"]))
     columns["iou"] = list(map(repr, run.table.iou.tolist()))
-    return _csv(_INSTANCE_COLUMNS, zip(*(columns[name] for name in _INSTANCE_COLUMNS)))
+    return csv_text(_INSTANCE_COLUMNS, zip(*(columns[name] for name in _INSTANCE_COLUMNS)))
 
 
 def _read_instances(path: Path, details: Path) -> InstanceTable:
@@ -281,15 +257,7 @@ def _read_confusion(path: Path, class_names: Sequence[str]) -> np.ndarray:
 
 def _table_csv(table: BlobTable | PixelTable) -> str:
     columns = table.columns()
-    return _csv(columns, zip(*(column.tolist() for column in columns.values())))
-
-
-def _csv(header: Iterable[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(columns, zip(*(column.tolist() for column in columns.values())))
 
 
 def _read_rows(path: Path, header: Sequence[str]) -> list[list[str]]:

@@ -20,11 +20,7 @@ _SHARD = re.compile(r"(\d+)/(\d+)")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Read ``i/n``, i from 1 to n.
-
-    Raises:
-        ValueError: it has another form, or i is not in 1..n.
-    """
+    """Read ``i/n``, i from 1 to n; ValueError for anything else."""
     match = _SHARD.fullmatch(text.strip())
     part, parts = map(int, match.groups()) if match else (0, 0)
     if not 1 <= part <= parts:
@@ -38,17 +34,10 @@ def merge(
     name: str = "",
     open_dataset: DatasetOpener | None = None,
 ) -> ScoredRun:
-    """Merge the shards of a run: to the bit what one run over all images gives.
+    """Merge the shards of a run, in any order: to the bit what one run over all images gives.
 
-    Args:
-        folders: the folders of all shards, in any order.
-        name: name of the result.
-        open_dataset: see :class:`.Inputs`.
-
-    Raises:
-        ValueError: a shard is missing or given twice, a folder is not a shard, or shards were
-            scored with different inputs, options or classes; names the folders.
-        FileNotFoundError: a folder holds no scored run.
+    Raises ValueError if a shard is missing, given twice, or was scored with different inputs,
+    options or classes.
     """
     if not folders:
         raise ValueError("merge: give the folders of all shards, got none")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,6 +53,20 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8 to ``path`` atomically; see :func:`atomic_write`."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def write_csv(
+    path: str | os.PathLike[str], header: Iterable[object], rows: Iterable[Iterable[object]]
+) -> None:
+    """Write a table as CSV to ``path`` atomically; see :func:`csv_text`."""
+    atomic_write_text(path, csv_text(header, rows))
+
+
+def csv_text(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """Lay out a table as CSV, lines ending in a line feed."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
 
 
 def _umask() -> int:

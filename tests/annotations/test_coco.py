@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from d2_smallobj.annotations import image_lists
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.image_lists import coco_dicts, image_index
 
 
@@ -347,7 +348,7 @@ class TestCocoDicts:
         ("options", "error", "message"),
         [
             (
-                {"label_dir": "labels", "name": "s", "prepare": "Do it."},
+                {"label_dir": "labels", "check": FileCheck("s", "Do it.")},
                 FileNotFoundError,
                 r"'s': 1 path\(s\) missing:\n.*one\.png\nDo",
             ),

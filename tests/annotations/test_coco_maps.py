@@ -193,24 +193,14 @@ class TestBadFiles:
         ):
             write_coco_maps(coco, "val2017")
 
-    def test_a_name_that_climbs_out(self, coco):
-        rewrite(coco, lambda c: c["images"][0].update(file_name="../../x.jpg"))
-        with pytest.raises(ValueError, match=r"1 unusable file name\(s\)"):
-            write_coco_maps(coco, "val2017")
-        assert not (coco / "SegmentationClass81").exists()
-
     def test_other_categories(self, coco):
         rewrite(coco, lambda c: (c["categories"].pop(), c.update(annotations=[])))
         with pytest.raises(ValueError, match="expected COCO's 80 categories, got 79 or others"):
             write_coco_maps(coco, "val2017")
 
-    def test_no_file_and_half_a_file(self, coco):
+    def test_no_annotation_file(self, coco):
         with pytest.raises(FileNotFoundError, match=r"instances_train2014\.json"):
             write_coco_maps(coco, "train2014")
-        path = coco / "annotations/instances_val2017.json"
-        path.write_bytes(path.read_bytes()[:-100])
-        with pytest.raises(ValueError, match=r"val2017\.json: not a complete JSON file"):
-            write_coco_maps(coco, "val2017")
 
 
 SQUARE, CORNER = [[2, 2, 12, 2, 12, 12, 2, 12]], [[2, 2, 6, 2, 6, 6, 2, 6]]

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.image_lists import ListedImage, read_image_list, voc_dicts
 
 
@@ -95,7 +96,7 @@ def test_one_error_for_missing_files(voc):
     (voc / "JPEGImages/b.jpg").unlink()
     (voc / "PseudoLabels/irn/c.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"'irn_set': 2 path\(s\) missing") as caught:
-        voc_dicts(voc, "val", label_dir="PseudoLabels/irn", name="irn_set", prepare="Run this.")
+        voc_dicts(voc, "val", label_dir="PseudoLabels/irn", check=FileCheck("irn_set", "Run this."))
     text = str(caught.value)
     assert f"\n  {voc}/JPEGImages/b.jpg\n  {voc}/PseudoLabels/irn/c.png\nRun this." in text
 

@@ -188,14 +188,6 @@ def test_indices_are_what_was_written(tmp_path_factory, seed, shape, highest, mo
     assert np.array_equal(read_label_map(path), labels)
 
 
-def test_sixteen_bits(tmp_path):
-    labels = np.arange(600).reshape(20, 30)
-    (tmp_path / "a.png").write_bytes(encode_label_map(labels))
-    found = read_labels(tmp_path / "a.png")
-    assert found.dtype == np.uint16
-    assert np.array_equal(found, labels)
-
-
 @pytest.mark.parametrize("depth", [1, 2, 4])
 @pytest.mark.parametrize("colour", [0, 3])
 def test_several_pixels_to_a_byte(tmp_path, depth, colour):

@@ -210,16 +210,6 @@ def test_malformed_masks_are_listed(annotated):
         evaluate(Inputs(**{**inputs, "classes": None}), QUICK)
 
 
-def test_degenerate_polygons_have_no_area(annotated):
-    path, inputs = annotated
-    content = json.loads(path.read_text())
-    content["annotations"][2]["segmentation"] = [[1, 1, 2, 2], []]
-    path.write_text(json.dumps(content))
-    figures = evaluate(Inputs(**{**inputs, "classes": None}), QUICK).figures
-    assert (figures["instances"], figures["instances-shoe"]) == (2, 0)
-    assert ious(figures) == {100.0}
-
-
 def test_the_demo_by_name_equals_its_folders(tmp_path, registration):
     pytest.importorskip("torch")
     from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
@@ -426,17 +416,6 @@ def test_panoptic_files_that_do_not_fit(panoptic, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"0001\.png: id\(s\) 17 \(30 px\) have no entry in segm"):
         evaluate(Inputs(**inputs), QUICK)
-    content["annotations"][0]["segments_info"] += [{"id": 17, "category_id": 4}]
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"image 1: segment 17 has category_id 4, which is not in"):
-        evaluate(Inputs(**inputs), QUICK)
-    content["annotations"][0]["segments_info"].pop()
-    content["annotations"][0]["segments_info"] += [
-        {"id": 17, "category_id": 3}, {"id": 18, "category_id": 3}
-    ]  # fmt: skip
-    path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"0001\.png: segment\(s\) 18 of segments_info have no pi"):
-        evaluate(Inputs(**inputs), QUICK)
     (tmp_path / "maps/000000000002.png").unlink()
     with pytest.raises(InputError, match=r"1 panoptic PNG\(s\) of .* that are not in .*\n  0000"):
         evaluate(Inputs(**inputs), QUICK)
@@ -532,9 +511,6 @@ def test_cityscapes_files_that_do_not_fit(city, tmp_path):
     path = folder / "val/ulm/ulm_000002_000019_gtFine_instanceIds.png"
     write_label_map(path, np.full((16, 39), 7), palette=False)
     with pytest.raises(InputError, match=r"instanceIds\.png: height x width 16 x 39, but 16 x 40"):
-        evaluate(Inputs(**inputs), QUICK)
-    write_label_map(path, np.full((16, 40), 23), palette=False)
-    with pytest.raises(InputError, match=r"only 0 of 480 pixels have the same label .* same image"):
         evaluate(Inputs(**inputs), QUICK)
     path.unlink()
     with pytest.raises(InputError, match=r"1 instance map\(s\) missing beside the label map:\n.*u"):

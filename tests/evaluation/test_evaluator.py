@@ -301,21 +301,9 @@ def test_bad_ground_truth_is_named(dataset, change, error, message):
 @pytest.mark.parametrize(
     ("prediction", "error", "message"),
     [
-        (
-            torch.zeros(40, 51, dtype=int),
-            ValueError,
-            r"\(.*semantic/0\.png and .*shape",
-        ),
-        (
-            np.full((40, 50), 9),
-            ValueError,
-            r"\(.*must hold 0\.\.3 .*got 9 \(",
-        ),
-        (
-            torch.zeros(21, 40, 50),
-            ValueError,
-            r": .*\(4, H, W\) scores .*\(21, 40, 50\)",
-        ),
+        (torch.zeros(40, 51, dtype=int), ValueError, r"\(.*semantic/0\.png and .*shape"),
+        (np.full((40, 50), 9), ValueError, r"\(.*must hold 0\.\.3 .*got 9 \("),
+        (torch.zeros(21, 40, 50), ValueError, r": .*\(4, H, W\) scores .*\(21, 40, 50\)"),
         (torch.zeros(40, 50), TypeError, r": .*must hold integer labels, got torch\.float32"),
         (np.zeros((40, 50)), TypeError, r": .*must hold integer labels, got float64"),
     ],

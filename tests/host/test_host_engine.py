@@ -23,12 +23,7 @@ from detectron2.engine import (
 )
 from detectron2.solver import LRMultiplier
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import (
-    CommonMetricPrinter,
-    EventStorage,
-    JSONWriter,
-    get_event_storage,
-)
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, get_event_storage
 from detectron2.utils.logger import setup_logger
 
 

@@ -112,8 +112,4 @@ def test_results_are_printed_for_copying():
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-    assert lines == [
-        "copypaste: Task: toy",
-        "copypaste: mIoU",
-        "copypaste: 12.3457",
-    ]
+    assert lines == ["copypaste: Task: toy", "copypaste: mIoU", "copypaste: 12.3457"]

@@ -73,8 +73,7 @@ def assert_same(a, b, where=""):
 
 
 @pytest.mark.parametrize(
-    "part",
-    ["arguments", "resnets", "loaders", "transforms", "images", "solver", "image_list"],
+    "part", ["arguments", "resnets", "loaders", "transforms", "images", "solver", "image_list"]
 )
 def test_parts_are_equal(results, part):
     assert_same(results["embedded"][part], results["detectron2"][part], part)

@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from d2_smallobj.losses import ElasticWeightConsolidation, optimized_parameters, plain_name
-from d2_smallobj.losses import parameters as parameters_module
-from d2_smallobj.losses.parameters import chunks
+from d2_smallobj.losses import (
+    ElasticWeightConsolidation,
+    ewc_penalty,
+    optimized_parameters,
+    plain_name,
+)
+from d2_smallobj.losses.ewc_penalty import chunks
 
 
 def make_model(seed=0):
@@ -49,7 +53,7 @@ def move(model, seed=2):
 def any_chunks(request, monkeypatch):
     """Run with all tensors in one pass and with nearly one pass per tensor."""
     if request.param == "many chunks":
-        monkeypatch.setattr(parameters_module, "_CHUNK", 6)
+        monkeypatch.setattr(ewc_penalty, "_CHUNK", 6)
 
 
 def test_anchor_counts_what_it_holds():
@@ -117,14 +121,6 @@ def test_gradient_equals_autograd(scale):
     assert model[0].bias.grad is None, "frozen"
 
 
-def test_zero_strength_adds_nothing():
-    model = make_model()
-    ewc = anchored(model, strength=0)
-    move(model)
-    assert ewc.add_gradient_().item() == 0
-    assert all((p.grad == 0).all() for p in model.parameters() if p.requires_grad)
-
-
 def test_half_precision_parameters_keep_a_wide_state():
     model = make_model().to(torch.bfloat16)
     ewc = anchored(model)
@@ -150,17 +146,6 @@ def test_half_precision_parameters_take_the_proximal_step():
         torch.testing.assert_close(parameter, wide_parameter.bfloat16())
 
 
-def test_memory_is_two_copies_that_share_nothing_with_the_model():
-    model = make_model()
-    ewc = anchored(model)
-    held = [*ewc.fisher.values(), *ewc.anchor_values.values()]
-    trained = [p for p in model.parameters() if p.requires_grad]
-    assert sum(t.numel() for t in held) == 2 * sum(p.numel() for p in trained)
-    pointers = {t.data_ptr() for t in held}
-    assert len(pointers) == len(held)
-    assert not pointers & {p.data_ptr() for p in trained}
-
-
 def test_online_estimate_from_training_to_penalty():
     model = make_model()
     ewc = ElasticWeightConsolidation(model.named_parameters(), strength=5, alpha=0.5)
@@ -179,17 +164,6 @@ def test_online_estimate_from_training_to_penalty():
         torch.testing.assert_close(ewc.fisher[name], (tensor - tensor.min()) / span)
     move(model)
     assert ewc.penalty().item() > 0
-
-
-def test_online_leaves_an_overflowed_step_out():
-    model = make_model()
-    ewc = ElasticWeightConsolidation(model.named_parameters())
-    model[0].weight.grad = torch.full_like(model[0].weight, float("inf"))
-    assert not ewc.record_gradients(scale=65536.0)
-    assert (ewc.fisher["0.weight"] == 1).all()
-
-
-# The proximal step.
 
 
 def test_proximal_step_by_hand():
@@ -251,24 +225,6 @@ def test_proximal_step_is_stable_for_a_huge_strength():
             torch.testing.assert_close(parameter.detach(), ewc.anchor_values[name])
 
 
-def test_small_proximal_steps_are_the_explicit_ones():
-    explicit, proximal = make_model(), make_model()
-    first, second = anchored(explicit), anchored(proximal)
-    move(explicit)
-    move(proximal)
-    first.add_gradient_()
-    with torch.no_grad():
-        for parameter in explicit.parameters():
-            if parameter.grad is not None:
-                parameter -= 1e-6 * parameter.grad
-    second.proximal_step_([1e-6] * 5)
-    for a, b in zip(explicit.parameters(), proximal.parameters()):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
-
-
-# Names.
-
-
 @pytest.mark.parametrize(
     ("name", "plain"),
     [
@@ -285,19 +241,12 @@ def test_plain_name(name, plain):
     assert plain_name(name) == plain
 
 
-class Wrapper(nn.Module):
-    """Names parameters as DistributedDataParallel does."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-
 def test_wrapped_and_bare_models_match():
     model = make_model()
     bare = anchored(model)
-    wrapped_model = Wrapper(make_model(3))
-    wrapped = ElasticWeightConsolidation(wrapped_model.named_parameters(), fisher="empirical")
+    # DistributedDataParallel's names.
+    named = [(f"module.{name}", p) for name, p in make_model(3).named_parameters()]
+    wrapped = ElasticWeightConsolidation(named, fisher="empirical")
     assert wrapped.names == bare.names
     wrapped.load_state_dict(bare.state_dict())
     # Other weights than the anchor's: the authors' penalty is 0 here.
@@ -325,14 +274,11 @@ def test_optimized_parameters():
 
 
 def test_chunks_cover_every_tensor_once(monkeypatch):
-    monkeypatch.setattr(parameters_module, "_CHUNK", 10)
+    monkeypatch.setattr(ewc_penalty, "_CHUNK", 10)
     tensors = [torch.zeros(n) for n in (4, 6, 1, 30, 2, 8, 0, 10)]
     parts = list(chunks(tensors))
     assert [(p.start, p.stop) for p in parts] == [(0, 2), (2, 3), (3, 4), (4, 7), (7, 8)]
     assert list(chunks([])) == []
-
-
-# Checkpoints.
 
 
 def saved_and_loaded(state):
@@ -442,9 +388,6 @@ def test_bad_states_change_nothing(change, message):
     torch.testing.assert_close(ewc.penalty(), before, rtol=0, atol=0)
 
 
-# Errors.
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -464,18 +407,12 @@ def test_bad_options(options, message):
     ("parameters", "message"),
     [
         (lambda m, named: [], "no parameter that requires a gradient, got 0"),
-        (
-            lambda m, named: m.requires_grad_(False).named_parameters(),
-            "no parameter that requires a gradient, got 0",
-        ),
+        (lambda m, named: m.requires_grad_(False).named_parameters(), "no parameter .*, got 0"),
         (
             lambda m, named: [*named, ("module.0.weight", nn.Parameter(torch.ones(1)))],
             r"two parameters are called '0\.weight'",
         ),
-        (
-            lambda m, named: [*named, ("tied", m[0].weight)],
-            r"'0\.weight' and 'tied' are one parameter",
-        ),
+        (lambda m, named: [*named, ("tied", m[0].weight)], "'0.weight' and 'tied' are one param"),
     ],
 )
 def test_bad_parameters(parameters, message):
@@ -521,28 +458,21 @@ def test_calls_in_the_wrong_order_or_kind():
     model = make_model()
     online = ElasticWeightConsolidation(model.named_parameters())
     empirical = ElasticWeightConsolidation(model.named_parameters(), fisher="empirical")
-    with pytest.raises(RuntimeError, match=r"set_fisher needs fisher='empirical'.*has .*'online'"):
-        online.set_fisher(random_fisher(model))
-    with pytest.raises(RuntimeError, match=r"record_gradients needs fisher='online'.*'empirical'"):
-        empirical.record_gradients()
-    for call in (empirical.anchor, empirical.max_fisher):
-        with pytest.raises(RuntimeError, match="no empirical Fisher yet"):
-            call()
-    for name, call in (
-        ("penalty", online.penalty),
-        ("add_gradient_", online.add_gradient_),
-        ("proximal_step_", lambda: online.proximal_step_([0.1] * 5)),
-        ("check_stability", lambda: online.check_stability([])),
+    ewc, fisher = anchored(model), random_fisher(model)
+    for call, arguments, message in (
+        (online.set_fisher, [fisher], r"set_fisher needs fisher='empirical'.*has .*'online'"),
+        (empirical.record_gradients, [], r"record_gradients needs fisher='online'.*'empirical'"),
+        (empirical.anchor, [], "no empirical Fisher yet"),
+        (empirical.max_fisher, [], "no empirical Fisher yet"),
+        (online.penalty, [], r"penalty must be called after anchor\(\)"),
+        (online.add_gradient_, [], r"add_gradient_ must be called after anchor\(\)"),
+        (online.proximal_step_, [[0.1] * 5], r"proximal_step_ must be called after anchor\(\)"),
+        (online.check_stability, [[]], r"check_stability must be called after anchor\(\)"),
+        (ewc.anchor, [], r"anchor must be called before anchor\(\)"),
+        (ewc.set_fisher, [fisher], r"set_fisher must be called before anchor\(\)"),
     ):
-        with pytest.raises(RuntimeError, match=rf"{name} must be called after anchor\(\)"):
-            call()
-    ewc = anchored(model)
-    for name, call in (
-        ("anchor", ewc.anchor),
-        ("set_fisher", lambda: ewc.set_fisher(random_fisher(model))),
-    ):
-        with pytest.raises(RuntimeError, match=rf"{name} must be called before anchor\(\)"):
-            call()
+        with pytest.raises(RuntimeError, match=message):
+            call(*arguments)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
@@ -567,9 +497,6 @@ def test_bad_learning_rates(rates, message):
     ewc = anchored(make_model())
     with pytest.raises(ValueError, match=message):
         ewc.proximal_step_(rates)
-
-
-# ---- Memory ------------------------------------------------------------------------------------
 
 
 def live_bytes():

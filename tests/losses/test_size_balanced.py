@@ -1,5 +1,6 @@
 """The weighted cross-entropy: identities, limits and hand-computed values, gradients included."""
 
+import itertools
 import math
 
 import numpy as np
@@ -19,6 +20,15 @@ from d2_smallobj.losses import (
 )
 
 LOSS = SizeWeightedCrossEntropy(size_weighted=True)
+OPTIONS = list(itertools.product(["input", "logits"], ["weights", "pixels"], [False, True]))
+
+
+@pytest.fixture(params=OPTIONS, ids=str)
+def loss(request):
+    resolution, normalize, size_weighted = request.param
+    return SizeWeightedCrossEntropy(
+        resolution=resolution, normalize=normalize, size_weighted=size_weighted
+    )
 
 
 def random_batch(seed=0, n=2, k=4, size=(13, 17)):
@@ -115,14 +125,8 @@ def test_weights_normalization_ignores_their_scale_and_pixels_does_not():
     torch.testing.assert_close(four, 4 * one)
 
 
-@pytest.mark.parametrize("size_weighted", [False, True])
-@pytest.mark.parametrize("normalize", ["weights", "pixels"])
-@pytest.mark.parametrize("resolution", ["input", "logits"])
-def test_ignored_pixels_change_nothing(resolution, normalize, size_weighted):
+def test_ignored_pixels_change_nothing(loss):
     logits, labels = random_batch()
-    loss = SizeWeightedCrossEntropy(
-        resolution=resolution, normalize=normalize, size_weighted=size_weighted
-    )
     value, gradient = value_and_gradient(loss(logits, labels), logits)
     ignored = (labels == 255)[:, None].expand_as(logits)
     assert (gradient[ignored] == 0).all()
@@ -136,14 +140,8 @@ def test_ignored_pixels_change_nothing(resolution, normalize, size_weighted):
     torch.testing.assert_close(loss(logits, labels, weights).detach(), value)
 
 
-@pytest.mark.parametrize("size_weighted", [False, True])
-@pytest.mark.parametrize("normalize", ["weights", "pixels"])
-@pytest.mark.parametrize("resolution", ["input", "logits"])
-def test_all_ignored_batch_is_zero_with_zero_gradient(resolution, normalize, size_weighted):
+def test_all_ignored_batch_is_zero_with_zero_gradient(loss):
     logits, labels = random_batch()
-    loss = SizeWeightedCrossEntropy(
-        resolution=resolution, normalize=normalize, size_weighted=size_weighted
-    )
     value, gradient = value_and_gradient(loss(logits, torch.full_like(labels, 255)), logits)
     assert value.item() == 0
     assert (gradient == 0).all()
@@ -233,10 +231,6 @@ def test_resize_takes_the_pixel_under_the_centre():
     assert resize_labels(labels, (2, 6)).tolist() == [[[0, 1, 2, 3, 4, 5]] * 2]
 
 
-def test_the_switch_is_not_in_the_state_dict():
-    assert SizeWeightedCrossEntropy(size_weighted=True).state_dict() == {}
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -297,13 +291,7 @@ def test_bad_tensors(call, message):
         call(logits.detach(), labels)
 
 
-# ---- Several processes, and weights from the loader's workers ----------------------------------
-
-
-@pytest.mark.parametrize("resolution", ["input", "logits"])
-@pytest.mark.parametrize("normalize", ["weights", "pixels"])
-@pytest.mark.parametrize("size_weighted", [False, True])
-def test_the_mean_of_shares_is_the_loss_of_all(monkeypatch, resolution, normalize, size_weighted):
+def test_the_mean_of_shares_is_the_loss_of_all(monkeypatch, loss):
     """As processes do it: each its own images, the divisor averaged over all of them."""
     torch.manual_seed(0)
     logits = torch.randn(4, 3, 6, 8, requires_grad=True)
@@ -311,9 +299,6 @@ def test_the_mean_of_shares_is_the_loss_of_all(monkeypatch, resolution, normaliz
     labels[1, 3:] = 255
     labels[2] = 255  # the second share
     labels[3] = 255
-    loss = SizeWeightedCrossEntropy(
-        resolution=resolution, normalize=normalize, size_weighted=size_weighted
-    )
     whole = loss(logits, labels)
     (expected,) = torch.autograd.grad(whole, logits)
     seen = []

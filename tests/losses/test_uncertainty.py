@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
-from d2_smallobj.losses.size_weights import SizeWeights, size_weights
+from d2_smallobj.losses.size_weights import size_weights
 from d2_smallobj.losses.uncertainty import (
     SIGMA_FORMS,
     UncertaintyCrossEntropy,
@@ -54,32 +54,18 @@ def plain(logits, labels):
     return F.binary_cross_entropy_with_logits(logits[:, 0][valid], labels[valid].float())
 
 
-# ---- Identities --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("form", SIGMA_FORMS)
-def test_sigma_0_is_the_plain_cross_entropy(classes, form):
+def test_sigma_0_or_a_certain_label_is_the_plain_cross_entropy(classes, form):
     logits, raw, labels, inside = random_batch(classes=classes, form=form)
-    zero = torch.full_like(raw, NONE).detach()
-    value = UncertaintyCrossEntropy(form=form)(logits, labels, sigma_raw=zero, doubtable=inside)
-    expected = plain(logits, labels)
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(gradients(value, logits), gradients(expected, logits))
-
-
-@pytest.mark.parametrize("classes", [2, 4])
-@pytest.mark.parametrize("form", SIGMA_FORMS)
-def test_certain_labels_have_no_doubt(classes, form):
-    logits, raw, labels, inside = random_batch(classes=classes, form=form)
-    value = UncertaintyCrossEntropy(form=form)(
-        logits, labels, sigma_raw=raw, doubtable=torch.zeros_like(inside)
-    )
-    expected = plain(logits, labels)
-    torch.testing.assert_close(value, expected)
-    mu_gradient, raw_gradient = gradients(value, logits, raw)
-    torch.testing.assert_close(mu_gradient, gradients(expected, logits)[0])
-    assert not raw_gradient.any()
+    expected, loss = plain(logits, labels), UncertaintyCrossEntropy(form=form)
+    expected_gradient = gradients(expected, logits)
+    zero, certain = torch.full_like(raw, NONE).detach(), torch.zeros_like(inside)
+    for sigma_raw, uncertain in ((zero, inside), (raw, certain)):
+        value = loss(logits, labels, sigma_raw=sigma_raw, doubtable=uncertain)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(gradients(value, logits), expected_gradient)
+    assert not gradients(loss(logits, labels, sigma_raw=raw, doubtable=certain), raw)[0].any()
 
 
 @pytest.mark.parametrize("form", SIGMA_FORMS)
@@ -191,9 +177,6 @@ def test_doubt_grows_where_the_label_is_wrong_and_shrinks_where_it_is_right():
     assert wrong < 0 < right
 
 
-# ---- Numbers -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("form", SIGMA_FORMS)
@@ -259,9 +242,6 @@ def test_an_all_ignored_batch_is_zero_with_zero_gradient(bootstrapping):
     value = loss(logits, torch.full_like(labels, 255), sigma_raw=raw, doubtable=inside)
     assert value.item() == 0
     assert not any(gradient.any() for gradient in gradients(value, logits, raw))
-
-
-# ---- Bootstrapping -----------------------------------------------------------------------------
 
 
 def pixel(mu, sigma, label, *, inside=True, **options):
@@ -373,19 +353,6 @@ def test_relabelled_pixels_are_certain():
     torch.testing.assert_close(value, expected)
 
 
-def test_labels_are_those_of_the_boxes_until_the_switch():
-    logits, raw, labels, inside = random_batch()
-    raw = raw.detach() + 5
-    loss = UncertaintyCrossEntropy()
-    before = loss(logits, labels, sigma_raw=raw, doubtable=inside)
-    loss.bootstrapping = True
-    assert loss(logits, labels, sigma_raw=raw, doubtable=inside) != before
-    assert loss.state_dict() == {}
-
-
-# ---- Composition -------------------------------------------------------------------------------
-
-
 def test_without_sigma_it_is_its_parent():
     logits, _, labels, _ = random_batch()
     for weighted in (False, True):
@@ -407,14 +374,6 @@ def test_size_weights_on_top(normalize):
     for given_weights in (weights, None):
         value = loss(logits, labels, given_weights, sigma_raw=raw, doubtable=inside)
         torch.testing.assert_close(value, expected)
-
-
-def test_tau_1_is_the_loss_without_size_weights():
-    logits, raw, labels, inside = random_batch()
-    weighted = UncertaintyCrossEntropy(size_weighted=True, weights=SizeWeights(tau=1))
-    value = weighted(logits, labels, sigma_raw=raw, doubtable=inside)
-    expected = UncertaintyCrossEntropy()(logits, labels, sigma_raw=raw, doubtable=inside)
-    torch.testing.assert_close(value, expected)
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -475,9 +434,6 @@ def test_a_binary_logit_gets_a_background_of_zero():
     assert all_logits(both) is both
 
 
-# ---- Bad input ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -492,48 +448,23 @@ def test_bad_options(options, message):
         UncertaintyCrossEntropy(**options)
 
 
+RAW = torch.zeros(2, 4, 6, 7)
+
+
 @pytest.mark.parametrize(
     ("form", "change", "message"),
     [
-        (
-            "per_class",
-            lambda raw, inside: {"sigma_raw": raw[:, :2]},
-            r"sigma_raw must be .*\(2, 4, 6, 7\), got .*\(2, 2, 6, 7\)",
-        ),
-        (
-            "object",
-            lambda raw, inside: {},
-            r"sigma_raw must be .*\(2, 1, 6, 7\), got .*\(2, 4, 6, 7\)",
-        ),
-        (
-            "per_class",
-            lambda raw, inside: {"sigma_raw": raw.long()},
-            r"sigma_raw must be floating.*got torch\.int64",
-        ),
-        (
-            "per_class",
-            lambda raw, inside: {"doubtable": None},
-            r"doubtable must be bool .*\(2, 6, 7\).*got None",
-        ),
-        (
-            "per_class",
-            lambda raw, inside: {"doubtable": inside.float()},
-            r"doubtable must be bool .*got \(torch\.float32",
-        ),
-        (
-            "per_class",
-            lambda raw, inside: {"doubtable": inside[:, :3]},
-            r"got \(torch\.bool, \(2, 3, 7\)\)",
-        ),
-        ("per_class", None, r"labels must be 0\.\.3 or the ignore label 255, got 4;"),
+        ("per_class", {"sigma_raw": RAW[:, :2]}, r"\(2, 4, 6, 7\), got .*\(2, 2, 6, 7\)"),
+        ("object", {}, r"sigma_raw must be .*\(2, 1, 6, 7\), got .*\(2, 4, 6, 7\)"),
+        ("per_class", {"sigma_raw": RAW.long()}, r"sigma_raw must be floating.*got torch\.int64"),
+        ("per_class", {"doubtable": None}, r"doubtable must be bool .*\(2, 6, 7\).*got None"),
+        ("per_class", {"doubtable": RAW[:, 0]}, r"must be bool .*got \(torch\.float32"),
+        ("per_class", {"doubtable": RAW[:, 0, :3] > 0}, r"got \(torch\.bool, \(2, 3, 7\)\)"),
+        ("per_class", {"labels": RAW[:, 0].long() + 4}, r"labels must be 0\.\.3 .* 255, got 4;"),
     ],
 )
 def test_bad_tensors(form, change, message):
     logits, raw, labels, inside = random_batch()
-    tensors = {"sigma_raw": raw, "doubtable": inside}
-    if change is None:
-        labels[0, 0, 0] = 4
-    else:
-        tensors.update(change(raw, inside))
+    tensors = {"labels": labels, "sigma_raw": raw, "doubtable": inside, **change}
     with pytest.raises(ValueError, match=message):
-        UncertaintyCrossEntropy(form=form)(logits, labels, **tensors)
+        UncertaintyCrossEntropy(form=form)(logits, **tensors)

@@ -175,15 +175,13 @@ def test_freezing(narrow_cfg, freeze_at):
     assert frozen == set(("stem", "res2", "res3")[:freeze_at])
 
 
-def test_a_depth_that_there_is_not(narrow_cfg):
-    with pytest.raises(
-        ValueError, match=r"MODEL\.RESNETS\.DEPTH must be one of \[18, 34, 50, 101, 152\], got 42"
-    ):
-        build(narrow_cfg("MODEL.RESNETS.DEPTH", 42))
-
-
-def test_an_output_that_there_is_not(narrow_cfg):
-    with pytest.raises(
-        ValueError, match=r"MODEL\.RESNETS\.OUT_FEATURES: unknown value 'res6'.*did you mean 'res"
-    ):
-        build(narrow_cfg("MODEL.RESNETS.OUT_FEATURES", "['res6']"))
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("DEPTH", 42, r"DEPTH must be one of \[18, 34, 50, 101, 152\], got 42"),
+        ("OUT_FEATURES", "['res6']", "OUT_FEATURES: unknown value 'res6'.*did you mean 'res"),
+    ],
+)
+def test_options_that_are_refused(narrow_cfg, key, value, message):
+    with pytest.raises(ValueError, match=rf"MODEL\.RESNETS\.{message}"):
+        build(narrow_cfg(f"MODEL.RESNETS.{key}", value))

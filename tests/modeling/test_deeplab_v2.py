@@ -122,7 +122,6 @@ def test_in_detectron2s_own_segmentor(narrow_cfg, batch):
     # The labels of the smaller images are padded with the head's own ignore value.
     model.train()
     cfg = narrow_cfg(
-        *("MODEL.META_ARCHITECTURE", "SemanticSegmentor"),
-        *("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200),
+        *("MODEL.META_ARCHITECTURE", "SemanticSegmentor"), *("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200)
     )
     assert build_model(cfg).sem_seg_head.ignore_value == 200

@@ -129,9 +129,6 @@ def test_size_weights_of_the_mapper_are_used(build, boxed):
     torch.testing.assert_close(model(boxed)["loss_sem_seg"], expected)
 
 
-# ---- What it observes --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("resolution", ["input", "logits"])
 def test_a_watched_step_leaves_what_the_loss_saw(build, boxed, resolution):
     model = build("SMALLOBJ.LOSS_RESOLUTION", resolution)
@@ -162,9 +159,6 @@ def test_true_labels_may_be_unknown(build, boxed):
     model.watched = True
     model(boxed)
     assert model.observation.true_labels is None
-
-
-# ---- Inference ---------------------------------------------------------------------------------
 
 
 def test_scores_and_sigma_of_an_image(build, batch, randomize):

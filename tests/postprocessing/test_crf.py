@@ -64,9 +64,7 @@ def test_smoothness_kernel_is_exact(scene):
     for sxy in (0.4, 3.0):
         options = CrfOptions(iterations=5, gaussian_sxy=sxy, bilateral_weight=0.0)
         np.testing.assert_allclose(
-            DenseCrf(options)(probabilities, image),
-            exact(probabilities, image, options),
-            atol=2e-4,
+            DenseCrf(options)(probabilities, image), exact(probabilities, image, options), atol=2e-4
         )
 
 

@@ -207,18 +207,10 @@ def test_found_when_pixels_are_read(dataset, change, options, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (
-            {"predictions": "nope"},
-            FileNotFoundError,
-            r"--predictions: no such folder or .*nope",
-        ),
+        ({"predictions": "nope"}, FileNotFoundError, r"--predictions: no such folder or .*nope"),
         ({"semantic": "nope"}, FileNotFoundError, r"--semantic: no such folder.*nope"),
         ({"instances": "classes.txt"}, NotADirectoryError, r"--instances: no such .*classes\.txt"),
-        (
-            {"predictions": "empty"},
-            ValueError,
-            r"--predictions: no label map .*empty \(1 other",
-        ),
+        ({"predictions": "empty"}, ValueError, r"--predictions: no label map .*empty \(1 other"),
         ({"image_list": "nope.txt"}, FileNotFoundError, r"nope\.txt"),
         (
             {"image_list": "unknown"},
@@ -246,10 +238,7 @@ def test_paths_and_lists(dataset, tmp_path, options, error, message):
         ({"coco_json": "a.json"}, r"got --semantic and --coco-json$"),
         ({"category_map": "a.json"}, r"--category-map goes with --coco-json or --lvis-json"),
         ({"semantic": None, "dataset": "x"}, r"--instances goes with --semantic"),
-        (
-            {"semantic": None, "instances": None, "dataset": "x"},
-            r"not with --dataset",
-        ),
+        ({"semantic": None, "instances": None, "dataset": "x"}, r"not with --dataset"),
     ],
 )
 def test_options_that_do_not_go_together(dataset, changes, message):
