@@ -43,9 +43,13 @@ def _small_default(monkeypatch):
 
 
 def test_bytes_depend_on_the_seed_and_not_on_the_number(tiny, tmp_path):
+    make_demo(tmp_path / "again", **TINY)
     make_demo(tmp_path / "more", **{**TINY, "num_train": 5})
     make_demo(tmp_path / "other", seed=1, **TINY)
-    one, more, other = (_digests(tmp_path / name) for name in ("demo", "more", "other"))
+    one, again, more, other = (
+        _digests(tmp_path / name) for name in ("demo", "again", "more", "other")
+    )
+    assert again == one
     for name, digest in one.items():
         if name.endswith((".jpg", ".png")):
             assert more[name] == digest

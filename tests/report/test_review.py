@@ -1,8 +1,9 @@
-"""Review sheets: what is in the files. How they behave is tested in html/test_review_browser.py."""
+"""Review sheets: what is in the files. How they behave is tested in test_review_browser.py."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import importlib.util
 import io
@@ -231,6 +232,8 @@ def test_data_cannot_end_its_element(candidates, tmp_path):
     candidates[0]["images"][0]["suspicion"] = [hostile]
     candidates[0]["categories"][0]["name"] = hostile
     review = open_review_set(*candidates[1]())
+    # A lone surrogate has no UTF-8; JSON escapes it.
+    review = dataclasses.replace(review, set_id="\ud800")
     (path,) = write_review(tmp_path / "review.html", review, title=hostile)
     blocks = re.findall(
         '<script type="application/json".*>(.*)</script>\n', path.read_text("utf-8")
@@ -238,7 +241,7 @@ def test_data_cannot_end_its_element(candidates, tmp_path):
     assert not set("".join(blocks)) & set("<>&\u2028")
     assert (len(blocks), path.read_text("utf-8").count("</script>")) == (6, 7)
     sheet = json.loads(blocks[-1])
-    assert sheet["classes"][0] == hostile
+    assert (sheet["classes"][0], sheet["set"]) == (hostile, "\ud800")
     assert [hostile] in [image["why"] for image in sheet["images"]]
 
 
