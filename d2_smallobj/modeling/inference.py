@@ -98,16 +98,9 @@ class MultiViewInference(nn.Module):
 
 
 def build_inference(cfg: CfgNode, model: nn.Module, *, always: bool = False) -> nn.Module:
-    """Wrap a model as ``SMALLOBJ.TEST`` asks.
+    """Wrap a semantic model as ``SMALLOBJ.TEST`` asks; the result answers with probabilities.
 
-    Args:
-        cfg: the config.
-        model: any of detectron2's semantic models, wrapped in DDP or not.
-        always: wrap it in any case, so that it answers with probabilities.
-
-    Returns:
-        A :class:`MultiViewInference`; ``model`` itself, which answers with logits, when the keys
-        ask for nothing.
+    When the keys ask for nothing, return the model itself, unless ``always`` is true.
     """
     node = cfg.SMALLOBJ.TEST
     plain = list(node.SCALES) == [1] and not node.FLIP and not node.CRF.ENABLED
