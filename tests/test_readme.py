@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import os
 import re
+import runpy
+import sys
+from operator import attrgetter
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import d2_smallobj
+from d2_smallobj.config import add_smallobj_config
 from d2_smallobj.data import dataset_dicts
 from d2_smallobj.demo.dataset import make_demo
+from detectron2.config import get_cfg
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 
@@ -130,12 +139,53 @@ def test_loss_example(repository):
     assert 0 < tensors["value"] != plain
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/mixed.md", "docs/training.md", "docs/evaluator.md"]
+PAGES = [
+    "README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/evaluator.md", "docs/method.md",
+    "docs/metric.md", "docs/mixed.md", "docs/results.md", "docs/training.md",
+]  # fmt: skip
+# A command in a block or in backticks, up to its end or its comment.
+COMMAND = re.compile(
+    r"\b(tools|datasets|docs)/(\w+)\.py([^`\n#]*)|-m (d2_smallobj\.data)([^`\n#]*)"
 )
-def test_commands_name_files_that_exist(repository, page):
+
+
+@pytest.fixture(scope="module")
+def help_of(repository):
+    """``help_of(script, *names)``: the help that a script or one of its commands prints."""
+
+    @functools.lru_cache
+    def run(script, *names):
+        with (
+            mock.patch.object(sys, "argv", [script, *names, "--help"]),
+            mock.patch.object(sys, "path", [str((repository / script).parent), *sys.path]),
+            contextlib.redirect_stdout(io.StringIO()) as shown,
+            contextlib.suppress(SystemExit),
+        ):
+            if script.endswith(".py"):
+                runpy.run_path(str(repository / script), run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__")
+        return shown.getvalue()
+
+    return run
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_commands_and_options_exist(repository, help_of, page):
     text = (repository / page).read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:tools|configs|datasets|docs)/[\w./-]+\.\w+", text))
+    named = set(re.findall(r"(?<![\w/])(?:tools|configs|datasets|docs)/[\w./-]+\.\w+", text))
+    named |= {
+        os.path.join(os.path.dirname(page), x) for x in re.findall(r"\]\(([\w./]+\.\w+)", text)
+    }
     assert named
-    missing = [name for name in named if not (repository / name).exists()]
-    assert not missing
+    assert not [name for name in named if not (repository / name).exists()]
+    for folder, tool, arguments, module, more in COMMAND.findall(text):
+        script, arguments = (module, more) if module else (f"{folder}/{tool}.py", arguments)
+        options = set(re.findall(r"(?<![-\w])--[a-z][\w-]*", arguments)) - {"--help"}
+        if options:
+            known = help_of(script, *arguments.split()[: tool == "benchmark"])
+            assert "--help" in known, script
+            assert not [x for x in options if not re.search(rf"{x}(?![\w-])", known)], script
+    add_smallobj_config(cfg := get_cfg())
+    for key in re.findall(r"\bSMALLOBJ(?:\.[A-Z_]+)+\b", text):
+        attrgetter(key)(cfg)

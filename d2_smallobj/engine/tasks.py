@@ -14,8 +14,8 @@ from d2_smallobj.config import has_penalty, task_a_iterations
 from d2_smallobj.engine.distributed import sum_over_processes, synchronize_buffers, unwrap
 from d2_smallobj.engine.solver import build_schedule
 from d2_smallobj.losses.ewc import ElasticWeightConsolidation
+from d2_smallobj.losses.ewc_penalty import optimized_parameters
 from d2_smallobj.losses.fisher import empirical_fisher
-from d2_smallobj.losses.parameters import optimized_parameters
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase

@@ -5,9 +5,8 @@ modules' own docstrings give formulas, shapes and errors.
 """
 
 from d2_smallobj.losses.ewc import Anchored, ElasticWeightConsolidation
-from d2_smallobj.losses.ewc_penalty import ParameterGroup
+from d2_smallobj.losses.ewc_penalty import ParameterGroup, optimized_parameters, plain_name
 from d2_smallobj.losses.fisher import empirical_fisher
-from d2_smallobj.losses.parameters import optimized_parameters, plain_name
 from d2_smallobj.losses.size_balanced import (
     SizeWeightedCrossEntropy,
     batch_size_weights,

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from d2_smallobj.losses import ewc_penalty
+from d2_smallobj.losses.ewc_penalty import (
+    match_rates,
+    match_tensors,
+    state_dtype,
+    trained_parameters,
+)
 from d2_smallobj.losses.fisher import (
     FISHER_ESTIMATORS,
     check_fisher,
     normalize_min_max_,
     update_online_,
-)
-from d2_smallobj.losses.parameters import (
-    match_rates,
-    match_tensors,
-    state_dtype,
-    trained_parameters,
 )
 from d2_smallobj.utils.options import look_up_option
 
@@ -48,7 +48,7 @@ class ElasticWeightConsolidation:
 
     Args:
         named_parameters: ``model.named_parameters()``; those that require no gradient are left
-            out, and the prefixes of wrappers are dropped (:func:`~.parameters.plain_name`).
+            out, and the prefixes of wrappers are dropped (:func:`~.ewc_penalty.plain_name`).
         strength: λ >= 0; the paper's is 500, without a factor 1/2.
         fisher: ``"online"`` (the authors' code) or ``"empirical"`` (Kirkpatrick et al.); see
             :mod:`d2_smallobj.losses.fisher`.

@@ -1,8 +1,8 @@
-"""Arithmetic of the EWC penalty ``λ Σ F (θ - θ*)²`` and the largest stable λ (paper, Eq. 5).
+"""Parameters of the EWC penalty ``λ Σ F (θ - θ*)²``, its arithmetic, and the largest stable λ.
 
-The penalty's functions take lists of tensors of one length: ``parameters`` (θ), ``anchor`` (θ*)
-and ``fisher`` (F >= 0), tensor by tensor of one shape and memory format. They handle the tensors
-in runs of bounded size (:func:`~.parameters.chunks`) and never wait for the device.
+Paper, Eq. 5. Parameters have names that do not depend on what wraps the model. The arithmetic
+takes lists of tensors of one length: ``parameters`` (θ), ``anchor`` (θ*) and ``fisher`` (F >= 0),
+of the same shapes and memory formats; it never waits for the device.
 
 The limit (docs/method.md#stability): on the penalty alone, whose curvature is ``h = 2 λ F``, the
 heavy-ball step ``v <- m v + h (θ - θ*); θ <- θ - lr v`` contracts while ``lr h < 2 (1 + m)``,
@@ -14,12 +14,141 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from d2_smallobj.losses.parameters import chunks, plain_name
+# Elements handled at once by the passes over all parameters, which bounds their scratch memory: few
+# enough for a CPU's cache; on a GPU enough that launching kernels costs nothing beside them.
+_CHUNK = 1 << 20
+_GPU_CHUNK = 1 << 24
+
+
+def plain_name(name: str) -> str:
+    """Name a parameter as the bare model does: without leading ``module.`` and any ``_orig_mod.``.
+
+    DistributedDataParallel adds the one and ``torch.compile`` the other. Without this an anchor
+    taken from a wrapped model never matches the bare one (the authors' penalty is then always 0).
+    """
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] == "module":
+        del parts[0]
+    return ".".join(parts)
+
+
+def trained_parameters(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+) -> dict[str, nn.Parameter]:
+    """Keep the parameters that require a gradient, by plain name; names and parameters differ."""
+    kept: dict[str, nn.Parameter] = {}
+    name_of: dict[int, str] = {}
+    for full_name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        name = plain_name(full_name)
+        if name in kept:
+            raise ValueError(f"named_parameters: two parameters are called {name!r}")
+        if id(parameter) in name_of:
+            raise ValueError(
+                f"named_parameters: {name_of[id(parameter)]!r} and {name!r} are one parameter; "
+                "give it once"
+            )
+        kept[name] = parameter
+        name_of[id(parameter)] = name
+    if not kept:
+        raise ValueError("named_parameters holds no parameter that requires a gradient, got 0")
+    return kept
+
+
+def optimized_parameters(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> list[tuple[str, nn.Parameter]]:
+    """Keep the named parameters that are in one of the optimiser's groups."""
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [(name, parameter) for name, parameter in named_parameters if id(parameter) in moved]
+
+
+def match_tensors(
+    argument: str,
+    given: Mapping[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    copy: bool = True,
+) -> list[Tensor]:
+    """Order named tensors as the parameters, in their memory format and :func:`state_dtype`.
+
+    ``argument`` is the name of ``given``, for messages; ``copy`` copies always, rather than only
+    where device, dtype or memory format differ.
+    """
+    given = {plain_name(name): tensor for name, tensor in given.items()}
+    missing = [name for name in parameters if name not in given]
+    unknown = [name for name in given if name not in parameters]
+    if missing or unknown:
+        raise ValueError(
+            f"{argument}: names do not match the model's {len(parameters)} trained tensors; "
+            f"missing {missing[:3]} ({len(missing)}), unknown {unknown[:3]} ({len(unknown)})"
+        )
+    matched = []
+    for name, parameter in parameters.items():
+        tensor = given[name].detach()
+        if tensor.shape != parameter.shape:
+            raise ValueError(
+                f"{argument}: {name} must have shape {tuple(parameter.shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )
+        matched.append(_as_state(tensor, parameter, copy=copy))
+    return matched
+
+
+def _as_state(tensor: Tensor, parameter: nn.Parameter, *, copy: bool) -> Tensor:
+    """``tensor`` with the parameter's device and memory format, in :func:`state_dtype`."""
+    wanted = torch.empty_like(parameter, dtype=state_dtype(parameter), device="meta")
+    same = tensor.device == parameter.device and tensor.dtype == wanted.dtype
+    if same and not copy and tensor.stride() == wanted.stride():
+        return tensor
+    # PyTorch handles lists of tensors at once only where their memory formats agree.
+    return torch.empty_like(parameter, dtype=wanted.dtype).copy_(tensor).detach()
+
+
+def match_rates(
+    names: Sequence[str], learning_rates: Mapping[str, float] | Sequence[float]
+) -> list[float]:
+    """Return one rate >= 0 per plain name, given by name or in the order of ``names``."""
+    if isinstance(learning_rates, Mapping):
+        given = {plain_name(name): rate for name, rate in learning_rates.items()}
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise ValueError(
+                f"learning_rates: none for {missing[:3]} ({len(missing)} of {len(names)} names)"
+            )
+        rates = [given[name] for name in names]
+    else:
+        rates = list(learning_rates)
+        if len(rates) != len(names):
+            raise ValueError(f"learning_rates must have {len(names)} entries, got {len(rates)}")
+    for name, rate in zip(names, rates):
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(f"learning_rates: {name} must be finite and >= 0, got {rate!r}")
+    return [float(rate) for rate in rates]
+
+
+def state_dtype(parameter: Tensor) -> torch.dtype:
+    """The dtype that Fisher and anchor of a parameter are kept in: float32 at least."""
+    return torch.promote_types(parameter.dtype, torch.float32)
+
+
+def chunks(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Cut a list of tensors into runs of bounded size, of one tensor at least."""
+    limit = _GPU_CHUNK if len(tensors) and tensors[0].is_cuda else _CHUNK
+    start, elements = 0, 0
+    for index, tensor in enumerate(tensors):
+        if index > start and elements + tensor.numel() > limit:
+            yield slice(start, index)
+            start, elements = index, 0
+        elements += tensor.numel()
+    if start < len(tensors):
+        yield slice(start, len(tensors))
 
 
 def differentiable_penalty(
@@ -109,12 +238,7 @@ class ParameterGroup:
 def optimizer_groups(
     optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]]
 ) -> list[ParameterGroup]:
-    """Describe the groups of an SGD optimiser that hold penalised parameters, at present rates.
-
-    Raises:
-        ValueError: if a parameter is in no group.
-        TypeError: if a group has no ``momentum``: the bound is SGD's.
-    """
+    """Describe the groups of an SGD optimiser that hold penalised parameters, at present rates."""
     name_of = {id(parameter): plain_name(name) for name, parameter in named_parameters}
     groups = []
     for index, group in enumerate(optimizer.param_groups):
@@ -146,11 +270,7 @@ def optimizer_groups(
 
 
 def rate_limit(momentum: float, *, nesterov: bool = False) -> float:
-    """Return the value that ``lr * curvature`` must stay below.
-
-    Raises:
-        ValueError: if ``momentum`` is not in [0, 1).
-    """
+    """Return the value that ``lr * curvature`` must stay below; ``momentum`` is in [0, 1)."""
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
     return 2 * (1 + momentum) / (1 + 2 * momentum if nesterov else 1)
@@ -160,9 +280,6 @@ def strength_limit(group: ParameterGroup, max_fisher: Mapping[str, float]) -> fl
     """Return the λ that a group's penalty must stay below: ``(1 + momentum) / (lr max F)``.
 
     It is infinite if no parameter of the group both moves and is held.
-
-    Raises:
-        ValueError: if the group's rate or momentum is out of its range.
     """
     limit = rate_limit(group.momentum, nesterov=group.nesterov)
     rate = group.learning_rate
@@ -175,12 +292,7 @@ def strength_limit(group: ParameterGroup, max_fisher: Mapping[str, float]) -> fl
 def check_strength(
     strength: float, groups: Iterable[ParameterGroup], max_fisher: Mapping[str, float]
 ) -> None:
-    """Refuse a λ (``strength``) at which SGD would diverge: ``lr 2λ max F >= 2 (1 + momentum)``.
-
-    Raises:
-        ValueError: naming the first such group, its rate, its largest Fisher value and the
-            largest λ that all groups allow.
-    """
+    """Refuse a λ (``strength``) at which SGD would diverge: ``lr 2λ max F >= 2 (1 + momentum)``."""
     groups = list(groups)
     limits = [strength_limit(group, max_fisher) for group in groups]
     for group, limit in zip(groups, limits):

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from d2_smallobj.losses.parameters import chunks, state_dtype, trained_parameters
+from d2_smallobj.losses.ewc_penalty import chunks, state_dtype, trained_parameters
 
 Batch = TypeVar("Batch")
 FISHER_ESTIMATORS = ("online", "empirical")
@@ -35,17 +35,9 @@ def update_online_(
 ) -> Tensor:
     """Move the online estimate on by one batch: ``F <- alpha * g² + (1 - alpha) * F``, in place.
 
-    Nothing waits for the device.
-
-    Args:
-        fisher: the estimate, one tensor per parameter.
-        gradients: the batch gradient, times ``scale``; ``None`` counts as zero.
-        alpha: weight of the new batch, in [0, 1).
-        scale: factor on the gradients (a gradient scaler's).
-
-    Returns:
-        0-d bool tensor on the gradients' device: true if they are finite. If not, ``fisher`` stays
-        as it is: one infinity, from an overflow in half precision, would never leave it.
+    ``gradients`` are g times ``scale``, ``None`` counts as zero. Returns, without waiting for the
+    device, a 0-d bool tensor: true if they are finite. If not, ``fisher`` stays as it is: one
+    infinity, from an overflow in half precision, would never leave it.
     """
     # Half-precision gradients are widened first: their squares would underflow.
     wide = [None if g is None else g.detach().to(f.dtype) for f, g in zip(fisher, gradients)]
@@ -83,11 +75,7 @@ def normalize_min_max_(fisher: Sequence[Tensor]) -> None:
 
 
 def check_fisher(fisher: Mapping[str, Tensor]) -> None:
-    """Refuse an estimate with negative or non-finite values; waits for the device once.
-
-    Raises:
-        ValueError: naming the first such tensor and its range.
-    """
+    """Refuse an estimate with negative or non-finite values; waits for the device once."""
     good = torch.stack([torch.isfinite(t).all() & (t >= 0).all() for t in fisher.values()])
     for (name, tensor), fine in zip(fisher.items(), good.tolist()):
         if not fine:

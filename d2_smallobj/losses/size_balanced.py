@@ -143,11 +143,7 @@ class SizeWeightedCrossEntropy(nn.Module):
 
 
 def batch_size_weights(labels: Tensor, weights: SizeWeights) -> Tensor:
-    """Weigh the label maps (N, H, W) of a batch, on the CPU; a GPU must wait for it.
-
-    Returns:
-        float32 (N, H, W) on the labels' device.
-    """
+    """Weigh label maps (N, H, W) on the CPU, a GPU waits: float32 (N, H, W) on their device."""
     maps = labels.detach().cpu().numpy()
     result = torch.empty(labels.shape, dtype=torch.float32)
     for row, label_map in zip(result, maps):
@@ -156,17 +152,10 @@ def batch_size_weights(labels: Tensor, weights: SizeWeights) -> Tensor:
 
 
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize label maps to the nearest pixel, centres aligned.
+    """Resize label maps (N, H, W) to (N, h, w) by the nearest pixel, centres aligned.
 
     Output pixel i takes input pixel ``floor((i + 1/2) * H / h)``, computed in integers: PyTorch's
     ``"nearest-exact"``, and at the recipe's sizes (321 to 41, 21, 31) PIL's NEAREST, the authors'.
-
-    Args:
-        labels: (N, H, W), any dtype.
-        size: (h, w).
-
-    Returns:
-        (N, h, w), the labels' dtype and device.
     """
     height, width = labels.shape[-2:]
     rows = _nearest(height, size[0], labels.device)

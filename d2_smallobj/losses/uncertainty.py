@@ -133,12 +133,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
     def aligned(
         self, logits: Tensor, labels: Tensor, sigma_raw: Tensor, doubtable: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Bring logits, labels, sigma and the map of boxes to the loss's resolution.
-
-        Returns:
-            logits float32 (N, C, H', W'), labels (N, H', W'), sigma float32 >= 0 (N, S, H', W'),
-            doubtable (N, H', W').
-        """
+        """Bring logits (float32), labels, sigma >= 0 (float32) and boxes to the loss's size."""
         logits, sigma_raw = logits.float(), sigma_raw.float()
         size = tuple(logits.shape[-2:])
         if self.resolution == "logits":
@@ -156,15 +151,8 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Relabel the box pixels of large sigma with the model's own labels, which are certain.
 
-        Args:
-            logits: (N, C, H, W).
-            labels: int64 (N, H, W).
-            sigma: (N, S, H, W).
-            doubtable: bool or int64 (N, H, W), see :meth:`forward`.
-
-        Returns:
-            labels, int64 (N, H, W); where they were taken from the model, bool (N, H, W); and
-            where sigma still counts, bool (N, H, W). Ignored pixels stay as they are.
+        Returns labels, int64 (N, H, W); where they were taken from the model, bool (N, H, W); and
+        where sigma still counts, bool (N, H, W). Ignored pixels stay as they are.
         """
         own = self.own_labels(logits, labels)
         inside = (doubtable > 0) & (labels != self.ignore_label)
@@ -230,10 +218,7 @@ def soften(
 def all_logits(logits: Tensor, of_class: Tensor | None = None) -> Tensor:
     """Return (N, K, ...) logits; a single one is that of objects, whose background's is 0.
 
-    Args:
-        logits: (N, C, ...). The softmax of (0, mu) is the sigmoid of mu, so that both kinds of
-            tasks go through one cross-entropy.
-        of_class: (N, K - 1, ...), log probability of each class among objects, with one logit.
+    ``of_class`` (N, K - 1, ...) is the log probability of each class among objects.
     """
     if logits.shape[1] > 1:
         return logits

@@ -32,17 +32,10 @@ _REGISTRIES = {
 
 
 def add_project_configs(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
-    """Register the backbone and head that a config file and options name.
+    """Register the backbone and head that a YAML file ("": none) and ``KEY VALUE`` options name.
 
-    Args:
-        cfg: gets the config keys of detectron2's projects that are named; changed in place.
-        config_file: YAML file; empty: none. One that cannot be read is left to the reader of the
-            config, which says what is wrong.
-        options: ``KEY VALUE`` pairs.
-
-    Raises:
-        ValueError: if a named part is not registered: it is unknown, or it needs the real
-            detectron2 and the embedded host runs.
+    ``cfg`` gets their config keys. A file that cannot be read is left to the config's reader. A
+    part that is unknown, or that the embedded host lacks, is a ``ValueError``.
     """
     named = _named_parts(config_file, options)
     for project in sorted({PROJECT_PARTS[x] for x in named.values() if x in PROJECT_PARTS}):

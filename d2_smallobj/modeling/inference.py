@@ -98,16 +98,9 @@ class MultiViewInference(nn.Module):
 
 
 def build_inference(cfg: CfgNode, model: nn.Module, *, always: bool = False) -> nn.Module:
-    """Wrap a model as ``SMALLOBJ.TEST`` asks.
+    """Wrap a semantic model as ``SMALLOBJ.TEST`` asks; the result answers with probabilities.
 
-    Args:
-        cfg: the config.
-        model: any of detectron2's semantic models, wrapped in DDP or not.
-        always: wrap it in any case, so that it answers with probabilities.
-
-    Returns:
-        A :class:`MultiViewInference`; ``model`` itself, which answers with logits, when the keys
-        ask for nothing.
+    When the keys ask for nothing, return the model itself, unless ``always`` is true.
     """
     node = cfg.SMALLOBJ.TEST
     plain = list(node.SCALES) == [1] and not node.FLIP and not node.CRF.ENABLED
@@ -124,17 +117,8 @@ def build_inference(cfg: CfgNode, model: nn.Module, *, always: bool = False) -> 
 
 def build_crf(cfg: CfgNode) -> DenseCrf:
     """Build the CRF of ``SMALLOBJ.TEST.CRF``, enabled or not."""
-    node = cfg.SMALLOBJ.TEST
-    return DenseCrf(
-        CrfOptions(
-            iterations=node.CRF.ITERATIONS,
-            gaussian_sxy=node.CRF.GAUSSIAN_SXY,
-            gaussian_weight=node.CRF.GAUSSIAN_WEIGHT,
-            bilateral_sxy=node.CRF.BILATERAL_SXY,
-            bilateral_srgb=node.CRF.BILATERAL_SRGB,
-            bilateral_weight=node.CRF.BILATERAL_WEIGHT,
-        )
-    )
+    node = cfg.SMALLOBJ.TEST.CRF
+    return DenseCrf(CrfOptions(**{k.lower(): v for k, v in node.items() if k != "ENABLED"}))
 
 
 def _view(x: dict[str, Any], scale: float, mirrored: bool) -> dict[str, Any]:

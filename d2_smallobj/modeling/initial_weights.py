@@ -85,16 +85,10 @@ class Match:
 def match_weights(
     model: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, by_suffix: bool
 ) -> Match:
-    """Pair the tensors of a model with those of a file.
+    """Pair the tensors of a model's state dict with those of a file, in detectron2's names.
 
-    Args:
-        model: the model's state dict.
-        weights: the file's, in detectron2's names.
-        by_suffix: let a name in the file be the end of the model's, after a dot; the longest one
-            wins.
-
-    Raises:
-        ValueError: if two of the model's tensors would take one of the file's.
+    With ``by_suffix`` a name in the file may be the end of the model's, after a dot; the longest
+    wins. One tensor of the file for two of the model is an error.
     """
     match = Match()
     taken: dict[str, str] = {}
@@ -121,11 +115,7 @@ def match_weights(
 
 
 def _needed(missing: Iterable[str], pairs: Collection[str]) -> list[str]:
-    """Leave out what a file need not hold.
-
-    Caffe's norms have their statistics folded into scale and shift: mean 0 and variance 1, which
-    the model starts with, are then right.
-    """
+    """Leave out what a file need not hold: statistics that Caffe has folded into its norms."""
     with_statistics = {m[1] for m in map(_STATISTICS.match, pairs) if m}
     needed = []
     for key in missing:
@@ -146,26 +136,17 @@ def load_weights(
     complete: bool = False,
     cfg: CfgNode | None = None,
 ) -> None:
-    """Load a file's weights, whatever layout they are in, and log what was loaded.
+    """Load a file's tensors or arrays in any of :mod:`.weight_layouts`; log what was loaded.
 
-    The layout (see :mod:`.weight_layouts`) is detected by the names.
-
-    Args:
-        model: takes the weights; a tensor that the file lacks stays as it is.
-        weights: name to tensor or numpy array; other entries are left out.
-        source: the file, for messages.
-        author: who made the file, as detectron2's ``__author__``.
-        by_suffix: match the ends of the model's names even where the file is in detectron2's
-            own layout (``matching_heuristics``).
-        complete: require every tensor of the model, as an evaluation does. Otherwise the weights
-            are initial ones: a head for other classes is named in a warning and keeps its
-            initialisation.
-        cfg: compared with the weights' conventions (channel order, mean, stride); a difference
-            is a warning.
+    ``source`` and ``author`` (detectron2's ``__author__``) describe the file. ``by_suffix`` matches
+    the ends of names even in detectron2's own layout (``matching_heuristics``). ``complete``
+    requires every tensor of the model, as an evaluation does; otherwise a head for other classes
+    is named in a warning and keeps its initialisation. ``cfg`` is compared with the weights'
+    conventions; a difference is a warning.
 
     Raises:
-        ValueError: naming ``source`` and the first ten names, if nothing matches, values are not
-            finite, the file's ResNet is another one, or ``complete`` and something is missing.
+        ValueError: if nothing matches, values are not finite, the file's ResNet is another one, or
+            ``complete`` and something is missing.
     """
     tensors, skipped = _tensors(weights, source)
     layout = detect_layout(tensors)

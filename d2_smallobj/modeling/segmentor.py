@@ -246,11 +246,9 @@ def brings_a_loss(cfg: CfgNode) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class LogitSizes:
-    """Sizes that a training crop leads to.
+    """Sizes that a training crop leads to: of the padded batch, and of its logit maps, each once.
 
-    Attributes:
-        padded: (H, W) of the batch, padded at the bottom and the right.
-        maps: (h, w) of the logit maps, each once; empty where they cannot be known beforehand.
+    There are no maps where they cannot be known beforehand.
     """
 
     padded: tuple[int, int]
@@ -263,8 +261,7 @@ _known_sizes: dict[str, LogitSizes] = {}
 def logit_sizes(cfg: CfgNode) -> LogitSizes:
     """Find the sizes of a model's logit maps by running it on tensors without memory.
 
-    The config is all that is needed, for any head. No maps are found for architectures other than
-    ``SizeBalancedSegmentor``, and where an operation needs real tensors.
+    None are found for architectures other than ``SizeBalancedSegmentor``.
     """
     key = cfg.dump()
     if key not in _known_sizes:

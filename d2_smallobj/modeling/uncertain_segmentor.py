@@ -89,11 +89,7 @@ class UncertainSegmentor(SizeBalancedSegmentor):
     def training_losses(
         self, batched_inputs: Sequence[dict[str, Any]], images: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The losses of a training batch.
-
-        Images have ``doubtable`` (H_i, W_i), the numbers of the boxes that labels come from;
-        without it all labels are certain.
-        """
+        """Compute the losses; without ``doubtable`` (H_i, W_i), box numbers, labels are certain."""
         labels, weights = self._labels(batched_inputs), self._size_weights(batched_inputs)
         doubtable = self._stack(batched_inputs, "doubtable", 0)
         if doubtable is None:
@@ -112,12 +108,7 @@ class UncertainSegmentor(SizeBalancedSegmentor):
         return losses
 
     def output(self, scores: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The prediction of one image.
-
-        Returns:
-            ``sem_seg``, (K, height, width) logits, and ``sigma``, float32 (height, width), that of
-            the class predicted there.
-        """
+        """Return ``sem_seg``, logits (K, height, width), and the predicted class's ``sigma``."""
         mu, raw = self._split(scores[None].float())
         logits = all_logits(mu)
         sigma = self.loss.sigma_of(F.softplus(raw), logits.argmax(dim=1))
@@ -156,11 +147,7 @@ def num_logits(cfg: CfgNode) -> int:
 
 
 def with_sigma_channels(cfg: CfgNode) -> CfgNode:
-    """Return a config whose head has C + S output channels instead of K.
-
-    It works with every head whose ``layers`` ends in ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` channels:
-    its last convolution makes the logits and, after them, the spreads.
-    """
+    """Return a config whose head has C + S output channels, logits and then spreads, not K."""
     logits = num_logits(cfg)
     spreads = logits if cfg.SMALLOBJ.UNCERTAINTY.FORM == "per_class" else 1
     wider = cfg.clone()

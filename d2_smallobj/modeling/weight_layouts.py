@@ -23,12 +23,8 @@ _WRAPPERS = re.compile(r"^(?:(?:module|model|net|encoder|backbone|base|scale)\.)
 class Conventions:
     """Input and geometry that a net was trained with; the config must give it the same.
 
-    Attributes:
-        image_format: ``"BGR"`` or ``"RGB"``.
-        pixel_mean: per channel in that order, 0..255.
-        pixel_std: per channel in that order.
-        stride_in_1x1: true if the first 1x1 convolution of a bottleneck has its stride.
-        stem_pool_ceil: true if the stem's pooling rounds sizes up; None: not known to matter.
+    ``pixel_mean`` and ``pixel_std`` are in the order of ``image_format``, ``"BGR"`` or ``"RGB"``;
+    ``stem_pool_ceil`` is None where it is not known to matter.
     """
 
     image_format: str
@@ -42,12 +38,8 @@ class Conventions:
 class Layout:
     """One way to name the tensors of a ResNet or DeepLab.
 
-    Attributes:
-        name: short name.
-        description: for the log.
-        mark: matches a name that files of this layout always hold, and no others do.
-        rename: from a name of the layout, less wrappers, to detectron2's.
-        conventions: of such nets; None: not known.
+    ``mark`` matches a name that only files of this layout hold; ``rename`` maps a name, less
+    wrappers, to detectron2's.
     """
 
     name: str
@@ -161,11 +153,7 @@ def strip_wrappers(name: str) -> str:
 
 
 def convention_mismatches(cfg: CfgNode, conventions: Conventions) -> list[str]:
-    """Name every config key that does not fit the weights.
-
-    Returns:
-        One part of a sentence a key, with its value and the one that fits; empty: all fit.
-    """
+    """Describe every config key that does not fit the weights, with the value that would."""
     resnet, own = cfg.MODEL.RESNETS, conventions
     now = {
         "INPUT.FORMAT": (cfg.INPUT.FORMAT, own.image_format),

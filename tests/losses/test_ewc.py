@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from d2_smallobj.losses import ElasticWeightConsolidation, optimized_parameters, plain_name
-from d2_smallobj.losses import parameters as parameters_module
-from d2_smallobj.losses.parameters import chunks
+from d2_smallobj.losses import (
+    ElasticWeightConsolidation,
+    ewc_penalty,
+    optimized_parameters,
+    plain_name,
+)
+from d2_smallobj.losses.ewc_penalty import chunks
 
 
 def make_model(seed=0):
@@ -49,7 +53,7 @@ def move(model, seed=2):
 def any_chunks(request, monkeypatch):
     """Run with all tensors in one pass and with nearly one pass per tensor."""
     if request.param == "many chunks":
-        monkeypatch.setattr(parameters_module, "_CHUNK", 6)
+        monkeypatch.setattr(ewc_penalty, "_CHUNK", 6)
 
 
 def test_anchor_counts_what_it_holds():
@@ -270,7 +274,7 @@ def test_optimized_parameters():
 
 
 def test_chunks_cover_every_tensor_once(monkeypatch):
-    monkeypatch.setattr(parameters_module, "_CHUNK", 10)
+    monkeypatch.setattr(ewc_penalty, "_CHUNK", 10)
     tensors = [torch.zeros(n) for n in (4, 6, 1, 30, 2, 8, 0, 10)]
     parts = list(chunks(tensors))
     assert [(p.start, p.stop) for p in parts] == [(0, 2), (2, 3), (3, 4), (4, 7), (7, 8)]

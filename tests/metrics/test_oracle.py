@@ -21,7 +21,7 @@ from d2_smallobj.metrics.summary import headline_names
 
 CLASSES = 4
 NAMES = ["background", "a", "b", "c"]
-SETTINGS = settings(max_examples=60, deadline=None)
+SETTINGS = settings(max_examples=120, deadline=None)
 # Sizes that maps of 10 x 10 have.
 TINY = {"S": 3, "M": 12, "L": math.inf}
 
@@ -275,7 +275,7 @@ def check_records(world, mode):
 @pytest.mark.parametrize("mode", ["exact", "official"])
 @pytest.mark.parametrize("named", [True, False])
 @given(data=st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_records_equal_the_oracles(mode, named, data):
     check_records(World(data.draw(scenes(with_instances=named))), mode)
 
@@ -283,14 +283,14 @@ def test_records_equal_the_oracles(mode, named, data):
 @pytest.mark.parametrize("mode", ["exact", "official"])
 @pytest.mark.parametrize("named", [True, False])
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_records_of_things_and_stuff_equal_the_oracles(mode, named, data):
     check_records(data.draw(worlds(with_instances=named)), mode)
 
 
 @pytest.mark.parametrize("named", [True, False])
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_records_found_in_the_pixels_equal_the_oracles(named, data):
     """The road of maps of noise, here for maps of any kind."""
     with mock.patch.multiple(image_runs, _SMALLEST_AREA=1, _SHORT_RUN=1000):

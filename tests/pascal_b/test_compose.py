@@ -111,6 +111,8 @@ def test_outcomes_and_pixels(world, result, row, outcomes):
     assert counts(semantic) == {0: H * W - sum(expected.values()), **expected}
     assert ((instances == 255) == (semantic == 255)).all()
     assert composition.void_share == expected.get(255, 0) / (H * W)
+    if row[0].startswith("crowds"):
+        assert composition.disagreement == 0
 
 
 def test_tables_of_coco_complete_those_of_lvis(world, result):

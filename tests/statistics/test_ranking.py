@@ -21,7 +21,7 @@ NUMBERS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(NUMBERS)
 def test_equal_to_scipy(pairs):
     x, y = [a for a, _ in pairs], [b for _, b in pairs]
