@@ -235,4 +235,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Worker processes (--jobs) find a function of this module under the module's own name only.
+    from d2_smallobj.data.__main__ import main as command
+
+    command()

@@ -49,9 +49,7 @@ class DilatedBasicBlock(CNNBlockBase):
     """The two-convolution block of ResNet-18/34 with dilation, which detectron2's own lacks.
 
     Parameter names are those of ``detectron2.modeling.backbone.BasicBlock``: checkpoints load.
-
-    ``stride`` is that of the first convolution, ``dilation`` that of both; ``norm`` names a
-    normalisation of ``detectron2.layers.get_norm``.
+    ``stride`` is that of the first convolution, ``dilation`` that of both.
     """
 
     def __init__(
@@ -94,11 +92,8 @@ class DilatedBasicBlock(CNNBlockBase):
 def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Build a ResNet with ``SMALLOBJ.OUTPUT_STRIDE`` from ``MODEL.RESNETS``.
 
-    detectron2's own builder dilates res5 at most; DeepLabV2 at stride 8 needs dilation 2 in
-    res4 and 4 in res5. Parameter names stay detectron2's.
-
-    Raises:
-        ValueError: for an unknown depth or output.
+    detectron2's own builder dilates res5 only; DeepLabV2 at stride 8 needs dilation 2 in res4 and
+    4 in res5. Parameter names stay detectron2's.
     """
     options = cfg.MODEL.RESNETS
     if options.DEPTH not in BLOCKS_PER_STAGE:

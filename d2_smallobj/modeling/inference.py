@@ -117,17 +117,8 @@ def build_inference(cfg: CfgNode, model: nn.Module, *, always: bool = False) -> 
 
 def build_crf(cfg: CfgNode) -> DenseCrf:
     """Build the CRF of ``SMALLOBJ.TEST.CRF``, enabled or not."""
-    node = cfg.SMALLOBJ.TEST
-    return DenseCrf(
-        CrfOptions(
-            iterations=node.CRF.ITERATIONS,
-            gaussian_sxy=node.CRF.GAUSSIAN_SXY,
-            gaussian_weight=node.CRF.GAUSSIAN_WEIGHT,
-            bilateral_sxy=node.CRF.BILATERAL_SXY,
-            bilateral_srgb=node.CRF.BILATERAL_SRGB,
-            bilateral_weight=node.CRF.BILATERAL_WEIGHT,
-        )
-    )
+    node = cfg.SMALLOBJ.TEST.CRF
+    return DenseCrf(CrfOptions(**{k.lower(): v for k, v in node.items() if k != "ENABLED"}))
 
 
 def _view(x: dict[str, Any], scale: float, mirrored: bool) -> dict[str, Any]:

@@ -54,8 +54,7 @@ class Match:
     def resnet_differences(self) -> dict[str, list[str]]:
         """Names in which the file's ResNet differs from the model's, by kind of difference.
 
-        Another depth or width cannot be an initialisation. Stages that the model has no block of
-        do not count, so that a cut ResNet can start from a whole one.
+        Stages that the model lacks do not count: a cut ResNet can start from a whole one.
         """
         keys = (*self.pairs, *self.wrong_shape, *self.missing)
         stages = {stage for key in keys for stage in _RESNET.findall(key)}

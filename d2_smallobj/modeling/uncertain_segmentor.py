@@ -25,14 +25,9 @@ from detectron2.modeling import META_ARCH_REGISTRY
 class Observation:
     """Labels and sigma of one training step, for logs and pictures; tensors without gradient.
 
-    Attributes:
-        image: the first image, float32 (3, H, W), normalised.
-        labels: int64 (N, H', W'), as the boxes and masks say.
-        used: int64 (N, H', W'), as the loss used them, after bootstrapping.
-        true_labels: int64 (N, H', W'), the ignore label where unknown; ``None``: all unknown.
-        doubtable: bool (N, H', W'), true inside boxes of box-labelled images.
-        relabelled: bool (N, H', W'), true where the model's own label was taken.
-        sigma: float32 (N, H', W'), sigma of the model's own label; the threshold is for it.
+    ``image`` is the first one, normalised, (3, H, W); the others are (N, H', W'): ``labels`` of
+    boxes and masks, labels ``used`` after bootstrapping, ``true_labels`` where known, the masks
+    ``doubtable`` (inside boxes) and ``relabelled``, and ``sigma`` of the model's own label.
     """
 
     image: torch.Tensor

@@ -203,11 +203,7 @@ def build_pascal_b(paths: BuildPaths, options: BuildOptions) -> BuildResult:
 
 
 def rebuild_pascal_b(paths: BuildPaths, manifest_path: str | os.PathLike[str]) -> BuildResult:
-    """Build the set of a manifest again.
-
-    Args:
-        paths: the same annotation files, by content, in any place; and the output.
-        manifest_path: the manifest.
+    """Build the set of a manifest again, from the same annotation files in any place.
 
     Raises:
         FileExistsError, FileNotFoundError: as of :func:`build_pascal_b`.

@@ -64,24 +64,15 @@ class Outcome(enum.Enum):
 
 
 class Piece(NamedTuple):
-    """An annotation of one of the 20 classes.
+    """An annotation of one of the 20 classes."""
 
-    Attributes:
-        source: position of its file in :attr:`AnnotationSources.files`.
-        row: its position in that file's index.
-        annotation_id: its id there.
-        class_id, role: its category's, see :class:`CategoryRule`.
-        crowd: whether it is a COCO crowd region.
-        segmentation: its mask, as JSON text.
-    """
-
-    source: int
-    row: int
+    source: int  # position of its file in AnnotationSources.files
+    row: int  # its position in that file's index
     annotation_id: int
     class_id: int
     role: str
     crowd: bool
-    segmentation: bytes
+    segmentation: bytes  # JSON text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +105,7 @@ class Candidate:
 
 
 class AnnotationSources:
-    """The LVIS and COCO files together.
-
-    Args:
-        lvis: LVIS files of one version, e.g. train and val.
-        coco: COCO 2017 files, e.g. train and val.
+    """The LVIS files of one version and the COCO 2017 files together.
 
     Attributes:
         files: all of them, LVIS first.
@@ -160,14 +147,9 @@ class AnnotationSources:
         return sorted({*self._lvis_home, *self._coco_home})
 
     def candidate(self, image_id: int, *, from_coco: Collection[int]) -> Candidate | Outcome:
-        """Collect an image's annotations.
+        """Collect an image's annotations, or the reason why it is no candidate.
 
-        Args:
-            image_id: one of :meth:`image_ids`.
-            from_coco: classes whose instances are taken from COCO.
-
-        Returns:
-            The candidate, or the reason why the image is none.
+        ``from_coco`` are the classes whose instances are taken from COCO.
         """
         homes = [home.get(image_id) for home in (self._lvis_home, self._coco_home)]
         if homes[0] is None:

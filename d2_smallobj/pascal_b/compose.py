@@ -64,21 +64,13 @@ _NOT_PAINTED = frozenset({Outcome.EMPTY, Outcome.IN_TRAIN})
 
 
 class Layer(NamedTuple):
-    """A mask among the others of its image.
+    """A mask among the others of its image."""
 
-    Attributes:
-        piece: number of the annotation, 0..N−1.
-        mask: its pixels, of which the layers above hide some.
-        class_id: 1..20; of a void layer, the class that it could be.
-        void: whether its pixels are 255.
-        visible: number of pixels that no layer above hides.
-    """
-
-    piece: int
+    piece: int  # number of the annotation, 0..N−1
     mask: Mask
-    class_id: int
-    void: bool
-    visible: int
+    class_id: int  # 1..20; of a void layer, the class that it could be
+    void: bool  # its pixels are 255
+    visible: int  # number of pixels that no layer above hides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,16 +103,10 @@ class Composition:
 def compose(
     candidate: Candidate, masks: Sequence[Mask], *, from_coco: Collection[int], min_area: int
 ) -> Composition:
-    """Decide what becomes of every annotation of an image.
+    """Decide what becomes of every annotation of an image with its N masks.
 
-    Args:
-        candidate: the image.
-        masks: (N,) its masks.
-        from_coco: classes whose instances COCO provides where LVIS has none.
-        min_area: instances with fewer visible pixels become void.
-
-    Returns:
-        The composition.
+    COCO provides the instances of ``from_coco`` where LVIS has none; instances with fewer than
+    ``min_area`` visible pixels become void.
     """
     scene = _Scene(candidate, masks, from_coco)
     scene.drop_empty()

@@ -34,12 +34,7 @@ UNCERTAIN = (AMBIGUOUS, GENERAL)
 
 @dataclasses.dataclass(frozen=True)
 class CategoryRule:
-    """The class and role of a category.
-
-    Attributes:
-        class_id: 1..20, the VOC class; for an uncertain category the class that it may be.
-        role: one of the roles above.
-    """
+    """VOC class, 1..20 (of an uncertain category, the one that it may be), and role."""
 
     class_id: int
     role: str
@@ -115,11 +110,7 @@ COCO_CLASS_OPTIONS = ("pottedplant", "diningtable")
 
 
 def class_id(name: str) -> int:
-    """Id of a VOC class, 1..20.
-
-    Raises:
-        ValueError: there is no such class.
-    """
+    """Id of a VOC class, 1..20."""
     return VOC_CLASS_NAMES.index(look_up_option("class", name, VOC_CLASS_NAMES[1:]))
 
 
@@ -154,11 +145,9 @@ COCO_RULES = {
 
 
 def missing_lvis_names(names: Collection[str]) -> list[str]:
-    """List the classes' own categories that are not among an LVIS file's category names.
+    """List the classes' own categories that an LVIS file lacks: ``"person: 'person' or 'baby'"``.
 
-    Returns:
-        Sentences such as ``"person: 'person' or 'baby'"``; potted plants, which LVIS does not
-        have, are not among them.
+    LVIS has no potted plants, so they are not among them.
     """
     return [
         f"{name}: {' or '.join(repr(category) for category in group)}"
@@ -233,11 +222,8 @@ class AnnotationIndex:
 def read_index(path: str | os.PathLike[str], kind: str) -> AnnotationIndex:
     """Read an annotation file of a kind of :data:`KINDS`; masks are kept, but not decoded.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is truncated or malformed (see :func:`read_annotation_file`), ids are no
-            integers, LVIS's lists are missing, or an image's file name leaves its folder. Names
-            the file, the first ten offenders and how many there are.
+    Raises ValueError if it is malformed (see :func:`read_annotation_file`), ids are no integers,
+    LVIS's lists are missing, or a file name leaves its folder.
     """
     path = Path(path)
     file = read_annotation_file(path, look_up_option("kind", kind, KINDS))

@@ -39,12 +39,7 @@ number) and ``outcomes`` (number by :class:`Outcome` value, zeros left out)."""
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """Read a manifest.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is truncated, no manifest, or of another version.
-    """
+    """Read a manifest; ValueError if it is truncated, no manifest, or of another version."""
     path = Path(path)
     try:
         content = json.loads(path.read_bytes())
@@ -87,12 +82,7 @@ def describe_inputs(files: Sequence[AnnotationIndex]) -> list[dict[str, Any]]:
 def check_inputs(
     manifest: Mapping[str, Any], files: Sequence[AnnotationIndex], path: str | os.PathLike[str]
 ) -> None:
-    """Check that the input files are those of a manifest.
-
-    Raises:
-        ValueError: one is missing or not in the manifest, which was read from ``path``; names them
-            with their hashes.
-    """
+    """Check that the input files are those of the manifest at ``path``; ValueError names others."""
     wanted = {(entry["kind"], entry["sha256"]): entry["name"] for entry in manifest["inputs"]}
     given = {(file.kind, file.sha256): str(file.path) for file in files}
     lines = [
@@ -191,16 +181,10 @@ def count_outcomes(
     dropped: Mapping[int, Outcome],
     chosen: Sequence[tuple[Candidate, Sequence[Outcome]]],
 ) -> list[AccountRow]:
-    """Count the outcomes of all annotations by category.
+    """Count the outcomes of all annotations by category, LVIS's first, by name.
 
-    Args:
-        sources: the inputs.
-        dropped: why an image is not in the set, for every image that is not.
-        chosen: the other images, with the outcomes of their annotations.
-
-    Returns:
-        One row for each category that has annotations, LVIS's first, by name. Their sum is the
-        number of annotations of the inputs.
+    ``dropped`` says why images are not in the set; ``chosen`` are the others, with the outcomes of
+    their annotations. The rows sum to the annotations of the inputs.
     """
     totals: dict[tuple[str, str], np.ndarray] = {}
     classes: dict[tuple[str, str], str] = {}

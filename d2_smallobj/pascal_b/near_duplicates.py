@@ -32,15 +32,7 @@ _BITS = np.array([bin(value).count("1") for value in range(256)], np.uint8)
 
 
 def hash_picture(path: str | os.PathLike[str]) -> tuple[np.ndarray, tuple[int, int]]:
-    """Hash a picture.
-
-    Returns:
-        The hash, uint8 (8,), and height and width of the picture in pixels.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no picture, or truncated.
-    """
+    """Hash a picture: uint8 (8,), and its height and width in pixels."""
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -58,14 +50,9 @@ def hash_picture(path: str | os.PathLike[str]) -> tuple[np.ndarray, tuple[int, i
 
 
 def nearest(hashes: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the most similar reference of every picture.
+    """Find the most similar of R references, uint8 (R, 8), to each of M hashes, uint8 (M, 8).
 
-    Args:
-        hashes: uint8 (M, 8).
-        references: uint8 (R, 8), R >= 1.
-
-    Returns:
-        Position of the reference and number of bits that differ, 0..64: int64 (M,) each.
+    Returns its position and the number of bits that differ, 0..64: int64 (M,) each.
     """
     index, distance = np.zeros((2, len(hashes)), np.int64)
     for number, one in enumerate(hashes):
@@ -92,18 +79,10 @@ class NearDuplicate(NamedTuple):
 
 
 class PictureCheck:
-    """Checks pictures, each of them once.
+    """Checks pictures below ``folder`` (``train2017``, ``val2017``), each of them once.
 
-    Args:
-        folder: the one above ``train2017`` and ``val2017``.
-        voc: a VOC folder (``VOCdevkit/VOC2012``), or None: near-duplicates are not looked for.
-        max_distance: bits, of 64, in which near-duplicates may differ.
-        jobs: number of processes.
-        progress: show progress bars on stderr.
-
-    Raises:
-        FileNotFoundError: a folder is missing.
-        ValueError: VOC's folder has no pictures, or unreadable ones.
+    Near-duplicates differ in at most ``max_distance`` of 64 bits from an image of ``voc``, a VOC
+    folder (``VOCdevkit/VOC2012``); None: they are not looked for.
     """
 
     def __init__(
@@ -133,12 +112,7 @@ class PictureCheck:
             self._voc_hashes, _ = self._hash(paths, "VOC images")
 
     def near_duplicates(self, candidates: Sequence[Candidate]) -> list[NearDuplicate]:
-        """Check pictures that have not been checked, and find those that are also in VOC.
-
-        Raises:
-            FileNotFoundError: pictures are missing.
-            ValueError: some cannot be read or have another size than annotated.
-        """
+        """Check pictures that have not been checked, and find those that are also in VOC."""
         new = [candidate for candidate in candidates if candidate.image_id not in self._known]
         paths = find_pictures(new, self._folder)
         hashes, sizes = self._hash(paths, "images of the set")
@@ -172,11 +146,7 @@ class PictureCheck:
 
 
 def find_pictures(candidates: Iterable[Candidate], folder: Path) -> list[Path]:
-    """Find the picture of every image below ``folder``, which has ``train2017`` and ``val2017``.
-
-    Raises:
-        FileNotFoundError: pictures are missing; names the first ten and how many there are.
-    """
+    """Find the picture of every image below ``folder``, which has ``train2017`` and ``val2017``."""
     found, missing = [], []
     for candidate in candidates:
         where = f"image {candidate.image_id}"

@@ -47,20 +47,16 @@ _WRITTEN = {
 
 @dataclasses.dataclass(frozen=True)
 class RenderedImage:
-    """Annotations of an image whose label maps are written.
+    """An image whose label maps are written, with its COCO annotations without ids.
 
-    Attributes:
-        image_id: COCO's id.
-        annotations: COCO annotations without ids: the visible part of every instance, in the
-            order of their ids in the instance map, then the void pixels of every class as crowd.
-        outcomes: of its LVIS, then its COCO annotations of the 20 classes.
-        digest: SHA-256 of both label maps' pixels, hexadecimal.
+    These are the visible part of every instance, in the order of their ids in the instance map,
+    then the void pixels of every class as crowd.
     """
 
     image_id: int
     annotations: tuple[dict[str, Any], ...]
-    outcomes: tuple[Outcome, ...]
-    digest: str
+    outcomes: tuple[Outcome, ...]  # of its LVIS, then its COCO annotations of the 20 classes
+    digest: str  # SHA-256 of both label maps' pixels
 
 
 def image_name(image_id: int) -> str:
@@ -73,15 +69,8 @@ def render(
 ) -> RenderedImage:
     """Paint an image and write its label maps, unless they are there from an interrupted run.
 
-    Args:
-        candidate: the image.
-        paths: the annotation files, :attr:`AnnotationSources.paths`, for messages.
-        options: the options of its screening.
-        folder: see :func:`open_partial_folder`.
-
-    Raises:
-        ValueError: its masks cannot be read.
-        OSError: a map cannot be written.
+    ``paths`` are :attr:`AnnotationSources.paths`, for messages; ``folder`` is that of
+    :func:`open_partial_folder`.
     """
     composition = compose_candidate(candidate, paths, options)
     semantic, instances, void_class = paint(composition, candidate.height, candidate.width)
@@ -163,11 +152,7 @@ def _annotation(class_id: int, mask: np.ndarray, *, crowd: bool) -> dict[str, An
 
 
 def check_place(root: Path, *, force: bool) -> None:
-    """Check that the set may be put at ``root``, before any work is done.
-
-    Raises:
-        FileExistsError: a set is there and not ``force``, or other files, which are never removed.
-    """
+    """Raise FileExistsError if a set is at ``root`` and not ``force``, or anything else is."""
     if not os.path.lexists(root) or (root.is_dir() and not any(root.iterdir())):
         return
     foreign = sorted(set(os.listdir(root)) - _WRITTEN) if root.is_dir() else [root.name]

@@ -58,19 +58,9 @@ def sample_balanced(
 ) -> Sample:
     """Choose N images whose instances are spread as evenly as possible.
 
-    Args:
-        counts: integers (M, K), instances of every image by cell, in an order that does not
-            depend on the input's (by image id).
-        number: N; all are chosen if there are fewer.
-        seed: of the random choice between equally good sets.
-        per_cell: t >= 1; None: see the module's docstring.
-
-    Returns:
-        The best choice found, with a proven bound.
-
-    Raises:
-        ImportError: SciPy is missing.
-        ValueError: there is no image, or an argument is out of range.
+    ``counts`` are integers (M, K), instances of every image by cell, by image id; ``number`` is N
+    (all are chosen if there are fewer), ``per_cell`` t >= 1 (None: see the module's docstring);
+    the seed chooses between equally good sets. Raises ImportError without SciPy.
     """
     counts = np.asarray(counts, np.int64)
     if counts.ndim != 2 or not counts.size:

@@ -145,12 +145,7 @@ def compose_candidate(
 
 
 def read_masks(candidate: Candidate, paths: Sequence[str]) -> list[Mask]:
-    """Decode the masks of an image, in the order of its pieces.
-
-    Raises:
-        MaskError: a mask is malformed or of another size than the image, or a polygon crosses
-            itself, or much of it lies outside the image.
-    """
+    """Decode the masks of an image, in the order of its pieces; MaskError if one is unusable."""
     masks = []
     for piece in candidate.pieces:
         where = f"{paths[piece.source]}: annotation {piece.annotation_id}"

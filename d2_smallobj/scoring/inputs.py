@@ -74,7 +74,7 @@ class Inputs:
         category_map: see :func:`.classes.choose_categories`.
         image_list: text file of the images to score; default: all images.
         pictures: folder of the pictures, for a report.
-        open_dataset: :func:`d2_smallobj.data.ground_truth.open_dataset`, or a function like it.
+        open_dataset: :func:`d2_smallobj.data.ground_truth.open_dataset`, or one like it.
     """
 
     predictions: str

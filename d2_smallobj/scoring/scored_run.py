@@ -42,12 +42,9 @@ class PixelSources(Mapping[str, Mapping[str, Source]]):
     """The pixels behind a run, by image id and kind.
 
     Values are files, or functions that return the array where there is no file (annotations, run
-    lengths). The first such call opens the inputs again, once for all images.
-
-    Args:
-        files: by image id, the file of each of :data:`SOURCE_KINDS`, empty where there is none.
-        description: what :meth:`.Inputs.describe` returned; ``None``: there are only files.
-        open_dataset: see :class:`.Inputs`.
+    lengths). The first such call opens the inputs again, once for all images; without a
+    ``description`` (:meth:`.Inputs.describe`) there are only files. ``files`` has, by image id,
+    one for each of :data:`SOURCE_KINDS`, empty where there is none.
     """
 
     def __init__(

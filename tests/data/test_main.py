@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -107,6 +109,13 @@ def test_a_list_or_file_that_is_malformed(main, root):
 
 class TestCheck:
     NAMES = ("voc_2012_seg_val", "voc_2012_trainaug_irn")
+
+    def test_several_processes_find_their_function(self, root):
+        command = [sys.executable, "-m", "d2_smallobj.data", self.NAMES[0], "--root", str(root)]
+        command += ["--check", "--jobs", "2"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "voc_2012_seg_val: all files are good" in done.stdout
 
     def test_good_files(self, main, root):
         status, out, _ = main(*self.NAMES, "--check", "--root", root)

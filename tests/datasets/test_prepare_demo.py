@@ -30,8 +30,3 @@ def test_other_options(command, tmp_path):
     assert err.startswith("error: ")
     assert "--force" in err
     assert command(*options, "--seed", 3, "--force")[0] == 0
-
-
-def test_a_wrong_option(command, tmp_path):
-    status, _, err = command("prepare_demo.py", "--root", tmp_path / "demo", "--size", 8)
-    assert (status, err) == (1, "error: size: must be in 64..1024, got 8")

@@ -103,14 +103,6 @@ def test_errors_are_one_message(command, inputs, tmp_path, more, message):
     assert not (tmp_path / "set").exists()
 
 
-def test_truncated_input(command, inputs, tmp_path):
-    path = tmp_path / "coco.json"
-    path.write_text(path.read_text()[:100])
-    status, _, err = command("prepare_pascal_b.py", *inputs)
-    assert status == 1
-    assert f"error: {path}: not a complete JSON file" in err
-
-
 def test_images_are_needed_unless_told(command, inputs, tmp_path):
     place = [argument for argument in inputs if argument != "--annotations-only"]
     status, _, err = command("prepare_pascal_b.py", *place, "--images", tmp_path / "coco")

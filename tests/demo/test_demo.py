@@ -141,6 +141,10 @@ def test_own_files_beside_the_demos_are_kept(tiny):
 
 @pytest.mark.parametrize("marker", [None, "{}", "[]", "not json", '{"version": 1'])
 def test_other_peoples_files_are_never_touched(tmp_path, marker):
+    (tmp_path / "demo").write_text("a file")
+    with pytest.raises(FileExistsError, match="holds files that are not a demo's"):
+        ensure_demo(tmp_path / "demo")
+    (tmp_path / "demo").unlink()
     root = tmp_path / "mine"
     root.mkdir()
     (root / "thesis.txt").write_text("years of work")
@@ -152,12 +156,6 @@ def test_other_peoples_files_are_never_touched(tmp_path, marker):
             make(root)
     assert _digests(root) == before
     assert _beside(root) == ["mine"]
-
-
-def test_a_file_in_the_way(tmp_path):
-    (tmp_path / "demo").write_text("a file")
-    with pytest.raises(FileExistsError, match="holds files that are not a demo's"):
-        ensure_demo(tmp_path / "demo")
 
 
 def test_the_loser_of_a_race_uses_the_winners_files(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def run_python_in():
             text=True,
             cwd=folder,
             env=environment,
-            timeout=300,
+            timeout=600,
             check=False,
         )
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
@@ -65,3 +66,18 @@ def embedded_only():
     """Skip where a real detectron2 runs: the test is about the stand-in's own behaviour."""
     if d2_smallobj.host().name != "embedded":
         pytest.skip("about the embedded host")
+
+
+@pytest.fixture
+def captured():
+    """Messages of the "detectron2" loggers, which do not propagate once they are set up."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("detectron2")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)

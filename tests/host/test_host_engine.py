@@ -354,21 +354,6 @@ def test_json_writer_appends_what_is_new(tmp_path):
     assert rows == [{"a": 1.0, "b": 2.0, "iteration": 0}, {"a": 2.0, "iteration": 5}]
 
 
-@pytest.fixture
-def captured():
-    """Messages of the "detectron2" loggers, which do not propagate once they are set up."""
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logger = logging.getLogger("detectron2")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    yield lines
-    logger.removeHandler(handler)
-    logger.setLevel(level)
-
-
 def test_metric_printer(captured):
     printer = CommonMetricPrinter(max_iter=10)
     with EventStorage(3) as storage:

@@ -23,27 +23,9 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(folders):
-    import os
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    here = Path(__file__).resolve().parent
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])]),
-        "OMP_NUM_THREADS": "1",
-    }
-
+def results(folders, run_python_in):
     def run(host, *arguments):
-        subprocess.run(
-            [sys.executable, "-c", RUN, *map(str, arguments)],
-            check=True,
-            cwd=folders[host],
-            env={**environment, "D2_SMALLOBJ_HOST": host},
-            timeout=600,
-        )
+        run_python_in(folders[host], RUN, host=host, arguments=arguments)
         return torch.load(arguments[0] / "results.pt", weights_only=False)
 
     found = {host: run(host, folders[host] / "first") for host in HOSTS}

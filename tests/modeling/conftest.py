@@ -7,8 +7,9 @@ import pathlib
 import pytest
 import torch
 
-import d2_smallobj  # noqa: F401  (makes the embedded host importable)
+import d2_smallobj
 from d2_smallobj.engine import build_config
+from detectron2.modeling import build_model
 
 _BASE = pathlib.Path(__file__).resolve().parents[2] / "configs/Base-DeepLabV2-R101.yaml"
 _NARROW = (
@@ -46,6 +47,29 @@ def randomize():
         return model
 
     return fill
+
+
+@pytest.fixture
+def fpn_model(narrow_cfg):
+    """``fpn_model(key, value, ...)``: detectron2's FPN and its head, on the real host only."""
+    if d2_smallobj.host().name != "detectron2":
+        pytest.skip("the stand-in has no SemSegFPNHead")
+
+    def make(*options):
+        torch.manual_seed(0)
+        cfg = narrow_cfg(
+            *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+            *("MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
+            *("MODEL.FPN.OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+            *("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.OUT_FEATURES"),
+            *("['res2', 'res3', 'res4', 'res5']", "MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead"),
+            *("MODEL.SEM_SEG_HEAD.CONVS_DIM", 32),
+            *("MODEL.SEM_SEG_HEAD.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']"),
+            *options,
+        )
+        return build_model(cfg)
+
+    return make
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import d2_smallobj
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from d2_smallobj.losses.size_weights import size_weights
 from d2_smallobj.modeling import SizeBalancedSegmentor, build_loss, build_size_weights
@@ -300,23 +299,8 @@ def test_a_head_without_layers(narrow_cfg, monkeypatch):
 
 
 @pytest.mark.real_host
-@pytest.mark.skipif(
-    d2_smallobj.host().name != "detectron2", reason="the stand-in has no SemSegFPNHead"
-)
-def test_with_detectron2s_fpn_head(narrow_cfg, batch):
-    torch.manual_seed(0)
-    model = build_model(
-        narrow_cfg(
-            *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
-            *("MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
-            *("MODEL.FPN.OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
-            *("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.DEPTH", 18),
-            *("MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
-            *("MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead", "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32),
-            *("MODEL.SEM_SEG_HEAD.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']"),
-            *WEIGHTED,
-        )
-    )
+def test_with_detectron2s_fpn_head(fpn_model, batch):
+    model = fpn_model(*WEIGHTED)
     assert type(model.sem_seg_head).__name__ == "SemSegFPNHead"
     loss = model(batch)["loss_sem_seg"]
     images = normalized(model, batch, (64, 64))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import d2_smallobj
 from d2_smallobj.losses import UncertaintyCrossEntropy, soften
 from d2_smallobj.modeling import UncertainSegmentor
 from d2_smallobj.modeling.uncertain_segmentor import num_logits
@@ -187,23 +186,8 @@ def test_a_binary_net_answers_with_two_scores(build, batch, randomize):
 
 
 @pytest.mark.real_host
-@pytest.mark.skipif(
-    d2_smallobj.host().name != "detectron2", reason="the stand-in has no SemSegFPNHead"
-)
-def test_with_detectron2s_fpn_head(narrow_cfg, boxed):
-    torch.manual_seed(0)
-    model = build_model(
-        narrow_cfg(
-            *DOUBT,
-            *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
-            *("MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
-            *("MODEL.FPN.OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
-            *("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.DEPTH", 18),
-            *("MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
-            *("MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead", "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32),
-            *("MODEL.SEM_SEG_HEAD.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']"),
-        )
-    )
+def test_with_detectron2s_fpn_head(fpn_model, boxed):
+    model = fpn_model(*DOUBT)
     assert isinstance(model, UncertainSegmentor)
     assert model.sem_seg_head.predictor.out_channels == 10
     model(boxed)["loss_sem_seg"].backward()

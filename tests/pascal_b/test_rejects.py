@@ -19,15 +19,11 @@ def read(tmp_path):
     return write_and_read
 
 
-def test_exported_list(read):
+def test_exported_and_plain_lists(read):
     entries = [{"image_id": 7, "reason": "blurred"}, {"image_id": 9}]
     assert read(json.dumps({"version": 1, "rejected": entries})) == {7: "blurred", 9: ""}
     assert read('{"version": 1, "rejected": []}') == {}
-
-
-def test_plain_list(read):
-    text = "\ufeff# by hand\n\n000000000007  # blurred\n9\n"
-    assert read(text) == {7: "blurred", 9: ""}
+    assert read("\ufeff# by hand\n\n000000000007  # blurred\n9\n") == {7: "blurred", 9: ""}
     assert read("") == {}
 
 
@@ -50,8 +46,3 @@ def test_malformed_lists(read, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         read(content)
     assert "rejected" in str(caught.value)
-
-
-def test_missing_list(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone"):
-        read_reject_list(tmp_path / "gone")

@@ -82,16 +82,12 @@ def test_the_default_target_keeps_the_instances_of_average_images():
     assert water_level(np.array([0, 0]), 0) == 1
 
 
-def test_scarce_cells_cap_their_target():
+def test_scarce_cells_cap_their_target_and_few_images_are_all_taken():
     counts = np.array([[1, 0], [0, 1], [0, 1], [0, 1]])
     sample = sample_balanced(counts, 3, per_cell=2)
     assert sample.target.tolist() == [1, 2]
     assert (sample.distance, sample.bound) == (0, 0)
-
-
-def test_fewer_images_than_wanted():
-    sample = sample_balanced(np.array([[1], [2]]), 5)
-    assert sample.chosen.tolist() == [0, 1]
+    assert sample_balanced(np.array([[1], [2]]), 5).chosen.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_fit(cat, verdict):
     assert found.outcome is None
     assert found.instances == ((8, 1600),)
     assert (found.disagreement, found.void_share, found.message) == (0, 0, "")
+    assert verdict(min_area=1601).outcome is Outcome.NOTHING_LEFT
 
 
 @pytest.mark.parametrize(
@@ -95,8 +96,7 @@ def test_masks_of_background_are_not_looked_at(cat, verdict):
 
 def test_heavy_overlap(cat, verdict):
     cat.add("both", 1, ("dog", "dog"), box(0, 0, 40, 60))
-    found = verdict()
-    assert found.outcome is Outcome.OVERLAP
+    assert verdict().outcome is Outcome.OVERLAP
     assert verdict(max_overlap=0.67).outcome is None
 
 
@@ -119,10 +119,6 @@ def test_mostly_void(cat, verdict):
     assert verdict().void_share == 0.6
     assert verdict().outcome is Outcome.MOSTLY_VOID
     assert verdict(max_void=0.6).outcome is None
-
-
-def test_nothing_left(cat, verdict):
-    assert verdict(min_area=1601).outcome is Outcome.NOTHING_LEFT
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -157,21 +157,6 @@ REQUIRED = ["--predictions", "x", "--semantic", "x", "--output", "x"]
         (["--mode", "oficial"], "invalid choice: 'oficial'"),
         (["--worst", "0"], "argument --worst: worst must be a whole number of percent in 1..100"),
         (["--worst", "2.5"], "argument --worst: worst must be a whole number of percent"),
-        (
-            [
-                "--predictions",
-                "x",
-                "--semantic",
-                "x",
-                "--output",
-                "x",
-                "--shard",
-                "1/2",
-                "--report",
-                "a.html",
-            ],
-            "give them to merge",
-        ),
         ([*REQUIRED, "--shard", "1/2", "--report", "a.html"], "give them to merge"),
         ([*REQUIRED, "--import", "their_data"], "--import goes with --dataset"),
     ],
@@ -198,20 +183,6 @@ def test_the_share_of_the_worst_images(command, demo, tmp_path):
     assert "worst" in done.stderr
 
 
-def test_every_option_has_a_text(load_tool, monkeypatch):
-    tool, parsers = load_tool("evaluate"), []
-    namespace = argparse.Namespace(shard=(1, 1), compare=[], report=None, modules=[])
-    monkeypatch.setattr(
-        argparse.ArgumentParser, "parse_args", lambda self, _: parsers.append(self) or namespace
-    )
-    tool.parse_arguments([])
-    tool.parse_merge_arguments([])
-    for parser in parsers:
-        assert [a.dest for a in parser._actions if not (a.help and len(a.help) > 10)] == []
-        # Examples are to be copied: their lines break as they are written.
-        assert "VOC2012/SegmentationClass \\\n" in parser.format_help()
-
-
 SCRIPT = """
 import runpy, sys
 sys.argv = sys.argv[1:]
@@ -225,12 +196,12 @@ finally:
 
 @pytest.fixture
 def process(repository):
-    """Run tools/evaluate.py in a process of its own."""
+    """Run a tool in a process of its own."""
 
-    def run(*arguments, path=(), script=SCRIPT):
+    def run(*arguments, path=(), tool="evaluate"):
         path = os.pathsep.join([*map(str, path), str(repository)])
         return subprocess.run(
-            [sys.executable, "-c", script, "tools/evaluate.py", *map(str, arguments)],
+            [sys.executable, "-c", SCRIPT, f"tools/{tool}.py", *map(str, arguments)],
             cwd=repository,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -246,6 +217,10 @@ def test_neither_torch_nor_detectron2_is_imported(demo, process, tmp_path):
     done = process(*demo[1], "--output", tmp_path / "run", *report)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+    shutil.copytree(tmp_path / "run", tmp_path / "same")
+    done = process(tmp_path / "run", tmp_path / "same", "--samples", 5, tool="compare")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_without_torch_only_registered_data_sets_fail(demo, process, tmp_path):

@@ -29,9 +29,13 @@ def entries(sizes):
     return sorted(zip(sizes.class_ids.tolist(), sizes.areas.tolist(), sizes.image_areas.tolist()))
 
 
+def rectangle(x0, y0, x1, y1):
+    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+
+
 def annotation_file(path, number_of_categories=3, **changes):
     """Two images; image 1 has an object of the last category."""
-    box = [[2, 2, 8, 2, 8, 8, 2, 8]]
+    box = rectangle(2, 2, 8, 8)
     content = {
         "images": [
             {"id": number, "height": 20, "width": 30, "file_name": f"{number}.jpg"}
@@ -58,28 +62,19 @@ def folders(dataset):
     }
 
 
-def test_folders_are_measured_in_any_number_of_processes(dataset, folders):
+@pytest.mark.parametrize("components", [False, True])
+def test_folders_are_measured_in_any_number_of_processes(dataset, folders, components):
+    if components:
+        del folders["instances"]
     truth = open_truth("semantic", **folders)
-    expected = sorted(
-        entry for maps in dataset.scenes for entry in entries(map_sizes(*maps, num_classes=4))
-    )
+    expected = []
+    for semantic, instances in dataset.scenes:
+        expected += entries(map_sizes(semantic, None if components else instances, num_classes=4))
     for jobs in (1, 2):
         sizes = measure_instances(truth, source="x", jobs=jobs)
-        assert entries(sizes) == expected
+        assert entries(sizes) == sorted(expected)
         assert sizes.num_images == 7
-    assert len(expected) == 21
-
-
-def test_folders_without_instances_count_components(dataset, folders):
-    sizes = measure_instances(
-        open_truth("semantic", folders["path"], classes=folders["classes"]), source="x"
-    )
-    expected = sorted(
-        entry
-        for semantic, _ in dataset.scenes
-        for entry in entries(map_sizes(semantic, None, num_classes=4))
-    )
-    assert entries(sizes) == expected
+    assert components or len(expected) == 21
 
 
 def test_a_list_chooses_images(folders, tmp_path):
@@ -149,14 +144,10 @@ def test_what_the_user_calls_stuff_is_not_measured(dataset, folders, tmp_path, k
     if kind == "semantic":
         options, stuff, category = folders, ("background", "dog"), 2
     else:
+        boxes = ((1, rectangle(2, 2, 8, 8)), (2, rectangle(12, 2, 18, 8)))
         entries = [
-            {
-                "id": number,
-                "image_id": 1,
-                "category_id": number,
-                "segmentation": [[left, 2, left + 6, 2, left + 6, 8, left, 8]],
-            }
-            for number, left in ((1, 2), (2, 12))
+            {"id": number, "image_id": 1, "category_id": number, "segmentation": box}
+            for number, box in boxes
         ]
         path = annotation_file(tmp_path / "a.json", 2, annotations=entries)
         options, stuff, category = {"path": str(path)}, ("background", "c2"), 2
@@ -165,10 +156,6 @@ def test_what_the_user_calls_stuff_is_not_measured(dataset, folders, tmp_path, k
     assert category in both.class_ids
     assert sizes.class_ids.tolist() == [n for n in both.class_ids.tolist() if n != category]
     assert sizes.num_images == both.num_images
-
-
-def rectangle(x0, y0, x1, y1):
-    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
 
 
 def runs(mask):

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 
 import numpy as np
 import pytest
 
 from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.annotations.truth import GroundTruth
 from d2_smallobj.metrics import Accumulator, parse_size_bins
-from d2_smallobj.scoring import Inputs, Settings, evaluate, load_run, merge, prepare, save_run
+from d2_smallobj.scoring import (
+    Inputs,
+    Settings,
+    evaluate,
+    load_run,
+    merge,
+    pipeline,
+    prepare,
+    save_run,
+    score,
+)
 from d2_smallobj.scoring.run_folder import RUN_FILES
+from d2_smallobj.utils.parallel import WorkerError
 
 QUICK = Settings(samples=20)
 
@@ -91,7 +104,8 @@ def test_processes_change_no_bit(dataset, tmp_path, jobs):
     assert save(run(dataset, jobs=jobs), tmp_path / "many") == alone
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5])
+# Nine: more than there are images.
+@pytest.mark.parametrize("parts", [1, 2, 5, 9])
 def test_shards_change_no_bit(dataset, tmp_path, parts):
     whole = save(run(dataset), tmp_path / "whole")
     folders = []
@@ -102,14 +116,6 @@ def test_shards_change_no_bit(dataset, tmp_path, parts):
         assert bool(scored.intervals) == (parts == 1)
     if parts > 1:
         assert save(merge(folders[::-1]), tmp_path / "merged") == whole
-
-
-def test_more_shards_than_images(dataset, tmp_path):
-    folders = []
-    for part in range(1, 10):
-        folders.append(tmp_path / f"{part}")
-        save_run(folders[-1], run(dataset, dataclasses.replace(QUICK, shard=(part, 9))))
-    assert save(merge(folders), tmp_path / "merged") == save(run(dataset), tmp_path / "whole")
 
 
 def test_load_gives_back_what_was_saved(dataset, tmp_path):
@@ -220,6 +226,29 @@ def test_nothing_is_read_before_the_headers_fit(dataset, monkeypatch):
 
     monkeypatch.setattr(png, "decode_png", lambda *_: pytest.fail("a map was decoded"))
     assert len(prepare(Inputs(**dataset.options)).plan.tasks) == 7
+
+
+class DyingTruth(GroundTruth):
+    """Ground truth that takes its process down, as the kernel does when memory is out."""
+
+    def read(self, image):
+        os._exit(9)
+
+
+def test_a_killed_process_is_said(dataset):
+    prepared = prepare(Inputs(**dataset.options), QUICK)
+    object.__setattr__(prepared.scorer.truth, "__class__", DyingTruth)
+    with pytest.raises(WorkerError, match=r"one of 2 processes was killed .*fewer --jobs"):
+        score(prepared, jobs=2)
+
+
+def test_a_defect_is_no_input_error(dataset, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(pipeline, "read_prediction", fail)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        score(prepare(Inputs(**dataset.options)))
 
 
 def test_what_the_user_calls_stuff_has_no_instances(dataset):

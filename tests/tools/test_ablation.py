@@ -6,15 +6,11 @@ import csv
 import json
 import math
 import re
-import sys
-import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from d2_smallobj.engine.trainer import HEADLINE
-from d2_smallobj.experiments import ablation as module
 from d2_smallobj.experiments.ablation import (
     KINDS,
     Ablation,
@@ -29,28 +25,6 @@ SEEDS = (0, 1)
 ORDER = ("ce", "sw", "ce_sw", "ce_sb_online_1", "ce_sb_empirical_2")
 PROXIMAL = {"SMALLOBJ.EWC.STEP": "proximal"}
 SHARING = tuple(name for name in ORDER if name != "sw")
-
-
-@pytest.fixture
-def runner(train_server, monkeypatch, demo_root):
-    """Let the ablation's runs be forked children of the train server; notes each by folder."""
-    started = []
-    pending = []
-    lock = threading.Lock()  # the server does one job at a time
-
-    def run(command, *, stdout, stderr, env, check):
-        assert command[0] == sys.executable
-        assert env["OMP_NUM_THREADS"].isdigit()
-        with lock:
-            job = pending.pop(0) if pending else {}
-            answer = train_server.ask(*command[1:], **job)
-            started.append(command[-1].rsplit("/", 1)[-1])
-        stdout.write((answer.stdout + answer.stderr).encode())
-        return SimpleNamespace(returncode=answer.code)
-
-    monkeypatch.setattr(module.subprocess, "run", run)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(demo_root))
-    return SimpleNamespace(started=started, pending=pending)
 
 
 @pytest.fixture
@@ -192,20 +166,18 @@ def test_incomplete_runs_have_no_results(tmp_path):
 
 
 def test_markdown_gives_mean_and_sample_deviation():
-    def row(variant, value):
-        return {"data set": "set", "variant": variant, **dict.fromkeys(HEADLINE, value)}
+    def row(variant, value, last=None):
+        figures = {**dict.fromkeys(HEADLINE, value), HEADLINE[-1]: last or value}
+        return {"data set": "set", "variant": variant, **figures}
 
-    lines = seed_table([row("a", 1.0), row("b", 5.0), row("a", 2.0), row("a", 6.0)]).splitlines()
+    rows = [row("a", 1.0), row("b", 5.0), row("a", 2.0), row("a", 6.0), row("c", 5.0, math.nan)]
+    lines = seed_table([*rows, row("d", 5.0, math.nan), row("d", 5.0, math.nan)]).splitlines()
     # Mean 3, squared deviations 4 + 1 + 9 over n - 1 = 2: 7.
     assert lines[2] == "| set | a |" + " 3.0 ± 2.6 |" * len(HEADLINE) + " 3 |"
     assert lines[3] == "| set | b |" + " 5.0 |" * len(HEADLINE) + " 1 |"
-
-
-def test_undefined_figure_is_a_dash():
-    row = {"data set": "set", "variant": "a", **dict.fromkeys(HEADLINE, 1.0)}
-    row[HEADLINE[-1]] = math.nan
-    for rows in ([row], [row, row]):
-        assert seed_table(rows).splitlines()[2].endswith(f"| – | {len(rows)} |")
+    # An undefined figure is a dash.
+    assert lines[4].endswith("| – | 1 |")
+    assert lines[5].endswith("| – | 2 |")
 
 
 @pytest.fixture

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import json
-import sys
+import re
 
 import benchmarks
 import pytest
 
 
-@pytest.fixture(scope="module")
-def tool(repository):
-    spec = importlib.util.spec_from_file_location(
-        "benchmark_tool", repository / "tools" / "benchmark.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def benchmark_tool(run_tool):
+    return functools.partial(run_tool, "benchmark")
 
 
-def call(tool, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments)])
-    tool.main()
+FOLDER = ["folder", "--images", 2, "--jobs", 1, "--rounds", 1, "--json"]
 
 
 def test_every_benchmark_keeps_to_the_interface():
@@ -34,33 +27,27 @@ def test_every_benchmark_keeps_to_the_interface():
         assert callable(module.add_arguments)
 
 
-def test_figures_are_printed_and_written(tool, monkeypatch, tmp_path, capsys):
-    arguments = ["folder", "--images", 2, "--jobs", 1, "--rounds", 1]
-    call(tool, monkeypatch, *arguments, "--json", tmp_path / "figures.json")
+def test_figures_are_printed_and_written(benchmark_tool, tmp_path):
+    done = benchmark_tool(*FOLDER, tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["settings"] == {"images": 2, "rounds": 1, "seed": 0}
-    shown = capsys.readouterr().out
-    assert f"{figures['jobs 1']['score']['seconds']:.3f}" in shown
+    assert f"{figures['jobs 1']['score']['seconds']:.3f}" in done.stdout
 
 
-def test_a_missed_target_fails_the_check(tool, monkeypatch):
-    def run(_):
-        return benchmarks.Measurement({}, "", ["crowded images take 3.00 times"])
+def test_a_missed_target_fails_the_check(benchmark_tool, monkeypatch):
+    missed = benchmarks.Measurement({}, "", ["crowded images take 3.00 times"])
+    monkeypatch.setattr(benchmarks.load("metric"), "run", lambda _: missed)
+    assert benchmark_tool("metric").returncode == 0
+    done = benchmark_tool("metric", "--check")
+    assert done.returncode == 1
+    assert done.stderr == "error: missed: crowded images take 3.00 times\n"
 
-    monkeypatch.setattr(benchmarks.load("metric"), "run", run)
-    call(tool, monkeypatch, "metric")
-    with pytest.raises(SystemExit, match=r"^error: missed: crowded images take 3\.00 times$"):
-        call(tool, monkeypatch, "metric", "--check")
 
-
-def test_errors_are_one_line(tool, monkeypatch, tmp_path, capsys):
+def test_a_file_that_cannot_be_written_is_one_line(benchmark_tool, tmp_path):
     (tmp_path / "file").touch()
-    arguments = ["folder", "--images", 1, "--jobs", 1, "--rounds", 1]
-    with pytest.raises(SystemExit, match=r"^error: .*could not write .*figures\.json"):
-        call(tool, monkeypatch, *arguments, "--json", tmp_path / "file" / "figures.json")
-    with pytest.raises(SystemExit, match="2"):
-        call(tool, monkeypatch, "metrc")
-    assert "invalid choice: 'metrc'" in capsys.readouterr().err
+    done = benchmark_tool(*FOLDER, tmp_path / "file" / "figures.json")
+    assert done.returncode == 1
+    assert re.match(r"error: .*could not write .*figures\.json", done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -73,13 +60,14 @@ def test_errors_are_one_line(tool, monkeypatch, tmp_path, capsys):
         *(("lvis", option) for option in ("--images", "--num-images", "--jobs")),
     ],
 )
-def test_numbers_are_checked(tool, monkeypatch, capsys, name, option):
-    with pytest.raises(SystemExit, match="2"):
-        call(tool, monkeypatch, name, option, 0)
-    assert f"argument {option}: expected an integer >= " in capsys.readouterr().err
+def test_numbers_are_checked(benchmark_tool, name, option):
+    done = benchmark_tool(name, option, 0)
+    assert done.returncode == 2
+    assert f"argument {option}: expected an integer >= " in done.stderr
 
 
-def test_help_says_what_the_yardstick_is(tool, monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        call(tool, monkeypatch, "metric", "--help")
-    assert "np.bincount(key" in capsys.readouterr().out
+def test_help_and_wrong_names(benchmark_tool):
+    done = benchmark_tool("metric", "--help")
+    assert done.returncode == 0
+    assert "np.bincount(key" in done.stdout
+    assert "invalid choice: 'metrc'" in benchmark_tool("metrc").stderr

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import csv
-import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from d2_smallobj.experiments import ablation as module
 from d2_smallobj.experiments.ablation import run_all, write_tables
 from d2_smallobj.experiments.mixed_supervision import (
     COLUMNS,
@@ -46,24 +43,6 @@ def options(tiny):
 
 
 @pytest.fixture
-def started(train_server, monkeypatch, demo_root):
-    """Let the runs be forked children of the train server; the folders of those that began."""
-    names = []
-    lock = threading.Lock()
-
-    def run(command, *, stdout, stderr, env, check):
-        with lock:
-            answer = train_server.ask(*command[1:])
-            names.append(command[-1].rsplit("/", 1)[-1])
-        stdout.write((answer.stdout + answer.stderr).encode())
-        return SimpleNamespace(returncode=answer.code)
-
-    monkeypatch.setattr(module.subprocess, "run", run)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(demo_root))
-    return names
-
-
-@pytest.fixture
 def compare(tiny, options, tmp_path):
     def make(*kinds, varied=None, more=()):
         return MixedSupervision(
@@ -78,15 +57,13 @@ def compare(tiny, options, tmp_path):
     return make
 
 
-def test_the_comparison(compare, started, tmp_path):
-    key = "SMALLOBJ.UNCERTAINTY.FORM"
-    varied = {key: ["per_class", "object"]}
-    kinds = KINDS
-    comparison = compare(*kinds, varied=varied)
+def test_the_comparison(compare, runner, tmp_path):
+    varied = {"SMALLOBJ.UNCERTAINTY.FORM": ["per_class", "object"]}
+    comparison = compare(*KINDS, varied=varied)
     run_all([comparison])
     table = write_tables([comparison], tmp_path / "mixed", "mixed", COLUMNS)
-    expected = [f"{name}_seed3" for name in (*kinds, "form_per_class", "form_object")]
-    assert started == expected
+    expected = [f"{name}_seed3" for name in (*KINDS, "form_per_class", "form_object")]
+    assert runner.started == expected
     rows = list(csv.DictReader((tmp_path / "mixed/mixed.csv").read_text().splitlines()))
     assert [row["variant"] for row in rows] == [v.label for v in comparison.variants]
     assert float(rows[0]["% of full"]) == 100
@@ -94,14 +71,14 @@ def test_the_comparison(compare, started, tmp_path):
     # Every variant is a training of its own.
     assert len({row["mIoU"] for row in rows}) >= 6
 
-    started.clear()
-    again = compare(*kinds, varied=varied)
+    runner.started.clear()
+    again = compare(*KINDS, varied=varied)
     run_all([again])
-    assert started == []
+    assert runner.started == []
     assert write_tables([again], tmp_path / "mixed", "mixed", COLUMNS) == table
 
 
-def test_a_binary_task(compare, started):
+def test_a_binary_task(compare, runner):
     comparison = compare("bootstrap", more=[BINARY])
     run_all([comparison])
     (row,) = comparison.rows()
@@ -149,7 +126,7 @@ def test_mistakes_are_one_line(ask, tiny, tmp_path, arguments, message):
     assert "Traceback" not in answer.stderr
 
 
-def test_sigma_maps_of_predictions(ask, started, compare, options, tiny, tmp_path):
+def test_sigma_maps_of_predictions(ask, runner, compare, options, tiny, tmp_path):
     run_all([compare("uncertainty")])
     config = tiny.repository / "configs" / "demo_mixed.yaml"
     weights = ("MODEL.WEIGHTS", tmp_path / "mixed/uncertainty_seed3/model_final.pth")

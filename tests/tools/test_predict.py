@@ -156,15 +156,6 @@ def test_a_missing_checkpoint_is_one_line(predict, tmp_path):
     )
 
 
-def test_missing_inputs_are_all_named(predict, photos, tmp_path):
-    result = predict("--input", photos, tmp_path / "x.jpg", tmp_path / "y")
-    assert result.code == 1
-    assert "2 input path(s) do not exist:" in result.stderr
-    assert str(tmp_path / "x.jpg") in result.stderr
-    assert str(tmp_path / "y") in result.stderr
-    assert not (tmp_path / "out").exists()
-
-
 def test_found_images(photos, tmp_path):
     dicts = find_images([photos, photos / "c.PNG"], tmp_path / "out")
     assert {x["image_id"]: x["file_name"] for x in dicts} == {

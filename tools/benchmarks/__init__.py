@@ -1,13 +1,7 @@
 """Speed measurements: one module for each sub-command of ``tools/benchmark.py``.
 
-A module has
-
-- ``add_arguments(parser)``: adds its options to an ``argparse.ArgumentParser``;
-- ``run(args) -> Measurement``: measures. Errors for the user are ValueError or OSError.
-
-Its docstring says what exactly is timed against what; the command shows it as help. ``--json`` and
-``--check`` are the command's own. Modules are imported when they are run: ``metric`` and
-``folder`` need no torch.
+A module has ``add_arguments(parser)`` and ``run(args) -> Measurement``; the command shows its
+docstring as help. Modules are imported when they are run: ``metric`` and ``folder`` need no torch.
 """
 
 from __future__ import annotations
@@ -39,13 +33,7 @@ BENCHMARKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Result of a benchmark.
-
-    Attributes:
-        figures: settings, times and ratios, to be written as JSON.
-        text: the same for reading, in Markdown.
-        missed: targets that were missed, a sentence each.
-    """
+    """Figures of a benchmark for JSON, the same as Markdown, and sentences on missed targets."""
 
     figures: Mapping[str, Any]
     text: str
@@ -65,16 +53,9 @@ def race(
 ) -> dict[str, dict[str, float]]:
     """Time functions on cases, in turn, so that a busy machine slows all of them alike.
 
-    Args:
-        cases: arguments of the functions.
-        functions: by name; the first is the yardstick.
-        rounds: timings of each function on each case.
-        clock: seconds; ``time.process_time`` leaves out the time of other programs.
-
-    Returns:
-        For each function ``median`` of all timings in milliseconds, ``quiet``, the median over
-        cases of the best round (as on a machine without other work), and ``ratio`` and
-        ``quiet_ratio`` of these to the yardstick's.
+    Returns for each function ``median`` of all timings in milliseconds, ``quiet``, the median over
+    cases of the best round (as on a machine without other work), and ``ratio`` and ``quiet_ratio``
+    of these to the first function's, the yardstick.
     """
     times = {name: np.empty((rounds, len(cases))) for name in functions}
     for turn in range(rounds):

@@ -35,9 +35,7 @@ from d2_smallobj.utils.tables import markdown_table
 from benchmarks import Measurement, machine, race
 from benchmarks.scenes import FOLDERS, draw_folders
 
-TARGET = 1.3
-"""Highest ratio of scoring to decoding with Pillow."""
-
+TARGET = 1.3  # highest ratio of scoring to decoding with Pillow
 _CHUNK = 96
 
 
@@ -70,17 +68,9 @@ def run(args: argparse.Namespace) -> Measurement:
 def measure_folder(
     folder: str | os.PathLike[str], *, jobs: int = 1, rounds: int = 5
 ) -> dict[str, dict[str, float]]:
-    """Measure decoding and scoring.
+    """Time decoding and scoring of :func:`.scenes.draw_folders`: median and best seconds, ratios.
 
-    Args:
-        folder: the folder of :func:`.scenes.draw_folders`.
-        jobs: number of processes, the same for all kinds of work.
-        rounds: number of timings.
-
-    Returns:
-        For ``pillow``, ``opencv``, ``verifying`` (our decoder) and ``score`` the median
-        ``seconds``, those of the best round, ``quiet``, and the ratios ``ratio`` and
-        ``quiet_ratio`` of these to Pillow's.
+    ``pillow`` is the yardstick of ``opencv``, ``verifying`` (our decoder) and ``score``.
     """
     folder = Path(folder)
     paths = [str(path) for kind in FOLDERS for path in sorted((folder / kind).glob("*.png"))]

@@ -35,13 +35,10 @@ from detectron2.modeling import build_model
 from benchmarks import Measurement, machine, race, race_table
 from benchmarks.scenes import CLASSES, FOLDERS, VOC_SIZE, VOID, draw_folders
 
-TARGET = 1.05
-"""Highest ratio to the yardstick with worker threads on a GPU."""
-
+TARGET = 1.05  # highest ratio to the yardstick with worker threads on a GPU
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _DATASET = "benchmark_inference"
-# Their scores stay on the device, 16 MB each.
-_MOST_DRAWN = 32
+_MOST_DRAWN = 32  # their scores stay on the device, 16 MB each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,12 +82,7 @@ def run(args: argparse.Namespace) -> Measurement:
 
 
 def build(config_file: str, seed: int) -> nn.Module:
-    """Build the model of a config with random weights.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the config is wrong, or has another number of classes than VOC.
-    """
+    """Build the model of a config, which must have VOC's classes, with random weights."""
     cfg = build_config(config_file, ["MODEL.WEIGHTS", ""])
     if config_file == str(_CONFIGS / "Base-Demo.yaml"):
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES
@@ -150,12 +142,7 @@ def measure(
 
 
 class _Replay(nn.Module):
-    """Runs a model, then answers with the scores of the drawn predictions.
-
-    Args:
-        model: the model.
-        batches: those that it will be called with.
-    """
+    """Runs a model, then answers with the scores of the predictions drawn for ``batches``."""
 
     def __init__(self, model: nn.Module, batches: Sequence[Sequence[dict[str, Any]]]) -> None:
         super().__init__()

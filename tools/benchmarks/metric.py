@@ -146,21 +146,12 @@ def measure(
 def race_images(
     images: Sequence[Any], functions: Mapping[str, Callable[[Any], object]], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Time functions of all images, the first one the yardstick; times per image.
-
-    With one thread each, processor time is what functions take on a machine of their own.
-    """
+    """Time functions of all images, the first one the yardstick; processor time per image."""
     rows = race([images], functions, rounds, clock=time.process_time)
     for row in rows.values():
         for kind in ("median", "quiet"):
             row[kind] /= len(images)
     return rows
-
-
-def bincount(images: Iterable[Maps]) -> None:
-    """Count the labels of each image: the yardstick."""
-    for maps in images:
-        count_labels(maps)
 
 
 def count_labels(maps: Maps) -> np.ndarray:
@@ -183,16 +174,10 @@ def ours(
     return accumulator
 
 
-def ours_alone(images: Iterable[Maps]) -> None:
-    """Match each image by itself, as those do who keep no accumulator."""
-    for maps in images:
-        match_image(*maps, num_classes=CLASSES)
-
-
 RAGGED: dict[str, Callable[[Sequence[Maps]], object]] = {
-    "bincount": bincount,
+    "bincount": lambda images: [count_labels(maps) for maps in images],
     "ours": ours,
-    ALONE: ours_alone,
+    ALONE: lambda images: [match_image(*maps, num_classes=CLASSES) for maps in images],
 }
 OURS: dict[str, Callable[[Sequence[Maps]], object]] = {
     **RAGGED,
@@ -202,10 +187,7 @@ OURS: dict[str, Callable[[Sequence[Maps]], object]] = {
 
 
 def race_classes(images: Sequence[Maps], seed: int, rounds: int) -> dict[str, Any]:
-    """Time the same regions as images of data sets with more and more classes.
-
-    The confusion matrix, made once for an accumulator, is shared by ten times the images.
-    """
+    """Time the same regions, ten times each, as images of data sets with more classes."""
     rng = np.random.default_rng(seed)
     kinds = {f"{CLASSES}": (CLASSES, False)}
     for count in MANY_CLASSES:
@@ -252,7 +234,7 @@ def scaling_in_images(images: Sequence[Maps], rounds: int) -> dict[str, Any]:
 
 
 def slope(sizes: Sequence[float], times: Sequence[float]) -> float:
-    """Exponent of the power law through the points, by least squares of the logarithms."""
+    """Fit the exponent of a power law."""
     return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
 
 
@@ -304,12 +286,7 @@ def measure_summary(
 def _summarize_alone(
     images: int, instances: int, classes: int, samples: int, seed: int
 ) -> dict[str, float]:
-    """Summarise one made-up data set; the peak memory is that of the whole process.
-
-    Returns:
-        ``seconds`` for figures and intervals, ``plain seconds`` for the figures alone, ``MiB`` of
-        memory at the peak and ``MiB before`` with nothing but the tables.
-    """
+    """Summarise one made-up data set: with and without intervals, with the process's memory."""
     names = [f"class {number}" for number in range(classes)]
     run = make_run(images, instances, classes, seed)
     before = _peak()

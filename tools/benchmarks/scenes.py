@@ -21,8 +21,7 @@ from d2_smallobj.metrics.records import PixelTable
 from d2_smallobj.utils.opencv import cv2
 
 CLASSES, VOID = 21, 255
-VOC_SIZE = (500, 375)
-"""Width and height of a typical VOC picture."""
+VOC_SIZE = (500, 375)  # width, height
 MOST_INSTANCES = 8
 FOLDERS = ("predictions", "semantic", "instances")
 Maps = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -66,11 +65,7 @@ def draw_maps(
 def draw_folders(
     folder: str | os.PathLike[str], *, images: int, size: tuple[int, int] = VOC_SIZE, seed: int = 0
 ) -> list[str]:
-    """Draw images with 1 to 8 instances as PNGs, ``<number>.png`` in each of :data:`FOLDERS`.
-
-    Returns:
-        The names of the images, without suffix.
-    """
+    """Draw images with 1 to 8 instances as PNGs in each of :data:`FOLDERS`; returns their names."""
     for kind in FOLDERS:
         Path(folder, kind).mkdir(parents=True, exist_ok=True)
     names = [f"{number:05d}" for number in range(images)]
@@ -100,17 +95,11 @@ def _rounded(points: np.ndarray) -> np.ndarray:
 
 
 STRIDE = 8
-WIDE_VOID = 65535
-"""Ignore label where the classes leave 255 no room; the maps are uint16 then."""
+WIDE_VOID = 65535  # where the classes leave 255 no room
 
 
 def read_voc(folder: str | os.PathLike[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Read semantic and instance maps, uint8 (H, W), of a ``VOC2012`` folder, sorted by name.
-
-    Raises:
-        ValueError: there is no instance map.
-        OSError: a map is missing.
-    """
+    """Read semantic and instance maps, uint8 (H, W), of a ``VOC2012`` folder, sorted by name."""
     root = Path(folder)
     files = sorted((root / "SegmentationObject").glob("*.png"))
     if not files:
@@ -156,12 +145,8 @@ def predict_borders(rng: np.random.Generator, semantic: np.ndarray) -> np.ndarra
 def spread_classes(maps: Maps, rng: np.random.Generator, classes: int, *, spread: bool) -> Maps:
     """Give an image to a data set of more classes, its regions as they are.
 
-    Args:
-        maps: an image of 21 classes.
-        rng: source of randomness.
-        classes: number of classes of the other data set, at least 21; beyond 255, prediction and
-            semantic map become uint16, void :data:`WIDE_VOID`.
-        spread: whether the labels are drawn from all of its classes (0 stays 0), or kept.
+    Labels are kept, or with ``spread`` drawn from all classes (0 stays 0). Beyond 255 classes,
+    prediction and semantic map become uint16, void :data:`WIDE_VOID`.
     """
     dtype = np.uint8 if classes <= VOID else np.uint16
     names = np.arange(256)
@@ -207,12 +192,21 @@ def make_run(images: int, instances: int, classes: int, seed: int) -> MadeUpRun:
     category = kinds[owner, rng.integers(0, width[owner])]
     area = np.exp(rng.uniform(np.log(20), np.log(60_000), instances)).astype(np.int64)
     ground = rng.integers(50_000, _IMAGE_AREA, images)
-    table = _records(
-        ids[np.concatenate([np.arange(images), owner])],
-        np.concatenate([np.zeros(images, np.int64), category]),
-        np.concatenate([np.zeros(images, np.int64), np.arange(1, instances + 1)]),
-        np.concatenate([ground, area]),
-        rng,
+    nothing = np.zeros(images, np.int64)
+    area = np.concatenate([ground, area])
+    intersection = (area * rng.random(len(area))).astype(np.int64)
+    found = (intersection > 0).astype(np.int64)
+    table = InstanceTable(
+        image_id=ids[np.concatenate([np.arange(images), owner])],
+        instance_id=np.concatenate([nothing, np.arange(1, instances + 1)]),
+        category_id=np.concatenate([nothing, category]),
+        area=area,
+        pixels=area,
+        intersection=intersection,
+        charged=found * (intersection + 0.3 * area * rng.random(len(area))),
+        components=found,
+        shared=np.zeros(len(area), np.int64),
+        image_area=np.full(len(area), _IMAGE_AREA),
     )
     wrong = kinds[np.arange(images), 5] + classes * np.arange(images)
     keys = np.concatenate([classes * np.arange(images), classes * owner + category])
@@ -223,27 +217,3 @@ def make_run(images: int, instances: int, classes: int, seed: int) -> MadeUpRun:
     guess = hit + rng.integers(1, 2000, len(places))
     pixels = PixelTable(ids[places // classes], places % classes, hit, truth, guess)
     return MadeUpRun(table, pixels, ids.tolist())
-
-
-def _records(
-    image: np.ndarray,
-    category: np.ndarray,
-    identity: np.ndarray,
-    area: np.ndarray,
-    rng: np.random.Generator,
-) -> InstanceTable:
-    """Make records whose IoU is anything between 0 and 1."""
-    hit = (area * rng.random(len(area))).astype(np.int64)
-    found = (hit > 0).astype(np.int64)
-    return InstanceTable(
-        image_id=image,
-        instance_id=identity,
-        category_id=category,
-        area=area,
-        pixels=area,
-        intersection=hit,
-        charged=found * (hit + 0.3 * area * rng.random(len(area))),
-        components=found,
-        shared=np.zeros(len(area), np.int64),
-        image_area=np.full(len(area), _IMAGE_AREA),
-    )

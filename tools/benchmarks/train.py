@@ -53,11 +53,7 @@ _STEP_COLUMNS = {
     "best_to_CE": ("best / CE", ".3f"),
     "peak_mib": ("peak MiB", ".0f"),
 }
-_OPTION_COLUMNS = {
-    "speedup": ("×", ".2f"),
-    "loss": ("loss", ".1e"),
-    "gradient": ("gradient", ".1e"),
-}
+_OPTION_COLUMNS = {"speedup": ("×", ".2f")} | {k: (k, ".1e") for k in ("loss", "gradient")}
 _ON_GPU = {"depth": 101, "width": 256, "crop": 321, "batch": 10, "steps": 10}
 _ON_CPU = {"depth": 50, "width": 64, "crop": 161, "batch": 4, "steps": 1}
 _MIXED = ("SOLVER.AMP.ENABLED", "True", "SMALLOBJ.SPEED.MEMORY_FORMAT", "channels_last")
@@ -131,11 +127,8 @@ def measure_steps(
 ) -> dict[str, dict[str, float]]:
     """Measure time and memory of the yardstick and of every loss in every number format.
 
-    Returns:
-        By name ``ms`` of a step, ``images_per_s``, ``speedup`` over the yardstick, and
-        ``peak_mib``: the most that the step's tensors and those that stay between steps take
-        together. Of ours ``to_CE`` of the same number format, and ``best_to_CE``, that of the best
-        rounds, which other work on the machine disturbs less.
+    ``peak_mib`` is the most that the step's tensors and those that stay between steps take
+    together; ``to_CE`` and, of the best rounds, ``best_to_CE`` compare with CE in the same format.
     """
     device = plain.device
     runs: dict[str, Callable[[int], None]] = {YARDSTICK: lambda n: _strict(plain, n)}
@@ -277,10 +270,8 @@ def measure_options(
 ) -> dict[str, dict[str, float]]:
     """Time the cross-entropy step with each option by itself, and measure what it changes.
 
-    Returns:
-        By name ``speedup`` over the step with none, and of the first step from the same weights
-        and images ``loss``, its relative difference, and ``gradient``, the norm of the
-        difference of the gradients over that of the gradient.
+    From the same weights and images: ``loss``, the relative difference, and ``gradient``, the norm
+    of the difference over that of the gradient.
     """
     plain = OurSteps(problem, batches, PLAIN)
     rows, timer = {}, clock(plain.model.device)

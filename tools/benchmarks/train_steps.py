@@ -39,11 +39,10 @@ from benchmarks.scenes import MOST_INSTANCES, VOID, draw_maps
 
 FISHER = "CE with online Fisher"
 LOSSES = ("CE", FISHER, "L_SW", "L_SB")
-PLAIN = (
+PLAIN = (  # options of a step without anything that makes it faster
     *("SMALLOBJ.SPEED.FOLD_FROZEN_BN", "False", "SMALLOBJ.SPEED.MEMORY_FORMAT", "contiguous"),
     *("SMALLOBJ.SPEED.PREFETCH", "False"),
 )
-"""Options of a step without anything that makes it faster."""
 _CONFIG = Path(__file__).resolve().parents[2] / "configs" / "Base-DeepLabV2-R101.yaml"
 _BATCHES = 4
 _NEVER = 10**9  # losses are read between the timings, not in them
@@ -53,28 +52,16 @@ _RATE = 1e-6  # so low that untrained weights stay sane
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """The size of net, crop and batch.
-
-    Attributes:
-        depth: of the ResNet.
-        width: channels of its first stage; 256 in DeepLabV2, and all others in proportion.
-        crop: height and width of the training crops.
-        batch: N.
-        seed: weights and images follow from it.
-    """
+    """The size of net, crop and batch."""
 
     depth: int
-    width: int
+    width: int  # channels of the first stage; 256 in DeepLabV2, and all others in proportion
     crop: int
     batch: int
     seed: int = 0
 
     def config(self, options: Sequence[str] = ()) -> CfgNode:
-        """DeepLabV2's recipe at this size, in two tasks with an online Fisher.
-
-        Raises:
-            ValueError: if the net does not exist at this depth or width, or an option is wrong.
-        """
+        """DeepLabV2's recipe at this size, in two tasks with an online Fisher."""
         if self.width < 32 or self.width % 32:
             raise ValueError(f"--width must be a multiple of 32, got {self.width}")
         narrow = str(self.width // 4)
@@ -171,13 +158,7 @@ class PlainSteps:
 
 
 class OurSteps:
-    """Steps of :class:`~d2_smallobj.engine.step.TaskStepTrainer` with each of the losses.
-
-    Args:
-        problem: the size.
-        batches: the data.
-        options: config overrides.
-    """
+    """Steps of :class:`~d2_smallobj.engine.step.TaskStepTrainer` with each of the losses."""
 
     def __init__(
         self, problem: Problem, batches: Sequence[list[dict[str, Any]]], options: Sequence[str] = ()
@@ -212,11 +193,7 @@ class OurSteps:
                 step.run_step()
 
     def read_losses(self) -> list[float]:
-        """Total losses of the steps since the last call; waits for the device.
-
-        Raises:
-            FloatingPointError: if one is not finite.
-        """
+        """Total losses of the steps since the last call; waits for the device."""
         with EventStorage() as storage:
             self.trainer.loss_log.flush()
             return [value for value, _ in storage.history("total_loss").values()]
@@ -273,12 +250,7 @@ def wait(device: torch.device) -> None:
 
 
 def measure_penalty(steps: OurSteps, rounds: int) -> dict[str, Any]:
-    """Time the penalty's value and gradient, analytic and by autograd, against the SGD step.
-
-    Returns:
-        ``ms`` by name, ``to_autograd`` (analytic over autograd), and ``copies``: memory of Fisher
-        and anchor over that of the trained parameters.
-    """
+    """Time the penalty's value and gradient, analytic and by autograd, against the SGD step."""
     ewc, device = steps.ewc["L_SB"], steps.model.device
     trained = [p for p in steps.model.parameters() if p.requires_grad]
     for parameter in trained:
@@ -314,9 +286,7 @@ def penalty_copies(ewc: ElasticWeightConsolidation, trained: Sequence[torch.Tens
 def measure_weights(batches: Sequence[Any], rounds: int) -> dict[str, float]:
     """Milliseconds an image for the size-weight map of a crop, in one loader worker.
 
-    Returns:
-        ``input``: of the label map; ``logits``: of the maps at the four sizes that the recipe's
-        multi-scale losses have.
+    ``logits`` are the maps at the four sizes that the recipe's multi-scale losses have.
     """
     rule = SizeWeights()
     labels = [x["sem_seg"] for batch in batches for x in batch]

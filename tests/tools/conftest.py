@@ -1,0 +1,33 @@
+"""Runs of experiments without a start of Python each."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+
+@pytest.fixture
+def runner(train_server, monkeypatch, demo_root):
+    """Let the runs be forked children of the train server; notes each by folder."""
+    from d2_smallobj.experiments import ablation
+
+    started = []
+    pending = []
+    lock = threading.Lock()  # the server does one job at a time
+
+    def run(command, *, stdout, stderr, env, check):
+        assert command[0] == sys.executable
+        assert env["OMP_NUM_THREADS"].isdigit()
+        with lock:
+            job = pending.pop(0) if pending else {}
+            answer = train_server.ask(*command[1:], **job)
+            started.append(command[-1].rsplit("/", 1)[-1])
+        stdout.write((answer.stdout + answer.stderr).encode())
+        return SimpleNamespace(returncode=answer.code)
+
+    monkeypatch.setattr(ablation.subprocess, "run", run)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(demo_root))
+    return SimpleNamespace(started=started, pending=pending)
