@@ -73,7 +73,7 @@ _SUFFIX = re.compile(r"_(leftImg8bit|gt(Fine|Coarse)_(label|labelTrain|instance)
 
 
 def cityscapes_rule() -> LabelRule:
-    """From label ids to the classes of :data:`CITYSCAPES_CLASS_NAMES`; 255 what is not scored."""
+    """Map label ids to the classes of :data:`CITYSCAPES_CLASS_NAMES`; 255: not scored."""
     classes = [0] * _NUM_LABELS
     for label in _NOT_SCORED:
         classes[label] = 255
@@ -83,7 +83,7 @@ def cityscapes_rule() -> LabelRule:
 
 
 def benchmark_rule() -> LabelRule:
-    """From label ids to train ids; 255 what the benchmark does not score."""
+    """Map label ids to train ids; 255: not scored by the benchmark."""
     train_ids = {label: number for number, label in enumerate(BENCHMARK_LABELS.values())}
     return LabelRule(tuple(train_ids.get(label, 255) for label in range(_NUM_LABELS)))
 

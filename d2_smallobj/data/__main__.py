@@ -105,7 +105,7 @@ def show_data_sets(args: argparse.Namespace) -> bool:
 
 
 class DatasetFiles(NamedTuple):
-    """What the list says of a data set's files.
+    """State of a data set's files, as the list shows it.
 
     Attributes:
         state: ``"ready"``; ``"on first use"``: files are made when they are needed;

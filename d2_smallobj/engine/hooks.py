@@ -71,7 +71,7 @@ def training_hooks(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
 
 
 def _is_due(trainer: Any, period: int) -> bool:
-    """Whether an action every ``period`` iterations (0: never) and at the end is due now."""
+    """Tell whether an action every ``period`` iterations (0: never) and at the end is due now."""
     following = trainer.iter + 1
     return period > 0 and (following % period == 0 or following == trainer.max_iter)
 

@@ -151,7 +151,7 @@ class Ablation:
                 leader = leader or name
 
     def _can_start(self, variant: Variant, seed: int) -> bool:
-        """Whether a run has begun, or finds a task A to start from."""
+        """Tell whether a run has begun, or finds a task A to start from."""
         makers = [
             other
             for other in self.variants
@@ -321,7 +321,7 @@ def final_results(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a run has saved its last weights and the figures of its last task."""
+    """Tell whether a run has saved its last weights and the figures of its last task."""
     path = folder / "results.json"
     if not (folder / "model_final.pth").exists() or not path.exists():
         return False

@@ -218,7 +218,7 @@ def _best_methods(methods: Sequence[ScoredMethod], key: str, *, paired: bool) ->
 
 
 def _warnings(methods: Sequence[ScoredMethod], comparison: Comparison | None) -> list[str]:
-    """What a reader should know before trusting the figures."""
+    """List what a reader should know before trusting the figures."""
     found = []
     for method in methods:
         who = f"{method.name}: " if len(methods) > 1 else ""

@@ -103,7 +103,7 @@ class ScoredMethod:
         return int(instances) if instances < MINIMUM_INSTANCES else 0
 
     def has_class(self, name: str) -> bool:
-        """Whether a class has instances, pixels or blobs."""
+        """Tell whether a class has instances, pixels or blobs."""
         blobs = self.blobs["classes"]
         return (
             self.figure(f"instances-{name}") > 0

@@ -291,7 +291,7 @@ def _class_row(
 
 
 def _further_text(key: str) -> str:
-    """What one of the further figures counts."""
+    """Explain what one of the further figures counts."""
     name, at, share = key.partition("@")
     name, _, size = (name, "", "") if at or name in _FURTHER_TEXTS else name.partition("_")
     text = _FURTHER_TEXTS[name]
