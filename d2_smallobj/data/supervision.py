@@ -33,7 +33,6 @@ from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode
 
 SUPERVISIONS = ("mask", "boxes")
-RESTS = ("boxes", "none")
 
 
 # ---- Flags -------------------------------------------------------------------------------------

@@ -100,20 +100,3 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 positive_int = at_least(1)
 natural_int = at_least(0)
-
-
-def number_in(low: float, high: float) -> Callable[[str], float]:
-    """Make an argparse type of numbers strictly between ``low`` and ``high``."""
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low < value < high:
-            raise argparse.ArgumentTypeError(
-                f"expected a number between {low:g} and {high:g}, got {text!r}"
-            )
-        return value
-
-    return convert
