@@ -160,7 +160,7 @@ def test_one_pixel_and_one_class():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"iterations": 0}, "iterations must be >= 1, got 0"),
+        ({"iterations": 0}, "iterations must be finite and > 0, got 0"),
         ({"iterations": 1.5}, "iterations must be an integer, got 1.5"),
         ({"gaussian_sxy": 0.0}, "gaussian_sxy must be finite and > 0, got 0.0"),
         ({"bilateral_srgb": float("nan")}, "bilateral_srgb must be finite and > 0, got nan"),
