@@ -206,7 +206,7 @@ def test_prints_light_and_without_controls(browser, report):
 def test_many_methods_with_long_names_fit(browser, scenes, tmp_path):
     runs = [
         dataclasses.replace(run, name=f"{run.name}_with_a_name_that_does_not_end_{index}" * 2)
-        for index in range(4)
+        for index in range(3)
         for run in scenes
     ]
     path = tmp_path / "many.html"
