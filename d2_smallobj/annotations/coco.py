@@ -233,24 +233,22 @@ def paint(
             decode_mask(a.segmentation, height, width, f"{source}: annotation {a.annotation_id}")
             for a in annotations
         ]
-    largest = max([unannotated, ignore_label, *(a.class_id for a in annotations)])
-    kind = np.uint8 if largest < 1 << 8 else np.int32
-    semantic = np.full((height, width), unannotated, kind)
-    instances = np.zeros((height, width), np.int32)
-    layers = []
-    for annotation, mask in zip(annotations, masks):
-        if not annotation.crowd:
-            layers.append((mask, annotation.class_id, instance_id(len(layers) + 1)))
-        elif painting == "area":
-            semantic[mask] = ignore_label
-            instances[mask] = IGNORE_LABEL
+    things = [(a.class_id, mask) for a, mask in zip(annotations, masks) if not a.crowd]
+    order = list(range(len(things)))
+    # Every pixel gets the number of what lies on top of it; the number after the last means crowd.
+    numbers = np.zeros((height, width), np.int32)
     if painting == "area":
         # A stable sort: of two equally large ones, the later in the file lies on top.
-        layers.sort(key=lambda layer: -int(np.count_nonzero(layer[0])))
-    for mask, class_id, identity in layers:
-        semantic[mask] = class_id
-        instances[mask] = identity
-    return semantic, instances
+        order.sort(key=lambda place: -int(np.count_nonzero(things[place][1])))
+        for annotation, mask in zip(annotations, masks):
+            if annotation.crowd:
+                numbers[mask] = len(things) + 1
+    for place in order:
+        numbers[things[place][1]] = place + 1
+    labels = [unannotated, *(class_id for class_id, _ in things), ignore_label]
+    ids = [0, *(instance_id(place + 1) for place in range(len(things))), IGNORE_LABEL]
+    kind = np.uint8 if max(labels) < 1 << 8 else np.int32
+    return np.array(labels, kind)[numbers], np.array(ids, np.int32)[numbers]
 
 
 def instance_id(rank: int) -> int:
