@@ -103,14 +103,6 @@ def test_class_names(read, options, names):
     assert read(_content(), **options).class_names == names
 
 
-def test_instance_ids_leave_out_255(read):
-    boxes = [_box(i % 30, i // 30, i % 30 + 1, i // 30 + 1) for i in range(300)]
-    content = _content(*(_annotation(i + 1, 44, box) for i, box in enumerate(boxes)))
-    _, instances = read(content).maps(1)
-    expected = [*range(1, 255), *range(256, 302)]
-    assert instances.ravel()[:300].tolist() == expected
-
-
 def test_errors_name_file_and_entry(read, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.json"):
         InstanceAnnotations(tmp_path / "gone.json")
@@ -281,71 +273,74 @@ LABELS = {"label_dir": "labels", "check": FileCheck("s", "Do it.")}
 COCOS = {"class_names": COCO_CLASS_NAMES}
 
 
-class TestCocoDicts:
-    @pytest.fixture
-    def coco(self, tmp_path):
-        path = tmp_path / "instances.json"
-        path.write_text(json.dumps(_content(_annotation(1, 44, SMALL))))
-        (tmp_path / "images").mkdir()
-        (tmp_path / "labels").mkdir()
-        for name in ("one", "two"):
-            (tmp_path / f"images/{name}.jpg").touch()
-        return tmp_path
+@pytest.fixture
+def coco(tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(_content(_annotation(1, 44, SMALL))))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / f"images/{name}.jpg").touch()
+    return tmp_path
 
-    def test_all_images_without_labels(self, coco):
-        dicts = coco_dicts(coco / "instances.json", coco / "images")
-        assert [d["image_id"] for d in dicts] == [1, 2]
-        size = {"height": 20, "width": 30}
-        assert dicts[0] == {"file_name": str(coco / "images/one.jpg"), "image_id": 1, **size}
 
-    @pytest.mark.parametrize("label", ["one.png", "000000000001.png"])
-    def test_annotated_images_with_labels_by_name_or_id(self, coco, label):
-        (coco / "labels" / label).touch()
-        (record,) = coco_dicts(coco / "instances.json", coco / "images", label_dir=coco / "labels")
-        assert record["sem_seg_file_name"] == str(coco / "labels" / label)
+def test_all_images_without_labels(coco):
+    dicts = coco_dicts(coco / "instances.json", coco / "images")
+    assert [d["image_id"] for d in dicts] == [1, 2]
+    size = {"height": 20, "width": 30}
+    assert dicts[0] == {"file_name": str(coco / "images/one.jpg"), "image_id": 1, **size}
 
-    @pytest.mark.parametrize(
-        ("options", "error", "message"),
-        [
-            (LABELS, FileNotFoundError, r"'s': 1 path\(s\) missing:\n.*one\.png\nDo"),
-            (COCOS, ValueError, r"instances\.json: expected 80 categories .*got 2"),
-        ],
-    )
-    def test_files_that_do_not_fit(self, coco, monkeypatch, options, error, message):
-        monkeypatch.chdir(coco)
-        with pytest.raises(error, match=message):
-            coco_dicts("instances.json", "images", **options)
 
-    def test_all_that_is_missing_at_once(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"3 path\(s\) missing") as caught:
-            coco_dicts(tmp_path / "x/i.json", tmp_path / "y", label_dir=tmp_path / "z")
-        assert str(tmp_path / "x/i.json") in str(caught.value)
+@pytest.mark.parametrize("label", ["one.png", "000000000001.png"])
+def test_annotated_images_with_labels_by_name_or_id(coco, label):
+    (coco / "labels" / label).touch()
+    (record,) = coco_dicts(coco / "instances.json", coco / "images", label_dir=coco / "labels")
+    assert record["sem_seg_file_name"] == str(coco / "labels" / label)
 
-    @pytest.mark.parametrize("name", ["../secret.jpg", "a/../../b.jpg", "..\\x.jpg", "c:/x.jpg"])
-    def test_images_outside(self, coco, name):
-        content = _content()
-        content["images"][0]["file_name"] = name
-        (coco / "instances.json").write_text(json.dumps(content))
-        message = r"1 unusable file name\(s\):\n  image 1: .* is not a path within"
-        with pytest.raises(ValueError, match=message):
-            coco_dicts(coco / "instances.json", coco / "images")
 
-    def test_a_file_is_read_once_until_it_changes(self, coco, monkeypatch):
-        path = coco / "instances.json"
-        first = image_index(path)
-        assert image_index(str(path)) is first
-        reads = []
-        real = image_lists.read_annotation_file
-        monkeypatch.setattr(
-            image_lists, "read_annotation_file", lambda *a: reads.append(a) or real(*a)
-        )
-        dicts = coco_dicts(path, coco / "images", label_dir=None)
-        dicts[0]["file_name"] = "changed by a mapper"
-        assert coco_dicts(path, coco / "images")[0]["file_name"].endswith("one.jpg")
-        assert not reads
-        content = _content(_annotation(1, 44, SMALL), _annotation(2, 44, SMALL, image_id=2))
-        path.write_text(json.dumps(content))
-        assert [image.annotated for image in image_index(path).images] == [True, True]
-        assert len(reads) == 1
-        # Nothing is left on disk.
-        assert {p.name for p in coco.iterdir()} == {"instances.json", "images", "labels"}
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (LABELS, FileNotFoundError, r"'s': 1 path\(s\) missing:\n.*one\.png\nDo"),
+        (COCOS, ValueError, r"instances\.json: expected 80 categories .*got 2"),
+    ],
+)
+def test_files_that_do_not_fit(coco, monkeypatch, options, error, message):
+    monkeypatch.chdir(coco)
+    with pytest.raises(error, match=message):
+        coco_dicts("instances.json", "images", **options)
+
+
+def test_all_that_is_missing_at_once(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"3 path\(s\) missing") as caught:
+        coco_dicts(tmp_path / "x/i.json", tmp_path / "y", label_dir=tmp_path / "z")
+    assert str(tmp_path / "x/i.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "a/../../b.jpg", "..\\x.jpg", "c:/x.jpg"])
+def test_images_outside(coco, name):
+    content = _content()
+    content["images"][0]["file_name"] = name
+    (coco / "instances.json").write_text(json.dumps(content))
+    message = r"1 unusable file name\(s\):\n  image 1: .* is not a path within"
+    with pytest.raises(ValueError, match=message):
+        coco_dicts(coco / "instances.json", coco / "images")
+
+
+def test_a_file_is_read_once_until_it_changes(coco, monkeypatch):
+    path = coco / "instances.json"
+    first = image_index(path)
+    assert image_index(str(path)) is first
+    reads = []
+    real = image_lists.read_annotation_file
+    monkeypatch.setattr(image_lists, "read_annotation_file", lambda *a: reads.append(a) or real(*a))
+    dicts = coco_dicts(path, coco / "images", label_dir=None)
+    dicts[0]["file_name"] = "changed by a mapper"
+    assert coco_dicts(path, coco / "images")[0]["file_name"].endswith("one.jpg")
+    assert not reads
+    content = _content(_annotation(1, 44, SMALL), _annotation(2, 44, SMALL, image_id=2))
+    path.write_text(json.dumps(content))
+    assert [image.annotated for image in image_index(path).images] == [True, True]
+    assert len(reads) == 1
+    # Nothing is left on disk.
+    assert {p.name for p in coco.iterdir()} == {"instances.json", "images", "labels"}
