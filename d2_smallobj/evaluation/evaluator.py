@@ -24,9 +24,8 @@ from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator
 from d2_smallobj.metrics.image_means import check_worst
 from d2_smallobj.metrics.records import as_size_bins
 from d2_smallobj.metrics.summary import headline_names
-from d2_smallobj.scoring.run_figures import format_figures
-from d2_smallobj.scoring.run_folder import METRICS_FILE, save_run
-from d2_smallobj.scoring.scored_run import ScoredRun
+from d2_smallobj.scoring.run_tables import format_figures
+from d2_smallobj.scoring.scored_run import METRICS_FILE, ScoredRun, save_run
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.scoring import InputError, Inputs, Settings, evaluate, prepare
-from d2_smallobj.scoring.shards import parse_shard
+from d2_smallobj.scoring.pipeline import parse_shard
 
 
 def run(dataset, **changes):

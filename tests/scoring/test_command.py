@@ -17,7 +17,7 @@ from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
 from d2_smallobj.demo.dataset import make_demo
 from d2_smallobj.scoring import Inputs, Settings, evaluate, load_run, pipeline
-from d2_smallobj.scoring.run_folder import RUN_FILES
+from d2_smallobj.scoring.scored_run import RUN_FILES
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from d2_smallobj.scoring import (
     save_run,
     score,
 )
-from d2_smallobj.scoring.run_folder import RUN_FILES
+from d2_smallobj.scoring.scored_run import RUN_FILES
 from d2_smallobj.utils.parallel import WorkerError
 
 QUICK = Settings(samples=20)

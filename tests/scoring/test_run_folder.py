@@ -19,8 +19,8 @@ from d2_smallobj.scoring import (
     merge,
     save_run,
 )
-from d2_smallobj.scoring.run_figures import format_run
-from d2_smallobj.scoring.run_folder import RUN_FILES
+from d2_smallobj.scoring.run_tables import format_run
+from d2_smallobj.scoring.scored_run import RUN_FILES
 
 
 @pytest.fixture
