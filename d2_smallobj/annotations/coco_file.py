@@ -130,27 +130,31 @@ def read_annotation_file(
     categories = {category.id: category for category in content.categories}
     problems = []
     for section in ("images", "categories", "annotations"):
-        problems += repeated((e.id for e in getattr(content, section)), f"{section!r}: id")
+        problems += repeated((e.id for e in getattr(content, section)), "id", section)
     owner: dict[str, Id] = {}
     for image in content.images:
         # The URL tells LVIS's images apart, whose names are those of another year.
         name = image.coco_url or image.file_name
         if name and owner.setdefault(name, image.id) != image.id:
             problems.append(f"images {owner[name]} and {image.id} are the same file, {name!r}")
+    absent = "which is not in the file"
     for a in content.annotations:
         if a.image_id not in images:
-            problems.append(f"annotation {a.id} belongs to image {a.image_id!r}, which is missing")
+            problems.append(f"annotation {a.id} belongs to image {a.image_id!r}, {absent}")
         if a.category_id not in categories:
-            problems.append(f"annotation {a.id} has category {a.category_id!r}, which is missing")
+            problems.append(f"annotation {a.id} has category {a.category_id!r}, {absent}")
     if problems:
         raise ValueError(f"{path}: {itemized('error(s)', problems)}")
     return AnnotationFile(Path(path), kind, images, categories, content.annotations)
 
 
-def repeated(values: Iterable[Hashable], what: str) -> list[str]:
-    """Name the values that occur more than once, one message each."""
-    counts = Counter(values)
-    return [f"{what} {value!r} occurs {n} times" for value, n in counts.items() if n > 1]
+def repeated(values: Iterable[Hashable], key: str, section: str) -> list[str]:
+    """Name the values of a key that several entries of a section have."""
+    return [
+        f"{key} {value!r} occurs {'twice' if count == 2 else f'{count} times'} in {section!r}"
+        for value, count in Counter(values).items()
+        if count > 1
+    ]
 
 
 def id_order(identity: Id) -> tuple[bool, Id]:

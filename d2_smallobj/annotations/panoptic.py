@@ -239,9 +239,9 @@ def read_panoptic_file(path: str | os.PathLike[str]) -> PanopticFile:
     categories = sorted(content.categories, key=lambda category: id_order(category.id))
     class_ids = {category.id: number for number, category in enumerate(categories)}
     problems = [
-        *repeated((category.id for category in categories), "category id"),
-        *repeated((category.name for category in categories), "category name"),
-        *repeated((entry.image_id for entry in content.annotations), "image_id of 'annotations'"),
+        *repeated((category.id for category in categories), "id", "categories"),
+        *repeated((category.name for category in categories), "name", "categories"),
+        *repeated((entry.image_id for entry in content.annotations), "image_id", "annotations"),
     ]
     problems += [
         f"image {entry.image_id}: segment {segment.id} has category_id {segment.category_id!r}, "

@@ -232,8 +232,11 @@ def test_coco_boxes_need_no_masks(write):
         ({"bbox": [3, 3, -1, 2]}, r"1 image\(s\) with bad boxes:\s+image 5 \(five\.jpg\): .*inv"),
         ({"bbox": [30, 3, 1, 2]}, r"image 5 \(five\.jpg\): .*lies outside"),
         ({"bbox": [3, 3, 1]}, r"an annotation file of kind 'coco' has lists .*, bbox\)"),
-        ({"image_id": 6}, r"1 error\(s\):\s+annotation 0 belongs to image 6, which is missing"),
-        ({"category_id": 1}, "annotation 0 has category 1, which is missing"),
+        (
+            {"image_id": 6},
+            r"1 error\(s\):\s+annotation 0 belongs to image 6, which is not in the file",
+        ),
+        ({"category_id": 1}, "annotation 0 has category 1, which is not in the file"),
     ],
 )
 def test_bad_coco_boxes_are_named(write, entry, message):

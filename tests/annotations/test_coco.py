@@ -141,13 +141,22 @@ LISTS = "an annotation file of kind 'coco' has lists 'images'"
         (lambda c: {**c, "images": [{"id": 1}]}, "missing required field `height`"),
         (lambda c: {**c, "images": [ONE | {"height": 0}]}, r">= 1 - at `\$\.images\[0\]\.height`"),
         (lambda c: {**c, "images": [ONE | {"height": 2.5}]}, "Expected `int`, got `float` - at"),
-        (lambda c: {**c, "images": [ONE, ONE]}, "'images': id 1 occurs 2 times"),
+        (lambda c: {**c, "images": [ONE, ONE]}, "id 1 occurs twice in 'images'"),
         (lambda c: {**c, "images": [ONE, ONE | {"id": 9}]}, "images 1 and 9 are the same file, 'o"),
-        (lambda c: {**c, "images": []}, "annotation 5 belongs to image 1, which is missing"),
+        (
+            lambda c: {**c, "images": []},
+            "annotation 5 belongs to image 1, which is not in the file",
+        ),
         (lambda c: {**c, "annotations": [{"id": 5}]}, "missing required field `image_id`"),
-        (lambda c: {**c, "annotations": c["annotations"] * 3}, "'annotations': id 5 occurs 3 t"),
-        (lambda c: {**c, "categories": c["categories"] * 2}, "'categories': id 44 occurs 2 times"),
-        (lambda c: {**c, "categories": []}, "annotation 5 has category 44, which is missing"),
+        (
+            lambda c: {**c, "annotations": c["annotations"] * 3},
+            "id 5 occurs 3 times in 'annotations'",
+        ),
+        (lambda c: {**c, "categories": c["categories"] * 2}, "id 44 occurs twice in 'categories'"),
+        (
+            lambda c: {**c, "categories": []},
+            "annotation 5 has category 44, which is not in the file",
+        ),
     ],
 )
 def test_malformed_files(read, change, message):
@@ -162,8 +171,8 @@ def test_all_that_is_wrong_is_told_at_once(read):
     with pytest.raises(ValueError, match=r"instances\.json: 13 error\(s\):\n") as caught:
         read(content)
     lines = str(caught.value).splitlines()[1:]
-    assert lines[0] == "  annotation 1 belongs to image 7, which is missing"
-    assert lines[1] == "  annotation 3 has category 99, which is missing"
+    assert lines[0] == "  annotation 1 belongs to image 7, which is not in the file"
+    assert lines[1] == "  annotation 3 has category 99, which is not in the file"
     assert len(lines) == 11
     assert lines[-1] == "  and 3 more"
 

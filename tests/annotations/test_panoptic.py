@@ -159,10 +159,10 @@ STRANGE = ENTRY | {"segments_info": [{"id": 4, "category_id": 9}]}
         ({"categories": [{"id": 1, "name": "x"}]}, "missing required field `isthing`"),
         (
             {"annotations": [ENTRY] * 2},
-            r"1 error\(s\):\n  image_id of 'annotations' 5 occurs 2 times",
+            r"1 error\(s\):\n  image_id 5 occurs twice in 'annotations'",
         ),
         ({"annotations": [STRANGE]}, "image 5: segment 4 has category_id 9, which is not in 'cat"),
-        ({"categories": CATEGORIES * 2}, "category id 2 occurs 2.*category name 'cat' occurs 2"),
+        ({"categories": CATEGORIES * 2}, "id 2 occurs twice in 'cat.*name 'cat' occurs twice"),
     ],
 )
 def test_malformed_files(tmp_path, changes, message):
