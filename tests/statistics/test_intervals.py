@@ -19,8 +19,7 @@ from d2_smallobj.metrics import (
     SizeBins,
     summarize,
 )
-from d2_smallobj.metrics.image_means import resampled_figures
-from d2_smallobj.metrics.image_sums import fixed_point, image_sums, joint_sums
+from d2_smallobj.metrics.image_sums import fixed_point, image_sums, joint_sums, resampled_figures
 from d2_smallobj.metrics.summary import headline_names
 from d2_smallobj.statistics import intervals
 from d2_smallobj.statistics.intervals import (
@@ -281,8 +280,8 @@ def test_options_are_checked(make_run, options, message):
         ("aa", None, 3, r"images must be distinct, got again a"),
         ("ac", "pixels", 3, r"images lacks images of the table: b"),
         ("ac", None, 3, r"images lacks images of the (table|pixels): b"),
-        ("ab", "pixels", 2, r"table: category_id must be in 0..1, got 2"),
-        ("ab", "table", 2, r"pixels: category_id must be in 0..1, got 2"),
+        ("ab", "pixels", 2, r"table: category_id must be in 0..1 for 2 classes, got 2"),
+        ("ab", "table", 2, r"pixels: category_id must be in 0..1 for 2 .* got 2"),
         ("ac", "table", 3, r"images lacks images of the pixels: b"),
     ],
 )
