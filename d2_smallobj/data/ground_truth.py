@@ -182,8 +182,7 @@ class RegisteredTruth:
             raise ValueError(f"{self.name}: reader= works with the evaluator only")
         sources = [self._source(record) for record in self._records]
         images = [self._image(*pair) for pair in zip(self._records, sources)]
-        if listed is not None:
-            images = choose(images, listed, f"data set {self.name!r}")
+        images = choose(images, listed, f"data set {self.name!r}")
         reads = self._reader_of(*(source.kind for source in sources))
         truth = GroundTruth(images, reads, json_classes=self._finder.json_classes)
         if not (self._finder.listed or (sources and truth.painted)):

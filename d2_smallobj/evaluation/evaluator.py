@@ -21,9 +21,8 @@ from d2_smallobj.data.ground_truth import Reader, resolve
 from d2_smallobj.data.registered_classes import Stuff
 from d2_smallobj.evaluation.model_outputs import PredictionFn, class_number_remedy, predicted_labels
 from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator
-from d2_smallobj.metrics.image_means import check_worst
 from d2_smallobj.metrics.records import as_size_bins
-from d2_smallobj.metrics.summary import headline_names
+from d2_smallobj.metrics.summary import check_worst, headline_names
 from d2_smallobj.scoring.run_tables import format_figures
 from d2_smallobj.scoring.scored_run import METRICS_FILE, ScoredRun, save_run
 from detectron2.evaluation import DatasetEvaluator
