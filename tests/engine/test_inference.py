@@ -41,9 +41,8 @@ def test_evaluation_uses_views_and_crf(make_config):
     plain, views = answers(make_config(), model), answers(make_config(VIEWS), model)
     assert model.training
     assert len(plain) == len(views) == 4
-    by_hand = MultiViewInference(
-        model.eval(), scales=[0.5, 1], flip=True, refine=DenseCrf(CrfOptions(iterations=2))
-    )
+    refine = DenseCrf(CrfOptions(iterations=2))
+    by_hand = MultiViewInference(model.eval(), scales=[0.5, 1], flip=True, refine=refine)
     for (x, logits), (_, probabilities) in zip(plain, views):
         with torch.no_grad():
             torch.testing.assert_close(probabilities, by_hand([x])[0]["sem_seg"])
