@@ -1,8 +1,6 @@
-"""``MODEL.WEIGHTS`` in every layout, through ``tools/train_net.py`` and nothing else."""
+"""``MODEL.WEIGHTS`` through ``tools/train_net.py`` (all layouts: test_initial_weights.py)."""
 
 from __future__ import annotations
-
-import pickle
 
 import pytest
 import torch
@@ -19,61 +17,36 @@ RESNET50 = {
     "SOLVER.BASE_LR": 1e-12,
 }
 SHAPES = ((4, 8, 1, 1), (4, 4, 3, 3), (8, 4, 1, 1))
-STATISTICS = ("weight", "bias", "running_mean", "running_var")
-KAZUTO = ("reduce", "conv3x3", "increase")
-# Name of the stem, names of the layers by block and number, names of a norm's tensors.
-LAYOUTS = {
-    "Caffe2 blobs (detectron2's MSRA models)": (
-        ("conv1_w", "res_conv1_bn_"),
-        lambda block, i: [f"res2_{block}_branch2{'abc'[i]}_{x}" for x in ("w", "bn_")],
-        "sb",
-    ),
-    "torchvision's ResNet": (
-        ("conv1.weight", "bn1."),
-        lambda block, i: (f"layer1.{block}.conv{i + 1}.weight", f"layer1.{block}.bn{i + 1}."),
-        STATISTICS,
-    ),
-    "kazuto1011/deeplab-pytorch": (
-        ("layer1.conv1.conv.weight", "layer1.conv1.bn."),
-        lambda block, i: [
-            f"layer2.block{block + 1}.{KAZUTO[i]}.{x}" for x in ("conv.weight", "bn.")
-        ],
-        STATISTICS,
-    ),
-}
 
 
 def filled(seed, shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.1
 
 
-def write(folder, layout):
-    """Write weights in a layout; Caffe2's as a pickle."""
-    stem, layer, parts = LAYOUTS[layout]
-    tensors = [(stem, 0, (8, 3, 7, 7))]
+@pytest.fixture
+def weights(tmp_path):
+    """A file of torchvision's ResNet-50, cut behind its first stage."""
+    layers = [("conv1", "bn1", 0, (8, 3, 7, 7))]
     for block in range(3):
-        tensors += [(layer(block, i), block, shape) for i, shape in enumerate(SHAPES)]
-    weights = {"fc.bias" if parts is STATISTICS else "fc1000_w": torch.zeros(1000)}
-    for (name, norm), seed, shape in tensors:
-        weights[name] = filled(seed, shape)
-        weights.update({f"{norm}{part}": torch.full(shape[:1], 0.9) for part in parts})
-    path = folder / ("weights.pth" if parts is STATISTICS else "weights.pkl")
-    if parts is STATISTICS:
-        torch.save(weights, path)
-    else:
-        path.write_bytes(pickle.dumps({n: v.numpy() for n, v in weights.items()}, protocol=2))
-    return path
+        for i, shape in enumerate(SHAPES, 1):
+            layers.append((f"layer1.{block}.conv{i}", f"layer1.{block}.bn{i}", block, shape))
+    tensors = {"fc.bias": torch.zeros(1000)}
+    for name, norm, seed, shape in layers:
+        tensors[f"{name}.weight"] = filled(seed, shape)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            tensors[f"{norm}.{part}"] = torch.full(shape[:1], 0.9)
+    torch.save(tensors, tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_training_starts_from_the_weights(train_server, tmp_path, layout):
-    path, run = write(tmp_path, layout), tmp_path / "run"
-    train_server.finish(run, RESNET50, {"MODEL.WEIGHTS": path})
+def test_training_starts_from_the_weights(train_server, weights, tmp_path):
+    run = tmp_path / "run"
+    train_server.finish(run, RESNET50, {"MODEL.WEIGHTS": weights})
     log = (run / "log.txt").read_text()
-    assert f"{path} ({layout}): " in log
-    assert f"Initial weights: {path}" in log
+    assert f"{weights} (torchvision's ResNet): " in log
+    assert f"Initial weights: {weights}" in log
     assert "in the file, not used: fc" in log
-    assert ("trained on another input" in log) == (path.suffix == ".pth")
+    assert "trained on another input" in log
     state = saved(run)["model"]
     for key, seed in (("stem.conv1", 0), ("res2.0.conv1", 0), ("res2.2.conv3", 2)):
         weight, bias = (state[f"backbone.{key}.{x}"] for x in ("weight", "norm.bias"))
@@ -93,10 +66,9 @@ def test_a_head_for_other_classes_trains_but_is_not_evaluated(train_server, undi
     assert "a head for 7 classes" in answer.error
 
 
-def test_task_b_from_the_start_needs_the_whole_model(make_trainer, tmp_path):
+def test_task_b_from_the_start_needs_the_whole_model(make_trainer, weights):
     """Its penalty would hold a head of random weights."""
-    path = write(tmp_path, "torchvision's ResNet")
-    start = {**RESNET50, **EMPIRICAL, "SMALLOBJ.TASK_A.ITERS": 0, "MODEL.WEIGHTS": path}
+    start = {**RESNET50, **EMPIRICAL, "SMALLOBJ.TASK_A.ITERS": 0, "MODEL.WEIGHTS": weights}
     told = r"weights\.pth does not hold the whole model: it lacks se"
     with pytest.raises(ValueError, match=told):
         make_trainer(start)

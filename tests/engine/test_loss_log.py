@@ -127,31 +127,22 @@ def test_the_loss_is_told_without_a_file_too(tmp_path, monkeypatch):
         log_steps(LossLog(1, str(tmp_path)), [{"a": math.nan}])
 
 
-@pytest.fixture
-def spoil(monkeypatch):
-    """Function: the image at a position of the stream becomes NaN."""
+def spoil(monkeypatch, position):
+    """The image at a position of the stream becomes NaN."""
+    original = SemSegMapper.__call__
 
-    def make(position):
-        original = SemSegMapper.__call__
+    def spoiled(self, dataset_dict):
+        x = original(self, dataset_dict)
+        if x.get("stream_position") == position:
+            x["image"].fill_(math.nan)
+        return x
 
-        def spoiled(self, dataset_dict):
-            x = original(self, dataset_dict)
-            if x.get("stream_position") == position:
-                x["image"].fill_(math.nan)
-            return x
-
-        monkeypatch.setattr(SemSegMapper, "__call__", spoiled)
-
-    return make
+    monkeypatch.setattr(SemSegMapper, "__call__", spoiled)
 
 
-def names(folder):
-    return sorted(path.name for path in folder.glob("model_*.pth"))
-
-
-def test_nan_stops_the_run_before_it_is_saved(make_trainer, tmp_path, spoil, monkeypatch):
+def test_nan_stops_the_run_before_it_is_saved(make_trainer, tmp_path, monkeypatch):
     """Batches of two: position 9 is in iteration 4, the first of task B; saved is after 2, 3, 5."""
-    spoil(9)
+    spoil(monkeypatch, 9)
     trainer = make_trainer(ONLINE, folder=tmp_path)
     with pytest.raises(FloatingPointError, match="not finite at iteration=4: ") as caught:
         trainer.train()
