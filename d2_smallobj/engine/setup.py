@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import difflib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+import d2_smallobj
 from d2_smallobj._host import announce_host
 from d2_smallobj.config import add_smallobj_config, task_a_iterations, validate_config
 from d2_smallobj.data import dataset_dicts, register_all
@@ -62,7 +65,8 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
     """Build and check the config of a file and of overriding options.
 
     Args:
-        config_file: YAML file; empty: detectron2's defaults with ours.
+        config_file: YAML file, or the name of one of :func:`shipped_configs`; empty: detectron2's
+            defaults with ours.
         options: ``KEY VALUE`` pairs, as at the end of the command line. Integers may stand for
             decimals, here and in the file.
 
@@ -73,12 +77,11 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
         FileNotFoundError: if the file does not exist.
         ValueError: for an unknown key or an illegal value; names it.
     """
+    config_file = config_file and find_config(config_file)
     cfg = get_cfg()
     add_smallobj_config(cfg)
     add_project_configs(cfg, config_file, options)
     if config_file:
-        if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"--config-file {config_file} does not exist")
         try:
             with _integers_for_decimals(cfg, flatten(_read(config_file))):
                 cfg.merge_from_file(config_file, allow_unsafe=False)
@@ -97,6 +100,34 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg
+
+
+def shipped_configs() -> dict[str, str]:
+    """Map the names of the configs that come with the package to their paths."""
+    package = Path(d2_smallobj.__file__).parent
+    # In the package when it is installed, beside it in a clone.
+    folder = next(
+        (path for path in (package / "configs", package.parent / "configs") if path.is_dir()), package
+    )
+    return {path.name: str(path) for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(name: str) -> str:
+    """Return the path of a config: a file, or one of :func:`shipped_configs` by its name.
+
+    Raises:
+        FileNotFoundError: if there is neither; names the closest.
+    """
+    shipped = shipped_configs()
+    if os.path.isfile(name):
+        return name
+    if name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(os.path.basename(name), shipped, n=3) or list(shipped)
+    raise FileNotFoundError(
+        f"--config-file {name} does not exist, and no config of this name comes with d2_smallobj; "
+        f"the nearest: {', '.join(near)}"
+    )
 
 
 def check_architecture(cfg: CfgNode) -> None:
@@ -148,6 +179,8 @@ def _message(error: Exception) -> str:
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Prepare config, data sets, output folder and log of one process; log the device."""
+    if args.config_file:
+        args.config_file = find_config(args.config_file)
     cfg = build_config(args.config_file, args.opts)
     check_architecture(cfg)
     cfg.freeze()

@@ -1,0 +1,1 @@
+"""What the command ``smallobj`` and the scripts of tools/ and datasets/ run."""
