@@ -158,13 +158,14 @@ def test_points_thin_the_curve_without_changing_it():
         np.testing.assert_array_equal(values, whole.figures[key][::2])
 
 
-def test_several_instances_of_one_image():
+def test_several_instances_classes_and_sizes_of_an_image():
     image = drawn_discs([(0.2, 0.2, 0.1), (0.6, 0.6, 0.3), (0.1, 0.8, 0.05)], 100, "three")
-    curve = removal_curve([image, drawn_pair()], NAMES, "disc")
+    bins = SizeBins({"tiny": 0.01, "rest": 1}, relative=True)
+    curve = removal_curve([image, drawn_pair()], NAMES, "disc", size_bins=bins)
     assert curve.figures["IA-IoU"] == pytest.approx([100, 80, 60, 40, 20, 0])
-
-
-def test_other_classes_stay_perfect():
+    assert set(curve.columns["size"]) == {"", "tiny", "rest"}
+    assert "IA-IoU_tiny" in curve.figures
+    # Other classes stay perfect.
     semantic = np.array([[1, 1, 0, 2], [1, 1, 0, 2], [0, 0, 0, 255]], np.uint8)
     image = LabelledImage("a", lambda: (semantic, component_instances(semantic)))
     curve = removal_curve([image], ("background", "a", "b"), "a")
@@ -172,25 +173,18 @@ def test_other_classes_stay_perfect():
     assert curve.figures["IA-IoU"].tolist() == [100.0, 0.0]
 
 
-def test_relative_size_bins():
-    bins = SizeBins({"tiny": 0.01, "rest": 1}, relative=True)
-    curve = removal_curve(drawn_sizes(6), NAMES, "disc", size_bins=bins)
-    assert set(curve.columns["size"]) == {"", "tiny", "rest"}
-    assert "IA-IoU_tiny" in curve.figures
-
-
 @pytest.mark.parametrize(
-    ("names", "options", "message"),
+    ("names", "class_name", "points", "message"),
     [
-        (NAMES, {"class_name": "disk"}, "class_name: unknown value 'disk'.*did you mean 'disc'"),
-        (NAMES, {"class_name": "background"}, "class_name: unknown value 'background'"),
-        (NAMES, {"class_name": "disc", "points": 0}, "points must be at least 1, got 0"),
-        ((*NAMES, "b"), {"class_name": "b"}, "class 'b' has no instance in these 2 images"),
+        (NAMES, "disk", 9, "class_name: unknown value 'disk'.*did you mean 'disc'"),
+        (NAMES, "background", 9, "class_name: unknown value 'background'"),
+        (NAMES, "disc", 0, "points must be at least 1, got 0"),
+        ((*NAMES, "b"), "b", 9, "class 'b' has no instance in these 2 images"),
     ],
 )
-def test_removal_errors(names, options, message):
+def test_removal_errors(names, class_name, points, message):
     with pytest.raises(ValueError, match=message):
-        removal_curve(drawn_sizes(2), names, **options)
+        removal_curve(drawn_sizes(2), names, class_name, points=points)
 
 
 def test_corner_errors():
@@ -210,19 +204,16 @@ def test_components_skip_the_void_id():
     assert found[39, 39] == 255
 
 
-@pytest.mark.parametrize(
-    ("semantic", "instances", "message"),
-    [
+def test_bad_maps_are_named(tmp_path):
+    for semantic, instances, message in (
         (np.ones((4, 5)), np.ones((5, 4)), r"must have the size of .*\(4, 5\), got \(5, 4\)"),
         (np.full((4, 5), 7), np.ones((4, 5)), r"label values must be 0\.\.1"),
-    ],
-)
-def test_bad_maps_are_named(tmp_path, semantic, instances, message):
-    for folder, labels in (("semantic", semantic), ("instances", instances)):
-        write_label_map(tmp_path / folder / "a.png", labels.astype(np.uint8))
-    truth = folder_truth(tmp_path / "semantic", tmp_path / "instances")
-    with pytest.raises(ValueError, match=rf"a\.png: {message}"):
-        truth_images(truth, 2)[0].load()
+    ):
+        for folder, labels in (("semantic", semantic), ("instances", instances)):
+            write_label_map(tmp_path / folder / "a.png", labels.astype(np.uint8))
+        truth = folder_truth(tmp_path / "semantic", tmp_path / "instances")
+        with pytest.raises(ValueError, match=rf"a\.png: {message}"):
+            truth_images(truth, 2)[0].load()
 
 
 def rows(path):
@@ -275,16 +266,12 @@ def test_tool_draws_scenes_of_its_own_the_same_every_time(run_tool, tmp_path):
     assert first == second
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_tool_errors_are_one_line(run_tool, tmp_path):
+    for arguments, message in (
         (["--instances", "x"], "error: --instances: of which ground truth?"),
         (["--semantic", "nowhere"], "--semantic: no such folder of label maps: 'nowhere'"),
         (["--experiments", "conventions", "--predictions", "a=b"], "--predictions: of which"),
-    ],
-)
-def test_tool_errors_are_one_line(run_tool, tmp_path, arguments, message):
-    result = run_tool("sensitivity", "--output", tmp_path, *arguments)
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    ):
+        result = run_tool("sensitivity", "--output", tmp_path, *arguments)
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+        assert message in result.stderr
