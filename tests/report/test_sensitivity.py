@@ -23,13 +23,6 @@ from d2_smallobj.report.labelled_images import (
     growth_order,
     truth_images,
 )
-from d2_smallobj.report.sensitivity import (
-    corner_cases,
-    draw_corner_cases,
-    draw_removal,
-    removal_curve,
-    write_curves,
-)
 
 NAMES = ("background", "disc")
 
@@ -50,12 +43,12 @@ def pair(request):
 
 @pytest.fixture(scope="module")
 def removal():
-    return removal_curve(drawn_sizes(), NAMES, "disc")
+    return sensitivity.removal_curve(drawn_sizes(), NAMES, "disc")
 
 
 @pytest.fixture(scope="module")
 def cases(pair):
-    return {curve.name: curve for curve in corner_cases(pair, steps=10)}
+    return {curve.name: curve for curve in sensitivity.corner_cases(pair, steps=10)}
 
 
 def parts(curve):
@@ -116,13 +109,17 @@ def test_removal_falls_by_equal_steps_and_iou_collapses(source, request, realdat
     if source == "drawn":
         curve = request.getfixturevalue("removal")
     elif source == "voc":
-        curve = removal_curve(request.getfixturevalue("voc_images"), VOC_CLASS_NAMES, "person")
+        curve = sensitivity.removal_curve(
+            request.getfixturevalue("voc_images"), VOC_CLASS_NAMES, "person"
+        )
     else:
         from d2_smallobj.scoring.inputs import Inputs
 
         file = realdata / "coco" / "tinycoco50_val2017.json"
         truth = Inputs(predictions="", coco_json=str(file)).open_truth()
-        curve = removal_curve(truth_images(truth, 81)[:20], COCO_CLASS_NAMES, "person", points=5)
+        curve = sensitivity.removal_curve(
+            truth_images(truth, 81)[:20], COCO_CLASS_NAMES, "person", points=5
+        )
     removed, figures = np.array(curve.columns["removed"]), curve.figures
     count = removed[-1]
     assert len(removed) == min(count, 5 if source == "coco" else 25) + 1
@@ -145,14 +142,16 @@ def test_removal_by_size(removal, monkeypatch):
     assert removal.figures["IA-IoU_L"][: small + 1].tolist() == [100.0] * (small + 1)
     figures = []
     monkeypatch.setattr(sensitivity, "save_figure", lambda figure, _: figures.append(figure))
-    draw_removal("unused.png", removal)
+    sensitivity.draw_removal("unused.png", removal)
     # Red dashes after the last S and after the last M.
     red = [line for line in figures[0].axes[0].lines if line.get_color() == "#e03131"]
     assert [line.get_xdata()[0] for line in red] == [small, small + medium]
 
 
 def test_points_thin_the_curve_without_changing_it():
-    whole, some = (removal_curve(drawn_sizes(6), NAMES, "disc", points=n) for n in (6, 3))
+    whole, some = (
+        sensitivity.removal_curve(drawn_sizes(6), NAMES, "disc", points=n) for n in (6, 3)
+    )
     assert some.columns["removed"] == [0, 2, 4, 6]
     for key, values in some.figures.items():
         np.testing.assert_array_equal(values, whole.figures[key][::2])
@@ -161,14 +160,14 @@ def test_points_thin_the_curve_without_changing_it():
 def test_several_instances_classes_and_sizes_of_an_image():
     image = drawn_discs([(0.2, 0.2, 0.1), (0.6, 0.6, 0.3), (0.1, 0.8, 0.05)], 100, "three")
     bins = SizeBins({"tiny": 0.01, "rest": 1}, relative=True)
-    curve = removal_curve([image, drawn_pair()], NAMES, "disc", size_bins=bins)
+    curve = sensitivity.removal_curve([image, drawn_pair()], NAMES, "disc", size_bins=bins)
     assert curve.figures["IA-IoU"] == pytest.approx([100, 80, 60, 40, 20, 0])
     assert set(curve.columns["size"]) == {"", "tiny", "rest"}
     assert "IA-IoU_tiny" in curve.figures
     # Other classes stay perfect.
     semantic = np.array([[1, 1, 0, 2], [1, 1, 0, 2], [0, 0, 0, 255]], np.uint8)
     image = LabelledImage("a", lambda: (semantic, component_instances(semantic)))
-    curve = removal_curve([image], ("background", "a", "b"), "a")
+    curve = sensitivity.removal_curve([image], ("background", "a", "b"), "a")
     assert curve.figures["IA-mIoU_fg"].tolist() == [100.0, 50.0]
     assert curve.figures["IA-IoU"].tolist() == [100.0, 0.0]
 
@@ -184,14 +183,14 @@ def test_several_instances_classes_and_sizes_of_an_image():
 )
 def test_removal_errors(names, class_name, points, message):
     with pytest.raises(ValueError, match=message):
-        removal_curve(drawn_sizes(2), names, class_name, points=points)
+        sensitivity.removal_curve(drawn_sizes(2), names, class_name, points=points)
 
 
 def test_corner_errors():
     with pytest.raises(ValueError, match="no image has two instances of disc of at least 256"):
         find_pair(drawn_sizes(3), NAMES, class_name="disc")
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        corner_cases(find_pair([drawn_pair(120)], NAMES, min_area=64), steps=0)
+        sensitivity.corner_cases(find_pair([drawn_pair(120)], NAMES, min_area=64), steps=0)
 
 
 def test_components_skip_the_void_id():
@@ -254,12 +253,12 @@ def test_tool_draws_scenes_of_its_own_the_same_every_time(run_tool, tmp_path):
     assert result.returncode == 0, result.stderr
     again = tmp_path / "2"
     pair = find_pair([drawn_pair()], NAMES)
-    curves = corner_cases(pair, steps=2)
-    draw_corner_cases(again / "corner_cases.png", pair, curves)
-    write_curves(again / "corner_cases.csv", curves)
-    curve = removal_curve(drawn_sizes(), NAMES, "disc", points=3)
-    draw_removal(again / "removal.png", curve)
-    write_curves(again / "removal.csv", [curve])
+    curves = sensitivity.corner_cases(pair, steps=2)
+    sensitivity.draw_corner_cases(again / "corner_cases.png", pair, curves)
+    sensitivity.write_curves(again / "corner_cases.csv", curves)
+    curve = sensitivity.removal_curve(drawn_sizes(), NAMES, "disc", points=3)
+    sensitivity.draw_removal(again / "removal.png", curve)
+    sensitivity.write_curves(again / "removal.csv", [curve])
     first, second = (
         {file.name: file.read_bytes() for file in (tmp_path / n).iterdir()} for n in "12"
     )
