@@ -1,7 +1,5 @@
 """A headless Chromium, driven over a pipe by its DevTools protocol; nothing but Python needed."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

@@ -1,7 +1,5 @@
 """Scored runs on drawn scenes, with their files, and a real browser to open reports in."""
 
-from __future__ import annotations
-
 import pathlib
 import runpy
 import shutil

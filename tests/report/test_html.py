@@ -1,7 +1,5 @@
 """The report as a file: what it shows, and that it asks nobody for anything."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import hashlib

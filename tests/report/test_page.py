@@ -1,7 +1,5 @@
 """No text enters a page as anything but text; tables have what sorting needs."""
 
-from __future__ import annotations
-
 import html.parser
 import math
 

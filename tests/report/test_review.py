@@ -1,7 +1,5 @@
 """Review sheets: what is in the files. How they behave is tested in test_review_browser.py."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import html

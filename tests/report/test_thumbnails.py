@@ -1,7 +1,5 @@
 """Which objects are pictured, and what the pictures show."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io
