@@ -328,8 +328,8 @@ def test_tool_errors_are_one_line(run_tool, tmp_path, arguments, message):
 def test_tool_needs_no_torch(repository):
     code = (
         "import runpy, sys; sys.modules['torch'] = sys.modules['detectron2'] = None;"
+        f"sys.path[:0] = [{str(repository / 'docs')!r}, {str(repository / 'tools')!r}];"
         f"runpy.run_path({str(repository / 'tools' / 'sensitivity.py')!r});"
-        f"sys.path.insert(0, {str(repository / 'docs')!r});"
         "import draw_metric"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
