@@ -10,17 +10,8 @@ from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.annotations.truth import folder_truth
 from d2_smallobj.metrics import SizeBins
-from d2_smallobj.report import sensitivity
-from d2_smallobj.report.labelled_images import (
-    LabelledImage,
-    component_instances,
-    drawn_discs,
-    drawn_pair,
-    drawn_sizes,
-    find_pair,
-    growth_order,
-    truth_images,
-)
+from d2_smallobj.report import labelled_images, sensitivity
+from d2_smallobj.report.labelled_images import drawn_pair, drawn_sizes, find_pair, truth_images
 from d2_smallobj.report.sensitivity import corner_cases, removal_curve
 
 NAMES = ("background", "disc")
@@ -93,13 +84,13 @@ def test_cases_end_where_they_should(cases):
 def test_growth_covers_the_mask_once_from_the_inside():
     mask = np.zeros((9, 12), bool)
     mask[1:8, 2:11] = True
-    order = growth_order(mask)
+    order = labelled_images.growth_order(mask)
     assert sorted(order.tolist()) == np.flatnonzero(mask).tolist()
     distance = [(p // 12 - order[0] // 12) ** 2 + (p % 12 - order[0] % 12) ** 2 for p in order]
     assert distance == sorted(distance)
     assert order[0] // 12 == 4
     # Also where the mask fills the image.
-    assert growth_order(np.ones((5, 5), bool))[0] == 12
+    assert labelled_images.growth_order(np.ones((5, 5), bool))[0] == 12
 
 
 @pytest.mark.parametrize("source", ["drawn", "voc", "coco"])
@@ -151,7 +142,9 @@ def test_points_thin_the_curve_without_changing_it():
 
 
 def test_several_instances_classes_and_sizes_of_an_image():
-    image = drawn_discs([(0.2, 0.2, 0.1), (0.6, 0.6, 0.3), (0.1, 0.8, 0.05)], 100, "three")
+    image = labelled_images.drawn_discs(
+        [(0.2, 0.2, 0.1), (0.6, 0.6, 0.3), (0.1, 0.8, 0.05)], 100, "three"
+    )
     bins = SizeBins({"tiny": 0.01, "rest": 1}, relative=True)
     curve = removal_curve([image, drawn_pair()], NAMES, "disc", size_bins=bins)
     assert curve.figures["IA-IoU"] == pytest.approx([100, 80, 60, 40, 20, 0])
@@ -159,7 +152,9 @@ def test_several_instances_classes_and_sizes_of_an_image():
     assert "IA-IoU_tiny" in curve.figures
     # Other classes stay perfect.
     semantic = np.array([[1, 1, 0, 2], [1, 1, 0, 2], [0, 0, 0, 255]], np.uint8)
-    image = LabelledImage("a", lambda: (semantic, component_instances(semantic)))
+    image = labelled_images.LabelledImage(
+        "a", lambda: (semantic, labelled_images.component_instances(semantic))
+    )
     curve = removal_curve([image], ("background", "a", "b"), "a")
     assert curve.figures["IA-mIoU_fg"].tolist() == [100.0, 50.0]
     assert curve.figures["IA-IoU"].tolist() == [100.0, 0.0]
@@ -190,7 +185,7 @@ def test_components_skip_the_void_id():
     semantic = np.zeros((40, 40), np.uint8)
     semantic[::2, ::2] = 1
     semantic[39, 39] = 255
-    found = component_instances(semantic)
+    found = labelled_images.component_instances(semantic)
     ids = np.unique(found[semantic == 1]).tolist()
     assert (len(ids), 255 in ids) == (400, False)
     assert found[39, 39] == 255
