@@ -132,7 +132,7 @@ def cells(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_counts_as_text():
+def test_text():
     table = cells(format_counts(SKEWED))
     names = ["skewed", "class4", "class0", "class1", "class2", "class3", "all classes"]
     assert [row[0] for row in table] == names
@@ -141,9 +141,6 @@ def test_counts_as_text():
     assert "class1" in format_counts(make("x", [[1, 2, 3], [0, 0, 0]]))
     table = cells(format_counts(make("x", [[0, 0, 0], [1, 2, 3], [0, 0, 0]])))
     assert [row[0] for row in table[1:]] == ["class1", "2 more classes", "all classes"]
-
-
-def test_balance_as_text():
     text = dataset_summary.format_balance([SKEWED, make("none", [[0, 0, 0]], num_beyond=1234)])
     _, skewed, none = cells(text)
     assert skewed[:4] == ["skewed", "10", "167", "2 of 15"]

@@ -72,11 +72,6 @@ def test_a_value_that_is_missing_is_an_error():
         render("{{ nothing }}")
 
 
-def test_numbers():
-    assert (percent(12.345), percent(float("nan")), percent(12.5, 0)) == ("12.3", "–", "12")
-    assert thousands(1234567.0) == "1,234,567"
-
-
 def render_table(columns, rows, **options):
     macros = template_environment().get_template("macros.html.j2").module
     return str(macros.sortable_table(PageTable("t", "Caption", columns, rows, **options)))
@@ -123,3 +118,5 @@ def test_notes_and_counts():
     noted = render_table(column, [[figure_cell(5.0, note="n=3")]])
     assert '<small class="few">n=3 </small>5.0' in noted
     assert (count_cell(math.nan).text, count_cell(1200.0).text) == ("–", "1,200")
+    assert [percent(12.345), percent(math.nan), percent(12.5, 0)] == ["12.3", "–", "12"]
+    assert thousands(1234567.0) == "1,234,567"

@@ -153,6 +153,9 @@ def test_components_are_the_instances_without_a_map(make_run):
 
 
 def test_the_report_says_why_pictures_are_missing(scenes):
+    text = render_report(scenes, max_thumbnails=3)
+    assert text.count('<article class="thumb"') == 3
+    assert "no pictures were asked for" in render_report(scenes, max_thumbnails=0)
     run = scenes[0]
     for missing in ("semantic", "prediction", "all"):
         sources = {
@@ -208,9 +211,3 @@ def test_unreadable_sources_are_told_with_their_cause(scenes, tmp_path):
         run = dataclasses.replace(scenes[0], sources={"a": {"prediction": source}})
         with pytest.raises(SourceError, match=f"predictions {message}"):
             read_map(run, "a", "prediction")
-
-
-def test_the_limit_holds(scenes):
-    text = render_report(scenes, max_thumbnails=3)
-    assert text.count('<article class="thumb"') == 3
-    assert "no pictures were asked for" in render_report(scenes, max_thumbnails=0)
