@@ -101,7 +101,7 @@ def test_the_loss_at_logit_resolution_by_hand(build, batch):
     torch.testing.assert_close(model(batch)["loss_sem_seg"], expected, rtol=1e-5, atol=1e-6)
     for x in batch:
         x["size_weights"] = torch.ones(x["sem_seg"].shape)
-    with pytest.raises(ValueError, match=r"size_weights must have .*\(2, 6, 7\), got \(2, 48, 56"):
+    with pytest.raises(ValueError, match=r"weights must have .*\(2, 6, 7\), got \(2, 48, 56"):
         model(batch)
 
 
