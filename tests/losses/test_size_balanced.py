@@ -58,11 +58,11 @@ def test_tau_one_and_one_component_per_image_are_cross_entropy(normalize):
     single[0, 2:5, 3:9] = 1
     single[1, 6, 6] = 3
     single[1, 0] = 255
-    for labels, tau in ((labels, 1), (single, 5)):
+    for found, tau in ((labels, 1), (single, 5)):
         loss = SizeWeightedCrossEntropy(
             weights=SizeWeights(tau=tau), normalize=normalize, size_weighted=True
         )
-        assert_same(loss(logits, labels), F.cross_entropy(logits, labels, ignore_index=255), logits)
+        assert_same(loss(logits, found), F.cross_entropy(logits, found, ignore_index=255), logits)
 
 
 def test_switched_off_is_cross_entropy_whatever_the_weights():
