@@ -16,7 +16,14 @@ from torch import nn
 from d2_smallobj.engine import SafeCheckpointer
 from d2_smallobj.modeling import initial_weights
 from d2_smallobj.modeling.initial_weights import load_weights, match_weights
-from d2_smallobj.modeling.weight_layouts import detect_layout
+from d2_smallobj.modeling.weight_layouts import (
+    CAFFE2,
+    DETECTRON2,
+    KAZUTO,
+    TORCHVISION,
+    detect_layout,
+    strip_wrappers,
+)
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 
@@ -135,16 +142,16 @@ def detectron2(depth, widths, style):
 
 
 FILES = {
-    "detectron2's MSRA": (caffe2, "detectron2", "caffe2"),
-    "Detectron's MSRA": (caffe2, "detectron", "caffe2"),
-    "torchvision": (torchvision, "plain", "torchvision"),
-    "torchvision, parallel": (torchvision, "parallel", "torchvision"),
-    "torchvision, segmentation": (torchvision, "segmentation", "torchvision"),
-    "kazuto, COCO": (kazuto, "v1 coco", "kazuto"),
-    "kazuto, VOC": (kazuto, "v2 msc", "kazuto"),
-    "kazuto, 2018": (kazuto, "v2 old", "kazuto"),
-    "detectron2, backbone": (detectron2, "backbone", "detectron2"),
-    "detectron2, model": (detectron2, "model", "detectron2"),
+    "detectron2's MSRA": (caffe2, "detectron2", CAFFE2),
+    "Detectron's MSRA": (caffe2, "detectron", CAFFE2),
+    "torchvision": (torchvision, "plain", TORCHVISION),
+    "torchvision, parallel": (torchvision, "parallel", TORCHVISION),
+    "torchvision, segmentation": (torchvision, "segmentation", TORCHVISION),
+    "kazuto, COCO": (kazuto, "v1 coco", KAZUTO),
+    "kazuto, VOC": (kazuto, "v2 msc", KAZUTO),
+    "kazuto, 2018": (kazuto, "v2 old", KAZUTO),
+    "detectron2, backbone": (detectron2, "backbone", DETECTRON2),
+    "detectron2, model": (detectron2, "model", DETECTRON2),
 }
 
 
@@ -202,7 +209,7 @@ def unchanged(model, before, names):
 
 def test_every_tensor_of_the_full_resnet101_finds_its_place(narrow_cfg, file):
     """Names and shapes at full width; tensors of the meta device have no memory."""
-    rows, style, layout_name = file
+    rows, style, expected = file
     cfg = narrow_cfg(
         *("MODEL.RESNETS.DEPTH", 101, "MODEL.RESNETS.STEM_OUT_CHANNELS", 64),
         *("MODEL.RESNETS.RES2_OUT_CHANNELS", 256, "MODEL.RESNETS.WIDTH_PER_GROUP", 64),
@@ -214,11 +221,9 @@ def test_every_tensor_of_the_full_resnet101_finds_its_place(narrow_cfg, file):
         state.update({f"sem_seg_head.aspp.{k}": v for k, v in aspp.state_dict().items()})
         table = [(name, key, torch.empty(shape)) for name, key, shape in rows(101, FULL, style)]
     layout = detect_layout([name for name, *_ in table])
-    assert layout.name == layout_name
-    plain = {name: name.removeprefix("module.") for name, *_ in table}
-    for wrapper in ("base.", "scale.", "backbone." if layout_name == "torchvision" else "base."):
-        plain = {name: short.removeprefix(wrapper) for name, short in plain.items()}
-    renamed = {layout.rename(plain[name]): value for name, _, value in table}
+    assert layout is expected
+    bare = (lambda name: name) if layout is DETECTRON2 else strip_wrappers
+    renamed = {layout.rename(bare(name)): value for name, _, value in table}
     match = match_weights(state, renamed, by_suffix=True)
     assert set(match.pairs) == {key for _, key, _ in table if key}
     assert match.wrong_shape == {}

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from d2_smallobj.losses.size_weights import size_weights
-from d2_smallobj.modeling import SizeBalancedSegmentor, build_loss, build_size_weights
+from d2_smallobj.modeling import SizeBalancedSegmentor, build_size_weights
+from d2_smallobj.modeling.segmentor import loss_options
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, Backbone, build_model
 
@@ -322,7 +323,7 @@ def test_every_loss_option_arrives(narrow_cfg):
     )
     weights = build_size_weights(cfg)
     assert (weights.tau, weights.total, weights.compat) == (2.5, "class", "contour")
-    loss = build_loss(cfg)
+    loss = SizeWeightedCrossEntropy(**loss_options(cfg))
     assert loss.weights == weights
     assert (loss.resolution, loss.normalize) == ("logits", "pixels")
     assert loss.ignore_label == weights.ignore_label == 200
@@ -343,7 +344,7 @@ def test_the_loss_starts_as_the_first_tasks(narrow_cfg, iterations, loss_a, loss
         *("SMALLOBJ.TASK_A.ITERS", iterations, "SMALLOBJ.TASK_A.LOSS", loss_a),
         *("SMALLOBJ.TASK_B.LOSS", loss_b),
     )
-    assert build_loss(cfg).size_weighted is expected
+    assert loss_options(cfg)["size_weighted"] is expected
 
 
 def test_the_recipes_model(narrow_cfg):
