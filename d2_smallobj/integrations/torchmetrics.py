@@ -20,7 +20,7 @@ from d2_smallobj.metrics import (
     PixelTable,
     match_image,
 )
-from d2_smallobj.metrics.image_means import WORST_PERCENT, check_worst
+from d2_smallobj.metrics.summary import WORST_PERCENT, check_worst
 
 try:
     from torchmetrics import Metric
