@@ -70,12 +70,9 @@ def test_periodic_checkpointer(tmp_path):
     assert found == ["model_0000003.pth", "model_final.pth"]
 
 
-def test_only_the_main_process_saves(tmp_path):
+def test_bare_state_dicts_and_other_shapes_load(tmp_path):
     DetectionCheckpointer(net(), str(tmp_path), save_to_disk=False).save("a")
     assert not list(tmp_path.iterdir())
-
-
-def test_bare_state_dicts_and_other_shapes_load(tmp_path, caplog):
     source = net(0).state_dict()
     source["0.weight"] = torch.zeros(7, 3, 1, 1)
     torch.save(source, tmp_path / "bare.pth")
@@ -84,14 +81,8 @@ def test_bare_state_dicts_and_other_shapes_load(tmp_path, caplog):
     DetectionCheckpointer(model).load(str(tmp_path / "bare.pth"))
     assert torch.equal(model[0].weight, before)
     assert torch.equal(model[0].bias, source["0.bias"])
-
-
-def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises((OSError, AssertionError), match=r"gone\.pth"):
         DetectionCheckpointer(net()).load(str(tmp_path / "gone.pth"))
-
-
-def test_data_parallel_weights_load(tmp_path):
     source = net(0)
     prefixed = {f"module.{k}": v for k, v in source.state_dict().items()}
     torch.save({"model": prefixed}, tmp_path / "parallel.pth")
@@ -115,10 +106,7 @@ def test_a_checkpoint_cannot_execute_code(tmp_path, suffix, embedded_only):
     target = tmp_path / "executed"
     data = {"model": {}, "__author__": Command(str(target))}
     path = tmp_path / f"evil.{suffix}"
-    if suffix == "pkl":
-        path.write_bytes(pickle.dumps(data))
-    else:
-        torch.save(data, path)
+    torch.save(data, path) if suffix == "pth" else path.write_bytes(pickle.dumps(data))
     for kind in (DetectionCheckpointer, SafeCheckpointer):
         with pytest.raises((ValueError, pickle.UnpicklingError), match=r"evil|[Ww]eights"):
             kind(net()).load(str(path))
