@@ -53,15 +53,6 @@ def test_sizes_are_those_of_the_net(config, scales):
     assert list(sizes.maps) == list(dict.fromkeys(found_by_running(cfg, batch_of())))
 
 
-def test_the_recipes_sizes(repository):
-    """docs/method.md#recipe: 321 -> 41, 21, 31, 41."""
-    cfg = build_config(
-        str(repository / "configs" / "Base-DeepLabV2-R101.yaml"),
-        ["SMALLOBJ.MSC.ENABLED", "True", "MODEL.RESNETS.DEPTH", "50"],
-    )
-    assert logit_sizes(cfg) == LogitSizes((321, 321), ((41, 41), (21, 21), (31, 31)))
-
-
 def test_random_numbers_are_not_touched_and_nothing_is_built_twice(config, monkeypatch):
     module._known_sizes.clear()
     state = torch.get_rng_state()
