@@ -1,7 +1,5 @@
 """Fixtures of the host tests; importing d2_smallobj makes ``detectron2`` importable."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import logging

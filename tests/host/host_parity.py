@@ -5,8 +5,6 @@
 ``test_host_parity.py`` runs it under both hosts and compares.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A registered net, data and trainer, small enough for a second of training on the CPU."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Saving, resuming, foreign weights, and files that must be refused."""
 
-from __future__ import annotations
-
 import os
 import pickle
 

@@ -1,7 +1,5 @@
 """Which host runs: the environment variable, the finder, and what stays unimported."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import sys

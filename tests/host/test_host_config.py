@@ -1,7 +1,5 @@
 """CfgNode and ``configurable``, on whichever host is installed."""
 
-from __future__ import annotations
-
 import pytest
 
 from detectron2.config import CfgNode, configurable, get_cfg

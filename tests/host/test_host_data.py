@@ -1,7 +1,5 @@
 """Samplers, loaders, catalogs, transforms and images."""
 
-from __future__ import annotations
-
 import host_toy
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Trainers, hooks, events and the set-up of a training."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

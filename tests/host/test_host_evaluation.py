@@ -1,7 +1,5 @@
 """Inference over a data set, and results."""
 
-from __future__ import annotations
-
 import host_toy
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Several processes on the CPU, and what a new process knows of the host."""
 
-from __future__ import annotations
-
 import json
 
 import host_toy

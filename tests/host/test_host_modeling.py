@@ -1,7 +1,5 @@
 """Layers, ResNet, registries, image lists."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """Gradient clipping and schedules."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler

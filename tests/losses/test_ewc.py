@@ -243,20 +243,12 @@ def test_proximal_step_is_stable_for_a_huge_strength():
             torch.testing.assert_close(parameter.detach(), ewc.anchor_values[name])
 
 
-@pytest.mark.parametrize(
-    ("name", "plain"),
-    [
-        ("a.weight", "a.weight"),
-        ("module.a.weight", "a.weight"),
-        ("module._orig_mod.a.weight", "a.weight"),
-        ("_orig_mod.module.a.weight", "a.weight"),
-        ("backbone._orig_mod.a", "backbone.a"),
-        ("head.module.a", "head.module.a"),
-        ("module", "module"),
-    ],
-)
-def test_plain_name(name, plain):
-    assert plain_name(name) == plain
+def test_plain_name():
+    for wrapped in ("a.w", "module.a.w", "module._orig_mod.a.w", "_orig_mod.module.a.w"):
+        assert plain_name(wrapped) == "a.w"
+    assert plain_name("backbone._orig_mod.a") == "backbone.a"
+    assert plain_name("head.module.a") == "head.module.a"
+    assert plain_name("module") == "module"
 
 
 def test_wrapped_and_bare_models_match():
@@ -324,9 +316,9 @@ def test_resumes_from_a_file(stage, fisher):
     if fisher == "online":
         backward(model, 4)
         ewc.record_gradients()
+    elif stage == "task B":
+        ewc.set_fisher(random_fisher(model))
     if stage == "task B":
-        if fisher == "empirical":
-            ewc.set_fisher(random_fisher(model))
         ewc.anchor()
     state = saved_and_loaded(ewc.state_dict())
     assert ("anchor" in state) == (stage == "task B")
@@ -402,18 +394,16 @@ def test_bad_options():
             ElasticWeightConsolidation(make_model().named_parameters(), **{option: value})
 
 
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        (lambda m, named: m.requires_grad_(False).named_parameters(), "no parameter .*, got 0"),
-        (lambda m, named: [*named, ("module.0.weight", m[0].weight)], "are called '0.weight'"),
-        (lambda m, named: [*named, ("tied", m[0].weight)], "'0.weight' and 'tied' are one param"),
-    ],
-)
-def test_bad_parameters(parameters, message):
+def test_bad_parameters():
     model = make_model()
-    with pytest.raises(ValueError, match=message):
-        ElasticWeightConsolidation(parameters(model, list(model.named_parameters())))
+    named = list(model.named_parameters())
+    for parameters, message in (
+        (named[1:2], "no parameter that requires a gradient, got 0"),
+        ([*named, ("module.0.weight", model[0].weight)], "two parameters are called '0.weight'"),
+        ([*named, ("tied", model[0].weight)], "'0.weight' and 'tied' are one param"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ElasticWeightConsolidation(parameters)
 
 
 def test_a_fisher_that_would_never_act_is_refused():
@@ -432,21 +422,19 @@ def test_a_fisher_that_would_never_act_is_refused():
     assert ElasticWeightConsolidation(model.named_parameters(), strength=0).anchor()[0] == 5
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda f: without(f, "1.bias"), r"fisher: names do not match.*missing \['1\.bias'\]"),
-        (lambda f: {**f, "0.bias": torch.ones(4)}, r"fisher: names.*unknown \['0\.bias'\]"),
-        (lambda f: {**f, "1.bias": torch.ones(5)}, r"1\.bias must have shape \(4,\), got \(5,\)"),
-        (lambda f: {**f, "1.bias": -torch.ones(4)}, r"values of 1\.bias .*range of -1 to -1"),
-    ],
-)
-def test_set_fisher_errors(change, message):
+def test_set_fisher_errors():
     model = make_model()
     ewc = ElasticWeightConsolidation(model.named_parameters(), fisher="empirical")
-    with pytest.raises(ValueError, match=message):
-        ewc.set_fisher(change(random_fisher(model)))
-    assert ewc.fisher == {}
+    fisher = random_fisher(model)
+    for wrong, message in (
+        (without(fisher, "1.bias"), r"fisher: names do not match.*missing \['1\.bias'\]"),
+        ({**fisher, "0.bias": torch.ones(4)}, r"fisher: names.*unknown \['0\.bias'\]"),
+        ({**fisher, "1.bias": torch.ones(5)}, r"1\.bias must have shape \(4,\), got \(5,\)"),
+        ({**fisher, "1.bias": -torch.ones(4)}, r"values of 1\.bias .*range of -1 to -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ewc.set_fisher(wrong)
+        assert ewc.fisher == {}
 
 
 def test_calls_in_the_wrong_order_or_kind():

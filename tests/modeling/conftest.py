@@ -1,7 +1,5 @@
 """Narrow models: the recipe's geometry at a hundredth of its width."""
 
-from __future__ import annotations
-
 import pathlib
 
 import pytest

@@ -1,7 +1,5 @@
 """Initial weights in the layouts that they are published in, with their real names and shapes."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import pickle

@@ -1,7 +1,5 @@
 """Sizes of logit maps without computing any, and the size weights that workers make for them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
