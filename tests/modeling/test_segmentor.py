@@ -20,15 +20,6 @@ LOGITS = ("SMALLOBJ.LOSS_RESOLUTION", "logits")
 WEIGHTED = ("SMALLOBJ.TASK_A.LOSS", "size_weighted")
 
 
-@pytest.fixture
-def build(narrow_cfg):
-    def build(*options):
-        torch.manual_seed(0)
-        return build_model(narrow_cfg(*options))
-
-    return build
-
-
 def padded(batch, key="sem_seg", fill=255, size=(48, 56)):
     """One field of a batch, padded by hand."""
     first = batch[0][key]
@@ -76,20 +67,17 @@ def test_task_a_is_the_cross_entropy_at_input_resolution(build, batch):
     torch.testing.assert_close(losses["loss_sem_seg"], expected)
 
 
-@pytest.mark.parametrize("in_batch", [True, False], ids=["from the mapper", "made in the loss"])
-def test_the_size_weighted_loss_by_hand(build, batch, in_batch):
+def test_the_size_weighted_loss_by_hand(build, batch):
     model = build(*WEIGHTED, "SMALLOBJ.TAU", 3.0)
-    logits = model.logits(normalized(batch))[""]
     labels = padded(batch)
+    logits = upsample(model.logits(normalized(batch))[""], labels.shape[1:])
     weights = weight_maps(labels, tau=3.0)
-    if in_batch:
-        for x in batch:
-            x["size_weights"] = torch.from_numpy(size_weights(x["sem_seg"].numpy(), tau=3.0))
-    loss = model(batch)["loss_sem_seg"]
-    expected = manual_loss(upsample(logits, labels.shape[1:]), labels, weights)
-    assert_close(loss, expected)
-    plain = manual_loss(upsample(logits, labels.shape[1:]), labels, torch.ones_like(weights))
-    assert abs(loss - plain) > 1e-3
+    expected = manual_loss(logits, labels, weights)
+    assert abs(expected - manual_loss(logits, labels, torch.ones_like(weights))) > 1e-3
+    assert_close(model(batch)["loss_sem_seg"], expected)
+    for x in batch:  # from the mapper
+        x["size_weights"] = torch.from_numpy(size_weights(x["sem_seg"].numpy(), tau=3.0))
+    assert_close(model(batch)["loss_sem_seg"], expected)
 
 
 def test_the_loss_at_logit_resolution_by_hand(build, batch):
@@ -142,22 +130,18 @@ def test_tau_1_is_the_cross_entropy_in_value_and_gradient(build, batch):
 
 
 @pytest.mark.parametrize("options", [(), WEIGHTED, (*WEIGHTED, *LOGITS, *MSC)])
-def test_an_all_ignored_batch_has_loss_0(build, batch, options):
+def test_the_loss_under_autocast_and_of_an_all_ignored_batch(build, batch, options):
     model = build(*options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert all(loss.isfinite() for loss in losses.values())
     for x in batch:
         x["sem_seg"].fill_(255)
     loss = sum(model(batch).values())
     assert loss == 0
     loss.backward()
     assert all(not p.grad.any() for p in model.parameters())
-
-
-def test_the_loss_is_float32_under_autocast(build, batch):
-    model = build(*WEIGHTED, *MSC)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model(batch)
-    assert {loss.dtype for loss in losses.values()} == {torch.float32}
-    assert all(loss.isfinite() for loss in losses.values())
 
 
 def test_training_without_labels(build, batch):

@@ -1,5 +1,7 @@
 """The segmentor with a sigma branch: losses, what it observes, what it tells of an image."""
 
+import functools
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,7 +9,6 @@ from torch.nn import functional as F
 from d2_smallobj.losses import UncertaintyCrossEntropy, soften
 from d2_smallobj.modeling import UncertainSegmentor
 from d2_smallobj.modeling.uncertain_segmentor import num_logits
-from detectron2.modeling import build_model
 
 DOUBT = ("MODEL.META_ARCHITECTURE", "UncertainSegmentor")
 OBJECT = ("SMALLOBJ.UNCERTAINTY.FORM", "object")
@@ -15,12 +16,8 @@ BINARY = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2)
 
 
 @pytest.fixture
-def build(narrow_cfg):
-    def build(*options):
-        torch.manual_seed(0)
-        return build_model(narrow_cfg(*DOUBT, *options))
-
-    return build
+def uncertain(build):
+    return functools.partial(build, *DOUBT)
 
 
 @pytest.fixture
@@ -58,15 +55,15 @@ def softened(model, batch, output, form="per_class"):
     ("options", "logits", "spreads"),
     [((), 5, 5), (OBJECT, 5, 1), (BINARY, 1, 1), ((*BINARY, *OBJECT), 1, 1)],
 )
-def test_the_head_makes_logits_and_spreads(build, narrow_cfg, batch, options, logits, spreads):
-    model = build(*options)
+def test_the_head_makes_logits_and_spreads(uncertain, narrow_cfg, batch, options, logits, spreads):
+    model = uncertain(*options)
     assert num_logits(narrow_cfg(*options)) == model.num_logits == logits
     assert channels(model, batch).shape == (2, logits + spreads, 48, 56)
     assert isinstance(model.loss, UncertaintyCrossEntropy)
 
 
-def test_sigma_starts_where_the_config_says(build, batch):
-    model = build("SMALLOBJ.UNCERTAINTY.SIGMA_INIT", 2.5).eval()
+def test_sigma_starts_where_the_config_says(uncertain, batch):
+    model = uncertain("SMALLOBJ.UNCERTAINTY.SIGMA_INIT", 2.5).eval()
     with torch.no_grad():
         for convolution in model.sem_seg_head.aspp:
             convolution.weight.zero_()
@@ -75,10 +72,10 @@ def test_sigma_starts_where_the_config_says(build, batch):
 
 
 @pytest.mark.parametrize("form", ["per_class", "object"])
-def test_the_loss_by_hand(build, boxed, form):
+def test_the_loss_by_hand(uncertain, boxed, form):
     node = "SMALLOBJ.UNCERTAINTY."
     small = ("SMALLOBJ.ASPP_INIT_STD", 0.01)
-    model = build(f"{node}FORM", form, f"{node}SIGMA_INIT", 2.0, *small)
+    model = uncertain(f"{node}FORM", form, f"{node}SIGMA_INIT", 2.0, *small)
     output, labels = channels(model, boxed), padded(boxed, "sem_seg", 255)
     expected = F.cross_entropy(softened(model, boxed, output, form), labels, ignore_index=255)
     loss = model(boxed)["loss_sem_seg"]
@@ -87,31 +84,31 @@ def test_the_loss_by_hand(build, boxed, form):
     assert abs(loss - certain) > 1e-3
 
 
-def test_without_box_labels_it_is_the_cross_entropy(build, batch):
-    model = build()
+def test_without_box_labels_it_is_the_cross_entropy(uncertain, batch):
+    model = uncertain()
     labels = padded(batch, "sem_seg", 255)
     expected = F.cross_entropy(channels(model, batch)[:, :5], labels, ignore_index=255)
     torch.testing.assert_close(model(batch)["loss_sem_seg"], expected)
 
 
-def test_every_parameter_learns_from_boxes(build, boxed):
-    model = build("SMALLOBJ.ASPP_INIT_STD", 0.01)
+def test_every_parameter_learns_from_boxes(uncertain, boxed):
+    model = uncertain("SMALLOBJ.ASPP_INIT_STD", 0.01)
     model(boxed)["loss_sem_seg"].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
     assert all(channel.any() for channel in model.sem_seg_head.aspp[0].weight.grad)
 
 
-def test_multi_scale_training_has_one_loss_a_map(build, boxed):
-    model = build("SMALLOBJ.MSC.ENABLED", True)
+def test_multi_scale_training_has_one_loss_a_map(uncertain, boxed):
+    model = uncertain("SMALLOBJ.MSC.ENABLED", True)
     losses = model(boxed)
     assert set(losses) == {f"loss_sem_seg{s}" for s in ("_1", "_0.5", "_0.75", "_max")}
     assert all(loss.isfinite() for loss in losses.values())
     assert model.eval()(boxed)[0]["sem_seg"].shape == (5, 40, 56)
 
 
-def test_size_weights_of_the_mapper_are_used(build, boxed):
-    model = build("SMALLOBJ.TASK_A.LOSS", "size_weighted")
+def test_size_weights_of_the_mapper_are_used(uncertain, boxed):
+    model = uncertain("SMALLOBJ.TASK_A.LOSS", "size_weighted")
     for x in boxed:
         x["size_weights"] = 1.0 + (x["sem_seg"] == 3) * 4.0
     weights, labels = padded(boxed, "size_weights", 0.0), padded(boxed, "sem_seg", 255)
@@ -123,8 +120,8 @@ def test_size_weights_of_the_mapper_are_used(build, boxed):
 
 
 @pytest.mark.parametrize("resolution", ["input", "logits"])
-def test_a_watched_step_leaves_what_the_loss_saw(build, boxed, resolution):
-    model = build("SMALLOBJ.LOSS_RESOLUTION", resolution)
+def test_a_watched_step_leaves_what_the_loss_saw(uncertain, boxed, resolution):
+    model = uncertain("SMALLOBJ.LOSS_RESOLUTION", resolution)
     model(boxed)
     assert model.observation is None
     model.watched = True
@@ -149,8 +146,8 @@ def test_a_watched_step_leaves_what_the_loss_saw(build, boxed, resolution):
     assert model.observation.true_labels is None
 
 
-def test_scores_and_sigma_of_an_image(build, batch, randomize):
-    model = randomize(build()).eval()
+def test_scores_and_sigma_of_an_image(uncertain, batch, randomize):
+    model = randomize(uncertain()).eval()
     inputs = [{"image": batch[0]["image"], "height": 80, "width": 84}, batch[1]]
     with torch.no_grad():
         outputs = model(inputs)
@@ -165,8 +162,8 @@ def test_scores_and_sigma_of_an_image(build, batch, randomize):
     torch.testing.assert_close(outputs[1]["sigma"], expected)
 
 
-def test_a_binary_net_answers_with_two_scores(build, batch, randomize):
-    model = randomize(build(*BINARY)).eval()
+def test_a_binary_net_answers_with_two_scores(uncertain, batch, randomize):
+    model = randomize(uncertain(*BINARY)).eval()
     with torch.no_grad():
         (output, _) = model(batch)
     assert output["sem_seg"].shape == (2, 40, 56)
