@@ -50,9 +50,8 @@ def test_softmax():
     def loss(label):
         return F.cross_entropy(model(torch.tensor([[3.0]])), torch.tensor([label]))
 
-    fisher = empirical_fisher(
-        model, labels_with_frequencies(counts), loss, model.named_parameters()
-    )
+    batches = labels_with_frequencies(counts)
+    fisher = empirical_fisher(model, batches, loss, model.named_parameters())
     p = torch.tensor(counts) / 8
     torch.testing.assert_close(fisher["bias"], p * (1 - p))
     torch.testing.assert_close(fisher["weight"][:, 0], 9 * p * (1 - p))
@@ -155,12 +154,8 @@ def test_leaves_gradients_modes_and_buffers_as_they_were():
 
 def test_modes_come_back_after_an_error():
     model = Net()
-
-    def loss(image):
-        raise KeyError("image")
-
     with pytest.raises(KeyError, match="image"):
-        empirical_fisher(model, [0], loss, model.named_parameters())
+        empirical_fisher(model, [{}], lambda x: x["image"], model.named_parameters())
     assert all(module.training for module in model.modules())
 
 

@@ -48,16 +48,10 @@ def test_dilations_of_the_recipe(resnet101):
             assert block.conv2.dilation == block.conv2.padding == (dilation, dilation)
 
 
-def test_stride_on_the_first_1x1_of_res3_only(resnet101):
-    strided = {
-        name
-        for name, module in resnet101.named_modules()
-        if isinstance(module, nn.Conv2d) and module.stride == (2, 2)
-    }
+def test_strides_and_frozen_norms_of_the_recipe(resnet101):
+    convolutions = [(n, m) for n, m in resnet101.named_modules() if isinstance(m, nn.Conv2d)]
+    strided = {name for name, module in convolutions if module.stride == (2, 2)}
     assert strided == {"stem.conv1", "res3.0.conv1", "res3.0.shortcut"}
-
-
-def test_frozen_norms_have_nothing_to_train(resnet101):
     norms = [m for m in resnet101.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert len(norms) == 1 + 33 * 3 + 4
     assert not any("norm" in name for name, _ in resnet101.named_parameters())
