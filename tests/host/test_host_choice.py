@@ -61,12 +61,12 @@ def test_what_cannot_be_had_is_an_error_at_use_only(run_python):
     typo = r"ValueError: D2_SMALLOBJ_HOST: unknown value 'embeded'.*did you mean 'embedded'\?"
     for host, use, told in (
         ("detectron2", "import detectron2", none),
-        ("detectron2", "s.host()", none),
+        ("detectron2", "import d2_smallobj.metrics; s.host()", none),
         ("detectron2", "s.add_smallobj_config", none),
         ("embeded", "import detectron2", typo),
-        ("embeded", "s.host()", typo),
+        ("embeded", "import d2_smallobj.metrics; s.host()", typo),
     ):
-        error = run_python(begin + "import d2_smallobj.metrics\n" + use, host=host, fails=True)
+        error = run_python(begin + use, host=host, fails=True)
         assert re.search(told, error)
 
 
