@@ -13,7 +13,7 @@ from d2_smallobj.losses.size_weights import size_weights
 from d2_smallobj.modeling import SizeBalancedSegmentor, build_size_weights
 from d2_smallobj.modeling.segmentor import loss_options
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, Backbone, build_model
+from detectron2.modeling import Backbone
 
 MSC = ("SMALLOBJ.MSC.ENABLED", True)
 LOGITS = ("SMALLOBJ.LOSS_RESOLUTION", "logits")
@@ -65,6 +65,8 @@ def test_task_a_is_the_cross_entropy_at_input_resolution(build, batch):
     labels = padded(batch)
     expected = F.cross_entropy(upsample(logits, labels.shape[1:]), labels, ignore_index=255)
     torch.testing.assert_close(losses["loss_sem_seg"], expected)
+    with pytest.raises(ValueError, match=r"key 'sem_seg' is not in the batch.*\['image'\]"):
+        model([{"image": x["image"]} for x in batch])
 
 
 def test_the_size_weighted_loss_by_hand(build, batch):
@@ -144,11 +146,6 @@ def test_the_loss_under_autocast_and_of_an_all_ignored_batch(build, batch, optio
     assert all(not p.grad.any() for p in model.parameters())
 
 
-def test_training_without_labels(build, batch):
-    with pytest.raises(ValueError, match=r"key 'sem_seg' is not in the batch.*\['image'\]"):
-        build()([{"image": x["image"]} for x in batch])
-
-
 def test_msc_maps_of_the_recipe(build):
     """docs/method.md#recipe: 321 -> 41, 21, 31 and their maximum at 41."""
     model = build(*MSC, "SMALLOBJ.STEM_POOL_CEIL", True)
@@ -177,6 +174,9 @@ def test_msc_maximum_by_hand(build, batch):
     torch.testing.assert_close(maps["_max"], expected)
     assert (expected > full).any()
     assert (expected == full).any()
+    outputs = model.eval()(batch)
+    scores = upsample(model.logits(images)["_max"], (48, 56))
+    torch.testing.assert_close(outputs[0]["sem_seg"], scores[0, :, :40])
 
 
 @pytest.mark.parametrize("resolution", ["input", "logits"])
@@ -197,14 +197,6 @@ def test_msc_has_one_loss_a_map(build, batch, resolution):
         assert_close(losses[f"loss_sem_seg{suffix}"], manual_loss(logits, seen, weight_maps(seen)))
 
 
-def test_msc_predicts_the_maximum(build, batch):
-    model = build(*MSC).eval()
-    with torch.no_grad():
-        (output,) = model(batch[:1])
-        maximum = model.logits(normalized(batch[:1], (40, 56)))["_max"]
-    torch.testing.assert_close(output["sem_seg"], upsample(maximum, (40, 56))[0])
-
-
 def test_outputs_have_the_size_of_the_file(build, batch):
     model = build().eval()
     inputs = [{"image": batch[0]["image"], "height": 80, "width": 84}, {"image": batch[1]["image"]}]
@@ -223,7 +215,7 @@ class Patches(Backbone):
     size_divisibility = 32
     padding_constraints = {"square_size": 64}  # noqa: RUF012
 
-    def __init__(self, cfg, input_shape):
+    def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 4, stride=4)
 
@@ -248,23 +240,16 @@ class OneByOne(nn.Module):
 
 def test_any_backbone_and_any_head(batch):
     loss = SizeWeightedCrossEntropy(size_weighted=True)
-    parts = {"backbone": Patches(None, None), "sem_seg_head": OneByOne(), "loss": loss}
+    parts = {"backbone": Patches(), "sem_seg_head": OneByOne(), "loss": loss}
     model = SizeBalancedSegmentor(**parts, pixel_mean=[0, 0, 0], pixel_std=[1, 1, 1])
     losses = model(batch)
     losses["loss_sem_seg"].backward()
     assert model.sem_seg_head.conv.weight.grad.any()
     model.eval()
     assert [tuple(x["sem_seg"].shape) for x in model(batch)] == [(5, 40, 56), (5, 48, 32)]
-
-
-def test_a_head_without_layers(narrow_cfg, monkeypatch):
-    class Opaque(nn.Module):
-        def __init__(self, cfg, input_shape):
-            super().__init__()
-
-    monkeypatch.setitem(SEM_SEG_HEADS_REGISTRY._obj_map, "Opaque", Opaque)
-    with pytest.raises(ValueError, match=r"HEAD\.NAME: Opaque has no method `layers\(features\)`"):
-        build_model(narrow_cfg("MODEL.SEM_SEG_HEAD.NAME", "Opaque"))
+    parts["sem_seg_head"] = nn.Identity()
+    with pytest.raises(ValueError, match=r"HEAD\.NAME: Identity has no method `layers\(features"):
+        SizeBalancedSegmentor(**parts, pixel_mean=[0, 0, 0], pixel_std=[1, 1, 1])
 
 
 @pytest.mark.real_host
@@ -295,24 +280,13 @@ def test_every_loss_option_arrives(narrow_cfg):
     assert loss.weights == weights
     assert (loss.resolution, loss.normalize) == ("logits", "pixels")
     assert loss.ignore_label == weights.ignore_label == 200
-
-
-@pytest.mark.parametrize(
-    ("iterations", "loss_a", "loss_b", "expected"),
-    [
-        (-1, "cross_entropy", "size_weighted", False),
-        (-1, "size_weighted", "cross_entropy", True),
-        (0, "cross_entropy", "size_weighted", True),
-        (0, "size_weighted", "cross_entropy", False),
-        (5, "cross_entropy", "size_weighted", False),
-    ],
-)
-def test_the_loss_starts_as_the_first_tasks(narrow_cfg, iterations, loss_a, loss_b, expected):
-    cfg = narrow_cfg(
-        *("SMALLOBJ.TASK_A.ITERS", iterations, "SMALLOBJ.TASK_A.LOSS", loss_a),
-        *("SMALLOBJ.TASK_B.LOSS", loss_b),
-    )
-    assert loss_options(cfg)["size_weighted"] is expected
+    # It starts as the first task's; without iterations of task A that is task B.
+    for iterations in (-1, 0, 5):
+        for losses in (("cross_entropy", "size_weighted"), ("size_weighted", "cross_entropy")):
+            cfg.SMALLOBJ.TASK_A.ITERS = iterations
+            cfg.SMALLOBJ.TASK_A.LOSS, cfg.SMALLOBJ.TASK_B.LOSS = losses
+            first = losses[1] if iterations == 0 else losses[0]
+            assert loss_options(cfg)["size_weighted"] is (first == "size_weighted")
 
 
 def test_the_recipes_model(narrow_cfg):

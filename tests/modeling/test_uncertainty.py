@@ -160,12 +160,8 @@ def test_scores_and_sigma_of_an_image(uncertain, batch, randomize):
     assert len(predicted.unique()) > 1
     expected = sigma.gather(0, predicted[None])[0]
     torch.testing.assert_close(outputs[1]["sigma"], expected)
-
-
-def test_a_binary_net_answers_with_two_scores(uncertain, batch, randomize):
-    model = randomize(uncertain(*BINARY)).eval()
-    with torch.no_grad():
-        (output, _) = model(batch)
+    # A binary net, too, answers with two scores.
+    (output, _) = randomize(uncertain(*BINARY)).eval()(batch)
     assert output["sem_seg"].shape == (2, 40, 56)
     assert not output["sem_seg"][0].any()
     assert (output["sigma"] >= 0).all()
