@@ -124,21 +124,18 @@ def test_registries_build_what_the_config_names():
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
 
-    class HostTestArch(nn.Linear):
-        def __init__(self, cfg):
-            super().__init__(2, 3)
+    def host_test_net(cfg):
+        return nn.Linear(2, 3)
 
-    class HostTestHead(nn.Identity):
-        def __init__(self, cfg, input_shape):
-            super().__init__()
-            self.input_shape = input_shape
+    def host_test_head(cfg, input_shape):
+        return input_shape
 
-    META_ARCH_REGISTRY.register(HostTestArch)
-    SEM_SEG_HEADS_REGISTRY.register(HostTestHead)
-    cfg.MODEL.META_ARCHITECTURE = "HostTestArch"
-    cfg.MODEL.SEM_SEG_HEAD.NAME = "HostTestHead"
-    assert isinstance(build_model(cfg), HostTestArch)
-    assert build_sem_seg_head(cfg, {"res2": 1}).input_shape == {"res2": 1}
+    META_ARCH_REGISTRY.register(host_test_net)
+    SEM_SEG_HEADS_REGISTRY.register(host_test_head)
+    cfg.MODEL.META_ARCHITECTURE = "host_test_net"
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "host_test_head"
+    assert isinstance(build_model(cfg), nn.Linear)
+    assert build_sem_seg_head(cfg, {"res2": 1}) == {"res2": 1}
     cfg.MODEL.BACKBONE.NAME = cfg.MODEL.META_ARCHITECTURE = "HostTestUnknown"
     for build in (build_backbone, build_model):
         with pytest.raises(KeyError, match="HostTestUnknown"):

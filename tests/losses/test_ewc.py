@@ -293,31 +293,27 @@ def saved_and_loaded(state):
 @pytest.mark.parametrize("fisher", ["online", "empirical"])
 @pytest.mark.parametrize("stage", ["task A", "task B"])
 def test_resumes_from_a_file(stage, fisher):
-    model = make_model()
-    ewc = ElasticWeightConsolidation(model.named_parameters(), fisher=fisher)
-
-    def backward(model, seed):
+    def learn(ewc, model, seed):
+        if fisher == "empirical":
+            ewc.set_fisher(random_fisher(model, seed))
+            return
         torch.manual_seed(seed)
         model.zero_grad()
         model(torch.randn(2, 3, 5, 5)).square().mean().backward()
+        ewc.record_gradients()
 
     def finish(ewc, model):
         if not ewc.anchored:
-            if fisher == "online":
-                backward(model, 5)
-                ewc.record_gradients()
-            else:
-                ewc.set_fisher(random_fisher(model))
+            learn(ewc, model, 5)
             ewc.anchor()
         move(model)
         model.zero_grad()
         return ewc.add_gradient_()
 
-    if fisher == "online":
-        backward(model, 4)
-        ewc.record_gradients()
-    elif stage == "task B":
-        ewc.set_fisher(random_fisher(model))
+    model = make_model()
+    ewc = ElasticWeightConsolidation(model.named_parameters(), fisher=fisher)
+    if fisher == "online" or stage == "task B":
+        learn(ewc, model, 4)
     if stage == "task B":
         ewc.anchor()
     state = saved_and_loaded(ewc.state_dict())

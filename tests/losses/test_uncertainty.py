@@ -244,13 +244,9 @@ def test_an_all_ignored_batch_is_zero_with_zero_gradient(bootstrapping):
 def pixel(mu, sigma, label, *, inside=True, **options):
     """Relabel one pixel; returns its label and whether it was taken from the model."""
     loss = UncertaintyCrossEntropy(**options)
-    shape = (1, -1, 1, 1)
-    labels, changed, _ = loss.bootstrap(
-        torch.tensor(mu).reshape(shape),
-        torch.tensor([[[label]]]),
-        torch.tensor(sigma).reshape(shape),
-        torch.tensor([[[inside]]]),
-    )
+    mu, sigma = (torch.tensor(x).reshape(1, -1, 1, 1) for x in (mu, sigma))
+    label, inside = (torch.tensor([[[x]]]) for x in (label, inside))
+    labels, changed, _ = loss.bootstrap(mu, label, sigma, inside)
     return labels.item(), changed.item()
 
 
@@ -263,18 +259,14 @@ def test_a_doubted_pixel_takes_the_models_label():
     assert pixel([-2.0], [9.0], 255) == (255, False), "an ignored pixel"
 
 
-@pytest.mark.parametrize(
-    ("mu", "by_class", "by_object"),
-    [
-        # Another class: an object all the same, and the box knows its class.
-        ([0.0, 1.0, 5.0], 2, 1),
+def test_the_models_own_label():
+    for mu, by_class, by_object in (
+        ([0.0, 1.0, 5.0], 2, 1),  # another class: an object all the same, whose class the box knows
         ([2.0, 1.0, 0.0], 0, 0),
         ([2.0, 1.5, 1.5], 0, 1),  # e^2 < 2 e^1.5: an object of whatever class is more probable
-    ],
-)
-def test_the_models_own_label(mu, by_class, by_object):
-    assert pixel(mu, [2.0] * 3, 1) == (by_class, True)
-    assert pixel(mu, [2.0], 1, form="object") == (by_object, True)
+    ):
+        assert pixel(mu, [2.0] * 3, 1) == (by_class, True)
+        assert pixel(mu, [2.0], 1, form="object") == (by_object, True)
 
 
 def test_a_box_keeps_an_object():

@@ -39,17 +39,15 @@ def convolutions(depth, stem, middle, out):
             channels = wide
 
 
-def layers(depth, widths, name_of_stem, name_of_layer):
-    """(name of the weight, name of the norm with a ``{}``, model's key, shape)."""
-    stem = "backbone.stem.conv1"
-    yield (*name_of_stem, stem, (widths["stem"], 3, 7, 7))
-    for stage, block, layer, shape in convolutions(depth, **widths):
-        key = f"backbone.res{stage}.{block}.{layer}"
-        yield (*name_of_layer(stage, block, layer), key, shape)
+def resnet(depth, widths, stem, name, parts):
+    """(name in the file, model's key or None, shape) of every tensor.
 
-
-def with_norms(rows, parts):
-    for weight, norm, key, shape in rows:
+    ``stem`` and ``name(stage, block, layer)`` are a weight's name, and its norm's with a ``{}``.
+    """
+    rows = [(stem, "backbone.stem.conv1", (widths["stem"], 3, 7, 7))]
+    for *layer, shape in convolutions(depth, **widths):
+        rows.append((name(*layer), "backbone.res{}.{}.{}".format(*layer), shape))
+    for (weight, norm), key, shape in rows:
         yield weight, f"{key}.weight", shape
         for part, own in parts.items():
             yield norm.format(part), own and f"{key}.norm.{own}", shape[:1] if own else ()
@@ -65,7 +63,7 @@ def caffe2(depth, widths, style):
         start = f"res{stage}_{block}_branch{branches[layer]}"
         return f"{start}_w", f"{start}_bn_{{}}"
 
-    yield from with_norms(layers(depth, widths, ("conv1_w", "res_conv1_bn_{}"), name), parts)
+    yield from resnet(depth, widths, ("conv1_w", "res_conv1_bn_{}"), name, parts)
     yield "conv1_b", None, (widths["stem"],)
     yield "fc1000_w", None, (1000, 8 * widths["out"])
     yield "fc1000_b", None, (1000,)
@@ -82,7 +80,7 @@ def torchvision(depth, widths, style="plain"):
 
     parts = STATISTICS if style == "plain" else {**STATISTICS, "num_batches_tracked": None}
     stem = f"{prefix}conv1.weight", f"{prefix}bn1.{{}}"
-    yield from with_norms(layers(depth, widths, stem, name), parts)
+    yield from resnet(depth, widths, stem, name, parts)
     yield f"{prefix}fc.weight", None, (1000, 8 * widths["out"])
     yield f"{prefix}fc.bias", None, (1000,)
 
@@ -98,7 +96,7 @@ def kazuto(depth, widths, style):
 
     stem = f"{prefix}layer1.conv1.conv.weight", f"{prefix}layer1.conv1.bn.{{}}"
     parts = {**STATISTICS, "num_batches_tracked": None}
-    yield from with_norms(layers(depth, widths, stem, name), parts)
+    yield from resnet(depth, widths, stem, name, parts)
     channels = 8 * widths["out"]
     if style == "v1 coco":
         yield "fc.weight", None, (91, channels, 1, 1)
@@ -120,7 +118,7 @@ def detectron2(depth, widths, style):
         return f"{start}.weight", f"{start}.norm.{{}}"
 
     stem = f"{prefix}stem.conv1.weight", f"{prefix}stem.conv1.norm.{{}}"
-    yield from with_norms(layers(depth, widths, stem, name), STATISTICS)
+    yield from resnet(depth, widths, stem, name, STATISTICS)
 
 
 FILES = {
