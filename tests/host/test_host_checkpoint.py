@@ -13,17 +13,6 @@ from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils.file_io import PathManager
 
 
-class Counter:
-    def __init__(self):
-        self.count = 0
-
-    def state_dict(self):
-        return {"count": self.count}
-
-    def load_state_dict(self, state):
-        self.count = state["count"]
-
-
 def net(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
@@ -35,25 +24,22 @@ def same(a, b):
 
 
 def test_save_and_resume(tmp_path):
-    counter = Counter()
-    checkpointer = DetectionCheckpointer(net(0), str(tmp_path), counter=counter)
+    beside, other, fresh = net(2), net(3), net(4)
+    checkpointer = DetectionCheckpointer(net(0), str(tmp_path), beside=beside)
     assert not checkpointer.has_checkpoint()
-    counter.count = 5
     checkpointer.save("model_a", iteration=3)
-    counter.count = 6
+    nn.init.constant_(beside[0].bias, 6.0)
     checkpointer.save("model_b", iteration=4)
     assert (tmp_path / "last_checkpoint").read_text() == "model_b.pth"
 
-    other = Counter()
-    resumed = DetectionCheckpointer(net(1), str(tmp_path), counter=other)
-    extra = resumed.resume_or_load("ignored.pth", resume=True)
-    assert (extra["iteration"], other.count) == (4, 6)
+    resumed = DetectionCheckpointer(net(1), str(tmp_path), beside=other)
+    assert resumed.resume_or_load("ignored.pth", resume=True)["iteration"] == 4
+    assert same(other, beside)
     assert same(resumed.model, checkpointer.model)
 
-    fresh = Counter()
-    loaded = DetectionCheckpointer(net(1), str(tmp_path), counter=fresh)
+    loaded = DetectionCheckpointer(net(1), str(tmp_path), beside=fresh)
     loaded.resume_or_load(str(tmp_path / "model_a.pth"), resume=False)
-    assert fresh.count == 0  # the weights only
+    assert same(fresh, net(4))  # the weights only
     assert same(loaded.model, checkpointer.model)
     assert loaded.load("") == {}
 

@@ -31,14 +31,11 @@ def resnet101(narrow_cfg):
     return build(narrow_cfg("MODEL.RESNETS.DEPTH", 101))
 
 
-def test_output_stride_8(resnet101):
+def test_output_stride_and_dilations_of_the_recipe(resnet101):
     assert resnet101.output_shape() == {"res5": ShapeSpec(channels=64, stride=8)}
     with torch.no_grad():
         assert resnet101(torch.zeros(1, 3, 321, 321))["res5"].shape == (1, 64, 41, 41)
         assert resnet101(torch.zeros(1, 3, 64, 128))["res5"].shape == (1, 64, 8, 16)
-
-
-def test_dilations_of_the_recipe(resnet101):
     expected = {"res2": 1, "res3": 1, "res4": 2, "res5": 4}
     for stage, dilation in expected.items():
         blocks = getattr(resnet101, stage)

@@ -89,12 +89,6 @@ def test_views_are_averaged(model, image, average):
     assert (ask(wrapped, image, (60, 70)) - found).abs().max() > 1e-3
 
 
-def test_flip_makes_the_prediction_symmetric(model, image):
-    wrapped = MultiViewInference(model, flip=True)
-    torch.testing.assert_close(ask(wrapped, image.flip(2)).flip(2), ask(wrapped, image))
-    assert not torch.allclose(ask(model, image.flip(2)).flip(2), ask(model, image))
-
-
 def test_batches_of_different_sizes(model, image):
     wrapped = MultiViewInference(model, scales=(0.5, 1), flip=True)
     inputs = [{"image": image}, {"image": image[:, :31, :45], "height": 62, "width": 90}]
@@ -106,7 +100,11 @@ def test_batches_of_different_sizes(model, image):
     assert set(inputs[0]) == {"image"}
 
 
-def test_tiny_scales_keep_a_pixel(model):
+def test_flips_are_symmetric_and_tiny_scales_keep_a_pixel(model, image):
+    wrapped = MultiViewInference(model, flip=True)
+    torch.testing.assert_close(ask(wrapped, image.flip(2)).flip(2), ask(wrapped, image))
+    assert not torch.allclose(ask(model, image.flip(2)).flip(2), ask(model, image))
+    model.seen.clear()
     wrapped = MultiViewInference(model, scales=(0.01,))
     assert ask(wrapped, torch.zeros(3, 5, 7), (5, 7)).shape == (3, 5, 7)
     assert model.seen == [[(3, 1, 1)]]
@@ -159,8 +157,5 @@ def test_training_passes_through_and_modes_are_kept():
     assert set(wrapped([{"image": torch.zeros(3, 4, 4)}])) == {"loss_sem_seg"}
     model.eval()
     assert not MultiViewInference(model).training
-
-
-def test_unknown_average(model):
     with pytest.raises(ValueError, match=r"average: unknown value 'softmx'.*mean 'softmax'"):
         MultiViewInference(model, average="softmx")
