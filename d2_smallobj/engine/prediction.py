@@ -202,11 +202,7 @@ def rgb_image(image: torch.Tensor, image_format: str) -> np.ndarray:
 
 
 def output_path(folder: Path, name: str, suffix: str) -> Path:
-    """Return the file of an image's result.
-
-    Raises:
-        ValueError: if the name would lead out of the folder.
-    """
+    """Return the file of an image's result; refuse a name that leads out of the folder."""
     parts = PurePath(name)
     if parts.is_absolute() or ".." in parts.parts or not parts.name:
         raise ValueError(

@@ -27,10 +27,6 @@ _NORMS = (
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Split the trained parameters by learning rate and decay (docs/method.md#recipe).
 
-    Backbone x1, head weights x ``SMALLOBJ.HEAD_LR_FACTOR``, head biases x
-    ``SMALLOBJ.HEAD_BIAS_LR_FACTOR``; biases have their own decay, norms
-    ``SOLVER.WEIGHT_DECAY_NORM``.
-
     Returns:
         Optimiser groups with ``params``, ``lr``, ``weight_decay`` and a ``name`` for messages.
 
@@ -38,15 +34,11 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         ValueError: if nothing is trained.
     """
     solver, node = cfg.SOLVER, cfg.SMALLOBJ
-    decay = {
-        "weights": solver.WEIGHT_DECAY,
-        "biases": node.BIAS_WEIGHT_DECAY,
-        "norms": solver.WEIGHT_DECAY_NORM,
-    }
-    factor = {
-        "weights": node.HEAD_LR_FACTOR,
-        "biases": node.HEAD_BIAS_LR_FACTOR,
-        "norms": node.HEAD_LR_FACTOR,
+    # Decay, and the factor of the rate in the head.
+    kinds = {
+        "weights": (solver.WEIGHT_DECAY, node.HEAD_LR_FACTOR),
+        "biases": (node.BIAS_WEIGHT_DECAY, node.HEAD_BIAS_LR_FACTOR),
+        "norms": (solver.WEIGHT_DECAY_NORM, node.HEAD_LR_FACTOR),
     }
     groups: dict[str, dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
@@ -59,15 +51,11 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             kind = "biases" if name == "bias" else "weights"
             if isinstance(module, _NORMS):
                 kind = "norms"
-            group = groups.setdefault(
-                f"{part} {kind}",
-                {
-                    "params": [],
-                    "lr": solver.BASE_LR * (factor[kind] if part == "head" else 1.0),
-                    "weight_decay": decay[kind],
-                    "name": f"{part} {kind}",
-                },
-            )
+            decay, factor = kinds[kind]
+            rate = solver.BASE_LR * (factor if part == "head" else 1.0)
+            key = f"{part} {kind}"
+            new = {"params": [], "lr": rate, "weight_decay": decay, "name": key}
+            group = groups.setdefault(key, new)
             group["params"].append(parameter)
     if not groups:
         raise ValueError("the model has no parameter to train: everything is frozen")
@@ -161,7 +149,7 @@ class TwoTaskPoly(ParamScheduler):
 
 
 def build_schedule(cfg: CfgNode) -> TwoTaskPoly:
-    """Build the multiplier that ``SMALLOBJ`` and ``SOLVER`` describe."""
+    """Build the multiplier of ``SMALLOBJ`` and ``SOLVER``."""
     node, solver = cfg.SMALLOBJ, cfg.SOLVER
     return TwoTaskPoly(
         max_iter=solver.MAX_ITER,
@@ -175,9 +163,6 @@ def build_schedule(cfg: CfgNode) -> TwoTaskPoly:
     )
 
 
-def build_lr_scheduler(
-    cfg: CfgNode, optimizer: torch.optim.Optimizer, last_iter: int | None = None
-) -> LRMultiplier:
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
     """Apply the poly schedule of ``SMALLOBJ`` to every parameter group."""
-    start = -1 if last_iter is None else last_iter
-    return LRMultiplier(optimizer, build_schedule(cfg), cfg.SOLVER.MAX_ITER, start)
+    return LRMultiplier(optimizer, build_schedule(cfg), cfg.SOLVER.MAX_ITER)
