@@ -90,13 +90,13 @@ class SafeCheckpointer(DetectionCheckpointer):
     def resume_or_load(
         self, path: str, *, resume: bool = True, complete: bool = False
     ) -> dict[str, Any]:
-        """Continue the run in ``save_dir``, or load weights alone.
+        """Continue the run in ``save_dir``, or load the weights in ``path`` alone (empty: none).
 
         The main process looks into the folder for all. A checkpointer without checkpointables (an
         evaluation) takes the weights of the last checkpoint or none.
 
         Args:
-            path: weights to load when there is nothing to resume; empty: none.
+            path: weights to load when there is nothing to resume.
             resume: whether to look for a last checkpoint.
             complete: whether the weights must be those of the whole model.
 
@@ -104,8 +104,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             The file's contents besides model and checkpointables.
 
         Raises:
-            ValueError: if the checkpoint is another config's, or neither it nor an earlier one
-                can be read; names them.
+            ValueError: if no checkpoint can be resumed; names those that were tried.
         """
         last = from_main_process(lambda: self._find_resumable() if resume else None)
         if last is None:
@@ -175,22 +174,18 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "no checkpoint to resume"
             )
         if "://" in path:
-            self._fetch(local)
+            try:
+                self.path_manager.get_local_path(local)
+            except OSError as error:
+                if "download it" in str(error):  # the embedded host says it already
+                    raise
+                raise OSError(
+                    f"{local}: cannot be fetched ({error}). Without a network, download it "
+                    "elsewhere and give the local file instead (MODEL.WEIGHTS)"
+                ) from error
         self._match_by_suffix = parse_qs(url.query).get("matching_heuristics") == ["True"]
         self._complete = complete
         return super().load(path, checkpointables)
-
-    def _fetch(self, url: str) -> None:
-        """Bring a file into the cache, or say how to give it without a network."""
-        try:
-            self.path_manager.get_local_path(url)
-        except OSError as error:
-            if "download it" in str(error):  # the embedded host says it already
-                raise
-            raise OSError(
-                f"{url}: cannot be fetched ({error}). Without a network, download it elsewhere "
-                "and give the local file instead (MODEL.WEIGHTS)"
-            ) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         path, loaded = self._read or (None, None)
@@ -263,11 +258,7 @@ def _with_model(loaded: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_torch_file(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
-    """``torch.save``, atomically.
-
-    Raises:
-        OSError: if the file cannot be written; names it.
-    """
+    """``torch.save``, atomically; an ``OSError`` names the file."""
     # Serialised in memory first: torch reports a failing disk as an internal assertion.
     buffer = io.BytesIO()
     torch.save(data, buffer)

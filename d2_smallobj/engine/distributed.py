@@ -36,11 +36,7 @@ _SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_N
 
 
 def check_batch_size(cfg: CfgNode, processes: int) -> None:
-    """Check that the batch of all processes divides among them.
-
-    Raises:
-        ValueError: if it does not; names the nearest sizes that do.
-    """
+    """Refuse a batch of all processes that does not divide among them; name sizes that do."""
     batch = cfg.SOLVER.IMS_PER_BATCH
     if batch >= 1 and batch % processes == 0:
         return
@@ -114,11 +110,8 @@ class Place:
 def find_place(environment: Mapping[str, str]) -> Place | None:
     """Read the place of this process from the variables of ``torchrun`` or ``srun``.
 
-    Returns:
-        None if neither started this process, or if it is the only one.
-
-    Raises:
-        ValueError: if a variable is missing or makes no sense; names it.
+    None if neither started it, or if it is the only one; a ``ValueError`` names a variable that is
+    missing or makes no sense.
     """
     place = None
     if "RANK" in environment and "WORLD_SIZE" in environment:

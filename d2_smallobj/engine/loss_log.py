@@ -46,11 +46,8 @@ class LossLog:
     """Puts the losses, averaged over the processes, into the event storage of the main process.
 
     Reading a loss makes the host wait for all work of the device, so ``period`` steps are read at
-    once; each loss is still logged under its own iteration.
-
-    Args:
-        period: :meth:`add` reads after the iterations whose successor is a multiple of it, >= 1.
-        output_dir: where ``nan_batch.json`` is written if a loss is not finite; None: nowhere.
+    once, after iterations whose successor is a multiple of it; each loss is still logged under its
+    own iteration. ``output_dir`` gets ``nan_batch.json`` if a loss is not finite.
     """
 
     def __init__(self, period: int = 1, output_dir: str | None = None) -> None:
@@ -66,11 +63,7 @@ class LossLog:
         data_time: float,
         samples: list[dict[str, Any]],
     ) -> None:
-        """Keep the losses of a step (0-d tensors on one device), and flush if it is time.
-
-        Raises:
-            FloatingPointError: see :meth:`flush`.
-        """
+        """Keep the losses of a step (0-d tensors on one device), and flush if it is time."""
         names = tuple(losses)
         if self._steps and names != self._steps[0].names:
             self.flush()

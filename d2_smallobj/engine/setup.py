@@ -30,14 +30,9 @@ _ROOTS = ("MODEL", "INPUT.FORMAT", "DATASETS.TRAIN", "SEED", "SOLVER", "SMALLOBJ
 """Keys that decide the weights that a run ends with."""
 
 _WITHOUT_EFFECT = (
-    "MODEL.DEVICE",
     "MODEL.WEIGHTS",  # the checkpoint's take their place
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SMALLOBJ.EVAL_TASK_A",
-    "SMALLOBJ.METRIC_MODE",
-    "SMALLOBJ.TEST",
-    "SMALLOBJ.PICTURES",
-    "SMALLOBJ.SUPERVISION.LOG_ACCURACY",
+    *("MODEL.DEVICE", "SOLVER.CHECKPOINT_PERIOD", "SMALLOBJ.EVAL_TASK_A", "SMALLOBJ.METRIC_MODE"),
+    *("SMALLOBJ.TEST", "SMALLOBJ.PICTURES", "SMALLOBJ.SUPERVISION.LOG_ACCURACY"),
 )
 """Keys below the roots that change no weight."""
 
@@ -159,7 +154,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def check_datasets(cfg: CfgNode, eval_only: bool = False) -> None:
-    """List every data set of a run once, so that a missing one is reported before it starts.
+    """List every data set of a run, so that a missing one is reported before it starts.
 
     The demo scenes are made here when they do not exist yet.
 
@@ -238,10 +233,7 @@ def warn_of_other_model(checkpoint: Mapping[str, Any], cfg: CfgNode, path: str) 
 
 
 def config_changes(checkpoint: Mapping[str, Any], cfg: CfgNode) -> dict[str, str]:
-    """Describe each key whose value differs between a checkpoint and a config.
-
-    Keys that one of them lacks (another version, another host) are left out.
-    """
+    """Describe each key that a checkpoint and a config know, with different values."""
     saved = checkpoint.get("config", {})
     return {
         key: f"{key} {saved[key]!r} there, {value!r} now"

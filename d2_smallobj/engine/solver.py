@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -97,36 +98,18 @@ def same_implementation(optimizer: torch.optim.Optimizer) -> Iterator[None]:
                     state[name] = torch.empty_like(parameter).copy_(value)
 
 
+@dataclasses.dataclass
 class TwoTaskPoly(ParamScheduler):
-    """Multiplier ``(1 - t/T)^power``, over the whole run or over each task on its own.
+    """Multiplier ``(1 - t/T)^power``, over the whole run or over each task on its own."""
 
-    Args:
-        max_iter: T, iterations of both tasks together.
-        task_a: iterations of task A.
-        power: exponent.
-        hold: the multiplier changes every ``hold`` iterations.
-        separate: whether each task has a schedule of its own (t and T are then the task's).
-        factors: multipliers on top, for task A and for task B.
-        warmup_iters: linear warm-up at the start of the run.
-        warmup_factor: multiplier that the warm-up starts from.
-    """
-
-    def __init__(
-        self,
-        *,
-        max_iter: int,
-        task_a: int,
-        power: float = 0.9,
-        hold: int = 1,
-        separate: bool = False,
-        factors: tuple[float, float] = (1.0, 1.0),
-        warmup_iters: int = 0,
-        warmup_factor: float = 1.0,
-    ) -> None:
-        self.max_iter, self.task_a = max_iter, task_a
-        self.power, self.hold, self.separate = power, hold, separate
-        self.factors = factors
-        self.warmup_iters, self.warmup_factor = warmup_iters, warmup_factor
+    max_iter: int  # T, iterations of both tasks together
+    task_a: int  # iterations of task A
+    power: float = 0.9
+    hold: int = 1  # iterations between two changes of the multiplier
+    separate: bool = False  # whether each task has a schedule, t and T of its own
+    factors: tuple[float, float] = (1.0, 1.0)  # on top, for task A and for task B
+    warmup_iters: int = 0  # of a linear warm-up at the start of the run
+    warmup_factor: float = 1.0  # multiplier that the warm-up starts from
 
     def __call__(self, where: float) -> float:
         """Return the multiplier at ``where`` = iteration / max_iter in [0, 1]."""

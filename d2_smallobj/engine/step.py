@@ -92,7 +92,20 @@ class TaskStepTrainer(SimpleTrainer):
         self._optimizer_step()
         self.loss_log.add(self.iter, losses, data_time, samples)
         if self.grad_scaler.is_enabled() and (self.iter + 1) % self.loss_log.period == 0:
-            check_loss_scale(self.grad_scaler.get_scale(), self.iter)
+            self._check_loss_scale()
+
+    def _check_loss_scale(self) -> None:
+        """Refuse to continue when float16 overflows at every loss scale.
+
+        A single overflow is harmless: that step is skipped and the scale halved.
+        """
+        scale = self.grad_scaler.get_scale()
+        if scale < SMALLEST_SCALE:
+            raise FloatingPointError(
+                f"float16 gradients overflow in every step up to iteration={self.iter} (the loss "
+                f"scale has fallen to {scale:g}), so nothing is learned: use SMALLOBJ.AMP_DTYPE "
+                "bfloat16, or SOLVER.AMP.ENABLED False"
+            )
 
     def _backward_passes(self) -> tuple[dict[str, torch.Tensor], float, list[dict[str, Any]]]:
         """Add the gradients of ``accumulate`` batches; return mean losses, data time, samples."""
@@ -137,19 +150,3 @@ class TaskStepTrainer(SimpleTrainer):
             super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-
-
-def check_loss_scale(scale: float, iteration: int) -> None:
-    """Refuse to continue when float16 overflows at every loss scale.
-
-    A single overflow is harmless: that step is skipped and the scale halved.
-
-    Raises:
-        FloatingPointError: if the scale has fallen below :data:`SMALLEST_SCALE`.
-    """
-    if scale < SMALLEST_SCALE:
-        raise FloatingPointError(
-            f"float16 gradients overflow in every step up to iteration={iteration} (the loss scale "
-            f"has fallen to {scale:g}), so nothing is learned: use SMALLOBJ.AMP_DTYPE bfloat16, or "
-            "SOLVER.AMP.ENABLED False"
-        )

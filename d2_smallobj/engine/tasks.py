@@ -67,11 +67,7 @@ class TaskSwitch(HookBase):
         self.has_task_b = self.task_a < cfg.SOLVER.MAX_ITER
 
     def before_train(self) -> None:
-        """Log the schedule.
-
-        Raises:
-            ValueError: if a task is size-weighted and the model's loss cannot be.
-        """
+        """Log the schedule; refuse a size-weighted task if the model's loss cannot be."""
         node, rest = self.cfg.SMALLOBJ, self.cfg.SOLVER.MAX_ITER - self.task_a
         losses = {"SMALLOBJ.TASK_A.LOSS": node.TASK_A.LOSS} if self.task_a > 0 else {}
         if self.has_task_b:
@@ -177,11 +173,7 @@ def set_loss(model: nn.Module, name: str) -> None:
 
 
 def check_switchable(model: nn.Module, losses: Mapping[str, str]) -> None:
-    """Refuse a size-weighted loss, in ``losses`` by config key, of a model that has none.
-
-    Raises:
-        ValueError: names the key.
-    """
+    """Refuse a size-weighted loss, in ``losses`` by config key, of a model that has none."""
     keys = [key for key, name in losses.items() if name == "size_weighted"]
     if keys and not _switchable(model):
         raise ValueError(
