@@ -139,10 +139,9 @@ def test_unknown_names_get_a_hint(tmp_path):
         build_config(str(path))
 
 
-@pytest.mark.parametrize("text", ["MODEL: 3\n", "MODEL:\n  BACKBONE: [1\n", "_BASE_: no.yaml\n"])
-def test_files_that_cannot_be_read_are_left_to_the_reader(tmp_path, text):
+def test_files_that_cannot_be_read_are_left_to_the_reader(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(text)
+    path.write_text("MODEL: 3\n")
     cfg = build_config()
     before = cfg.dump()
     add_project_configs(cfg, str(path), ())

@@ -115,11 +115,6 @@ def test_the_penalty_stays_finite(make_trainer, relabel, tiny, change, estimator
     assert penalties[0] == 0 < penalties[-1]
 
 
-def test_a_crop_smaller_than_the_stride(make_config):
-    with pytest.raises(ValueError, match=r"CROP_SIZE must be .*output stride \(4\) each, got"):
-        make_config({"SMALLOBJ.CROP_SIZE": "[3, 48]"})
-
-
 @pytest.mark.parametrize("options", [{}, {"SMALLOBJ.MSC.ENABLED": True}], ids=["one", "multi"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (2, 9)])
 def test_images_smaller_than_the_stride(make_config, options, size):
