@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2_smallobj.data.mapper import SemSegMapper
+from d2_smallobj.data import mapper
 from d2_smallobj.engine import TwoTaskTrainer
 from detectron2.utils.env import seed_all_rng
 
@@ -49,13 +49,13 @@ def relabel(monkeypatch):
     """Function: all training label maps are changed by a function of :data:`ODD`."""
 
     def make(name):
-        original = SemSegMapper._read_labels
+        original = mapper.read_supervision
 
-        def changed(self, x):
-            labels = original(self, x)
-            return ODD[name](labels, x.get("stream_position", 0)).astype(labels.dtype)
+        def changed(x, *arguments):
+            labels, maps = original(x, *arguments)
+            return ODD[name](labels, x.get("stream_position", 0)).astype(labels.dtype), maps
 
-        monkeypatch.setattr(SemSegMapper, "_read_labels", changed)
+        monkeypatch.setattr(mapper, "read_supervision", changed)
 
     return make
 
