@@ -147,9 +147,6 @@ def train(trainer):
     return states
 
 
-# ---- In a training -----------------------------------------------------------------------------
-
-
 def test_labels_change_when_the_warm_up_is_over(make_trainer, tmp_path, monkeypatch, log):
     monkeypatch.setattr(hooks, "LOG_PERIOD", 2)
     states = train(make_trainer(UNCERTAIN, folder=tmp_path))
@@ -265,9 +262,6 @@ def test_sigma_is_written_as_numbers_and_as_a_picture(tmp_path):
     assert numbers.tolist() == [[0.0, 1.0, 65504.0], [0.25, 3.0, 65504.0]]
     picture = read_label_map(tmp_path / "uncertainty/a/b.png")
     assert picture.tolist() == [[0, 128, 255], [51, 191, 255]]
-
-
-# ---- Random numbers of an iteration: the same whatever ran before, others in every one -----------
 
 
 def test_seeds_differ():
