@@ -10,5 +10,5 @@ from d2_smallobj.demo.dataset import make_demo
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets") / "smallobj_demo"
-    make_demo(root, num_train=60, num_val=20)
+    make_demo(root, num_train=45, num_val=1)
     return root

@@ -9,7 +9,6 @@ from PIL import Image
 
 from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.image_lists import voc_dicts
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.demo.scenes import OBJECT_CLASSES
 from d2_smallobj.metrics import Accumulator
@@ -21,18 +20,22 @@ SMALL, LARGE = 32**2, 96**2
 def scenes(demo):
     """Per training scene: image, semantic, instance and pseudo-label map."""
     root = demo / "VOCdevkit/VOC2012"
-    dicts = voc_dicts(
-        root, "train", label_dir="SegmentationClass", instance_dir="SegmentationObject"
-    )
+    folders = ("SegmentationClass", "SegmentationObject", "PseudoLabels/demo")
     return [
         (
-            np.asarray(Image.open(d["file_name"])),
-            read_label_map(d["sem_seg_file_name"]),
-            read_label_map(d["ins_seg_file_name"]),
-            read_label_map(root / "PseudoLabels/demo" / f"{d['image_id']}.png"),
+            np.asarray(Image.open(path)),
+            *(read_label_map(root / folder / f"{path.stem}.png") for folder in folders),
         )
-        for d in dicts
+        for path in sorted((root / "JPEGImages").glob("train_*.jpg"))
     ]
+
+
+def ids_in(instances):
+    return set(np.unique(instances)) - {0, 255}
+
+
+def grown(mask, side=3):
+    return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +43,10 @@ def instances(scenes):
     """Rows of (scene, id, class, pixels) of all instances."""
     rows = []
     for number, (_, semantic, ids, _) in enumerate(scenes):
-        for identity in set(np.unique(ids)) - {0, 255}:
-            classes = np.unique(semantic[ids == identity])
-            assert len(classes) == 1, "an instance has one class"
-            rows.append((number, identity, classes[0], np.count_nonzero(ids == identity)))
+        for identity in ids_in(ids):
+            (class_id,) = np.unique(semantic[ids == identity])
+            rows.append((number, identity, class_id, np.count_nonzero(ids == identity)))
     return np.array(rows, dtype=int)
-
-
-def _components(mask):
-    return cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
 
 
 @pytest.mark.parametrize("kind", OBJECT_CLASSES, ids=lambda kind: kind.name)
@@ -60,31 +58,24 @@ def test_areas_of_the_outlines(kind):
 
 
 def test_files_are_real(demo, scenes):
-    image, semantic, ids, pseudo = scenes[0]
-    assert image.shape == (192, 192, 3)
-    assert {m.shape for m in (semantic, ids, pseudo)} == {(192, 192)}
-    folder = demo / "VOCdevkit/VOC2012"
-    for name in ("SegmentationClass", "SegmentationObject", "PseudoLabels/demo"):
-        with Image.open(folder / name / "train_00000.png") as stored:
-            assert (stored.format, stored.mode) == ("PNG", "P")
-    with Image.open(folder / "JPEGImages/train_00000.jpg") as stored:
-        assert (stored.format, stored.mode) == ("JPEG", "RGB")
+    assert [one.shape for one in scenes[0]] == [(192, 192, 3), *[(192, 192)] * 3]
+    names = ["SegmentationClass", "SegmentationObject", "PseudoLabels/demo", "JPEGImages"]
+    for name, kind in zip(names, [("PNG", "P")] * 3 + [("JPEG", "RGB")]):
+        (path,) = (demo / "VOCdevkit/VOC2012" / name).glob("train_00000.*")
+        with Image.open(path) as stored:
+            assert (stored.format, stored.mode) == kind
 
 
 def test_sizes_are_spread_and_small_objects_have_few_pixels(instances):
     pixels = instances[:, 3]
-    counts = [
-        np.count_nonzero(pixels < SMALL),
-        np.count_nonzero((pixels >= SMALL) & (pixels < LARGE)),
-        np.count_nonzero(pixels >= LARGE),
-    ]
-    assert counts[0] > 0.45 * len(pixels)
-    assert counts[1] > 0.2 * len(pixels)
-    assert counts[2] > 0.03 * len(pixels)
+    small, medium, large = np.histogram(pixels, [0, SMALL, LARGE, np.inf])[0] / len(pixels)
+    assert small > 0.45
+    assert medium > 0.2
+    assert large > 0.03
     assert pixels[pixels < SMALL].sum() < 0.15 * pixels.sum()
     assert pixels.min() >= 16
     # Log-uniform: the small ones themselves are spread over their range.
-    assert np.count_nonzero(pixels < 256) > 0.2 * len(pixels)
+    assert np.mean(pixels < 256) > 0.2
 
 
 def test_classes_are_balanced(instances, scenes):
@@ -102,9 +93,8 @@ def test_foreground_is_a_minority_and_objects_occlude(scenes, instances):
     assert 0.15 < np.mean(shares) < 0.5
     touching = 0
     for _, _, ids, _ in scenes:
-        for identity in set(np.unique(ids)) - {0, 255}:
-            grown = cv2.dilate((ids == identity).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-            touching += bool(set(np.unique(ids[grown])) - {0, 255, identity})
+        for identity in ids_in(ids):
+            touching += bool(ids_in(ids[grown(ids == identity, 5)]) - {identity})
     assert touching > 0.25 * len(instances)
 
 
@@ -114,22 +104,18 @@ def test_borders(scenes):
         np.testing.assert_array_equal(semantic == 255, border)
         np.testing.assert_array_equal(ids == 0, semantic == 0)
         # A border is one pixel wide; more only where a front object's border covers a part.
-        objects = (~border & (ids > 0)).astype(np.uint8)
-        assert cv2.dilate(objects, np.ones((3, 3), np.uint8))[border].mean() > 0.97
+        assert grown(~border & (ids > 0))[border].mean() > 0.97
         # Every instance is surrounded by border: it touches neither background nor another.
-        for identity in set(np.unique(ids)) - {0, 255}:
-            mask = (ids == identity).astype(np.uint8)
-            around = (cv2.dilate(mask, np.ones((3, 3), np.uint8)) > 0) & (mask == 0)
-            assert (ids[around] == 255).all()
+        for identity in ids_in(ids):
+            mask = ids == identity
+            assert (ids[grown(mask) & ~mask] == 255).all()
 
 
 def test_clutter(scenes):
     # A plain background would have next to no gradient away from the objects.
     for image, semantic, _, _ in scenes[:20]:
-        far = cv2.dilate((semantic > 0).astype(np.uint8), np.ones((7, 7), np.uint8)) == 0
-        if far.any():
-            grey = image.mean(2)
-            assert grey[far].std() > 8
+        far = ~grown(semantic > 0, 7)
+        assert not far.any() or image.mean(2)[far].std() > 8
 
 
 def test_annotation_file_agrees_with_the_maps(demo, scenes, instances):
@@ -145,7 +131,7 @@ def test_annotation_file_agrees_with_the_maps(demo, scenes, instances):
         # ... and what only the annotations hold is border.
         assert (ids[(numbered > 0) & ~inside] == 255).all()
         # Without a neighbour in front of it, an instance has the very same pixels.
-        assert set(np.unique(numbered)) - {0} == set(np.unique(ids)) - {0, 255}
+        assert set(np.unique(numbered)) - {0} == ids_in(ids)
 
 
 def test_pseudo_labels_know_the_classes_of_the_image(scenes):
@@ -153,27 +139,19 @@ def test_pseudo_labels_know_the_classes_of_the_image(scenes):
         assert set(np.unique(pseudo)) <= (set(np.unique(semantic)) | {0}) - {255}
 
 
-def _score(scenes):
+def test_pseudo_labels_are_good_for_large_and_bad_for_small_objects(scenes):
     accumulator = Accumulator(num_classes=7)
     for number, (_, semantic, ids, pseudo) in enumerate(scenes):
         accumulator.update(str(number), pseudo, semantic, ids)
-    return accumulator.summarize(DEMO_CLASS_NAMES)
-
-
-def test_pseudo_labels_are_good_for_large_and_bad_for_small_objects(scenes):
-    score = _score(scenes)
+    score = accumulator.summarize(DEMO_CLASS_NAMES)
     assert 75 < score["mIoU"] < 95
     assert 35 < score["IA-mIoU_S"] < 70
     assert score["IA-mIoU_S"] + 15 < score["IA-mIoU_M"] < score["IA-mIoU_L"] < 99
 
 
 def test_small_objects_are_missed(scenes, instances):
-    missed = np.array(
-        [
-            not (scenes[n][3][scenes[n][2] == identity] == class_id).any()
-            for n, identity, class_id, _ in instances
-        ]
-    )
+    given = [(c, scenes[n][3][scenes[n][2] == identity]) for n, identity, c, _ in instances]
+    missed = np.array([not (pseudo == class_id).any() for class_id, pseudo in given])
     pixels = instances[:, 3]
     assert 0.2 < missed[pixels < 256].mean() < 0.6
     assert 0.12 < missed[pixels < SMALL].mean() < 0.5

@@ -23,11 +23,6 @@ LVIS_IDS = {
 COCO_IDS = {name: n for n, name in enumerate([*sorted(COCO_RULES), "zebra"], 1)}
 
 
-def box(x0, y0, x1, y1):
-    """A rectangle of pixels x0 <= x < x1, y0 <= y < y1 as polygons."""
-    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
-
-
 @dataclasses.dataclass
 class World:
     """An LVIS file and a COCO file of the same images, 100 x 120 (H, W)."""
@@ -51,10 +46,16 @@ class World:
         return entry
 
     def add(self, source, image_id, category, segmentation, **more):
-        """Add an annotation to ``"lvis"`` or ``"coco"``, or ``"both"`` by both names."""
+        """Add an annotation to ``"lvis"`` or ``"coco"``, or ``"both"`` by both names.
+
+        Four numbers are the box of pixels x0 <= x < x1, y0 <= y < y1.
+        """
         if source == "both":
             self.add("lvis", image_id, category[0], segmentation, **more)
             source, category = "coco", category[1]
+        if isinstance(segmentation, tuple):
+            x0, y0, x1, y1 = segmentation
+            segmentation = [[x0, y0, x1, y0, x1, y1, x0, y1]]
         content, ids = (self.lvis, LVIS_IDS) if source == "lvis" else (self.coco, COCO_IDS)
         entry = {
             "id": len(content["annotations"]) + 1,
@@ -111,13 +112,13 @@ def full_world():
             lvis, coco = chance.choice(kinds)
             x, y = 60 * (corner % 2) + 2, 50 * (corner // 2) + 2
             side = chance.choice([12, 20, 44])
-            mask = box(x, y, x + side, y + side)
+            mask = (x, y, x + side, y + side)
             world.add("coco", image_id, coco, mask)
             if lvis:
                 world.add("lvis", image_id, lvis, mask)
         if chance.random() < 0.3:
-            world.add("lvis", image_id, "zebra", box(0, 0, 5, 5))
-            world.add("coco", image_id, "zebra", box(0, 0, 5, 5))
+            world.add("lvis", image_id, "zebra", (0, 0, 5, 5))
+            world.add("coco", image_id, "zebra", (0, 0, 5, 5))
     return world
 
 
@@ -135,7 +136,7 @@ def draw_pictures(world, folder):
 def make_set(world, inputs, output, *, place=None, **options):
     """Build a set of 12 images, without pictures unless ``place`` says where they are."""
     lvis, coco = world.write(inputs)
-    where = BuildPaths([lvis], [coco], output, **(place or {}))
+    where = BuildPaths(**{"lvis": [lvis], "coco": [coco], "output": output, **(place or {})})
     return build_pascal_b(where, BuildOptions(**{"number": 12, **options}))
 
 
@@ -151,10 +152,11 @@ def many():
     return full_world()
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    """``pictures(world)``: folder of a picture of every image."""
-    return lambda world: draw_pictures(world, tmp_path / "coco")
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory):
+    """A set without pictures, made of :func:`full_world`; nobody writes in it."""
+    folder = tmp_path_factory.mktemp("plain")
+    return make_set(full_world(), folder / "inputs", folder / "set")
 
 
 @pytest.fixture(scope="session")

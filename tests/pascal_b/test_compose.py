@@ -16,10 +16,6 @@ from d2_smallobj.pascal_b.screening import read_masks
 H, W = 100, 120
 
 
-def box(x0, y0, x1, y1):
-    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
-
-
 @pytest.fixture
 def result(candidate):
     """``result()``: composition, semantic map and instance map of image 1."""
@@ -40,7 +36,7 @@ def counts(labels):
 
 def test_lvis_and_coco_agree(world, result):
     world.image(1)
-    world.add("both", 1, ("cat", "cat"), box(10, 10, 50, 50))
+    world.add("both", 1, ("cat", "cat"), (10, 10, 50, 50))
     composition, semantic, instances = result()
     assert composition.outcomes == (Outcome.USED, Outcome.SAME_IN_LVIS)
     assert counts(semantic) == {0: H * W - 1600, 8: 1600}
@@ -103,7 +99,7 @@ def test_outcomes_and_pixels(world, result, row, outcomes):
     for source, objects in zip(("lvis", "coco"), row[1:3]):
         for text in filter(str.strip, objects.split(",")):
             *name, x0, y0, x1, y1 = text.replace("*", "").split()
-            mask = box(*map(int, (x0, y0, x1, y1)))
+            mask = tuple(map(int, (x0, y0, x1, y1)))
             world.add(source, 1, " ".join(name), mask, iscrowd=int("*" in text))
     expected = dict(tuple(map(int, pair.split(":"))) for pair in row[3].split(","))
     composition, semantic, instances = result()
@@ -117,10 +113,10 @@ def test_outcomes_and_pixels(world, result, row, outcomes):
 
 def test_tables_of_coco_complete_those_of_lvis(world, result):
     world.image(1)
-    world.add("lvis", 1, "dining_table", box(0, 0, 40, 40))
-    world.add("lvis", 1, "table", box(60, 0, 100, 40))
-    world.add("coco", 1, "dining table", box(0, 0, 40, 41))
-    world.add("coco", 1, "dining table", box(60, 0, 101, 40))
+    world.add("lvis", 1, "dining_table", (0, 0, 40, 40))
+    world.add("lvis", 1, "table", (60, 0, 100, 40))
+    world.add("coco", 1, "dining table", (0, 0, 40, 41))
+    world.add("coco", 1, "dining table", (60, 0, 101, 40))
     composition, semantic, _ = result(from_coco=(11, 16))
     assert composition.outcomes == (USED, Outcome.SAME_IN_COCO, SAME, USED)
     assert counts(semantic) == {0: H * W - 3280, 11: 3240, 255: 40}
@@ -131,7 +127,7 @@ def test_tables_of_coco_complete_those_of_lvis(world, result):
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_smaller_object_stays_visible(world, result, turned):
     world.image(1)
-    pair = [("sofa", box(0, 0, 60, 60)), ("cat", box(10, 10, 30, 30))]
+    pair = [("sofa", (0, 0, 60, 60)), ("cat", (10, 10, 30, 30))]
     for name, mask in pair[::-1] if turned else pair:
         world.add("lvis", 1, name, mask)
     composition, semantic, instances = result()
@@ -145,77 +141,73 @@ def test_the_smaller_object_stays_visible(world, result, turned):
 
 def test_railway_cars_belong_to_their_train(world, result):
     world.image(1)
-    world.add("lvis", 1, "train_(railroad_vehicle)", box(0, 0, 30, 20))
-    world.add("lvis", 1, "train_(railroad_vehicle)", box(40, 0, 60, 20))
-    world.add("lvis", 1, "railcar_(part_of_a_train)", box(25, 0, 45, 20))
-    world.add("lvis", 1, "passenger_car_(part_of_a_train)", box(0, 50, 30, 70))
+    world.add("lvis", 1, "train_(railroad_vehicle)", (0, 0, 30, 20))
+    world.add("lvis", 1, "train_(railroad_vehicle)", (40, 0, 60, 20))
+    world.add("lvis", 1, "railcar_(part_of_a_train)", (25, 0, 45, 20))
+    world.add("lvis", 1, "passenger_car_(part_of_a_train)", (0, 50, 30, 70))
     composition, semantic, instances = result()
     # Both trains share five columns with the car: the first one gets it.
-    assert composition.outcomes == (*(Outcome.USED,) * 2, Outcome.IN_TRAIN, Outcome.USED)
+    assert composition.outcomes == (USED, USED, Outcome.IN_TRAIN, USED)
     assert counts(semantic) == {0: H * W - 1200 - 600, 19: 1800}
-    assert counts(instances)[2] == 400
-    assert counts(instances)[1] == 800
-    assert counts(instances)[3] == 600
+    assert counts(instances) == {0: H * W - 1800, 1: 800, 2: 400, 3: 600}
 
 
 def test_empty_hidden_and_tiny(world, result):
     world.image(1)
-    world.add("lvis", 1, "cat", [])
-    world.add("lvis", 1, "cat", [[1, 1, 5, 5]])
-    world.add("lvis", 1, "cat", box(0, 0, 3, 5))
-    world.add("lvis", 1, "sofa", box(50, 50, 70, 70))
-    world.add("lvis", 1, "dog", box(50, 50, 60, 70))
-    world.add("lvis", 1, "cat", box(60, 50, 70, 70))
+    for mask in ([], [[1, 1, 5, 5]], (0, 0, 3, 5)):
+        world.add("lvis", 1, "cat", mask)
+    world.add("lvis", 1, "sofa", (50, 50, 70, 70))
+    world.add("lvis", 1, "dog", (50, 50, 60, 70))
+    world.add("lvis", 1, "cat", (60, 50, 70, 70))
     world.add("coco", 1, "person", {"size": [H, W], "counts": [H * W]}, iscrowd=1)
     composition, semantic, _ = result()
-    assert composition.outcomes == (
-        *(Outcome.EMPTY, Outcome.EMPTY, Outcome.VOID_TINY, Outcome.HIDDEN),
-        *(Outcome.USED, Outcome.USED, Outcome.EMPTY),
-    )
+    empty = Outcome.EMPTY
+    tiny, hidden = Outcome.VOID_TINY, Outcome.HIDDEN
+    assert composition.outcomes == (empty, empty, tiny, hidden, USED, USED, empty)
     assert counts(semantic) == {0: H * W - 415, 12: 200, 8: 200, 255: 15}
-    assert Outcome.USED in result(min_area=15)[0].outcomes[2:3]
+    assert result(min_area=15)[0].outcomes[2] is USED
 
 
-class TestDisagreement:
-    def test_of_outlines(self, world, result):
-        world.image(1)
-        world.add("lvis", 1, "cat", box(0, 0, 40, 40))
-        world.add("coco", 1, "cat", box(10, 0, 50, 40))
-        # 30 columns agree, 10 are LVIS's alone, 10 COCO's alone.
-        assert result()[0].disagreement == pytest.approx(20 / 50)
+def test_disagreement_of_outlines(world, result):
+    world.image(1)
+    world.add("lvis", 1, "cat", (0, 0, 40, 40))
+    world.add("coco", 1, "cat", (10, 0, 50, 40))
+    # 30 columns agree, 10 are LVIS's alone, 10 COCO's alone.
+    assert result()[0].disagreement == pytest.approx(20 / 50)
 
-    def test_an_object_of_lvis_that_coco_does_not_know(self, world, result):
-        world.image(1)
-        world.add("both", 1, ("cat", "cat"), box(0, 0, 40, 40))
-        world.add("lvis", 1, "bird", box(60, 60, 80, 80))
-        assert result()[0].disagreement == pytest.approx(400 / 2000)
 
-    @pytest.mark.parametrize(
-        ("lists", "expected"),
-        [({}, 0), ({"negative": ["person"]}, 400 / 2000), ({"negative": ["zebra"]}, 0)],
-    )
-    def test_an_object_of_coco_counts_where_lvis_looked_for_it(
-        self, world, result, lists, expected
-    ):
-        world.image(1, **lists)
-        world.add("both", 1, ("cat", "cat"), box(0, 0, 40, 40))
-        world.add("coco", 1, "person", box(60, 60, 80, 80))
-        composition, semantic, _ = result()
-        assert composition.disagreement == pytest.approx(expected)
-        assert counts(semantic)[255] == 400
+@pytest.mark.parametrize(
+    ("source", "category", "negative", "expected"),
+    [
+        ("lvis", "bird", [], 400 / 2000),
+        # An object of COCO counts where LVIS looked for it.
+        ("coco", "person", [], 0),
+        ("coco", "person", ["person"], 400 / 2000),
+        ("coco", "person", ["zebra"], 0),
+    ],
+)
+def test_disagreement_on_an_object(world, result, source, category, negative, expected):
+    world.image(1, negative=negative)
+    world.add("both", 1, ("cat", "cat"), (0, 0, 40, 40))
+    world.add(source, 1, category, (60, 60, 80, 80))
+    composition, semantic, _ = result()
+    assert composition.disagreement == pytest.approx(expected)
+    assert counts(semantic)[3 if source == "lvis" else 255] == 400
 
-    def test_crowds_and_doubtful_regions_take_no_side(self, world, result):
-        world.image(1)
-        world.add("both", 1, ("car_(automobile)", "car"), box(0, 0, 40, 40))
-        world.add("both", 1, ("pickup_truck", "car"), box(60, 0, 80, 20))
-        world.add("lvis", 1, "car_(automobile)", box(60, 60, 80, 80))
-        world.add("coco", 1, "car", box(55, 55, 85, 85), iscrowd=1)
-        assert result()[0].disagreement == 0
 
-    def test_without_a_common_class(self, world, result):
-        world.image(1)
-        world.add("coco", 1, "potted plant", box(0, 0, 20, 20))
-        assert result()[0].disagreement == 0
+def test_crowds_and_doubtful_regions_take_no_side(world, result):
+    world.image(1)
+    world.add("both", 1, ("car_(automobile)", "car"), (0, 0, 40, 40))
+    world.add("both", 1, ("pickup_truck", "car"), (60, 0, 80, 20))
+    world.add("lvis", 1, "car_(automobile)", (60, 60, 80, 80))
+    world.add("coco", 1, "car", (55, 55, 85, 85), iscrowd=1)
+    assert result()[0].disagreement == 0
+
+
+def test_no_disagreement_without_a_common_class(world, result):
+    world.image(1)
+    world.add("coco", 1, "potted plant", (0, 0, 20, 20))
+    assert result()[0].disagreement == 0
 
 
 @pytest.mark.parametrize(
@@ -230,9 +222,9 @@ class TestDisagreement:
 )
 def test_coco_completes_partly_labelled_classes(world, result, partial, filled_by, complete):
     world.image(1, partial=partial)
-    world.add("both", 1, ("cat", "cat"), box(0, 0, 40, 40))
+    world.add("both", 1, ("cat", "cat"), (0, 0, 40, 40))
     if filled_by is not None:
-        world.add("coco", 1, "cat", box(60, 60, 90, 90), **filled_by)
+        world.add("coco", 1, "cat", (60, 60, 90, 90), **filled_by)
     assert result()[0].complete is complete
 
 
@@ -268,18 +260,12 @@ def test_painting_is_by_area_and_every_pixel_is_told(lvis, coco):
     assert composition.void_share == np.count_nonzero(semantic == 255) / side**2
     assert ((semantic == 255) == (instances == 255)).all()
     assert ((semantic == 255) == (void_class > 0)).all()
-    labelled = np.zeros((side, side), bool)
-    for mask in dense:
-        labelled |= mask.astype(bool)
+    labelled = np.any([np.zeros((side, side)), *dense], axis=0)
     assert ((semantic > 0) == labelled).all()
     # The largest object of all never hides a pixel of another.
     for class_id in set(np.unique(semantic)) - {0, 255}:
-        allowed = [
-            m for m, (_, c, role) in zip(dense, lvis) if c == class_id and role == "core"
-        ] + [
-            m
-            for m, (_, c, crowd) in zip(dense[len(lvis) :], coco)
-            if c == class_id == 16 and not crowd
-        ]
+        ours = [c == class_id and role == "core" for _, c, role in lvis]
+        theirs = [c == class_id == 16 and not crowd for _, c, crowd in coco]
+        allowed = [m for m, painted in zip(dense, ours + theirs) if painted]
         assert np.any(allowed, axis=0)[semantic == class_id].all()
     assert 0 <= composition.disagreement <= 1
