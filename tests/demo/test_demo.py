@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import multiprocessing
 import shutil
+from unittest.mock import Mock
 
 import pytest
 
@@ -113,11 +115,11 @@ def test_incomplete_or_stale_folders_are_made_anew(tiny, damage):
 
 
 @pytest.mark.usefixtures("_small_default")
-def test_first_use_makes_it_in_missing_or_empty_folders(tmp_path):
-    ensure_demo(tmp_path / "a/b/demo")
+def test_first_use_makes_it_in_missing_or_empty_folders(made, tmp_path):
     (tmp_path / "empty").mkdir()
-    ensure_demo(tmp_path / "empty")
-    assert _digests(tmp_path / "a/b/demo") == _digests(tmp_path / "empty")
+    for root in (tmp_path / "a/b/demo", tmp_path / "empty"):
+        ensure_demo(root)
+        assert _digests(root) == _digests(made)
 
 
 def test_own_files_beside_the_demos_are_kept(tiny):
@@ -137,37 +139,30 @@ def test_own_files_beside_the_demos_are_kept(tiny):
 
 @pytest.mark.parametrize("marker", [None, "{}", "[]", "not json", '{"version": 1'])
 def test_other_peoples_files_are_never_touched(tmp_path, marker):
-    (tmp_path / "demo").write_text("a file")
-    with pytest.raises(FileExistsError, match="holds files that are not a demo's"):
-        ensure_demo(tmp_path / "demo")
-    (tmp_path / "demo").unlink()
-    root = tmp_path / "mine"
-    root.mkdir()
-    (root / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
     if marker is not None:
-        (root / "demo.json").write_text(marker)
-    before = _digests(root)
-    for make in (ensure_demo, _replace):
-        with pytest.raises(FileExistsError, match=r"mine holds files that are not a demo's"):
-            make(root)
-    assert _digests(root) == before
-    assert _beside(root) == ["mine"]
+        (tmp_path / "mine/demo.json").write_text(marker)
+    before = _digests(tmp_path)
+    for make, name in itertools.product((ensure_demo, _replace), ("file", "mine")):
+        with pytest.raises(FileExistsError, match=rf"{name} holds files that are not a demo's"):
+            make(tmp_path / name)
+    assert _digests(tmp_path) == before
 
 
 def test_the_loser_of_a_race_uses_the_winners_files(tmp_path, monkeypatch):
-    root = tmp_path / "demo"
-    write = demo_module.write_demo
+    root, write, winner = tmp_path / "demo", demo_module.write_demo, []
 
     def slowly(folder, options):
         write(folder, options)
-        if not root.exists():  # while we were at it, another process has finished
-            monkeypatch.setattr(demo_module, "write_demo", write)
-            make_demo(root, **TINY)
-            slowly.inode = root.stat().st_ino
+        monkeypatch.undo()  # while we were at it, another process finishes
+        make_demo(root, **TINY)
+        winner.append(root.stat().st_ino)
 
     monkeypatch.setattr(demo_module, "write_demo", slowly)
     make_demo(root, **TINY)
-    assert root.stat().st_ino == slowly.inode
+    assert winner == [root.stat().st_ino]
     assert _beside(root) == ["demo"]
 
 
@@ -181,10 +176,8 @@ def test_processes_at_once(tmp_path):
 
 
 def test_nothing_is_left_of_an_interrupted_run(tmp_path, monkeypatch):
-    def full(*_args):
-        raise OSError(28, "No space left on device", "picture.jpg")
-
-    monkeypatch.setattr("d2_smallobj.demo.dataset._write_scene", full)
+    full = Mock(side_effect=OSError(28, "No space left on device", "picture.jpg"))
+    monkeypatch.setattr(demo_module, "_write_scene", full)
     with pytest.raises(OSError, match=r"No space left on device.*picture\.jpg"):
         make_demo(tmp_path / "demo", **TINY)
     assert list(tmp_path.iterdir()) == []
