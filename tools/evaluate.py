@@ -32,8 +32,8 @@ from d2_smallobj.utils.cli import checked, natural_int, positive_int, readable_e
 
 with readable_errors():
     from d2_smallobj.metrics import parse_size_bins
-    from d2_smallobj.metrics.image_means import WORST_PERCENT, check_worst
     from d2_smallobj.metrics.image_runs import MODES
+    from d2_smallobj.metrics.summary import WORST_PERCENT, check_worst
     from d2_smallobj.report.comparison_tables import format_comparison
     from d2_smallobj.scoring import (
         Inputs,
@@ -46,8 +46,9 @@ with readable_errors():
         save_run,
     )
     from d2_smallobj.scoring.inputs import PREDICTION_IDS
-    from d2_smallobj.scoring.run_figures import format_run, warnings
-    from d2_smallobj.scoring.shards import parse_shard
+    from d2_smallobj.scoring.pipeline import parse_shard
+    from d2_smallobj.scoring.run_tables import format_run
+    from d2_smallobj.scoring.scored_run import warnings
     from d2_smallobj.statistics.comparison import compare_runs
     from d2_smallobj.utils.opencv import cv2
 
@@ -173,7 +174,7 @@ def main() -> None:
         if args.report is not None:
             check_writable(args.report.parent)
         # Read before the work: a wrong folder should not cost a run.
-        others = load_runs(args.compare, open_dataset=open_dataset)
+        others = load_runs(args.compare, open_dataset=open_dataset) if args.compare else []
         run = merge(args.shards, open_dataset=open_dataset) if merging else score(args)
         save_run(args.output, run)
         for line in warnings(run):

@@ -25,14 +25,11 @@ class Components:
             ascend with the class.
         class_of: int64 (K,), class of component k at index k - 1.
         area: int64 (K,), number of pixels of ``map`` that carry the component's number.
-        filled_area: int64 (K,), number of pixels inside the component's outer contour, holes
-            and whatever lies in them included; ``None`` unless ``filled=True`` was asked for.
     """
 
     map: np.ndarray
     class_of: np.ndarray
     area: np.ndarray
-    filled_area: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.class_of)
@@ -76,8 +73,7 @@ def class_components(
         only: label values to look at, less those in ``skip``; ``None`` = all.
         filled: take components as filled outer contours, as the authors' code does
             (docs/method.md#official-mode): a component inside another one's hole belongs to
-            it. The hole's own pixels carry another label, so they stay out of ``map`` and
-            ``area``, and count in ``filled_area`` alone.
+            it. The hole's own pixels carry another label, so they stay out of ``map`` and ``area``.
 
     Returns:
         The components; see :class:`Components`.
@@ -90,7 +86,6 @@ def class_components(
     numbered = np.zeros(labels.shape, np.int32)
     class_of: list[np.ndarray] = []
     areas: list[np.ndarray] = []
-    filled_areas: list[np.ndarray] = []
     offset = 0
     for label in _present(labels) if only is None else sorted(only):
         if label in skip:
@@ -100,42 +95,32 @@ def class_components(
         if width == 0:
             continue
         mask = np.ascontiguousarray(mask[y : y + height, x : x + width])
-        part, area, filled_area = _fill(mask) if filled else _number(mask)
+        part, area = _fill(mask) if filled else _number(mask)
         # Added, not assigned: the boxes of two classes may overlap, their pixels do not.
         window = numbered[y : y + height, x : x + width]
         window += part
         window += np.multiply(mask, np.int32(offset), dtype=np.int32)
         class_of.append(np.full(len(area), label, np.int64))
         areas.append(area)
-        filled_areas.append(filled_area)
         offset += len(area)
-    return Components(
-        numbered,
-        _join(class_of),
-        _join(areas),
-        _join(filled_areas) if filled else None,
-    )
+    return Components(numbered, _join(class_of), _join(areas))
 
 
-def _number(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number the components of a 0/1 mask: (int32 map, areas, areas)."""
+def _number(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the components of a 0/1 mask: int32 map and areas."""
     # Counting afterwards is several times faster than connectedComponentsWithStats.
     count, part = cv2.connectedComponents(mask, connectivity=8, ltype=cv2.CV_32S)
-    area = label_histogram(part, count)[1:]
-    return part, area, area
+    return part, label_histogram(part, count)[1:]
 
 
-def _fill(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number the filled outer contours of a 0/1 mask: (int32 map, areas, filled areas)."""
+def _fill(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the filled outer contours of a 0/1 mask: int32 map and areas."""
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     part = np.zeros(mask.shape, np.int32)
     for number, contour in enumerate(contours, start=1):
         cv2.drawContours(part, [contour], -1, float(number), thickness=cv2.FILLED)
-    length = len(contours) + 1
-    filled_area = label_histogram(part, length)[1:]
     part *= mask
-    area = label_histogram(part, length)[1:]
-    return part, area, filled_area
+    return part, label_histogram(part, len(contours) + 1)[1:]
 
 
 def _checked(labels: np.ndarray) -> np.ndarray:

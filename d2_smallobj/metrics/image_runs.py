@@ -212,9 +212,9 @@ def _component_ids(
     """Take the components of the semantic map for instances: their ids at the runs (R,)."""
     chosen = (~np.isin(label, list(skipped))).nonzero()[0]
     start, end, width = stack_runs([(runs, chosen)])
-    label = label.take(chosen)
+    label = label[chosen]
     tree, first = run_components(start, end, label, width)
-    class_of = label.take(first)
+    class_of = label[first]
     number = np.zeros(len(runs), np.int64)
     number[chosen] = tree + 1
     # The first run of a component holds its first pixel. Of several values the last one written
@@ -243,7 +243,7 @@ def _regions(
     pair += label
     pairs, region = _numbered(pair, below * labels)
     instance, label = np.divmod(pairs, labels)
-    return region, label, instance if ids is None else ids.take(instance)
+    return region, label, instance if ids is None else ids[instance]
 
 
 def _numbered(values: np.ndarray, below: int) -> tuple[np.ndarray, np.ndarray]:
@@ -256,7 +256,7 @@ def _numbered(values: np.ndarray, below: int) -> tuple[np.ndarray, np.ndarray]:
     distinct = seen.nonzero()[0]
     number = np.empty(below, np.int64)
     number[distinct] = np.arange(len(distinct))
-    return distinct, number.take(values)
+    return distinct, number[values]
 
 
 def _check_instances(image: ImageRuns, settings: MatchSettings) -> None:
@@ -267,7 +267,7 @@ def _check_instances(image: ImageRuns, settings: MatchSettings) -> None:
         held &= image.instance != settings.void_instance
     classes, ids = image.label[held], image.instance[held]
     # Regions ascend by instance.
-    if (ids[1:] == ids[:-1]).any() or not settings.is_thing.take(classes).all():
+    if (ids[1:] == ids[:-1]).any() or not settings.is_thing[classes].all():
         count = np.bincount(image.region, image.runs.length, len(held)).astype(np.int64)
         validation.raise_for_classes(ids, classes, count[held], settings.stuff)
 
@@ -283,11 +283,11 @@ def predicted_components(
     """
     if settings.mode == "official":
         predicted = np.unique(image.predicted[image.predicted >= 0])
-        present = predicted[settings.is_thing.take(predicted)].tolist()
+        present = predicted[settings.is_thing[predicted]].tolist()
         parts = class_components(prediction, skip=(), only=present, filled=True)
         return image.runs.sample(parts.map), parts.class_of
     # Values that are no class lie under ignored pixels.
     wanted = (prediction >= 0) & (prediction < settings.num_classes)
     wanted &= settings.is_thing.take(prediction, mode="clip")
     number, class_of = pixel_components(prediction, wanted)
-    return number.ravel().take(image.runs.start), class_of
+    return number.ravel()[image.runs.start], class_of

@@ -1,9 +1,11 @@
-"""Sums by image and class, from which the figures of resampled images are computed.
+"""Sums and IoUs by image, from which the figures of resampled images are computed.
 
-Every headline figure is a function of sums over images, so all resamples together are one matrix
+Most headline figures are functions of sums over images, so all resamples together are one matrix
 product. IoUs are held as integer multiples of a power of two, which makes every sum exact in
 float64: neither the number of threads, nor the linear algebra library, nor the size of a block of
-resamples can change a bit.
+resamples can change a bit. The means over images and over the worst of them (Wang et al.,
+"Revisiting Evaluation Metrics for Semantic Segmentation", NeurIPS 2023, data sets and benchmarks;
+docs/method.md#image-and-class-means) rest on sorted lists of IoUs instead.
 
 Shapes: N images; C classes; G groups (all, then the size bins); M methods; S resamples of one
 block; V = 3 + 3 G sums of one image and class.
@@ -23,9 +25,6 @@ from d2_smallobj.utils.messages import listed
 
 # Integers up to 2**53 are exact in float64; two bits are left for sums of sums.
 _EXACT_BITS = 51
-
-Figures = dict[str, np.ndarray]
-"""Resampled figures in percent, float64 (S,) by name."""
 
 
 class Run(Protocol):
@@ -103,13 +102,9 @@ class JointSums:
     place: tuple[np.ndarray, ...]
 
     def totals(self, weights: np.ndarray) -> np.ndarray:
-        """Sum over the images of every resample.
+        """Sum over the images of every resample: float64 (M, S, C, V), exact.
 
-        Args:
-            weights: float64 (S, N), whole numbers: how often each image is in.
-
-        Returns:
-            float64 (M, S, C, V), exact.
+        ``weights``, float64 (S, N), are whole numbers: how often each image is in.
         """
         # Image by image, so that whole rows are gathered: the weights come in that order.
         by_image = weights.T
@@ -162,42 +157,31 @@ def image_sums(
             category is not below ``num_classes``.
     """
     names = sorted_images(run, num_classes)
-    table, pixels = run.table, run.pixels
-    image, pixel_image = (np.searchsorted(names, x.image_id) for x in (table, pixels))
-    iou = fixed_point(table.iou, _largest_sum(image, table.category_id, num_classes, len(names)))
-    group = np.where(table.things, table.size_of(size_bins), -1)
-    found = table.iou >= FOUND_IOU
-    counts = (pixels.intersection, pixels.ground_truth, pixels.predicted)
-    records = _by_class(table.category_id, num_classes)
-    rows = _by_class(pixels.category_id, num_classes)
-    index, values = [], []
-    for chosen, counted in zip(records, rows):
-        held, place = np.unique(
-            np.concatenate([pixel_image[counted], image[chosen]]), return_inverse=True
-        )
-        place = place.ravel()
-        sums = np.stack(
-            [np.bincount(place[: len(counted)], column[counted], len(held)) for column in counts],
-            axis=1,
-        )
-        parts = _record_sums(
-            place[len(counted) :],
-            (iou[chosen], found[chosen], group[chosen]),
-            len(held),
-            len(size_bins),
-        )
-        index.append(held)
-        values.append(np.concatenate([sums, parts], axis=1))
+    table, pixels, images = run.table, run.pixels, len(names)
+    # Pairs of class and image that occur, and which of them each row belongs to.
+    pairs = [x.category_id * images + np.searchsorted(names, x.image_id) for x in (pixels, table)]
+    cells, place = np.unique(np.concatenate(pairs), return_inverse=True)
+    counted, recorded = np.split(place.ravel(), [len(pixels)])
+    # No sum is larger than if the fullest image were drawn every time.
+    iou = fixed_point(table.iou, float(images) * np.bincount(recorded, minlength=1).max())
+    size = np.where(table.things, table.size_of(size_bins), -1)
+    sums = [
+        np.bincount(counted, column, len(cells))
+        for column in (pixels.intersection, pixels.ground_truth, pixels.predicted)
+    ]
+    everything = np.ones(len(table), bool)
+    for chosen in (everything, *(size == position for position in range(len(size_bins)))):
+        for column in (chosen, chosen * iou, chosen & (table.iou >= FOUND_IOU)):
+            sums.append(np.bincount(recorded, column, len(cells)))
+    ends = np.searchsorted(cells, images * np.arange(1, num_classes))
+    index = np.split(cells % max(images, 1), ends)
+    values = np.split(np.stack(sums, axis=1), ends)
     things = ~np.isin(np.arange(num_classes), list(stuff))
     return ImageSums(tuple(names.tolist()), tuple(size_bins), tuple(index), tuple(values), things)
 
 
 def sorted_images(run: Run, num_classes: int) -> np.ndarray:
-    """Sort the ids of a run's images, str (N,), and check that its tables go with them.
-
-    Raises:
-        ValueError: as :func:`image_sums`.
-    """
+    """Sort the ids of a run's images, str (N,); errors as :func:`image_sums`."""
     names = np.asarray([str(image) for image in run.images], np.str_)
     unique, number = np.unique(names, return_counts=True)
     if np.any(number > 1):
@@ -206,24 +190,19 @@ def sorted_images(run: Run, num_classes: int) -> np.ndarray:
         strange = np.setdiff1d(table.image_id, unique)
         if len(strange):
             raise ValueError(f"images lacks images of the {what}: {listed(strange)}")
-        highest = table.category_id.max(initial=0)
-        if highest >= num_classes:
-            raise ValueError(f"{what}: category_id must be in 0..{num_classes - 1}, got {highest}")
+        table.check_categories(what, num_classes)
     return unique
 
 
-def figures(sums: ImageSums, totals: np.ndarray, *, include_background: bool = True) -> Figures:
+def figures(
+    sums: ImageSums, totals: np.ndarray, *, include_background: bool = True
+) -> dict[str, np.ndarray]:
     """Compute the figures that are ratios of sums, of every resample, in percent.
 
-    Args:
-        sums: the sums by image.
-        totals: float64 (S, C, V), see :meth:`JointSums.totals`.
-        include_background: count stuff classes in ``IA-mIoU``.
-
-    Returns:
-        float64 (S,) by name: ``mIoU``, ``IA-mIoU``, ``IA-mIoU_fg``, ``IA-mIoU_S``, ...,
-        ``recall``, ``recall_S``, ..., ``mRecall``, .... Means go over the classes that the
-        resample has; NaN where it has none.
+    ``totals`` are float64 (S, C, V); see :meth:`JointSums.totals`. Returns float64 (S,) by name:
+    ``mIoU``, ``IA-mIoU`` (with ``include_background``, stuff classes count), ``IA-mIoU_fg``,
+    ``IA-mIoU_S``, ..., ``recall``, ``recall_S``, ..., ``mRecall``, .... Means go over the classes
+    that the resample has; NaN where it has none.
     """
     hit, truth, predicted = totals[..., 0], totals[..., 1], totals[..., 2]
     things = totals[:, sums.things]
@@ -253,34 +232,90 @@ def fixed_point(values: np.ndarray, largest_sum: float) -> np.ndarray:
     return np.round(values * scale) / scale
 
 
-def _largest_sum(image: np.ndarray, category: np.ndarray, num_classes: int, images: int) -> float:
-    """Bound on the records of a class in a resample: the fullest image drawn every time."""
-    counts = np.bincount(image * num_classes + category)
-    return float(images) * float(counts.max(initial=0))
+@dataclasses.dataclass(frozen=True)
+class ImageIoUs:
+    """IoU by image, and by class and image, each list with the smallest first.
 
-
-def _by_class(category: np.ndarray, num_classes: int) -> list[np.ndarray]:
-    """Positions of the rows of every class, in their order."""
-    order = np.argsort(category, kind="stable")
-    return np.split(order, np.searchsorted(category[order], np.arange(1, num_classes)))
-
-
-def _record_sums(
-    place: np.ndarray, columns: tuple[np.ndarray, np.ndarray, np.ndarray], length: int, sizes: int
-) -> np.ndarray:
-    """Sum one class's records by row (``place``), all and by size: (length, 3 + 3 sizes).
-
-    The columns are IoU, 1 where the record is found, and size bin (-1: none).
+    Attributes:
+        images: int64 (n_g,) by list, positions of images; first the list of images (mean IoU of
+            the classes present), then one for every class, empty where it is present nowhere.
+        values: float64 (n_g,) by list, 0..1, ascending.
     """
-    iou, found, group = columns
-    sums = []
-    for position in range(-1, sizes):
-        chosen = np.ones(len(place), bool) if position < 0 else group == position
-        where = place[chosen]
-        sums.append(np.bincount(where, minlength=length))
-        sums.append(np.bincount(where, weights=iou[chosen], minlength=length))
-        sums.append(np.bincount(where, weights=found[chosen], minlength=length))
-    return np.stack(sums, axis=1).astype(np.float64)
+
+    images: tuple[np.ndarray, ...]
+    values: tuple[np.ndarray, ...]
+
+    @property
+    def support(self) -> int:
+        """Number of images that the figures rest on."""
+        return len(self.images[0])
+
+    def rounded(self) -> ImageIoUs:
+        """Round the values so that their sums over resamples are exact, in any order."""
+        bound = float(self.support)
+        return dataclasses.replace(self, values=tuple(fixed_point(v, bound) for v in self.values))
+
+
+def figure_names(worst: int) -> list[str]:
+    """Names of the figures by image, in the order of all tables."""
+    return ["mIoU_I", "mIoU_C", f"mIoU_I@{worst}", f"mIoU_C@{worst}"]
+
+
+def image_ious(pixels: PixelTable, images: np.ndarray, num_classes: int) -> ImageIoUs:
+    """Compute the IoU of every image and class; ``images`` are all ids, sorted."""
+    present = pixels.select(pixels.ground_truth > 0)
+    image = np.searchsorted(images, present.image_id)
+    order = np.lexsort((present.category_id, image))
+    image, category, iou = image[order], present.category_id[order], present.iou[order]
+    held, first, number = np.unique(image, return_index=True, return_counts=True)
+    means = np.add.reduceat(iou, first) / number if len(held) else np.zeros(0)
+    lists = [_ascending(held, means)]
+    order = np.argsort(category, kind="stable")
+    ends = np.searchsorted(category[order], np.arange(num_classes + 1)).tolist()
+    for start, end in zip(ends[:-1], ends[1:]):
+        chosen = order[start:end]
+        lists.append(_ascending(image[chosen], iou[chosen]))
+    return ImageIoUs(tuple(part[0] for part in lists), tuple(part[1] for part in lists))
+
+
+def resampled_figures(ious: ImageIoUs, weights: np.ndarray, worst: int) -> dict[str, np.ndarray]:
+    """Compute the figures of resamples, percent (S,); NaN where the resample has no class.
+
+    ``ious`` are rounded, so that sums are exact; ``weights`` are those of :meth:`JointSums.totals`.
+    """
+    by_image = weights.T
+    lists = zip(ious.images, ious.values)
+    columns = [_list_figures(v, by_image[index], worst) for index, v in lists if len(index)]
+    if not columns:
+        return dict.fromkeys(figure_names(worst), np.full(len(weights), np.nan))
+    found = []
+    for by_list in np.moveaxis(np.array(columns), 1, 0):
+        defined = ~np.isnan(by_list[1:])
+        number = defined.sum(axis=0)
+        total = np.where(defined, by_list[1:], 0.0).sum(axis=0)
+        found += [by_list[0], np.where(number > 0, total / np.maximum(number, 1), np.nan)]
+    return {name: 100.0 * values for name, values in zip(figure_names(worst), found)}
+
+
+def joined(first: ImageIoUs, second: ImageIoUs, images: int) -> ImageIoUs:
+    """Put two methods' lists together, the second's images numbered from ``images`` on."""
+    pairs = [
+        _ascending(np.concatenate([index, others + images]), np.concatenate([values, more]))
+        for index, others, values, more in zip(
+            first.images, second.images, first.values, second.values
+        )
+    ]
+    return ImageIoUs(tuple(part[0] for part in pairs), tuple(part[1] for part in pairs))
+
+
+def worst_cases(number: int, worst: int) -> int:
+    """Number of worst cases among so many: whole, at least one."""
+    return max(1, worst * number // 100)
+
+
+def _ascending(index: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((index, values))
+    return index[order], values[order]
 
 
 def _mean_ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -290,3 +325,23 @@ def _mean_ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     number = defined.sum(axis=1)
     mean = ratios.sum(axis=1) / np.maximum(number, 1)
     return np.where(number > 0, mean, np.nan)
+
+
+def _list_figures(
+    values: np.ndarray, weights: np.ndarray, worst: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and mean of the worst cases of one list, float64 (S,), from weights (n, S)."""
+    number = weights.sum(axis=0)
+    below = np.maximum(number, 1)
+    share = np.maximum(np.floor(worst * number / 100), 1)
+    # The worst cases lie at the front; how far they reach depends on the resample.
+    length = min(len(values), 2 * worst_cases(len(values), worst) + 50)
+    while True:
+        counted = np.minimum(weights[:length].cumsum(axis=0), share)
+        if length == len(values) or (counted[-1] == share).all():
+            break
+        length = len(values)
+    # Σ v_i (n_i − n_{i−1}) by parts, n_i being the running number of cases.
+    steps = np.append(values[: length - 1] - values[1:length], values[length - 1])
+    mean = np.where(number > 0, values @ weights / below, np.nan)
+    return mean, np.where(number > 0, steps @ counted / share, np.nan)

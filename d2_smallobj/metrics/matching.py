@@ -147,14 +147,14 @@ def match_images(images: Sequence[ImageRuns], settings: MatchSettings) -> ImageM
     if settings.void_instance is not None:
         valid &= overlaps.instance != settings.void_instance
     chosen = valid.nonzero()[0]
-    component, count = overlaps.component.take(chosen), overlaps.count.take(chosen)
-    record = record.take(chosen)
+    component, count = overlaps.component[chosen], overlaps.count[chosen]
+    record = record[chosen]
     size = sum_by(component, count, len(components.category))
     # Pixels on an instance of another class are surplus. What is left is one overlap for each
     # component and instance, as an instance has one label.
     category = np.append(records["category_id"], -1)
-    same = (category.take(record) == components.category.take(component)).nonzero()[0]
-    pairs = (component.take(same), record.take(same), count.take(same))
+    same = (category[record] == components.category[component]).nonzero()[0]
+    pairs = (component[same], record[same], count[same])
     truncate = settings.mode == "official"
     table, unmatched = charge_instances(size, pairs, components, records, truncate=truncate)
     return _make_match(images, settings, entries, pixels, table, unmatched)
@@ -178,7 +178,7 @@ def _match_noise(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
     sums = sum_by(key, length, regions * len(classes.category))
     present = sums.nonzero()[0]
     predicted, region = np.divmod(present, regions)
-    overlaps = overlaps_of(predicted, region, sums.take(present), [image])
+    overlaps = overlaps_of(predicted, region, sums[present], [image])
     valid = overlaps.label != settings.ignore_label
     entries, pixels = _confusion(overlaps, valid, classes, 1, settings.num_classes)
     records, record = _find_records(overlaps, valid, 1, settings)
@@ -190,11 +190,9 @@ def _match_noise(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
     record_of = np.full(regions, total)
     record_of[overlaps.region] = record
     is_hit = np.zeros(len(sums), bool)
-    is_hit[present] = (predicted - 1 == overlaps.label) & (counted & (record_of < total)).take(
-        region
-    )
+    is_hit[present] = (predicted - 1 == overlaps.label) & (counted & (record_of < total))[region]
     stuff = len(settings.stuff)
-    of_run = settings.stuff_number.take(image.predicted)
+    of_run = settings.stuff_number[image.predicted]
     of_run += number
     of_run += (number > 0) * stuff
     components = PredictedComponents(
@@ -203,14 +201,14 @@ def _match_noise(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
         np.zeros(1 + stuff + len(class_of), np.int64),
         1 + stuff,
     )
-    size = sum_by(of_run, length * counted.take(image.region), len(components.category))
-    hit = is_hit.take(key).nonzero()[0]
-    pair = of_run.take(hit) * total + record_of.take(image.region.take(hit))
+    size = sum_by(of_run, length * counted[image.region], len(components.category))
+    hit = is_hit[key].nonzero()[0]
+    pair = of_run[hit] * total + record_of[image.region[hit]]
     order = pair.argsort(kind="stable")
-    pair = pair.take(order)
+    pair = pair[order]
     heads = changes(pair)
-    count = np.add.reduceat(length.take(hit.take(order)), heads) if len(heads) else heads
-    pairs = (*np.divmod(pair.take(heads), max(total, 1)), count)
+    count = np.add.reduceat(length[hit[order]], heads) if len(heads) else heads
+    pairs = (*np.divmod(pair[heads], max(total, 1)), count)
     truncate = settings.mode == "official"
     table, unmatched = charge_instances(size, pairs, components, records, truncate=truncate)
     return _make_match([image], settings, entries, pixels, table, unmatched)
@@ -228,9 +226,9 @@ def _make_match(
     names = np.array([image.image_id for image in images])
     areas = np.array([image.area for image in images])
     for part in (table, unmatched):
-        part["image_area"] = areas.take(part["image"])
+        part["image_area"] = areas[part["image"]]
     for part in (pixels, table, unmatched):
-        part["image_id"] = names.take(part.pop("image"))
+        part["image_id"] = names[part.pop("image")]
     return ImageMatch(
         settings.num_classes,
         entries,
@@ -249,14 +247,14 @@ def _confusion(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Entries (N, 3) of the confusion matrix that are not 0; its sums by image and class."""
     chosen = valid.nonzero()[0]
-    truth, count = overlaps.label.take(chosen), overlaps.count.take(chosen)
-    predicted = components.category.take(overlaps.component.take(chosen))
+    truth, count = overlaps.label[chosen], overlaps.count[chosen]
+    predicted = components.category[overlaps.component[chosen]]
     place = truth * num_classes + predicted
     # A matrix of all classes would cost more than all the rest where they are many.
     if num_classes**2 <= 4 * len(place) + 4096:
         sums = sum_by(place, count, num_classes**2)
         place = sums.nonzero()[0]
-        sums = sums.take(place)
+        sums = sums[place]
     else:
         place, index = np.unique(place, return_inverse=True)
         sums = sum_by(index.ravel(), count, len(place))
@@ -265,19 +263,19 @@ def _confusion(
     entries[:, 2] = sums
     same = (truth == predicted).nonzero()[0]
     if images > 1:
-        first = overlaps.image.take(chosen) * num_classes
+        first = overlaps.image[chosen] * num_classes
         truth, predicted = first + truth, first + predicted
     length = images * num_classes
     rows, columns = sum_by(truth, count, length), sum_by(predicted, count, length)
-    hits = sum_by(truth.take(same), count.take(same), length)
+    hits = sum_by(truth[same], count[same], length)
     present = (rows + columns).nonzero()[0]
     image, category = np.divmod(present, num_classes)
     return entries, {
         "image": image,
         "category_id": category,
-        "intersection": hits.take(present),
-        "ground_truth": rows.take(present),
-        "predicted": columns.take(present),
+        "intersection": hits[present],
+        "ground_truth": rows[present],
+        "predicted": columns[present],
     }
 
 
@@ -303,37 +301,37 @@ def _find_records(
     is_object = overlaps.instance != 0
     counted = valid.nonzero()[0]
     # A stuff class is here by its valid pixels outside every instance.
-    on_stuff = counted[~is_object.take(counted)]
-    on_stuff = on_stuff[~settings.is_thing.take(label.take(on_stuff))]
+    on_stuff = counted[~is_object[counted]]
+    on_stuff = on_stuff[~settings.is_thing[label[on_stuff]]]
     if settings.void_instance is not None:
         is_object &= overlaps.instance != settings.void_instance
-    on_object = counted[is_object.take(counted)]
-    stuff = _present(category.take(on_stuff), images * classes)
-    ids = _present(identity.take(on_object), images * below)
+    on_object = counted[is_object[counted]]
+    stuff = _present(category[on_stuff], images * classes)
+    ids = _present(identity[on_object], images * below)
     total = len(stuff) + len(ids)
     table = np.full(images * below, total)
     table[ids] = np.arange(len(stuff), total)
-    record = np.where(is_object, table.take(identity), total)
+    record = np.where(is_object, table[identity], total)
     table = np.empty(images * classes, np.int64)
     table[stuff] = np.arange(len(stuff))
-    record[on_stuff] = table.take(category.take(on_stuff))
+    record[on_stuff] = table[category[on_stuff]]
     # Any overlap of a record tells its image and instance, any valid one its class.
     member = np.empty(total + 1, np.int64)
-    member[record.take(counted)] = counted
+    member[record[counted]] = counted
     member = member[:total]
     area = sum_by(record, count, total + 1)[:total]
     if len(stuff):
         # The void of the instance map belongs to the area of stuff, as it does to the others'.
-        everywhere = sum_by(category.take(counted), count.take(counted), images * classes)
-        area[: len(stuff)] = everywhere.take(stuff)
-    instance_id = overlaps.instance.take(member)
+        everywhere = sum_by(category[counted], count[counted], images * classes)
+        area[: len(stuff)] = everywhere[stuff]
+    instance_id = overlaps.instance[member]
     instance_id[: len(stuff)] = 0
     return {
-        "image": overlaps.image.take(member),
+        "image": overlaps.image[member],
         "instance_id": instance_id,
-        "category_id": label.take(member),
+        "category_id": label[member],
         "area": area,
-        "pixels": sum_by(record.take(counted), count.take(counted), total + 1)[:total],
+        "pixels": sum_by(record[counted], count[counted], total + 1)[:total],
     }, record
 
 

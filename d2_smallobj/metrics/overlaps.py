@@ -70,19 +70,19 @@ def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> P
     image_of = [np.arange(len(images)).repeat(kinds)]
     numbers, parts, classes, places = [], [], [], []
     for place, image in enumerate(images):
-        number = settings.stuff_number.take(image.predicted)
+        number = settings.stuff_number[image.predicted]
         if place:
             number += place * kinds
         numbers.append(number)
         if image.number is None:
             # From the runs, those of all images at once.
-            chosen = settings.is_thing.take(image.predicted).nonzero()[0]
+            chosen = settings.is_thing[image.predicted].nonzero()[0]
             parts.append((image.runs, chosen))
-            classes.append(image.predicted.take(chosen))
+            classes.append(image.predicted[chosen])
             places.append(place)
         else:
             chosen = image.number.nonzero()[0]
-            number[chosen] = image.number.take(chosen) + (total - 1)
+            number[chosen] = image.number[chosen] + (total - 1)
             category.append(image.class_of)
             image_of.append(np.full(len(image.class_of), place))
             total += len(image.class_of)
@@ -96,8 +96,8 @@ def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> P
         for place, (_, chosen), stop in zip(places, parts, ends.tolist()):
             numbers[place][chosen] = tree[begin:stop]
             begin = stop
-        category.append(predicted.take(first))
-        image_of.append(np.array(places).take(ends.searchsorted(first, side="right")))
+        category.append(predicted[first])
+        image_of.append(np.array(places)[ends.searchsorted(first, side="right")])
     return PredictedComponents(join(numbers), join(category), join(image_of), kinds * len(images))
 
 
@@ -111,17 +111,17 @@ def count_overlaps(components: PredictedComponents, images: Sequence[ImageRuns])
     if size <= _TABLE_PER_RUN * len(key):
         sums = sum_by(key, length, size)
         key = sums.nonzero()[0]
-        count = sums.take(key)
+        count = sums[key]
     else:
         order = key.argsort()
-        key, length = key.take(order), length.take(order)
+        key, length = key[order], length[order]
         heads = changes(key)
         count = np.add.reduceat(length, heads) if len(heads) else heads
-        key = key.take(heads)
+        key = key[heads]
     component, region = np.divmod(key, regions)
     if len(images) > 1:
         first = np.cumsum([0, *(len(image.label) for image in images)])
-        region += first.take(components.image.take(component))
+        region += first[components.image[component]]
     return overlaps_of(component, region, count, images)
 
 
@@ -132,9 +132,7 @@ def overlaps_of(
     label = join([image.label for image in images])
     instance = join([image.instance for image in images])
     image = np.arange(len(images)).repeat([len(image.label) for image in images])
-    return Overlaps(
-        component, region, image.take(region), instance.take(region), label.take(region), count
-    )
+    return Overlaps(component, region, image[region], instance[region], label[region], count)
 
 
 def charge_instances(
@@ -161,7 +159,7 @@ def charge_instances(
     component, record, count = pairs
     total = len(records["pixels"])
     overlap = sum_by(component, count, len(size))
-    surplus, overlapped = (size - overlap).take(component), overlap.take(component)
+    surplus, overlapped = (size - overlap)[component], overlap[component]
     whole, rest = np.divmod(surplus * count, overlapped)
     if truncate:
         # The authors cut a floating-point product, which may be just short of a whole number.
@@ -180,9 +178,9 @@ def charge_instances(
         "components": np.bincount(record, minlength=total),
         "shared": _count_sharing(component, record, total),
     }, {
-        "image": components.image.take(unmatched),
-        "category_id": components.category.take(unmatched),
-        "area": size.take(unmatched),
+        "image": components.image[unmatched],
+        "category_id": components.category[unmatched],
+        "area": size[unmatched],
     }
 
 

@@ -163,7 +163,7 @@ class _Columns:
     """A table as a struct of equally long one-dimensional arrays."""
 
     def __post_init__(self) -> None:
-        """Check that all columns are one-dimensional arrays of one length."""
+        """Check the lengths."""
         lengths = {getattr(column, "shape", None) for column in self.__dict__.values()}
         if lengths != {(len(self.image_id),)}:
             shapes = {name: np.shape(column) for name, column in self.columns().items()}
@@ -187,17 +187,17 @@ class _Columns:
         """Take records by a bool mask (R,) or by integer positions, in their order."""
         return type(self)(**{name: column[index] for name, column in self.columns().items()})
 
+    def check_categories(self, what: str, num_classes: int) -> None:
+        """Check that no category is beyond the classes; ``what`` is the table's name in errors."""
+        highest = self.columns()["category_id"].max(initial=0)
+        if highest >= num_classes:
+            raise ValueError(
+                f"{what}: category_id must be in 0..{num_classes - 1} for {num_classes} classes,"
+                f" got {highest}"
+            )
+
     def size_of(self, bins: Mapping[str, float] = COCO_SIZE_BINS) -> np.ndarray:
-        """Find the size bin of every record, stuff included.
-
-        Args:
-            bins: exclusive upper bounds by bin name, ascending: a mapping to pixels of ``area``,
-                or :class:`SizeBins`, which may be shares of the image.
-
-        Returns:
-            int64 (R,), position of the first bin whose bound exceeds the area; ``len(bins)`` if
-            none does.
-        """
+        """Find the size bin of every record, stuff included: see :meth:`SizeBins.positions`."""
         columns = self.columns()
         return as_size_bins(bins).positions(columns["area"], columns["image_area"])
 

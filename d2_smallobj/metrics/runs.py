@@ -35,7 +35,7 @@ class Runs:
 
     def sample(self, labels: np.ndarray) -> np.ndarray:
         """Read a (H, W) integer map that is constant on each run: int64 (R,)."""
-        return labels.ravel().take(self.start).astype(np.int64)
+        return labels.ravel()[self.start].astype(np.int64)
 
 
 def find_runs(*maps: np.ndarray) -> Runs:
@@ -69,8 +69,8 @@ def _nonzero_bytes(values: np.ndarray) -> np.ndarray:
     filled = (words != 0).nonzero()[0]
     if 4 * len(filled) > len(words):
         return (values != 0).nonzero()[0]
-    place = (words.take(filled).view(np.uint8) != 0).nonzero()[0]
-    found = filled.take(place >> 3)
+    place = (words[filled].view(np.uint8) != 0).nonzero()[0]
+    found = filled[place >> 3]
     found <<= 3
     place &= 7
     found += place
@@ -100,19 +100,20 @@ def pixel_components(labels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray
         if edge is not None:
             same[edge::width] = False
         above = same.nonzero()[0]
-        upper.append(run_of.take(above))
-        lower.append(run_of.take(above + step))
+        upper.append(run_of[above])
+        lower.append(run_of[above + step])
     one, two = np.concatenate(upper), np.concatenate(lower)
     # Only the runs that touch another one take part.
-    number = np.zeros(len(runs), np.int64)
-    number[one] = number[two] = 1
-    touched = number.nonzero()[0]
+    touched = np.zeros(len(runs), bool)
+    touched[one] = touched[two] = True
+    touched = touched.nonzero()[0]
+    number = np.empty(len(runs), np.int64)
     number[touched] = np.arange(len(touched))
-    joined = _join_trees(len(touched), number.take(one), number.take(two))
+    joined = _join_trees(len(touched), number[one], number[two])
     number = np.arange(1, len(runs) + 1)
     if joined is not None:
-        number[touched] = touched.take(joined) + 1
-    number = number.take(run_of)
+        number[touched] = touched[joined] + 1
+    number = number[run_of]
     number *= inside
     return number.reshape(labels.shape), runs.sample(labels)
 
@@ -132,13 +133,13 @@ def stack_runs(
     width = 1 + max(runs.width for runs, _ in parts)
     starts, ends, row = [], [], 0
     for runs, chosen in parts:
-        start = runs.start.take(chosen)
+        start = runs.start[chosen]
         place = start // max(runs.width, 1)
         place *= width - runs.width
         place += start
         place += row * width
         starts.append(place)
-        ends.append(place + runs.length.take(chosen))
+        ends.append(place + runs.length[chosen])
         row += runs.height + 1
     return join(starts), join(ends), width
 
@@ -170,17 +171,17 @@ def run_components(
     parts = np.empty_like(heads)
     np.subtract(heads[1:], heads[:-1], out=parts[:-1])
     parts[-1] = len(start) - heads[-1]
-    label, start, end = label.take(heads), start.take(heads), end.take(heads + (parts - 1))
+    label, start, end = label[heads], start[heads], end[heads + (parts - 1)]
     repeats = _repeats(start, end, label, width)
     if repeats is None:
         tree, roots = _join(len(heads), *_touching(start, end, label, width))
     else:
         # Rows like the one above them add no component; they get the numbers of that row.
         kept, place, moved = repeats
-        start, end = start.take(kept) - moved, end.take(kept) - moved
-        tree, roots = _join(len(kept), *_touching(start, end, label.take(kept), width))
-        tree, roots = tree.take(place), kept.take(roots)
-    return tree.repeat(parts), heads.take(roots)
+        start, end = start[kept] - moved, end[kept] - moved
+        tree, roots = _join(len(kept), *_touching(start, end, label[kept], width))
+        tree, roots = tree[place], kept[roots]
+    return tree.repeat(parts), heads[roots]
 
 
 def join(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -210,15 +211,15 @@ def _repeats(
     first = changes(row)
     runs = np.append(first[1:], len(row)) - first
     # A row can repeat the one above only if it has as many runs, each below its like.
-    leading = start.take(first)
+    leading = start[first]
     likely = (leading[1:] - width == leading[:-1]) & (runs[1:] == runs[:-1])
     if 2 * np.count_nonzero(likely) < len(first):
         return None
     above = np.arange(len(row)) - runs.repeat(runs)
     above[: runs[0]] = 0
-    like = start - width == start.take(above)
-    like &= end - width == end.take(above)
-    like &= label == label.take(above)
+    like = start - width == start[above]
+    like &= end - width == end[above]
+    like &= label == label[above]
     repeats = np.logical_and.reduceat(like, first)
     repeats[0] = False
     repeats[1:] &= likely
@@ -226,7 +227,7 @@ def _repeats(
     # In a repeated row, the k-th run is the k-th of the last row that was kept.
     number = np.cumsum(np.where(repeats, 0, runs)) - runs
     place = np.arange(len(row)) + (number - first).repeat(runs)
-    moved = (repeats.cumsum() * width).repeat(runs).take(kept)
+    moved = (repeats.cumsum() * width).repeat(runs)[kept]
     return kept, place, moved
 
 
@@ -238,9 +239,9 @@ def _touching(
     count = start.searchsorted(end - width, side="right") - above
     lower = np.arange(len(start)).repeat(count)
     upper = np.arange(len(lower))
-    upper += (above - count.cumsum() + count).take(lower)
-    same = (label.take(upper) == label.take(lower)).nonzero()[0]
-    return upper.take(same), lower.take(same)
+    upper += (above - count.cumsum() + count)[lower]
+    same = (label[upper] == label[lower]).nonzero()[0]
+    return upper[same], lower[same]
 
 
 def _join(length: int, upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -248,16 +249,16 @@ def _join(length: int, upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray
     parent = np.arange(length)
     # Each run hangs on one above it (the last that is written stays), which makes trees ...
     parent[lower] = upper
-    left = (parent.take(lower) != upper).nonzero()[0]
+    left = (parent[lower] != upper).nonzero()[0]
     roots = (parent == np.arange(length)).nonzero()[0]
     tree = _numbered(_flatten(parent), roots)
     # ... and the edges left over join them: few trees, so that rounds are cheap.
-    one, two = tree.take(upper[left]), tree.take(lower[left])
+    one, two = tree[upper[left]], tree[lower[left]]
     joined = _join_trees(len(roots), one, two)
     if joined is None:
         return tree, roots
     kept = (joined == np.arange(len(roots))).nonzero()[0]
-    return _numbered(joined, kept).take(tree), roots.take(kept)
+    return _numbered(joined, kept)[tree], roots[kept]
 
 
 def _join_trees(length: int, one: np.ndarray, two: np.ndarray) -> np.ndarray | None:
@@ -273,7 +274,7 @@ def _join_trees(length: int, one: np.ndarray, two: np.ndarray) -> np.ndarray | N
         parent[low if downwards else high] = high if downwards else low
         downwards = not downwards
         parent = _flatten(parent)
-        one, two = parent.take(one), parent.take(two)
+        one, two = parent[one], parent[two]
         apart = one != two
     return parent
 
@@ -282,13 +283,13 @@ def _numbered(root: np.ndarray, roots: np.ndarray) -> np.ndarray:
     """Number the nodes by the position of their root among ``roots``."""
     number = np.empty(len(root), np.int64)
     number[roots] = np.arange(len(roots))
-    return number.take(root)
+    return number[root]
 
 
 def _flatten(parent: np.ndarray) -> np.ndarray:
     """Point every node at the root of its tree."""
     while True:
-        above = parent.take(parent)
+        above = parent[parent]
         if (above == parent).all():
             return parent
-        parent = above.take(above)
+        parent = above[above]

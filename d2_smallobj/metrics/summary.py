@@ -11,13 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.metrics.image_means import (
-    WORST_PERCENT,
-    check_worst,
-    figure_names,
-    image_ious,
-    plain_figures,
-)
+from d2_smallobj.metrics.image_sums import figure_names, image_ious, worst_cases
 from d2_smallobj.metrics.records import (
     COCO_SIZE_BINS,
     FOUND_IOU,
@@ -28,8 +22,18 @@ from d2_smallobj.metrics.records import (
 )
 from d2_smallobj.metrics.validation import check_stuff
 
+WORST_PERCENT = 5
+"""Share of images that the worst cases are taken from, in percent."""
 OUTCOMES = ("good", "partial", "fragmented", "merged", "missed")
 _GOOD, _PARTIAL, _FRAGMENTED, _MERGED, _MISSED = range(len(OUTCOMES))
+
+
+def check_worst(worst: int) -> int:
+    """Check the share of worst images: a whole number of percent in 1..100, or ValueError."""
+    whole = isinstance(worst, (int, np.integer)) and not isinstance(worst, bool)
+    if not whole or not 1 <= worst <= 100:
+        raise ValueError(f"worst must be a whole number of percent in 1..100, got {worst!r}")
+    return int(worst)
 
 
 def headline_names(size_bins: Iterable[str], worst: int = WORST_PERCENT) -> list[str]:
@@ -109,7 +113,7 @@ def summarize(
     }
     figures |= {f"IA-mIoU{group}": _mean(means[group]) for group in groups if group}
     ids = np.unique(pixels.image_id)
-    figures |= plain_figures(image_ious(pixels, ids, len(names)), worst)
+    figures |= _image_figures(pixels, ids, len(names), worst)
     figures |= _recall(table, groups, len(names))
     figures["images"] = len(ids) if images is None else images
     counts = {group: [found[1][one] for one in things] for group, found in by_class.items()}
@@ -120,6 +124,17 @@ def summarize(
         figures |= {f"IA-IoU{group}-{name}": by_class[group][0][category] for group in shown}
         figures |= {f"instances{group}-{name}": by_class[group][1][category] for group in shown}
     return {key: float(value) for key, value in figures.items()}
+
+
+def _image_figures(
+    pixels: PixelTable, images: np.ndarray, num_classes: int, worst: int
+) -> dict[str, float]:
+    """Means of the IoU over images, and over the worst of them; NaN where no class is present."""
+    ious = [values.tolist() for values in image_ious(pixels, images, num_classes).values]
+    means = [_mean(values) for values in ious]
+    lows = [_mean(values[: worst_cases(len(values), worst)]) for values in ious]
+    figures = (means[0], _mean(means[1:]), lows[0], _mean(lows[1:]))
+    return {name: 100.0 * value for name, value in zip(figure_names(worst), figures)}
 
 
 def class_iou(pixels: PixelTable, num_classes: int) -> np.ndarray:
@@ -227,11 +242,7 @@ def _by_class_and_size(
     size = table.size_of(bins)
     order = np.argsort(table.category_id, kind="stable")
     category = table.category_id[order]
-    if category.max(initial=0) >= len(class_names):
-        raise ValueError(
-            f"table: category_id must be in 0..{len(class_names) - 1} for {len(class_names)}"
-            f" class_names, got {category.max()}"
-        )
+    table.check_categories("table", len(class_names))
 
     def rows(chosen: np.ndarray) -> dict[str, Any]:
         sizes = {name: row(chosen[size[chosen] == where]) for where, name in enumerate(bins)}
@@ -261,13 +272,8 @@ def _check(
         )
     if len(set(class_names)) != count:
         raise ValueError(f"class_names must be distinct, got {list(class_names)}")
-    for what, rows in (("table", table), ("pixels", pixels)):
-        highest = rows.category_id.max(initial=0)
-        if highest >= count:
-            raise ValueError(
-                f"{what}: category_id must be in 0..{count - 1} for {count} class_names,"
-                f" got {highest}"
-            )
+    table.check_categories("table", count)
+    pixels.check_categories("pixels", count)
 
 
 def _class_means(
@@ -301,6 +307,6 @@ def _recall(
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of the defined values, NaN if there is none."""
+    """Mean of the defined values, exactly rounded; NaN if there is none."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan

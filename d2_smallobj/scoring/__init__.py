@@ -6,9 +6,8 @@ reports work on.
 
 from d2_smallobj.scoring.inputs import Inputs
 from d2_smallobj.scoring.pipeline import Settings, evaluate, prepare, score
-from d2_smallobj.scoring.run_folder import check_writable, load_run, load_runs, save_run
-from d2_smallobj.scoring.scored_run import ScoredRun
-from d2_smallobj.scoring.shards import merge
+from d2_smallobj.scoring.run_folder import load_run, load_runs, merge
+from d2_smallobj.scoring.scored_run import ScoredRun, check_writable, save_run
 from d2_smallobj.utils.problems import InputError
 
 __all__ = [

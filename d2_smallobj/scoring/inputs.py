@@ -1,11 +1,14 @@
-"""Open predictions and ground truth, and pair them image by image."""
+"""Name the predictions and the ground truth of a run, and open them, now or in a later process."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Union
+
+import numpy as np
 
 from d2_smallobj.annotations.classes import (
     VOC_CLASS_NAMES,
@@ -25,14 +28,17 @@ from d2_smallobj.annotations.truth import (
     panoptic_truth,
     with_pictures,
 )
-from d2_smallobj.scoring.predictions import Entry, Predictions, check_prediction
-from d2_smallobj.utils.messages import LIMIT
+from d2_smallobj.metrics import component_instances
+from d2_smallobj.scoring.predictions import Predictions, open_predictions, read_prediction
 from d2_smallobj.utils.options import look_up_option
-from d2_smallobj.utils.problems import Problems
+
+SOURCE_KINDS = ("prediction", "semantic", "instances", "image")
+"""Kinds of files of an image, in this order."""
+Source = Union[str, Callable[[], np.ndarray]]
+Sources = Mapping[str, Mapping[str, Source]]
 
 PREDICTION_IDS = ("train", "label")
 DatasetOpener = Callable[..., GroundTruth]
-_DEFAULT_IGNORE = 255
 _KINDS = ("semantic", "coco_json", "lvis_json", "panoptic", "cityscapes", "dataset")
 PARTNERS = {
     "instances": ("semantic",),
@@ -211,110 +217,80 @@ def choose_ignore_label(given: int | None, truth: GroundTruth) -> int:
     own = truth.ignore_label
     if given is not None and own is not None and given != own:
         raise ValueError(f"--ignore-label: this ground truth ignores {own}, got {given}")
-    return next(label for label in (given, own, _DEFAULT_IGNORE) if label is not None)
+    return next(label for label in (given, own, 255) if label is not None)
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One image to score: its ground truth, its prediction, its height and width."""
+class PixelSources(Sources):
+    """The pixels behind a run, by image id and kind.
 
-    truth: TruthImage
-    prediction: Entry
-    size: tuple[int, int]
-
-    @property
-    def where(self) -> str:
-        """The prediction's name in messages."""
-        if isinstance(self.prediction, str):
-            return self.prediction
-        return f"prediction of {self.truth.stems[0]}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The images to score by id, predictions without ground truth, problems of other images."""
-
-    tasks: list[Task]
-    unused: list[str]
-    problems: Problems
-
-
-def make_plan(
-    truth: GroundTruth, predictions: Predictions, *, shard: tuple[int, int] = (1, 1)
-) -> Plan:
-    """Find the prediction of every image; compare sizes and modes by the files' headers alone.
-
-    ``shard`` (i, n) takes every n-th image from the i-th on, in the order of ids: missing
-    predictions are found for all images, headers checked for these only. Problems of single images
-    are noted in the plan; a ground truth without images is a ValueError.
+    Values are files, or functions that return the array where there is none (annotations, run
+    lengths). The first such call opens the inputs again; without a ``description``
+    (:meth:`.Inputs.describe`) there are only files, ``files``, by image id in the order of
+    :data:`SOURCE_KINDS`.
     """
-    if not truth.images:
-        raise ValueError("the ground truth has no images")
-    problems = Problems()
-    found: list[tuple[TruthImage, Entry]] = []
-    used: dict[str, str] = {}
-    for image in sorted(truth.images, key=lambda image: image.image_id):
-        try:
-            hit = predictions.find(image)
-        except ValueError as error:
-            problems.add("prediction(s) in two files each", str(error))
-            continue
-        if hit is None:
-            problems.add("image(s) without a prediction", " or ".join(image.stems))
-            continue
-        name, entry = hit
-        if name in used:
-            both = f"{name}: {used[name]} and {image.image_id}"
-            problems.add("prediction(s) that two images claim", both)
-        used[name] = image.image_id
-        found.append((image, entry))
-    _check_ids(truth.images, problems)
-    if len(problems) == len(truth.images):
-        problems.add(
-            "prediction name(s) found instead; do they belong to this data set?",
-            ", ".join(sorted(predictions.names())[:LIMIT]),
-        )
-    part, parts = shard
-    tasks = [_check(image, entry, truth, problems) for image, entry in found[part - 1 :: parts]]
-    unused = sorted(set(predictions.names()) - set(used))
-    return Plan([task for task in tasks if task is not None], unused, problems)
 
+    def __init__(
+        self,
+        files: Mapping[str, Sequence[str]],
+        description: Mapping[str, Any] | None = None,
+        open_dataset: DatasetOpener | None = None,
+    ) -> None:
+        self.files = files
+        self._description = description
+        self._open_dataset = open_dataset
 
-def _check_ids(images: Sequence[TruthImage], problems: Problems) -> None:
-    """Refuse ids that are not unique or cannot be written to a file."""
-    seen: set[str] = set()
-    for image in images:
-        if image.image_id in seen:
-            problems.add("image id(s) used twice in the ground truth", image.image_id)
-        seen.add(image.image_id)
-        if not image.image_id.isprintable():
-            # Surrogates of a file name that is not UTF-8, control characters.
-            problems.add("image name(s) with unprintable characters", repr(image.image_id))
+    def __getitem__(self, image_id: str) -> Mapping[str, Source]:
+        paths = zip(SOURCE_KINDS, self.files[image_id])
+        found: dict[str, Source] = {kind: path for kind, path in paths if path}
+        if self._description is None:
+            return found
+        # Ground truth in files: without an instance map, there is none.
+        if "semantic" not in found:
+            for place, kind in enumerate(("semantic", "instances")):
+                found[kind] = functools.partial(self._truth_map, image_id, place)
+        found.setdefault("prediction", functools.partial(self._prediction, image_id))
+        return found
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
 
-def _check(image: TruthImage, entry: Entry, truth: GroundTruth, problems: Problems) -> Task | None:
-    """Compare the headers of one image; return ``None`` and note the problem if they differ."""
-    try:
-        task = Task(image, entry, truth.size(image))
-    except (OSError, ValueError) as error:
-        problems.add("unusable ground-truth map(s)", _reason(error))
-        return None
-    try:
-        difference = check_prediction(entry, task.size)
-    except (OSError, ValueError) as error:
-        problems.add("unusable prediction(s)", _reason(error))
-        return None
-    if difference:
-        problems.add(
-            "prediction(s) of another height x width than the ground truth",
-            f"{task.where}: {difference}",
-        )
-        return None
-    return task
+    def __len__(self) -> int:
+        return len(self.files)
 
+    def _truth_map(self, image_id: str, which: int) -> np.ndarray:
+        truth, _ = self._truth
+        maps = truth.read(self._image(image_id))
+        if maps[which] is not None:
+            return maps[which]
+        ignore_label = choose_ignore_label(None, truth)
+        return component_instances(maps[0], stuff=truth.stuff, ignore_label=ignore_label)
 
-def _reason(error: Exception) -> str:
-    """Return an error's text, with the file that an OSError names."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+    def _prediction(self, image_id: str) -> np.ndarray:
+        image = self._image(image_id)
+        found = self._predictions.find(image)
+        if found is None:
+            raise ValueError(
+                f"prediction of {image_id!r} not found; were the predictions changed since scoring?"
+            )
+        size, label_ids = self._truth[0].size(image), self._inputs.prediction_ids == "label"
+        return read_prediction(found[1], size, f"prediction of {image_id}", label_ids=label_ids)
+
+    def _image(self, image_id: str) -> TruthImage:
+        if image_id not in self._truth[1]:
+            raise ValueError(
+                f"ground truth of {image_id!r} not found; were the inputs moved since scoring?"
+            )
+        return self._truth[1][image_id]
+
+    @functools.cached_property
+    def _inputs(self) -> Inputs:
+        return Inputs.from_description(self._description, self._open_dataset)
+
+    @functools.cached_property
+    def _truth(self) -> tuple[GroundTruth, dict[str, TruthImage]]:
+        truth = self._inputs.open_truth()
+        return truth, {image.image_id: image for image in truth.images}
+
+    @functools.cached_property
+    def _predictions(self) -> Predictions:
+        return open_predictions(self._inputs.predictions, self._truth[0].json_classes)

@@ -5,25 +5,25 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import d2_smallobj
 from d2_smallobj.annotations.truth import GroundTruth
 from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator, SizeBins
-from d2_smallobj.metrics.image_means import WORST_PERCENT, check_worst
 from d2_smallobj.metrics.image_runs import MODES
+from d2_smallobj.metrics.summary import WORST_PERCENT, check_worst
 from d2_smallobj.metrics.validation import check_classes
-from d2_smallobj.scoring.inputs import (
-    DatasetOpener,
-    Inputs,
+from d2_smallobj.scoring.inputs import DatasetOpener, Inputs, PixelSources, choose_ignore_label
+from d2_smallobj.scoring.predictions import (
     Plan,
     Task,
-    choose_ignore_label,
     make_plan,
+    open_predictions,
+    read_prediction,
 )
-from d2_smallobj.scoring.predictions import open_predictions, read_prediction
-from d2_smallobj.scoring.scored_run import LEVEL, PixelSources, ScoredRun
+from d2_smallobj.scoring.scored_run import LEVEL, ScoredRun
 from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.options import look_up_option
 from d2_smallobj.utils.parallel import parallel_batches
@@ -63,6 +63,15 @@ class Settings:
             raise ValueError(
                 f"bootstrap samples and seed must be >= 0, got {self.samples} and {self.seed}"
             )
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read ``i/n``, i from 1 to n; ValueError for anything else."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    part, parts = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise ValueError(f"--shard must be i/n with i in 1..n, e.g. 1/4, got {text!r}")
+    return part, parts
 
 
 @dataclasses.dataclass(frozen=True)

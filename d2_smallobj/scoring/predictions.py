@@ -1,10 +1,12 @@
-"""Read predictions: a folder of label maps, or detectron2's JSON file of run lengths.
+"""Read predictions, and pair them with the images of the ground truth.
 
+A prediction is a label map in a folder, or run lengths in detectron2's JSON file.
 Legend: H, W height and width of an image.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,8 @@ import numpy as np
 from d2_smallobj.annotations.cityscapes import predicted_train_ids
 from d2_smallobj.annotations.coco_file import decode_mask
 from d2_smallobj.annotations.label_maps import LabelFolder, label_size, read_labels
-from d2_smallobj.annotations.truth import TruthImage
+from d2_smallobj.annotations.truth import GroundTruth, TruthImage
+from d2_smallobj.utils.messages import LIMIT
 from d2_smallobj.utils.problems import Problems
 
 JSON_NAME = "sem_seg_predictions.json"
@@ -27,11 +30,10 @@ Entry = Union[str, tuple[tuple[int, Any], ...]]
 
 
 class FolderPredictions:
-    """Label maps in a folder, ``<image>.png`` or ``.npy``; ValueError if there is none."""
+    """Label maps in a folder, ``<image>.png`` or ``.npy``."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._folder = LabelFolder(path, "--predictions")
-        self.path = self._folder.path
+    def __init__(self, folder: LabelFolder) -> None:
+        self._folder = folder
 
     def names(self) -> list[str]:
         """Return the names of all predictions."""
@@ -51,10 +53,9 @@ class JsonPredictions:
     """detectron2's ``sem_seg_predictions.json``: run lengths by ``file_name`` and class.
 
     An image is known by the last part of its ``file_name`` without suffix; no file is opened by
-    that name. ``category_id`` is the label, or the data set's own id where the metadata have
-    ``stuff_dataset_id_to_contiguous_id``. Every pixel must have exactly one label, as detectron2
-    writes it: any other choice would be a guess. ``classes`` gives the class by ``category_id``;
-    ``None``: they are the same. Malformed entries are one :class:`InputError` that lists them.
+    that name. ``classes`` gives the class by ``category_id``; ``None``: they are the same. Every
+    pixel must have exactly one label, as detectron2 writes it: any other choice would be a guess.
+    Malformed entries are one :class:`InputError` that lists them.
     """
 
     def __init__(
@@ -127,21 +128,18 @@ def open_predictions(
     path = Path(path)
     if not path.is_dir():
         return JsonPredictions(path, json_classes)
-    if (path / JSON_NAME).is_file():
-        try:
-            LabelFolder(path, "--predictions")
-        except ValueError:
-            return JsonPredictions(path / JSON_NAME, json_classes)
-    return FolderPredictions(path)
+    try:
+        return FolderPredictions(LabelFolder(path, "--predictions"))
+    except ValueError:
+        if not (path / JSON_NAME).is_file():
+            raise
+        return JsonPredictions(path / JSON_NAME, json_classes)
 
 
 def check_prediction(entry: Entry, size: tuple[int, int]) -> str | None:
     """Say how a prediction's size differs from (H, W), without decoding it; ``None`` if it fits."""
-    if isinstance(entry, str):
-        found = [label_size(entry)]
-    else:
-        found = [tuple(runs["size"]) for _, runs in entry]
-    for height, width in found:
+    is_file = isinstance(entry, str)
+    for height, width in [label_size(entry)] if is_file else [runs["size"] for _, runs in entry]:
         if (height, width) != size:
             return f"{height} x {width} instead of {size[0]} x {size[1]}"
     return None
@@ -197,3 +195,109 @@ def _entry_error(entry: Any) -> str:
     if not isinstance(size, list) or len(size) != 2 or "counts" not in runs:
         return f"segmentation must be run lengths with size [height, width] and counts ({name})"
     return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One image to score: its ground truth, its prediction, its height and width."""
+
+    truth: TruthImage
+    prediction: Entry
+    size: tuple[int, int]
+
+    @property
+    def where(self) -> str:
+        """The prediction's name in messages."""
+        if isinstance(self.prediction, str):
+            return self.prediction
+        return f"prediction of {self.truth.stems[0]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The images to score by id, predictions without ground truth, problems of other images."""
+
+    tasks: list[Task]
+    unused: list[str]
+    problems: Problems
+
+
+def make_plan(
+    truth: GroundTruth, predictions: Predictions, *, shard: tuple[int, int] = (1, 1)
+) -> Plan:
+    """Find the prediction of every image; compare sizes and modes by the files' headers alone.
+
+    ``shard`` (i, n) takes every n-th image from the i-th on, in the order of ids: missing
+    predictions are found for all images, headers checked for these only. Problems of single images
+    are noted in the plan; a ground truth without images is a ValueError.
+    """
+    if not truth.images:
+        raise ValueError("the ground truth has no images")
+    problems = Problems()
+    found: list[tuple[TruthImage, Entry]] = []
+    used: dict[str, str] = {}
+    for image in sorted(truth.images, key=lambda image: image.image_id):
+        try:
+            hit = predictions.find(image)
+        except ValueError as error:
+            problems.add("prediction(s) in two files each", str(error))
+            continue
+        if hit is None:
+            problems.add("image(s) without a prediction", " or ".join(image.stems))
+            continue
+        name, entry = hit
+        if name in used:
+            both = f"{name}: {used[name]} and {image.image_id}"
+            problems.add("prediction(s) that two images claim", both)
+        used[name] = image.image_id
+        found.append((image, entry))
+    _check_ids(truth.images, problems)
+    if len(problems) == len(truth.images):
+        problems.add(
+            "prediction name(s) found instead; do they belong to this data set?",
+            ", ".join(sorted(predictions.names())[:LIMIT]),
+        )
+    part, parts = shard
+    tasks = [_check(image, entry, truth, problems) for image, entry in found[part - 1 :: parts]]
+    unused = sorted(set(predictions.names()) - set(used))
+    return Plan([task for task in tasks if task is not None], unused, problems)
+
+
+def _check_ids(images: Sequence[TruthImage], problems: Problems) -> None:
+    """Refuse ids that are not unique or cannot be written to a file."""
+    seen: set[str] = set()
+    for image in images:
+        if image.image_id in seen:
+            problems.add("image id(s) used twice in the ground truth", image.image_id)
+        seen.add(image.image_id)
+        if not image.image_id.isprintable():
+            # Surrogates of a file name that is not UTF-8, control characters.
+            problems.add("image name(s) with unprintable characters", repr(image.image_id))
+
+
+def _check(image: TruthImage, entry: Entry, truth: GroundTruth, problems: Problems) -> Task | None:
+    """Compare the headers of one image; return ``None`` and note the problem if they differ."""
+    try:
+        task = Task(image, entry, truth.size(image))
+    except (OSError, ValueError) as error:
+        problems.add("unusable ground-truth map(s)", _reason(error))
+        return None
+    try:
+        difference = check_prediction(entry, task.size)
+    except (OSError, ValueError) as error:
+        problems.add("unusable prediction(s)", _reason(error))
+        return None
+    if difference:
+        problems.add(
+            "prediction(s) of another height x width than the ground truth",
+            f"{task.where}: {difference}",
+        )
+        return None
+    return task
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's text, with the file that an OSError names."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

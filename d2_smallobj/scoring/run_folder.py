@@ -1,17 +1,4 @@
-"""Write a scored run as a folder of small text files, and read it back to the bit.
-
-| file | holds |
-|---|---|
-| ``metrics.json`` | figures, options, versions (:mod:`.run_figures`) |
-| ``instances.csv`` | a row for every instance, and for every image and stuff class |
-| ``instance_details.csv`` | further columns of these rows |
-| ``blobs.csv`` | a row for every false-positive blob |
-| ``images.csv`` | a row for every image, with its files |
-| ``pixels.csv`` | pixels by image and class: intersection, ground truth, predicted |
-| ``confusion.csv`` | the confusion matrix, rows ground truth, columns prediction |
-
-Statistics, comparisons, reports and merging shards need nothing else: no pixel is read again.
-"""
+"""Read the folders of scored runs back, and merge the shards of a run."""
 
 from __future__ import annotations
 
@@ -19,83 +6,28 @@ import csv
 import dataclasses
 import itertools
 import json
+import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from d2_smallobj.metrics import OUTCOMES, BlobTable, InstanceTable, PixelTable, classify
-from d2_smallobj.scoring import run_figures
-from d2_smallobj.scoring.inputs import DatasetOpener
-from d2_smallobj.scoring.scored_run import SOURCE_KINDS, PixelSources, ScoredRun
-from d2_smallobj.utils.files import atomic_write_text, csv_text
-
-INSTANCES_FILE = "instances.csv"
-DETAILS_FILE = "instance_details.csv"
-BLOBS_FILE = "blobs.csv"
-IMAGES_FILE = "images.csv"
-PIXELS_FILE = "pixels.csv"
-CONFUSION_FILE = "confusion.csv"
-METRICS_FILE = "metrics.json"
-RUN_FILES = (
-    INSTANCES_FILE,
-    DETAILS_FILE,
-    BLOBS_FILE,
-    IMAGES_FILE,
-    PIXELS_FILE,
-    CONFUSION_FILE,
-    METRICS_FILE,
+from d2_smallobj.metrics import BlobTable, InstanceTable, PixelTable
+from d2_smallobj.scoring.inputs import DatasetOpener, PixelSources
+from d2_smallobj.scoring.pipeline import parse_shard
+from d2_smallobj.scoring.scored_run import (
+    CORNER,
+    DETAIL_COLUMNS,
+    FORMAT,
+    IMAGE_COLUMNS,
+    INSTANCE_COLUMNS,
+    RUN_FILES,
+    ScoredRun,
 )
-"""The files of a run, in the order they are written."""
-
-_INSTANCE_COLUMNS = (
-    *("image_id", "instance_id", "category_id", "area", "size", "iou", "intersection"),
-    *("charged", "components", "outcome"),
-)
-_DETAIL_COLUMNS = ("image_id", "instance_id", "pixels", "shared", "image_area")
-_IMAGE_COLUMNS = ("image_id", *SOURCE_KINDS)
-_CORNER = "ground truth \\ prediction"
-
-
-def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Make a folder and check that it can be written, before hours are spent on its content."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot write to the output folder {folder}: {error.strerror or error}"
-        ) from error
-
-
-def save_run(
-    folder: str | os.PathLike[str], run: ScoredRun, *, extra: Mapping[str, Any] | None = None
-) -> None:
-    """Write a run, each file atomically, ``metrics.json`` last.
-
-    Files of an earlier run in the folder are replaced. The run's name is not written: a run is
-    called by its folder's name. ``extra`` keys go into ``metrics.json``.
-    """
-    details = zip(*(getattr(run.table, name).tolist() for name in _DETAIL_COLUMNS))
-    files = getattr(run.sources, "files", {})
-    no_files = ("",) * len(SOURCE_KINDS)
-    images = ((image, *files.get(image, no_files)) for image in run.images)
-    confusion = zip(run.class_names, run.confusion.tolist())
-    contents = {
-        INSTANCES_FILE: _instances_csv(run),
-        DETAILS_FILE: csv_text(_DETAIL_COLUMNS, details),
-        BLOBS_FILE: _table_csv(run.blobs),
-        IMAGES_FILE: csv_text(_IMAGE_COLUMNS, images),
-        PIXELS_FILE: _table_csv(run.pixels),
-        CONFUSION_FILE: csv_text((_CORNER, *run.class_names), ((n, *row) for n, row in confusion)),
-        METRICS_FILE: run_figures.dumps(run_figures.describe(run, extra)),
-    }
-    for name in RUN_FILES:
-        atomic_write_text(os.path.join(folder, name), contents[name])
+from d2_smallobj.statistics.intervals import Interval
+from d2_smallobj.utils.messages import listed
 
 
 def load_run(
@@ -113,22 +45,22 @@ def load_run(
             f"{folder}: no scored run, {', '.join(missing)} missing (give a folder that "
             "tools/evaluate.py or the evaluator wrote)"
         )
-    document = _read_metrics(folder / METRICS_FILE)
+    document = _read_metrics(folder / "metrics.json")
     class_names = tuple(document["classes"])
-    images, files = _read_images(folder / IMAGES_FILE)
+    images, files = _read_images(folder / "images.csv")
     run = ScoredRun(
         name=folder.resolve().name,
         options=document["options"],
         class_names=class_names,
-        table=_read_instances(folder / INSTANCES_FILE, folder / DETAILS_FILE),
+        table=_read_instances(folder / "instances.csv", folder / "instance_details.csv"),
         blobs=BlobTable.from_columns(
-            _read_columns(folder / BLOBS_FILE, BlobTable.names(), BlobTable)
+            _read_columns(folder / "blobs.csv", BlobTable.names(), BlobTable)
         ).sorted(),
         images=images,
-        pixels=_read_pixels(folder / PIXELS_FILE, images, len(class_names)),
-        confusion=_read_confusion(folder / CONFUSION_FILE, class_names),
+        pixels=_read_pixels(folder / "pixels.csv", images, len(class_names)),
+        confusion=_read_confusion(folder / "confusion.csv", class_names),
         sources=PixelSources(files, document["options"].get("inputs"), open_dataset),
-        intervals=run_figures.intervals_of(document),
+        intervals=intervals_of(document),
         remarks=tuple(document["remarks"]),
     )
     _check_together(run, document, folder)
@@ -154,6 +86,73 @@ def load_runs(
     return [dataclasses.replace(run, name=name) for run, name in zip(runs, names)]
 
 
+def merge(
+    folders: Sequence[str | os.PathLike[str]],
+    *,
+    name: str = "",
+    open_dataset: DatasetOpener | None = None,
+) -> ScoredRun:
+    """Merge the shards of a run, in any order: to the bit what one run over all images gives.
+
+    Raises ValueError if a shard is missing, given twice, or was scored with different inputs,
+    options or classes.
+    """
+    if not folders:
+        raise ValueError("merge: give the folders of all shards, got none")
+    runs = [load_run(folder) for folder in folders]
+    _check_shards(runs, [Path(folder) for folder in folders])
+    files = {image: paths for run in runs for image, paths in run.sources.files.items()}
+    ids = sorted(image for run in runs for image in run.images)
+    options = {key: value for key, value in runs[0].options.items() if key != "shard"}
+    sources = PixelSources({image: files[image] for image in ids}, options["inputs"], open_dataset)
+    merged = dataclasses.replace(
+        runs[0],
+        name=name,
+        options=options,
+        table=InstanceTable.concatenate([run.table for run in runs]).sorted(),
+        blobs=BlobTable.concatenate([run.blobs for run in runs]).sorted(),
+        images=ids,
+        pixels=PixelTable.concatenate([run.pixels for run in runs]).sorted(),
+        confusion=np.sum([run.confusion for run in runs], axis=0),
+        sources=sources,
+    )
+    return merged.with_intervals()
+
+
+def _check_shards(runs: Sequence[ScoredRun], folders: Sequence[Path]) -> None:
+    """Refuse anything but all shards of one run."""
+    where: dict[tuple[int, int], Path] = {}
+    first = runs[0]
+    for scored, folder in zip(runs, folders):
+        if "shard" not in scored.options:
+            raise ValueError(f"merge: {folder} is no shard (it was scored without --shard)")
+        shard = parse_shard(str(scored.options["shard"]))
+        if shard in where:
+            raise ValueError(
+                f"merge: shard {shard[0]}/{shard[1]} is given twice: {where[shard]} and {folder}"
+            )
+        where[shard] = folder
+        pairs = {
+            key: (first.options.get(key), scored.options.get(key))
+            for key in sorted({*first.options, *scored.options} - {"shard"})
+        }
+        pairs["classes"] = (first.class_names, scored.class_names)
+        pairs["remarks"] = (first.remarks, scored.remarks)
+        for key, (mine, theirs) in pairs.items():
+            if mine != theirs:
+                raise ValueError(
+                    f"merge: shards of different runs: {key} is {mine!r} in {folders[0]}, "
+                    f"{theirs!r} in {folder}"
+                )
+    counts = {parts for _, parts in where}
+    if len(counts) > 1:
+        raise ValueError(f"merge: shards of different numbers of shards, {sorted(counts)}")
+    parts = counts.pop()
+    missing = [f"{part}/{parts}" for part in range(1, parts + 1) if (part, parts) not in where]
+    if missing:
+        raise ValueError(f"merge: {len(missing)} shard(s) missing: {listed(missing)}")
+
+
 def _read_metrics(path: Path) -> dict[str, Any]:
     """Read ``metrics.json`` and check its format."""
     try:
@@ -162,11 +161,11 @@ def _read_metrics(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a complete JSON file ({error})") from error
     wanted = {"classes": dict, "options": dict, "intervals": dict, "remarks": list}
     form = document.get("format") if isinstance(document, dict) else None
-    if form != run_figures.FORMAT or any(
+    if form != FORMAT or any(
         not isinstance(document.get(key), kind) for key, kind in wanted.items()
     ):
         raise ValueError(
-            f"{path}: no metrics of a scored run of format {run_figures.FORMAT}, got {form!r}:"
+            f"{path}: no metrics of a scored run of format {FORMAT}, got {form!r}:"
             " score the predictions again with this version"
         )
     return document
@@ -176,40 +175,26 @@ def _check_together(run: ScoredRun, document: Mapping[str, Any], folder: Path) -
     """Refuse files of different runs: a mean over them would be wrong."""
     found = []
     known = set(run.images)
-    for name, table in ((INSTANCES_FILE, run.table), (BLOBS_FILE, run.blobs)):
+    for name, table in (("instances.csv", run.table), ("blobs.csv", run.blobs)):
         if not known.issuperset(table.image_id.tolist()):
-            found.append(f"{name} has images that {IMAGES_FILE} lacks")
+            found.append(f"{name} has images that images.csv lacks")
     hit, truth, predicted = run.pixels.class_sums(len(run.class_names)).T
     margins = (np.diagonal(run.confusion), run.confusion.sum(axis=1), run.confusion.sum(axis=0))
     if not all(map(np.array_equal, margins, (hit, truth, predicted))):
-        found.append(f"{PIXELS_FILE} does not add up to {CONFUSION_FILE}")
+        found.append("pixels.csv does not add up to confusion.csv")
     try:
-        wrong = run_figures.differing(run, document)
+        wrong = differing(run, document)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder}: {error}") from error
     if wrong:
-        found.append(f"{METRICS_FILE} has another {', '.join(wrong)} than the records")
+        found.append(f"metrics.json has another {', '.join(wrong)} than the records")
     if found:
         raise ValueError(f"{folder}: its files belong to different runs ({'; '.join(found)})")
 
 
-def _instances_csv(run: ScoredRun) -> str:
-    """Write the records with size, IoU and outcome; stuff has no size or outcome."""
-    names = (*run.size_bins, "")
-    sizes = np.where(run.table.things, run.table.size_of(run.size_bins), len(names) - 1)
-    outcomes = np.where(run.table.things, classify(run.table), len(OUTCOMES))
-    columns = {name: column.tolist() for name, column in run.table.columns().items()}
-    columns["size"] = [names[size] for size in sizes.tolist()]
-    columns["outcome"] = [(*OUTCOMES, "")[outcome] for outcome in outcomes.tolist()]
-    # repr keeps every bit, so that figures can be computed from the file.
-    columns["charged"] = list(map(repr, columns["charged"]))
-    columns["iou"] = list(map(repr, run.table.iou.tolist()))
-    return csv_text(_INSTANCE_COLUMNS, zip(*(columns[name] for name in _INSTANCE_COLUMNS)))
-
-
 def _read_instances(path: Path, details: Path) -> InstanceTable:
-    columns = _read_columns(path, _INSTANCE_COLUMNS, InstanceTable)
-    more = _read_columns(details, _DETAIL_COLUMNS, InstanceTable)
+    columns = _read_columns(path, INSTANCE_COLUMNS, InstanceTable)
+    more = _read_columns(details, DETAIL_COLUMNS, InstanceTable)
     for name in ("image_id", "instance_id"):
         if not np.array_equal(columns[name], more[name]):
             raise ValueError(f"{details}: its rows must be of the same instances as {path}'s")
@@ -218,7 +203,7 @@ def _read_instances(path: Path, details: Path) -> InstanceTable:
 
 def _read_images(path: Path) -> tuple[list[str], dict[str, tuple[str, ...]]]:
     """Read the ids, sorted, and the files of each image."""
-    rows = _read_rows(path, _IMAGE_COLUMNS)
+    rows = _read_rows(path, IMAGE_COLUMNS)
     files = {row[0]: tuple(row[1:]) for row in rows}
     images = [row[0] for row in rows]
     if images != sorted(files):
@@ -245,7 +230,7 @@ def _read_pixels(path: Path, images: Sequence[str], num_classes: int) -> PixelTa
 
 
 def _read_confusion(path: Path, class_names: Sequence[str]) -> np.ndarray:
-    rows = _read_rows(path, (_CORNER, *class_names))
+    rows = _read_rows(path, (CORNER, *class_names))
     if [row[0] for row in rows] != list(class_names):
         raise ValueError(f"{path}: its rows must be the classes {list(class_names)}")
     try:
@@ -253,11 +238,6 @@ def _read_confusion(path: Path, class_names: Sequence[str]) -> np.ndarray:
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: a cell holds no number ({error})") from error
     return cells.reshape(len(class_names), len(class_names))
-
-
-def _table_csv(table: BlobTable | PixelTable) -> str:
-    columns = table.columns()
-    return csv_text(columns, zip(*(column.tolist() for column in columns.values())))
 
 
 def _read_rows(path: Path, header: Sequence[str]) -> list[list[str]]:
@@ -293,3 +273,24 @@ def _read_columns(
         }
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: a cell holds no number ({error})") from error
+
+
+def intervals_of(document: Mapping[str, Any]) -> dict[str, Interval]:
+    """Return the intervals of a ``metrics.json`` that was read."""
+    return {
+        name: Interval(*(_number(ends[key]) for key in ("estimate", "low", "high")))
+        for name, ends in document["intervals"].items()
+    }
+
+
+def differing(run: ScoredRun, document: Mapping[str, Any]) -> list[str]:
+    """List the headline figures of a ``metrics.json`` that differ from the run's records."""
+    return [
+        name
+        for name, value in run.headline.items()
+        if repr(_number(document.get(name))) != repr(value)
+    ]
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)

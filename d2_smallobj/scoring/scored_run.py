@@ -1,120 +1,85 @@
-"""A scored run: all that is known of a method once its pixels have been read.
+"""A scored run: all that is known of a method once its pixels have been read, and its folder.
 
-Shapes: N number of images; C number of classes.
+The folder holds small text files, from which a run is read back to the bit (:mod:`.run_folder`):
+
+| file | holds |
+|---|---|
+| ``metrics.json`` | figures, options, versions |
+| ``instances.csv`` | a row for every instance, and for every image and stuff class |
+| ``instance_details.csv`` | further columns of these rows |
+| ``blobs.csv`` | a row for every false-positive blob |
+| ``images.csv`` | a row for every image, with its files |
+| ``pixels.csv`` | pixels by image and class: intersection, ground truth, predicted |
+| ``confusion.csv`` | the confusion matrix, rows ground truth, columns prediction |
+
+The keys of ``metrics.json`` are stable: ``mIoU``, ``IA-mIoU``, ``IA-mIoU_fg``, ``IA-mIoU_<size>``
+and the other figures of :func:`d2_smallobj.metrics.summary.headline_names` in percent (``null``
+where undefined), ``intervals``, ``classes``, ``counts``, ``outcomes``, ``blobs``,
+``few_instances``, ``warnings``, ``options``, ``versions``. None depends on the time, the machine's
+speed, or the number of processes. Shapes: N number of images; C number of classes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Union
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from d2_smallobj.annotations.truth import GroundTruth, TruthImage
+import d2_smallobj
 from d2_smallobj.metrics import (
-    COCO_SIZE_BINS,
+    OUTCOMES,
     Accumulator,
     BlobTable,
     InstanceTable,
     PixelTable,
     SizeBins,
-    component_instances,
-    parse_size_bins,
+    blob_summary,
+    classify,
+    outcome_summary,
     summarize,
 )
 from d2_smallobj.metrics.summary import headline_names
-from d2_smallobj.scoring.inputs import DatasetOpener, Inputs, choose_ignore_label
-from d2_smallobj.scoring.predictions import Predictions, open_predictions, read_prediction
-from d2_smallobj.statistics.comparison import run_stuff, run_worst
-from d2_smallobj.statistics.intervals import Interval, bootstrap
+from d2_smallobj.scoring.inputs import SOURCE_KINDS, Sources
+from d2_smallobj.statistics.comparison import run_size_bins, run_stuff, run_worst
+from d2_smallobj.statistics.intervals import (
+    FewInstances,
+    Interval,
+    bootstrap,
+    few_instances,
+    few_instances_warnings,
+)
+from d2_smallobj.utils.files import atomic_write_text, csv_text
+from d2_smallobj.utils.messages import listed
+from d2_smallobj.utils.opencv import cv2
 
-SOURCE_KINDS = ("prediction", "semantic", "instances", "image")
-"""Kinds of files of an image, in this order."""
+FORMAT = 3
+"""Version of the files of a run, raised when older readers would misread them."""
 LEVEL = 0.95
 """Confidence level of intervals."""
 
-Source = Union[str, Callable[[], np.ndarray]]
-
-
-class PixelSources(Mapping[str, Mapping[str, Source]]):
-    """The pixels behind a run, by image id and kind.
-
-    Values are files, or functions that return the array where there is no file (annotations, run
-    lengths). The first such call opens the inputs again, once for all images; without a
-    ``description`` (:meth:`.Inputs.describe`) there are only files. ``files`` has, by image id,
-    one for each of :data:`SOURCE_KINDS`, empty where there is none.
-    """
-
-    def __init__(
-        self,
-        files: Mapping[str, Sequence[str]],
-        description: Mapping[str, Any] | None = None,
-        open_dataset: DatasetOpener | None = None,
-    ) -> None:
-        self.files = {image: tuple(paths) for image, paths in files.items()}
-        self._description = description
-        self._open_dataset = open_dataset
-
-    def __getitem__(self, image_id: str) -> Mapping[str, Source]:
-        paths = zip(SOURCE_KINDS, self.files[image_id])
-        known: dict[str, Source] = {kind: path for kind, path in paths if path}
-        if self._description is None:
-            return known
-        opened: dict[str, Source] = {
-            "semantic": functools.partial(self._truth_map, image_id, 0),
-            "instances": functools.partial(self._truth_map, image_id, 1),
-            "prediction": functools.partial(self._prediction, image_id),
-        }
-        if "semantic" in known:
-            # Ground truth in files: without an instance map, there is none.
-            del opened["semantic"], opened["instances"]
-        return {**opened, **known}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def _truth_map(self, image_id: str, which: int) -> np.ndarray:
-        truth, _ = self._truth
-        maps = truth.read(self._image(image_id))
-        if maps[which] is not None:
-            return maps[which]
-        ignore_label = choose_ignore_label(None, truth)
-        return component_instances(maps[0], stuff=truth.stuff, ignore_label=ignore_label)
-
-    def _prediction(self, image_id: str) -> np.ndarray:
-        image = self._image(image_id)
-        found = self._predictions.find(image)
-        if found is None:
-            raise ValueError(
-                f"prediction of {image_id!r} not found; were the predictions changed since scoring?"
-            )
-        size, label_ids = self._truth[0].size(image), self._inputs.prediction_ids == "label"
-        return read_prediction(found[1], size, f"prediction of {image_id}", label_ids=label_ids)
-
-    def _image(self, image_id: str) -> TruthImage:
-        if image_id not in self._truth[1]:
-            raise ValueError(
-                f"ground truth of {image_id!r} not found; were the inputs moved since scoring?"
-            )
-        return self._truth[1][image_id]
-
-    @functools.cached_property
-    def _inputs(self) -> Inputs:
-        return Inputs.from_description(self._description, self._open_dataset)
-
-    @functools.cached_property
-    def _truth(self) -> tuple[GroundTruth, dict[str, TruthImage]]:
-        truth = self._inputs.open_truth()
-        return truth, {image.image_id: image for image in truth.images}
-
-    @functools.cached_property
-    def _predictions(self) -> Predictions:
-        return open_predictions(self._inputs.predictions, self._truth[0].json_classes)
+METRICS_FILE = "metrics.json"
+RUN_FILES = (
+    *("instances.csv", "instance_details.csv", "blobs.csv", "images.csv", "pixels.csv"),
+    *("confusion.csv", METRICS_FILE),
+)
+"""The files of a run, in the order they are written."""
+INSTANCE_COLUMNS = (
+    *("image_id", "instance_id", "category_id", "area", "size", "iou", "intersection"),
+    *("charged", "components", "outcome"),
+)
+DETAIL_COLUMNS = ("image_id", "instance_id", "pixels", "shared", "image_area")
+IMAGE_COLUMNS = ("image_id", *SOURCE_KINDS)
+CORNER = "ground truth \\ prediction"
+"""Title of the first column of ``confusion.csv``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +110,14 @@ class ScoredRun:
     images: Sequence[str]
     pixels: PixelTable
     confusion: np.ndarray
-    sources: Mapping[str, Mapping[str, Source]] = dataclasses.field(default_factory=dict)
+    sources: Sources = dataclasses.field(default_factory=dict)
     intervals: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
     remarks: Sequence[str] = ()
 
     @property
     def size_bins(self) -> SizeBins:
         """The size bins of the options, COCO's by default."""
-        return parse_size_bins(self.options.get("size_bins", str(COCO_SIZE_BINS)))
+        return run_size_bins(self.options)
 
     @property
     def stuff(self) -> tuple[int, ...]:
@@ -182,6 +147,11 @@ class ScoredRun:
             images=len(self.images),
         )
 
+    @functools.cached_property
+    def few_instances(self) -> list[FewInstances]:
+        """Classes and sizes with too few instances for a mean."""
+        return few_instances(self.table, self.class_names, self.size_bins, stuff=self.stuff)
+
     def with_intervals(self) -> ScoredRun:
         """Return the run with bootstrap intervals as the options say; none without an image."""
         samples = int(self.options.get("bootstrap", 0))
@@ -207,7 +177,7 @@ class ScoredRun:
         *,
         name: str = "",
         options: Mapping[str, Any] | None = None,
-        sources: Mapping[str, Mapping[str, Source]] | None = None,
+        sources: Sources | None = None,
         remarks: Sequence[str] = (),
     ) -> ScoredRun:
         """Make a run of what an accumulator has collected; its settings become options."""
@@ -225,3 +195,144 @@ class ScoredRun:
             sources=sources or {},
             remarks=tuple(remarks),
         )
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Make a folder and check that it can be written, before hours are spent on its content."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write to the output folder {folder}: {error.strerror or error}"
+        ) from error
+
+
+def save_run(
+    folder: str | os.PathLike[str], run: ScoredRun, *, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a run, each file atomically, ``metrics.json`` last.
+
+    Files of an earlier run in the folder are replaced. The run's name is not written: a run is
+    called by its folder's name. ``extra`` keys go into ``metrics.json``.
+    """
+    details = zip(*(getattr(run.table, name).tolist() for name in DETAIL_COLUMNS))
+    sources = getattr(run.sources, "files", {})
+    images = ((image, *sources.get(image, ("",) * len(SOURCE_KINDS))) for image in run.images)
+    confusion = zip(run.class_names, run.confusion.tolist())
+    contents = (
+        _instances_csv(run),
+        csv_text(DETAIL_COLUMNS, details),
+        _table_csv(run.blobs),
+        csv_text(IMAGE_COLUMNS, images),
+        _table_csv(run.pixels),
+        csv_text((CORNER, *run.class_names), ((name, *row) for name, row in confusion)),
+        json.dumps(_plain(describe(run, extra)), indent=2, allow_nan=False, ensure_ascii=False)
+        + "\n",
+    )
+    for name, content in zip(RUN_FILES, contents):
+        atomic_write_text(os.path.join(folder, name), content)
+
+
+def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Make the content of ``metrics.json``, ``extra`` keys first; undefined figures are NaN."""
+    bins = run.size_bins
+    return {
+        **(extra or {}),
+        **run.headline,
+        "intervals": {name: dataclasses.asdict(found) for name, found in run.intervals.items()},
+        "classes": _classes(run),
+        "counts": _counts(run),
+        "outcomes": outcome_summary(run.table, run.class_names, bins, stuff=run.stuff),
+        "blobs": blob_summary(run.blobs, run.class_names, bins, stuff=run.stuff),
+        "few_instances": [dataclasses.asdict(one) for one in run.few_instances],
+        "warnings": warnings(run),
+        "remarks": list(run.remarks),
+        "options": dict(run.options),
+        # What the figures could depend on.
+        "versions": {
+            "d2_smallobj": d2_smallobj.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+        },
+        "format": FORMAT,
+    }
+
+
+def warnings(run: ScoredRun) -> list[str]:
+    """List the limits of the figures, one sentence each."""
+    found = list(run.remarks)
+    if "shard" in run.options:
+        found.append(
+            f"These are the figures of shard {run.options['shard']} alone; merge all shards."
+        )
+    if not run.images:
+        found.append("No image was scored; all figures are undefined.")
+    things = [name for place, name in enumerate(run.class_names) if place not in run.stuff]
+    absent = [name for name in things if not run.figures[f"instances-{name}"]]
+    if absent and run.images:
+        found.append(
+            f"IA-mIoU leaves out {len(absent)} class(es) without an instance: {listed(absent)}."
+        )
+    return found + few_instances_warnings(run.few_instances)
+
+
+def _classes(run: ScoredRun) -> dict[str, dict[str, float]]:
+    """Return all figures by class; stuff has no sizes."""
+    groups = ["", *(f"_{size}" for size in run.size_bins)]
+    found = {}
+    for category, name in enumerate(run.class_names):
+        shown = groups if category not in run.stuff else groups[:1]
+        row = {"IoU": run.figures[f"IoU-{name}"]}
+        row |= {f"IA-IoU{group}": run.figures[f"IA-IoU{group}-{name}"] for group in shown}
+        row |= {f"instances{g}": int(run.figures[f"instances{g}-{name}"]) for g in shown}
+        found[name] = row
+    return found
+
+
+def _counts(run: ScoredRun) -> dict[str, int]:
+    """Count images, instances, pixels and blobs."""
+    groups = ["", *(f"_{size}" for size in run.size_bins)]
+    pixels = run.pixels.select(run.pixels.ground_truth > 0)
+    with_instances = np.unique(run.table.image_id[run.table.things])
+    return {
+        "images": len(run.images),
+        **{f"instances{group}": int(run.figures[f"instances{group}"]) for group in groups},
+        "images_without_instances": len(run.images) - len(with_instances),
+        "images_all_ignored": len(run.images) - len(np.unique(pixels.image_id)),
+        "classes_in_ground_truth": len(np.unique(pixels.category_id)),
+        "pixels": int(pixels.ground_truth.sum()),
+        "blobs": len(run.blobs),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Convert to plain JSON values; undefined numbers become ``None``."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _instances_csv(run: ScoredRun) -> str:
+    """Write the records with size, IoU and outcome; stuff has no size or outcome."""
+    names = (*run.size_bins, "")
+    sizes = np.where(run.table.things, run.table.size_of(run.size_bins), len(names) - 1)
+    outcomes = np.where(run.table.things, classify(run.table), len(OUTCOMES))
+    columns = {name: column.tolist() for name, column in run.table.columns().items()}
+    columns["size"] = [names[size] for size in sizes.tolist()]
+    columns["outcome"] = [(*OUTCOMES, "")[outcome] for outcome in outcomes.tolist()]
+    # repr keeps every bit, so that figures can be computed from the file.
+    columns["charged"] = list(map(repr, columns["charged"]))
+    columns["iou"] = list(map(repr, run.table.iou.tolist()))
+    return csv_text(INSTANCE_COLUMNS, zip(*(columns[name] for name in INSTANCE_COLUMNS)))
+
+
+def _table_csv(table: BlobTable | PixelTable) -> str:
+    columns = table.columns()
+    return csv_text(columns, zip(*(column.tolist() for column in columns.values())))

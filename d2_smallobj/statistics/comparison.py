@@ -7,10 +7,9 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from d2_smallobj.metrics.image_means import WORST_PERCENT
 from d2_smallobj.metrics.image_sums import Run
 from d2_smallobj.metrics.records import COCO_SIZE_BINS, SizeBins, as_size_bins, parse_size_bins
-from d2_smallobj.metrics.summary import split_headline
+from d2_smallobj.metrics.summary import WORST_PERCENT, split_headline
 from d2_smallobj.statistics.intervals import (
     FewInstances,
     Interval,

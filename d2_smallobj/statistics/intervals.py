@@ -14,23 +14,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from d2_smallobj.metrics.image_means import (
-    WORST_PERCENT,
-    ImageIoUs,
-    figure_names,
-    image_ious,
-    resampled_figures,
-)
 from d2_smallobj.metrics.image_sums import (
+    ImageIoUs,
     ImageSums,
     Run,
+    figure_names,
     figures,
+    image_ious,
     image_sums,
     joint_sums,
+    resampled_figures,
     sorted_images,
 )
 from d2_smallobj.metrics.records import COCO_SIZE_BINS, InstanceTable
-from d2_smallobj.metrics.summary import headline_names, summarize
+from d2_smallobj.metrics.summary import WORST_PERCENT, headline_names, summarize
 from d2_smallobj.utils.messages import listed
 
 MINIMUM_INSTANCES = 10

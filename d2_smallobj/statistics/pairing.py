@@ -12,9 +12,9 @@ from typing import Union
 
 import numpy as np
 
-from d2_smallobj.metrics.image_means import WORST_PERCENT, joined, resampled_figures
-from d2_smallobj.metrics.image_sums import Run, joint_sums
+from d2_smallobj.metrics.image_sums import Run, joined, joint_sums, resampled_figures
 from d2_smallobj.metrics.records import COCO_SIZE_BINS, InstanceTable, PixelTable
+from d2_smallobj.metrics.summary import WORST_PERCENT
 from d2_smallobj.statistics.intervals import (
     Scores,
     bootstrap_figures,

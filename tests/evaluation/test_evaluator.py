@@ -18,7 +18,7 @@ from d2_smallobj.evaluation import SmallObjectEvaluator
 from d2_smallobj.evaluation.model_outputs import to_labels
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring import load_run
-from d2_smallobj.scoring.run_folder import RUN_FILES
+from d2_smallobj.scoring.scored_run import RUN_FILES
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 

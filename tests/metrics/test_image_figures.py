@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from d2_smallobj.metrics import Accumulator
-from d2_smallobj.metrics.image_means import resampled_figures
+from d2_smallobj.metrics.image_sums import resampled_figures
 from d2_smallobj.statistics.intervals import bootstrap_weights, score
 
 CLASSES, IMAGES, HEIGHT, WIDTH = 5, 60, 12, 17

@@ -138,5 +138,5 @@ def test_blobs_by_class_and_size():
 
 
 def test_categories_need_names():
-    with pytest.raises(ValueError, match=r"category_id must be in 0..1 for 2 class_names, got 2"):
+    with pytest.raises(ValueError, match=r"category_id must be in 0..1 for 2 classes, got 2"):
         outcome_summary(TABLE, NAMES[:2])

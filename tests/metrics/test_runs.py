@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from random_maps import label_maps, on_random_maps
 
 from d2_smallobj.metrics import component_instances, image_runs, match_image, matching, overlaps
 from d2_smallobj.metrics.components import class_components
 from d2_smallobj.metrics.runs import find_runs, run_components, stack_runs
-
-
-@st.composite
-def label_maps(draw):
-    """Noise, blobs or stripes of four labels, of any shape."""
-    shape = draw(st.tuples(st.integers(1, 24), st.integers(1, 24)))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    coarse = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
-    small = rng.integers(0, 4, [-(-n // c) for n, c in zip(shape, coarse)])
-    return small.repeat(coarse[0], 0).repeat(coarse[1], 1)[: shape[0], : shape[1]].astype(np.uint8)
 
 
 def as_sets(numbered):
@@ -41,33 +30,30 @@ def numbered_by_runs(labels, *others):
     return paint(runs, number, labels.shape), values[chosen][first]
 
 
-@given(label_maps(), st.integers(0, 2**32 - 1))
-@settings(max_examples=150, deadline=None)
-def test_runs_cover_the_image_and_are_as_long_as_can_be(labels, seed):
-    other = np.random.default_rng(seed).integers(0, 2, labels.shape).astype(np.int32) * 70000
-    runs = find_runs(labels, other)
-    assert runs.start.tolist() == sorted({
-        p for p in range(labels.size)
-        if p % labels.shape[1] == 0
-        or labels.flat[p] != labels.flat[p - 1]
-        or other.flat[p] != other.flat[p - 1]
-    })  # fmt: skip
-    for source in (labels, other):
-        assert np.array_equal(paint(runs, runs.sample(source), labels.shape), source)
-    assert runs.start.dtype == runs.length.dtype == runs.sample(labels).dtype == np.int64
+@on_random_maps(150)
+def test_runs_cover_the_image_and_are_as_long_as_can_be(rng):
+    for labels in label_maps(rng):
+        other = rng.integers(0, 2, labels.shape).astype(np.int32) * 70000
+        runs = find_runs(labels, other)
+        changed = np.ones(labels.shape, bool)
+        changed[:, 1:] = (np.diff(labels) != 0) | (np.diff(other) != 0)
+        assert runs.start.tolist() == np.flatnonzero(changed).tolist()
+        for source in (labels, other):
+            assert np.array_equal(paint(runs, runs.sample(source), labels.shape), source)
+        kinds = {runs.start.dtype, runs.length.dtype, runs.sample(labels).dtype}
+        assert kinds == {np.dtype(np.int64)}
 
 
-@given(label_maps(), st.integers(0, 2**32 - 1))
-@settings(max_examples=200, deadline=None)
-def test_components_are_opencvs(labels, seed):
-    expected = class_components(labels)
-    # Cut finer by another map: the components stay the same.
-    other = np.random.default_rng(seed).integers(0, 3, labels.shape)
-    for others in ((), (other,)):
-        found, label_of = numbered_by_runs(labels, *others)
-        assert as_sets(found) == as_sets(expected.map)
-        assert len(label_of) == len(expected)
-        assert np.array_equal(np.append(0, label_of)[found], labels)
+@on_random_maps(200)
+def test_components_are_opencvs(rng):
+    for labels in label_maps(rng):
+        expected = class_components(labels)
+        # Cut finer by another map: the components stay the same.
+        for others in ((), (rng.integers(0, 3, labels.shape),)):
+            found, label_of = numbered_by_runs(labels, *others)
+            assert as_sets(found) == as_sets(expected.map)
+            assert len(label_of) == len(expected)
+            assert np.array_equal(np.append(0, label_of)[found], labels)
 
 
 def spirals(size):
@@ -143,23 +129,15 @@ def test_component_instances_are_the_records_ids():
     ]  # fmt: skip
 
 
-@given(label_maps())
-@settings(max_examples=60, deadline=None)
-def test_records_equal_those_of_the_painted_components(semantic):
-    rng = np.random.default_rng(0)
-    guess = np.where(rng.random(semantic.shape) < 0.8, semantic, 1)
-    painted = component_instances(semantic, ignore_label=9)
-    one = match_image(guess, semantic, num_classes=4, ignore_label=9)
-    two = match_image(guess, semantic, painted, num_classes=4, ignore_label=9)
-    for name, column in one.table.columns().items():
-        assert np.array_equal(column, two.table.columns()[name])
-
-
-def test_component_ids_pass_over_255():
-    semantic = np.zeros((40, 40), np.uint8)
-    semantic[::2, ::2] = 1
-    ids = component_instances(semantic)
-    assert sorted(set(ids.ravel().tolist())) == [i for i in range(402) if i != 255]
+@on_random_maps(60)
+def test_records_equal_those_of_the_painted_components(rng):
+    for semantic in label_maps(rng):
+        guess = np.where(rng.random(semantic.shape) < 0.8, semantic, 1)
+        painted = component_instances(semantic, ignore_label=9)
+        one = match_image(guess, semantic, num_classes=4, ignore_label=9)
+        two = match_image(guess, semantic, painted, num_classes=4, ignore_label=9)
+        for name, column in one.table.columns().items():
+            assert np.array_equal(column, two.table.columns()[name])
 
 
 def test_huge_ids_are_numbered_anew(monkeypatch):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.scoring import InputError, Inputs, Settings, evaluate, prepare
-from d2_smallobj.scoring.shards import parse_shard
+from d2_smallobj.scoring.pipeline import parse_shard
 
 
 def run(dataset, **changes):
@@ -71,40 +71,27 @@ def rename_unprintable(dataset):
         (folder / "image1.png").rename(folder / "im\nage.png")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (remove_two, r"^2 image\(s\) without a prediction:\n  image2\n  image5$"),
-        (
-            add_25_without_prediction,
-            r"^25 image\(s\) without a prediction:\n(  more0\d\n){10}  and 15 more$",
-        ),
-        (rename_all, r"(?s)7 image\(s\) without.*instead; do they belong.*:\n  ximage0, ximage1"),
-        (
-            resize,
-            r"^2 prediction\(s\) of another height x width than the ground truth:\n"
-            r"  \S+image1\.png: 40 x 53 instead of 40 x 51\n"
-            r"  \S+image2\.npy: 40 x 50 instead of 40 x 52$",
-        ),
-        (
-            write_other_files,
-            r"^3 unusable prediction\(s\):\n  \S+image1\.png: .*colour picture \(mode RGB\).*\n"
-            r"  \S+image2\.png: corrupt.*\n  \S+image4\.npy: .*\(4, 40, 54\) of float32; of scores",
-        ),
-        (
-            swap_instances,
-            r"^1 unusable ground-truth map\(s\):\n  \S+instances/image1\.png: height x width"
-            r" 40 x 52, but 40 x 51 in \S+semantic/image1\.png; do the files belong .*\?$",
-        ),
-        (
-            remove_instances,
-            r"^1 image\(s\) without an instance map in \S+instances .*--list\):\n  image1$",
-        ),
-        (add_npy("preds"), r"1 prediction\(s\) in two files each:\n  image1\.npy and image1\.png"),
-        (add_npy("semantic"), r"share:\n  image1\.npy and image1\.png"),
-        (rename_unprintable, r"unprintable characters:\n  'im\\nage'"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    (remove_two, r"^2 image\(s\) without a prediction:\n  image2\n  image5$"),
+    (add_25_without_prediction,
+     r"^25 image\(s\) without a prediction:\n(  more0\d\n){10}  and 15 more$"),
+    (rename_all, r"(?s)7 image\(s\) without.*instead; do they belong.*:\n  ximage0, ximage1"),
+    (resize,
+     r"^2 prediction\(s\) of another height x width than the ground truth:\n"
+     r"  \S+image1\.png: 40 x 53 instead of 40 x 51\n"
+     r"  \S+image2\.npy: 40 x 50 instead of 40 x 52$"),
+    (write_other_files,
+     r"^3 unusable prediction\(s\):\n  \S+image1\.png: .*colour picture \(mode RGB\).*\n"
+     r"  \S+image2\.png: corrupt.*\n  \S+image4\.npy: .*\(4, 40, 54\) of float32; of scores"),
+    (swap_instances,
+     r"^1 unusable ground-truth map\(s\):\n  \S+instances/image1\.png: height x width"
+     r" 40 x 52, but 40 x 51 in \S+semantic/image1\.png; do the files belong .*\?$"),
+    (remove_instances,
+     r"^1 image\(s\) without an instance map in \S+instances .*--list\):\n  image1$"),
+    (add_npy("preds"), r"1 prediction\(s\) in two files each:\n  image1\.npy and image1\.png"),
+    (add_npy("semantic"), r"share:\n  image1\.npy and image1\.png"),
+    (rename_unprintable, r"unprintable characters:\n  'im\\nage'"),
+])  # fmt: skip
 def test_found_from_headers_alone(dataset, change, message):
     change(dataset)
     with pytest.raises(InputError, match=message):
@@ -154,93 +141,68 @@ def mix_classes(dataset):
     write_label_map(dataset.instances / "image1.png", mixed)
 
 
-@pytest.mark.parametrize(
-    ("change", "options", "message"),
-    [
-        (
-            label_out_of_range,
-            {},
-            r"^2 image\(s\) whose labels do not fit the 4 classes \(--classes\), the ignore label "
-            r"255.*\n  \S+preds/image1\.png \(ground truth \S+semantic/image1\.png and "
-            r"\S+image1\.png\): prediction must "
-            r"hold 0\.\.3 .*got 9 \(2 px\), 255 \(1 px\)\n  \S+image4\.png",
-        ),
-        (truncate_two, {}, r"(?s)preds/image1\.png: corrupt.*instances/image3\.png"),
-        (
-            lambda dataset: None,
-            {"classes": "2"},
-            r"(?s)labels do not fit the 2 classes.*semantic must hold 0\.\.1",
-        ),
-        (
-            mix_classes,
-            {},
-            r"image1\.png \(ground truth \S+semantic/image1\.png and \S+instances/image1\.png\): .*"
-            r"instance 2 lies on class 1 \(100 px\), class 2 \(145 px\)",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("change", "options", "message"), [
+    (label_out_of_range, {},
+     r"^2 image\(s\) whose labels do not fit the 4 classes \(--classes\), the ignore label 255.*\n"
+     r"  \S+preds/image1\.png \(ground truth \S+semantic/image1\.png and \S+image1\.png\): "
+     r"prediction must hold 0\.\.3 .*got 9 \(2 px\), 255 \(1 px\)\n  \S+image4\.png"),
+    (truncate_two, {}, r"(?s)preds/image1\.png: corrupt.*instances/image3\.png"),
+    (lambda _: None, {"classes": "2"},
+     r"(?s)labels do not fit the 2 classes.*semantic must hold 0\.\.1"),
+    (mix_classes, {},
+     r"image1\.png \(ground truth \S+semantic/image1\.png and \S+instances/image1\.png\): .*"
+     r"instance 2 lies on class 1 \(100 px\), class 2 \(145 px\)"),
+])  # fmt: skip
 def test_found_when_pixels_are_read(dataset, change, options, message):
     change(dataset)
     with pytest.raises(InputError, match=message):
         run(dataset, **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"predictions": "nope"}, FileNotFoundError, r"--predictions: no such folder or .*nope"),
-        ({"semantic": "nope"}, FileNotFoundError, r"--semantic: no such folder.*nope"),
-        ({"instances": "classes.txt"}, NotADirectoryError, r"--instances: no such .*classes\.txt"),
-        ({"predictions": "empty"}, ValueError, r"--predictions: no label map .*empty \(1 other"),
-        ({"image_list": "nope.txt"}, FileNotFoundError, r"nope\.txt"),
-        (
-            {"image_list": "unknown"},
-            InputError,
-            r"1 image\(s\) of --list without a semantic map in \S+semantic:\n  image9",
-        ),
-        ({"image_list": "twice"}, ValueError, r"line 2: image 'image1' is listed twice"),
-        ({"image_list": "climbing"}, ValueError, r"line 1: expected an image id"),
-    ],
-)
-def test_paths_and_lists(dataset, tmp_path, options, error, message):
+@pytest.mark.parametrize(("options", "message"), [
+    ({"predictions": "nope"}, r"--predictions: no such folder or .*nope"),
+    ({"semantic": "nope"}, r"--semantic: no such folder.*nope"),
+    ({"instances": "classes.txt"}, r"--instances: no such .*classes\.txt"),
+    ({"predictions": "empty"}, r"--predictions: no label map .*empty \(1 other"),
+    ({"image_list": "nope.txt"}, r"nope\.txt"),
+    ({"image_list": "unknown"},
+     r"1 image\(s\) of --list without a semantic map in \S+semantic:\n  image9"),
+    ({"image_list": "twice"}, r"line 2: image 'image1' is listed twice"),
+    ({"image_list": "climbing"}, r"line 1: expected an image id"),
+])  # fmt: skip
+def test_paths_and_lists(dataset, tmp_path, options, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.jpg").write_text("")
     (tmp_path / "unknown").write_text("image1\nimage9\n")
     (tmp_path / "twice").write_text("image1\nimage1\n")
     (tmp_path / "climbing").write_text("../image1\n")
-    with pytest.raises(error, match=message):
+    with pytest.raises((OSError, ValueError), match=message):
         run(dataset, **{name: str(tmp_path / path) for name, path in options.items()})
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"semantic": None}, r"give one of --semantic, --coco-json, .*; got none"),
-        ({"coco_json": "a.json"}, r"got --semantic and --coco-json$"),
-        ({"category_map": "a.json"}, r"--category-map goes with --coco-json or --lvis-json"),
-        ({"semantic": None, "dataset": "x"}, r"--instances goes with --semantic"),
-        ({"semantic": None, "instances": None, "dataset": "x"}, r"not with --dataset"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"semantic": None}, r"give one of --semantic, --coco-json, .*; got none"),
+    ({"coco_json": "a.json"}, r"got --semantic and --coco-json$"),
+    ({"category_map": "a.json"}, r"--category-map goes with --coco-json or --lvis-json"),
+    ({"semantic": None, "dataset": "x"}, r"--instances goes with --semantic"),
+    ({"semantic": None, "instances": None, "dataset": "x"}, r"not with --dataset"),
+])  # fmt: skip
 def test_options_that_do_not_go_together(dataset, changes, message):
     with pytest.raises(ValueError, match=message):
         Inputs(**{**dataset.options, **changes})
 
 
-@pytest.mark.parametrize(
-    ("content", "options", "message"),
-    [
-        (b"", {"classes": "vocc"}, r"--classes: neither 'voc', .*did you mean 'voc'"),
-        (b"", {"classes": "0"}, r"--classes: the number counts background.* got 0"),
-        (b"background\ncat\n\ndog\n", {}, r"classes\.txt, line 3: empty"),
-        (b"background\ncat\ndog\ncat\n", {}, r"line 4: .*'cat'.* line 2"),
-        (b"background\n\xff\xfe\n", {}, r"class names are UTF-8 text"),
-        (b"\n", {}, r"no class name in it"),
-        # A list without background may lack it, or have none: asked, since it cannot be known.
-        (b"cat\ndog\nbird\nhorse\n", {}, r"no class is called 'background'.*--stuff NAME.*--no-st"),
-        (b"cat\ndog\n", {"stuff": ("cats",)}, r"--stuff: unknown value 'cats'.*mean 'cat'\?"),
-    ],
-)
+@pytest.mark.parametrize(("content", "options", "message"), [
+    (b"", {"classes": "vocc"}, r"--classes: neither 'voc', .*did you mean 'voc'"),
+    (b"", {"classes": "0"}, r"--classes: the number counts background.* got 0"),
+    (b"background\ncat\n\ndog\n", {}, r"classes\.txt, line 3: empty"),
+    (b"background\ncat\ndog\ncat\n", {}, r"line 4: .*'cat'.* line 2"),
+    (b"background\n\xff\xfe\n", {}, r"class names are UTF-8 text"),
+    (b"\n", {}, r"no class name in it"),
+    # A list without background may lack it, or have none: asked, since it cannot be known.
+    (b"cat\ndog\nbird\nhorse\n", {}, r"no class is called 'background'.*--stuff NAME.*--no-st"),
+    (b"cat\ndog\n", {"stuff": ("cats",)}, r"--stuff: unknown value 'cats'.*mean 'cat'\?"),
+])  # fmt: skip
 def test_class_names(dataset, content, options, message):
     dataset.classes.write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -267,59 +229,51 @@ def test_settings_are_checked(dataset):
 
 
 def spoil(path, change):
-    entries = json.loads(path.read_text())
-    entries = change(entries) or entries
-    path.write_text(json.dumps(entries))
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
 
 def first(**changes):
-    def change(entries):
-        entries[0].update(changes)
-
-    return change
+    return lambda entries: [{**entries[0], **changes}, *entries[1:]]
 
 
 SIZE = {"size": [40, 50], "counts": "abc"}
+MALFORMED = [
+    ({"category_id": 1}, "lacks file_name, segmentation"),
+    ({"file_name": ".."}, "file_name must name a file, got '..'"),
+    ({"file_name": 7}, "file_name must name a file, got 7"),
+    ({"category_id": "cat"}, "category_id must be a label >= 0, got 'cat'"),
+    ({"category_id": -1}, "category_id must be a label >= 0, got -1"),
+    ({"segmentation": [[1, 2]]}, "segmentation must be run lengths"),
+    ({"segmentation": {"size": [40, 50]}}, "segmentation must be run lengths"),
+]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda e: [{"category_id": 1}, *e[1:]],
-            r"1 malformed entries .*\n  entry 0: lacks file_name, segmentation",
-        ),
-        (first(file_name=".."), r"entry 0: file_name must name a file, got '\.\.'"),
-        (first(file_name=7), r"entry 0: file_name must name a file, got 7"),
-        (first(category_id="cat"), r"category_id must be a label >= 0, got 'cat'"),
-        (first(category_id=-1), r"category_id must be a label >= 0, got -1"),
-        (first(segmentation=[[1, 2]]), r"segmentation must be run lengths .*image0\.jpg"),
-        (first(segmentation={"size": [40, 50]}), r"segmentation must be run lengths"),
-        (lambda e: [*e, 5], r"expected an object, got int"),
-        (
-            first(file_name="/elsewhere/image0.jpg"),
-            r"share their name .*:\n  /elsewhere/image0\.jpg and /data/JPEGImages/image0\.jpg",
-        ),
-        (lambda e: [x for x in e if "image3" not in x["file_name"]], r"without a pred.*\n  image3"),
-        (first(segmentation={**SIZE, "size": [40, 99]}), r"image0: 40 x 99 instead of 40 x 50"),
-    ],
-)
-def test_json_predictions(dataset, sem_seg_json, change, message):
+def test_malformed_entries_are_one_error(dataset, sem_seg_json):
+    def change(entries):
+        changed = [{**entry, **wrong} for entry, (wrong, _) in zip(entries, MALFORMED)]
+        return [MALFORMED[0][0], *changed[1:], 5, *entries[len(changed) :]]
+
     spoil(sem_seg_json, change)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as caught:
         prepare(Inputs(**{**dataset.options, "predictions": str(sem_seg_json)}))
+    first_line, *lines = str(caught.value).splitlines()
+    assert re.match(r"8 malformed entries of \S+sem_seg_predictions\.json", first_line)
+    messages = [message for _, message in MALFORMED] + ["expected an object, got int"]
+    for number, (line, message) in enumerate(zip(lines, messages)):
+        assert line.startswith(f"  entry {number}: {message}")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda e: e[1:], r"prediction of image0: .*exactly one class; \d+ px have none, 0 px"),
-        (lambda e: [e[0], *e], r"exactly one class; 0 px have none, \d+ px have several"),
-        (first(segmentation=SIZE), r"prediction of image0, class 0: .*run lengths"),
-        (first(category_id=4), r"prediction must hold 0\.\.3 .*got 4"),
-    ],
-)
-def test_json_predictions_of_wrong_pixels(dataset, sem_seg_json, change, message):
+@pytest.mark.parametrize(("change", "message"), [
+    (first(file_name="/elsewhere/image0.jpg"),
+     r"share their name .*:\n  /elsewhere/image0\.jpg and /data/JPEGImages/image0\.jpg"),
+    (lambda e: [x for x in e if "image3" not in x["file_name"]], r"without a pred.*\n  image3"),
+    (first(segmentation={**SIZE, "size": [40, 99]}), r"image0: 40 x 99 instead of 40 x 50"),
+    (lambda e: e[1:], r"prediction of image0: .*exactly one class; \d+ px have none, 0 px"),
+    (lambda e: [e[0], *e], r"exactly one class; 0 px have none, \d+ px have several"),
+    (first(segmentation=SIZE), r"prediction of image0, class 0: .*run lengths"),
+    (first(category_id=4), r"prediction must hold 0\.\.3 .*got 4"),
+])  # fmt: skip
+def test_json_predictions(dataset, sem_seg_json, change, message):
     spoil(sem_seg_json, change)
     with pytest.raises(InputError, match=message):
         run(dataset, predictions=str(sem_seg_json))
@@ -335,17 +289,14 @@ def test_json_names_that_climb_lead_nowhere(dataset, sem_seg_json):
         assert repr(found) == repr(expected)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('[{"file_name": ', r"preds\.json: not a complete JSON file"),
-        ("[]", r"non-empty JSON list of file_name"),
-        ('{"a": 1}', r"non-empty JSON list .*got dict"),
-        ("\x00\xff", r"not a complete JSON file"),
-    ],
-)
+@pytest.mark.parametrize(("content", "message"), [
+    (b'[{"file_name": ', r"preds\.json: not a complete JSON file"),
+    (b"[]", r"non-empty JSON list of file_name"),
+    (b'{"a": 1}', r"non-empty JSON list .*got dict"),
+    (b"\x00\xff", r"not a complete JSON file"),
+])  # fmt: skip
 def test_json_files_that_are_none(dataset, content, message):
     path = dataset.folder / "preds.json"
-    path.write_bytes(content.encode("latin-1"))
+    path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         run(dataset, predictions=str(path))

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -17,7 +16,7 @@ from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
 from d2_smallobj.demo.dataset import make_demo
 from d2_smallobj.scoring import Inputs, Settings, evaluate, load_run, pipeline
-from d2_smallobj.scoring.run_folder import RUN_FILES
+from d2_smallobj.scoring.scored_run import RUN_FILES
 
 
 @pytest.fixture
@@ -97,8 +96,7 @@ def test_comparison_and_report(command, demo, tmp_path):
     assert page.count("data:image/") >= 4
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_real_voc_scored_against_itself(command, realdata, tmp_path, jobs):
+def test_real_voc_scored_against_itself(command, realdata, tmp_path):
     voc = realdata / "voc" / "VOC2012"
     for path in (voc / "SegmentationClass").glob("*.png"):
         labels = read_label_map(path)
@@ -106,7 +104,7 @@ def test_real_voc_scored_against_itself(command, realdata, tmp_path, jobs):
     done = command(
         *("--predictions", tmp_path / "preds", "--semantic", voc / "SegmentationClass"),
         *("--instances", voc / "SegmentationObject", "--output", tmp_path / "run"),
-        *("--jobs", jobs, "--bootstrap", 10),
+        *("--jobs", 2, "--bootstrap", 10),
     )
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -146,21 +144,18 @@ def test_the_output_is_tried_before_the_work(command, demo, tmp_path):
 REQUIRED = ["--predictions", "x", "--semantic", "x", "--output", "x"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "--predictions, --output"),
-        (["--shard", "3/2"], "--shard must be i/n with i in 1..n, e.g. 1/4, got '3/2'"),
-        (["--jobs", "0"], "argument --jobs: expected an integer >= 1, got '0'"),
-        (["--bootstrap", "x"], "argument --bootstrap: expected an integer >= 0, got 'x'"),
-        (["--size-bins", "S:x"], "size bins: expected 'coco'"),
-        (["--mode", "oficial"], "invalid choice: 'oficial'"),
-        (["--worst", "0"], "argument --worst: worst must be a whole number of percent in 1..100"),
-        (["--worst", "2.5"], "argument --worst: worst must be a whole number of percent"),
-        ([*REQUIRED, "--shard", "1/2", "--report", "a.html"], "give them to merge"),
-        ([*REQUIRED, "--import", "their_data"], "--import goes with --dataset"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], "--predictions, --output"),
+    (["--shard", "3/2"], "--shard must be i/n with i in 1..n, e.g. 1/4, got '3/2'"),
+    (["--jobs", "0"], "argument --jobs: expected an integer >= 1, got '0'"),
+    (["--bootstrap", "x"], "argument --bootstrap: expected an integer >= 0, got 'x'"),
+    (["--size-bins", "S:x"], "size bins: expected 'coco'"),
+    (["--mode", "oficial"], "invalid choice: 'oficial'"),
+    (["--worst", "0"], "argument --worst: worst must be a whole number of percent in 1..100"),
+    (["--worst", "2.5"], "argument --worst: worst must be a whole number of percent"),
+    ([*REQUIRED, "--shard", "1/2", "--report", "a.html"], "give them to merge"),
+    ([*REQUIRED, "--import", "their_data"], "--import goes with --dataset"),
+])  # fmt: skip
 def test_options_are_checked(command, arguments, message):
     done = command(*arguments)
     assert done.returncode == 2
@@ -184,55 +179,43 @@ def test_the_share_of_the_worst_images(command, demo, tmp_path):
 
 
 SCRIPT = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-finally:
+import json, runpy, sys
+for command in json.loads(sys.argv[1]):
+    sys.argv, code = command, 0
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code
     heavy = ("torch", "detectron2", "matplotlib", "scipy", "lvis")
-    print([name for name in heavy if name in sys.modules])
+    print(json.dumps([code, [name for name in heavy if name in sys.modules]]))
 """
 
 
-@pytest.fixture
-def process(repository):
-    """Run a tool in a process of its own."""
-
-    def run(*arguments, path=(), tool="evaluate"):
-        path = os.pathsep.join([*map(str, path), str(repository)])
-        return subprocess.run(
-            [sys.executable, "-c", SCRIPT, f"tools/{tool}.py", *map(str, arguments)],
-            cwd=repository,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return run
-
-
-def test_neither_torch_nor_detectron2_is_imported(demo, process, tmp_path):
-    report = ("--report", tmp_path / "report.html", "--quiet")
-    done = process(*demo[1], "--output", tmp_path / "run", *report)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
-    shutil.copytree(tmp_path / "run", tmp_path / "same")
-    done = process(tmp_path / "run", tmp_path / "same", "--samples", 5, tool="compare")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_without_torch_only_registered_data_sets_fail(demo, process, tmp_path):
-    """As on a machine that has neither torch nor detectron2."""
-    _, arguments = demo
-    (tmp_path / "torch.py").write_text("raise ImportError('No module named torch')")
-    output = ["--output", tmp_path / "run", "--quiet", "--jobs", "2"]
-    assert process(*arguments, *output, path=[tmp_path]).returncode == 0
-    done = process(*arguments[:2], "--dataset", "smallobj_demo_val", *output, path=[tmp_path])
-    assert done.returncode == 1
-    assert "--dataset: registered data sets need torch (" in done.stderr
-    assert "--semantic" in done.stderr
+def test_neither_torch_nor_detectron2_is_needed(demo, repository, tmp_path):
+    """As on a machine that has neither: only registered data sets fail."""
+    (tmp_path / "torch.py").write_text("print('torch wanted')\nraise ImportError('no torch here')")
+    evaluate = ["tools/evaluate.py", *demo[1], "--quiet", "--output"]
+    commands = [
+        [*evaluate, tmp_path / "run", "--jobs", 2, "--report", tmp_path / "report.html"],
+        [*evaluate, tmp_path / "same", "--bootstrap", 0],
+        ["tools/compare.py", tmp_path / "run", tmp_path / "same", "--samples", 5],
+        [*evaluate[:3], "--dataset", "smallobj_demo_val", "--output", tmp_path / "other"],
+    ]
+    path = os.pathsep.join([str(tmp_path), str(repository)])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps([list(map(str, one)) for one in commands])],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    lines = done.stdout.splitlines()
+    assert [json.loads(line) for line in lines if line.startswith("[")][:3] == [[0, []]] * 3
+    assert [line for line in lines if line == "torch wanted"] == lines[-2:-1]
+    message = json.loads(lines[-1])[0]
+    assert message.startswith("error: --dataset: registered data sets need torch (no torch here)")
+    assert "--semantic" in message
 
 
 def test_an_interrupt_is_no_traceback(command, demo, tmp_path, monkeypatch):

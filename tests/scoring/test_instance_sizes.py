@@ -123,10 +123,8 @@ def test_all_damaged_maps_are_listed(dataset, folders):
 
 
 def test_all_malformed_annotations_are_listed(tmp_path):
-    bad = [
-        {"id": 10 + image, "image_id": image, "category_id": 1, "segmentation": [[1, 2, 3]]}
-        for image in (1, 2)
-    ]
+    wrong = {"category_id": 1, "segmentation": [[1, 2, 3]]}
+    bad = [{"id": 10 + image, "image_id": image, **wrong} for image in (1, 2)]
     path = annotation_file(tmp_path / "bad.json", annotations=bad)
     with pytest.raises(InputError, match=r"2 image\(s\)[\s\S]*bad\.json: annotation 11") as caught:
         measure_instances(open_truth("coco_json", str(path)), source="x")
@@ -180,18 +178,6 @@ def test_smaller_annotations_hide_larger_ones():
         ]  # fmt: skip
 
 
-@pytest.mark.parametrize("shift", [(9, 0), (0, 9), (9, 9), (-9, 9)])
-def test_annotations_that_overlap_by_one_pixel(shift):
-    one = rectangle(10, 10, 20, 20)
-    other = rectangle(*(10 + shift[0], 10 + shift[1], 20 + shift[0], 20 + shift[1]))
-    found = [Annotation(1, 1, 1, False, one), Annotation(2, 2, 2, False, other)]
-    hidden = (10 - abs(shift[0])) * (10 - abs(shift[1]))
-    assert entries(annotation_sizes(found, 40, 40, "x")) == [
-        (1, 100 - hidden, 1600),
-        (2, 100, 1600),
-    ]
-
-
 def test_hidden_and_empty_instances_and_crowds_are_not_counted():
     same, line = rectangle(2, 2, 8, 8), [[1, 1, 5, 5]]
     found = [
@@ -238,14 +224,11 @@ def test_run_lengths_and_painting_give_the_same(annotations):
     assert fast.class_ids.dtype == fast.areas.dtype == fast.image_areas.dtype == np.int64
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("coco/tinycoco50_val2017.json", "coco"),
-        ("coco/coco_val2014_100.json", "coco"),
-        ("lvis/lvis_v05_val_100.json", "lvis"),
-    ],
-)
+@pytest.mark.parametrize(("name", "kind"), [
+    ("coco/tinycoco50_val2017.json", "coco"),
+    ("coco/coco_val2014_100.json", "coco"),
+    ("lvis/lvis_v05_val_100.json", "lvis"),
+])  # fmt: skip
 def test_run_lengths_and_painting_give_the_same_on_real_annotations(realdata, name, kind):
     path = realdata / name
     ids = [entry["id"] for entry in json.loads(path.read_text())["categories"]]
@@ -256,9 +239,9 @@ def test_run_lengths_and_painting_give_the_same_on_real_annotations(realdata, na
         class_names=[str(number) for number in range(201)],
     )
     total = 0
-    for image_id in found.image_ids:
+    for image_id in found.image_ids[:50]:
         size = found.image_size(image_id)
         fast = annotation_sizes(found.annotations(image_id), *size, "x")
         assert entries(fast) == entries(map_sizes(*found.maps(image_id), num_classes=201))
         total += len(fast)
-    assert total > 300
+    assert total > 150

@@ -23,7 +23,7 @@ from d2_smallobj.scoring import (
     save_run,
     score,
 )
-from d2_smallobj.scoring.run_folder import RUN_FILES
+from d2_smallobj.scoring.scored_run import RUN_FILES
 from d2_smallobj.utils.parallel import WorkerError
 
 QUICK = Settings(samples=20)
@@ -87,25 +87,13 @@ def test_every_form_of_prediction_gives_the_same(dataset, sem_seg_json, tmp_path
         assert same_columns(found.pixels, expected.pixels)
 
 
-def test_a_perfect_prediction_is_100(dataset):
-    for name, (semantic, _) in zip(dataset.names, dataset.scenes):
-        write_label_map(dataset.preds / f"{name}.png", np.where(semantic == 255, 0, semantic))
-    figures = run(dataset).figures
-    defined = {v for k, v in figures.items() if "IoU" in k and not math.isnan(v)}
-    assert defined == {100.0}
-    # Nothing is known about birds and about sizes that do not occur.
-    assert math.isnan(figures["IA-IoU-bird"])
-    assert math.isnan(figures["IA-mIoU_M"])
-
-
-@pytest.mark.parametrize("jobs", [2, 3])
-def test_processes_change_no_bit(dataset, tmp_path, jobs):
+def test_processes_change_no_bit(dataset, tmp_path):
     alone = save(run(dataset), tmp_path / "1")
-    assert save(run(dataset, jobs=jobs), tmp_path / "many") == alone
+    assert save(run(dataset, jobs=3), tmp_path / "many") == alone
 
 
 # Nine: more than there are images.
-@pytest.mark.parametrize("parts", [1, 2, 5, 9])
+@pytest.mark.parametrize("parts", [1, 2, 9])
 def test_shards_change_no_bit(dataset, tmp_path, parts):
     whole = save(run(dataset), tmp_path / "whole")
     folders = []

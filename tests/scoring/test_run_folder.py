@@ -19,8 +19,8 @@ from d2_smallobj.scoring import (
     merge,
     save_run,
 )
-from d2_smallobj.scoring.run_figures import format_run
-from d2_smallobj.scoring.run_folder import RUN_FILES
+from d2_smallobj.scoring.run_tables import format_run
+from d2_smallobj.scoring.scored_run import RUN_FILES
 
 
 @pytest.fixture
@@ -109,30 +109,22 @@ def edit(path, old, new, count=1):
     path.write_text(text.replace(old, new, count))
 
 
-@pytest.mark.parametrize(
-    ("name", "old", "new", "message"),
-    [
-        ("metrics.json", '"mIoU": ', '"mIoU": 1', r"run: .*metrics\.json has another mIoU than"),
-        (
-            "metrics.json",
-            '"format": 3',
-            '"format": 4',
-            r"metrics\.json: no metrics .* got 4: score",
-        ),
-        ("metrics.json", "{", "", r"metrics\.json: not a complete JSON file"),
-        ("instances.csv", "iou", "iuo", r"instances\.csv: its columns must be image_id"),
-        ("instances.csv", "image0,2,", "image0,x,", r"instances\.csv: a cell holds no number"),
-        ("instances.csv", "image0,2,", "image0,2,7,", r"instances\.csv: row 3 has 11 cells"),
-        ("blobs.csv", "image1,", "stranger,", r"blobs\.csv has images that images\.csv lacks"),
-        ("instance_details.csv", "image0,2,", "image0,3,", r"must be of the same instances as"),
-        ("instance_details.csv", "shared", "share", r"instance_details\.csv: its columns must be"),
-        ("images.csv", "image3", "image9", r"image ids must ascend"),
-        ("pixels.csv", "image0,0,", "image0,4,", r"category_id must be in 0\.\.3"),
-        ("pixels.csv", "image0,0,", "stranger,0,", r"pixels\.csv: 'stranger' is not among"),
-        ("pixels.csv", "image1,0,1", "image1,0,2", r"pixels\.csv does not add up to confusion"),
-        ("confusion.csv", "cat", "dogs", r"confusion\.csv: its columns must be"),
-    ],
-)
+@pytest.mark.parametrize(("name", "old", "new", "message"), [
+    ("metrics.json", '"mIoU": ', '"mIoU": 1', r"run: .*metrics\.json has another mIoU than"),
+    ("metrics.json", '"format": 3', '"format": 4', r"metrics\.json: no metrics .* got 4: score"),
+    ("metrics.json", "{", "", r"metrics\.json: not a complete JSON file"),
+    ("instances.csv", "iou", "iuo", r"instances\.csv: its columns must be image_id"),
+    ("instances.csv", "image0,2,", "image0,x,", r"instances\.csv: a cell holds no number"),
+    ("instances.csv", "image0,2,", "image0,2,7,", r"instances\.csv: row 3 has 11 cells"),
+    ("blobs.csv", "image1,", "stranger,", r"blobs\.csv has images that images\.csv lacks"),
+    ("instance_details.csv", "image0,2,", "image0,3,", r"must be of the same instances as"),
+    ("instance_details.csv", "shared", "share", r"instance_details\.csv: its columns must be"),
+    ("images.csv", "image3", "image9", r"image ids must ascend"),
+    ("pixels.csv", "image0,0,", "image0,4,", r"category_id must be in 0\.\.3"),
+    ("pixels.csv", "image0,0,", "stranger,0,", r"pixels\.csv: 'stranger' is not among"),
+    ("pixels.csv", "image1,0,1", "image1,0,2", r"pixels\.csv does not add up to confusion"),
+    ("confusion.csv", "cat", "dogs", r"confusion\.csv: its columns must be"),
+])  # fmt: skip
 def test_damaged_files(folder, name, old, new, message):
     edit(folder / name, old, new)
     with pytest.raises(ValueError, match=message):
@@ -185,41 +177,30 @@ def shards(dataset, tmp_path):
 
 
 def test_shards_that_do_not_belong_together(dataset, shards, folder, tmp_path):
-    with pytest.raises(ValueError, match=r"merge: 2 shard\(s\) missing: 1/3, 3/3"):
-        merge(shards[1:2])
-    with pytest.raises(ValueError, match=r"merge: shard 2/3 is given twice: .*shard2 and .*shard2"):
-        merge([shards[1], *shards])
-    with pytest.raises(ValueError, match=r"merge: .*run is no shard"):
-        merge([*shards, folder])
-    with pytest.raises(ValueError, match=r"merge: give the folders of all shards, got none"):
-        merge([])
-    with pytest.raises(FileNotFoundError, match=r"nope: no scored run"):
-        merge([tmp_path / "nope"])
-    for options, message in (
-        ({"mode": "official"}, r"shards of different runs: mode is 'exact' in .*'official' in"),
-        ({"samples": 31}, r"shards of different runs: bootstrap is 30"),
+    for folders, message in (
+        (shards[1:2], r"merge: 2 shard\(s\) missing: 1/3, 3/3"),
+        ([shards[1], *shards], r"merge: shard 2/3 is given twice: .*shard2 and .*shard2"),
+        ([*shards, folder], r"merge: .*run is no shard"),
+        ([], r"merge: give the folders of all shards, got none"),
+        ([tmp_path / "nope"], r"nope: no scored run"),
     ):
-        settings = Settings(**{"samples": 30, "shard": (3, 3), **options})
-        save_run(shards[2], evaluate(Inputs(**dataset.options), settings))
-        with pytest.raises(ValueError, match=message):
-            merge(shards)
-    save_run(shards[2], evaluate(Inputs(**dataset.options), Settings(samples=30, shard=(3, 4))))
-    with pytest.raises(ValueError, match=r"merge: shards of different numbers of shards, \[3, 4\]"):
-        merge(shards)
-
-
-def test_shards_of_different_predictions(dataset, shards, tmp_path):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            merge(folders)
     other = tmp_path / "other"
     shutil.copytree(dataset.preds, other)
-    options = {**dataset.options, "predictions": str(other)}
-    save_run(shards[1], evaluate(Inputs(**options), Settings(samples=30, shard=(2, 3))))
-    with pytest.raises(ValueError, match=r"merge: shards of different runs: inputs is"):
-        merge(shards)
-
-
-def test_shards_of_a_folder_that_has_changed(dataset, shards):
-    for folder in (dataset.preds, dataset.semantic, dataset.instances):
-        shutil.copy(folder / "image0.png", folder / "added.png")
+    for settings, inputs, message in (
+        ({"mode": "official"}, {}, r"different runs: mode is 'exact' in .*'official' in"),
+        ({"samples": 31}, {}, r"shards of different runs: bootstrap is 30"),
+        ({}, {"predictions": str(other)}, r"merge: shards of different runs: inputs is"),
+        ({"shard": (3, 4)}, {}, r"merge: shards of different numbers of shards, \[3, 4\]"),
+    ):
+        settings = Settings(**{"samples": 30, "shard": (3, 3), **settings})
+        save_run(shards[2], evaluate(Inputs(**{**dataset.options, **inputs}), settings))
+        with pytest.raises(ValueError, match=message):
+            merge(shards)
+    # A folder that has changed between two shards.
+    for place in (dataset.preds, dataset.semantic, dataset.instances):
+        shutil.copy(place / "image0.png", place / "added.png")
     settings = Settings(samples=30, shard=(2, 3))
     save_run(shards[1], evaluate(Inputs(**dataset.options), settings))
     with pytest.raises(ValueError, match=r"different runs: image_set is '7 images, .* '8 images"):

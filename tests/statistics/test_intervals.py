@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from fractions import Fraction
 from types import SimpleNamespace
@@ -18,8 +19,7 @@ from d2_smallobj.metrics import (
     SizeBins,
     summarize,
 )
-from d2_smallobj.metrics.image_means import resampled_figures
-from d2_smallobj.metrics.image_sums import fixed_point, image_sums, joint_sums
+from d2_smallobj.metrics.image_sums import fixed_point, image_sums, joint_sums, resampled_figures
 from d2_smallobj.metrics.summary import headline_names
 from d2_smallobj.statistics import intervals
 from d2_smallobj.statistics.intervals import (
@@ -79,22 +79,20 @@ def test_a_resample_is_the_data_set_with_images_repeated(random_run, seed):
     assert list(found) == HEADLINE + RECALL
     found |= resampled_figures(scores.ious, weights, 5)
     for row, drawn in enumerate(weights.astype(int)):
-        copies = [
-            (position, copy) for position, number in enumerate(drawn) for copy in range(number)
-        ]
-        tables = []
-        for position, copy in copies:
-            part = run.table.select(run.table.image_id == run.images[position]).columns()
-            part["image_id"] = np.array([f"{name}-{copy}" for name in part["image_id"]], str)
-            tables.append(InstanceTable.from_columns(part))
-        pixels = PixelTable.concatenate(
-            dataclasses.replace(part, image_id=np.array([f"{x}-{copy}" for x in part.image_id]))
-            for position, copy in copies
-            for part in [run.pixels.select(run.pixels.image_id == run.images[position])]
-        )
-        expected = summarize(InstanceTable.concatenate(tables), pixels, run.class_names)
+        tables, counts = [], []
+        for image, number in zip(run.images, drawn.tolist()):
+            table, pixels = (x.select(x.image_id == image) for x in (run.table, run.pixels))
+            for copy in range(number):
+                tables.append(renamed(table, f"{image}-{copy}"))
+                counts.append(renamed(pixels, f"{image}-{copy}"))
+        table, pixels = InstanceTable.concatenate(tables), PixelTable.concatenate(counts)
+        expected = summarize(table, pixels, run.class_names)
         for name in HEADLINE + BY_IMAGE + RECALL:
             assert found[name][row] == pytest.approx(expected[name], abs=1e-7, nan_ok=True)
+
+
+def renamed(table, image):
+    return dataclasses.replace(table, image_id=np.full(len(table), image))
 
 
 def random_maps(seed, count=12):
@@ -161,16 +159,12 @@ def test_sums_are_exact_so_no_order_of_adding_matters(random_run):
     weights = next(bootstrap_weights(40, 30, 0))
     (totals,) = joint_sums([sums]).totals(weights)
     for category, (index, values) in enumerate(zip(sums.index, sums.values)):
-        for sample in range(30):
-            for column in range(values.shape[1]):
-                exact = sum(
-                    (
-                        Fraction(weight) * Fraction(value)
-                        for weight, value in zip(weights[sample, index], values[:, column])
-                    ),
-                    Fraction(0),
-                )
-                assert Fraction(totals[sample, category, column]) == exact
+        for sample, column in itertools.product(range(30), range(values.shape[1])):
+            pairs = zip(weights[sample, index], values[:, column])
+            exact = sum(
+                (Fraction(weight) * Fraction(value) for weight, value in pairs), Fraction(0)
+            )
+            assert Fraction(totals[sample, category, column]) == exact
 
 
 def test_methods_together_add_up_to_the_bit_as_alone(random_run):
@@ -210,15 +204,15 @@ def simulate(generator, images, make_run):
 def test_95_percent_intervals_hold_the_truth_about_95_times_in_100(make_run):
     generator = np.random.default_rng(2024)
     # IoU has mean 0.5 for cats and 0.4 for dogs whatever the area, so both figures do.
-    truth, sets = 45.0, 250
+    truth, sets = 45.0, 150
     hits = dict.fromkeys(("IA-mIoU_fg", "mIoU"), 0)
     for _ in range(sets):
         run = simulate(generator, 60, make_run)
         found = intervals_of(run, samples=400, seed=int(generator.integers(2**31)))
         for name in hits:
             hits[name] += found[name].low <= truth <= found[name].high
-    # 0.95 ± three standard deviations of a share of 250.
-    assert all(0.91 <= count / sets <= 0.99 for count in hits.values()), hits
+    # 0.95 ± three standard deviations of a share of 150.
+    assert all(0.90 <= count / sets < 1 for count in hits.values()), hits
 
 
 def test_instances_of_one_image_are_not_independent(make_run):
@@ -254,12 +248,6 @@ def test_what_nothing_can_be_said_about_is_nan(make_run):
     assert found["IA-mIoU_M"].low < 47.5 < found["IA-mIoU_M"].high
 
 
-def test_a_resample_without_a_class_averages_over_the_others(make_run):
-    run = make_run([("a", 1, 100, 0.2), ("b", 2, 100, 0.6)])
-    drawn = bootstrap_figures([score(run, class_names=run.class_names)], 200, 0)[0]
-    assert set(drawn["IA-mIoU_fg"].round(6)) == {20.0, 40.0, 60.0}
-
-
 def test_classes_that_one_image_has_make_intervals_lopsided(make_run):
     """What docs/metric.md warns of; a resample loses a class, and all that it costs elsewhere."""
     count = 40
@@ -274,16 +262,13 @@ def test_classes_that_one_image_has_make_intervals_lopsided(make_run):
     assert found["IA-mIoU_fg"] == Interval(100.0, 100.0, 100.0)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"samples": 0}, r"samples must be a whole number >= 1, got 0"),
-        ({"samples": 10.0}, r"samples must be a whole number >= 1, got 10.0"),
-        ({"seed": -1}, r"seed must be a whole number >= 0, got -1"),
-        ({"level": 95}, r"level must lie between 0 and 1, e.g. 0.95, got 95"),
-        ({"worst": 0}, r"worst must be a whole number of percent.* got 0"),
-    ],
-)
+@pytest.mark.parametrize(("options", "message"), [
+    ({"samples": 0}, r"samples must be a whole number >= 1, got 0"),
+    ({"samples": 10.0}, r"samples must be a whole number >= 1, got 10.0"),
+    ({"seed": -1}, r"seed must be a whole number >= 0, got -1"),
+    ({"level": 95}, r"level must lie between 0 and 1, e.g. 0.95, got 95"),
+    ({"worst": 0}, r"worst must be a whole number of percent.* got 0"),
+])  # fmt: skip
 def test_options_are_checked(make_run, options, message):
     with pytest.raises(ValueError, match=message):
         intervals_of(make_run([("a", 1, 100, 0.5)]), **options)
@@ -295,8 +280,8 @@ def test_options_are_checked(make_run, options, message):
         ("aa", None, 3, r"images must be distinct, got again a"),
         ("ac", "pixels", 3, r"images lacks images of the table: b"),
         ("ac", None, 3, r"images lacks images of the (table|pixels): b"),
-        ("ab", "pixels", 2, r"table: category_id must be in 0..1, got 2"),
-        ("ab", "table", 2, r"pixels: category_id must be in 0..1, got 2"),
+        ("ab", "pixels", 2, r"table: category_id must be in 0..1 for 2 classes, got 2"),
+        ("ab", "table", 2, r"pixels: category_id must be in 0..1 for 2 .* got 2"),
         ("ac", "table", 3, r"images lacks images of the pixels: b"),
     ],
 )

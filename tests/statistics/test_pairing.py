@@ -105,11 +105,8 @@ def test_the_other_way_round_is_the_negative(random_run):
             assert back[name].estimate == -gap.estimate
             assert (-back[name].high, -back[name].low) == pytest.approx((gap.low, gap.high))
             assert back[name].p_value == gap.p_value
-
-
-def test_a_method_does_not_differ_from_itself(random_run):
-    run = random_run(3, 4, images=40)
-    for name, gap in compare(run, run).items():
+    # A method does not differ from itself.
+    for name, gap in compare(first, first).items():
         assert (gap.estimate, gap.low, gap.high, gap.p_value) == (0.0, 0.0, 0.0, 1.0), name
 
 
@@ -131,15 +128,15 @@ def null_runs(make_run, generator, images=25):
         for _ in range(1 + generator.poisson(1.0)):
             category, area = int(generator.integers(1, 3)), int(generator.integers(100, 5000))
             for rows in pair:
-                iou = np.clip(level + spread * generator.standard_normal(), 0, 1)
-                rows.append((f"{image:03d}", category, area, float(iou)))
+                iou = level + spread * generator.standard_normal()
+                rows.append((f"{image:03d}", category, area, min(max(iou, 0.0), 1.0)))
     return [make_run(rows) for rows in pair]
 
 
 def test_p_values_are_uniform_when_nothing_differs(make_run):
     generator = np.random.default_rng(99)
     found = {"mIoU": [], "IA-mIoU_fg": [], "IA-mIoU_S": []}
-    for _ in range(400):
+    for _ in range(250):
         first, second = null_runs(make_run, generator)
         scores = [score(run, class_names=run.class_names) for run in (first, second)]
         (p_values,) = swap_test(scores, [(0, 1)], 199, int(generator.integers(2**31)))
@@ -147,19 +144,19 @@ def test_p_values_are_uniform_when_nothing_differs(make_run):
             values.append(p_values[name])
     for name, values in found.items():
         assert scipy.stats.kstest(values, "uniform").pvalue > 0.01, name
-        # 0.05 ± three standard deviations of a share of 400.
-        assert np.mean(np.array(values) <= 0.05) == pytest.approx(0.05, abs=0.033), name
+        # 0.05 ± three standard deviations of a share of 250.
+        assert np.mean(np.array(values) <= 0.05) == pytest.approx(0.05, abs=0.041), name
 
 
 def test_intervals_of_differences_hold_zero_when_nothing_differs(make_run):
     generator = np.random.default_rng(17)
     hits = dict.fromkeys(("mIoU", "IA-mIoU_fg"), 0)
-    for _ in range(200):
-        first, second = null_runs(make_run, generator, images=50)
+    for _ in range(120):
+        first, second = null_runs(make_run, generator, images=40)
         found = compare(first, second, samples=300, seed=int(generator.integers(2**31)))
         for name in hits:
             hits[name] += found[name].low <= 0 <= found[name].high
-    assert all(0.90 <= count / 200 <= 0.99 for count in hits.values()), hits
+    assert all(0.89 <= count / 120 <= 1.0 for count in hits.values()), hits
 
 
 def test_other_images_are_listed(make_run):
@@ -171,16 +168,14 @@ def test_other_images_are_listed(make_run):
 
 
 def test_other_ground_truth_is_listed(make_run):
-    first = make_run([("a", 1, 100, 0.5), ("b", 1, 100, 0.5), ("c", 1, 100, 0.5)])
+    rows = [(image, 1, 100, 0.5) for image in "abc"]
     # The same pixels in two instances instead of one.
-    split = make_run([("a", 1, 100, 0.5), ("b", 1, 40, 0.5), ("b", 1, 60, 0.5), ("c", 1, 100, 0.5)])
-    with pytest.raises(
-        ValueError, match=r"same ground truth in X and Y; it differs in 2 images: b"
-    ):
-        check_same_truth(first, split, ("X", "Y"))
-    larger = make_run([("a", 1, 100, 0.5), ("b", 1, 100, 0.5), ("c", 1, 120, 0.5)])
+    split = make_run([rows[0], ("b", 1, 40, 0.5), ("b", 1, 60, 0.5), rows[2]])
+    message = r"same ground truth in X and Y; it differs in 2 images: b"
+    with pytest.raises(ValueError, match=message):
+        check_same_truth(make_run(rows), split, ("X", "Y"))
     with pytest.raises(ValueError, match=r"it differs in 1 images: c"):
-        compare(first, larger)
+        compare(make_run(rows), make_run([*rows[:2], ("c", 1, 120, 0.5)]))
 
 
 def test_holm_by_hand():

@@ -21,7 +21,7 @@ NUMBERS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(NUMBERS)
 def test_equal_to_scipy(pairs):
     x, y = [a for a, _ in pairs], [b for _, b in pairs]
@@ -44,17 +44,13 @@ def test_by_hand():
     assert spearman([1, 2], [5, 5]) != spearman([1, 2], [5, 5])  # NaN
 
 
-def test_pairs_with_nan_are_left_out():
+def test_pairs():
+    """Those with a NaN are left out; lengths must agree."""
     x, y = [1, 2, math.nan, 4, 5], [2, 1, 7, math.nan, 9]
-    assert spearman(x, y) == spearman([1, 2, 5], [2, 1, 9])
-    assert kendall(x, y) == kendall([1, 2, 5], [2, 1, 9])
-
-
-def test_lengths_must_agree():
-    with pytest.raises(ValueError, match=r"one length, got shapes \(2,\) and \(3,\)"):
-        spearman([1, 2], [1, 2, 3])
-    with pytest.raises(ValueError, match=r"one length, got shapes \(2,\) and \(3,\)"):
-        kendall([1, 2], [1, 2, 3])
+    for measure in (spearman, kendall):
+        assert measure(x, y) == measure([1, 2, 5], [2, 1, 9])
+        with pytest.raises(ValueError, match=r"one length, got shapes \(2,\) and \(3,\)"):
+            measure([1, 2], [1, 2, 3])
 
 
 def test_the_best_has_rank_one():

@@ -27,7 +27,7 @@ from d2_smallobj.annotations import png
 from d2_smallobj.annotations.label_maps import read_labels
 from d2_smallobj.scoring.inputs import Inputs
 from d2_smallobj.scoring.pipeline import Settings, prepare, score
-from d2_smallobj.scoring.run_folder import save_run
+from d2_smallobj.scoring.scored_run import save_run
 from d2_smallobj.utils.cli import positive_int
 from d2_smallobj.utils.opencv import cv2
 from d2_smallobj.utils.tables import markdown_table
