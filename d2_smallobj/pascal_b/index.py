@@ -104,7 +104,7 @@ COCO_CLASS_OPTIONS = ("pottedplant", "diningtable")
 
 def class_id(name: str) -> int:
     """Id of a VOC class, 1..20."""
-    return VOC_CLASS_NAMES.index(look_up_option("class", name, VOC_CLASS_NAMES[1:]))
+    return VOC_CLASS_NAMES.index(name)
 
 
 LVIS_RULES = {

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.image_lists import voc_dicts
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
@@ -34,21 +34,20 @@ def read_csv(text):
     return list(csv.DictReader(io.StringIO(text)))
 
 
+def files_of(folder):
+    """Content of every file by its path below the folder."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 def cells_of(manifest):
     return {(cell["class"], cell["size"]): cell for cell in manifest["sampling"]["cells"]}
 
 
 class TestASet:
-    """Properties of every set, on a small one."""
-
     def test_the_registered_layout(self, made):
-        records = voc_dicts(
-            made.folder,
-            "val",
-            label_dir="SegmentationClass",
-            instance_dir="SegmentationObject",
-            list_file="val.txt",
-        )
+        folders = {"label_dir": "SegmentationClass", "instance_dir": "SegmentationObject"}
+        records = voc_dicts(made.folder, "val", **folders, list_file="val.txt")
         assert [int(record["image_id"]) for record in records] == made.manifest["image_ids"]
         assert len(records) == 12
         for record in records:
@@ -65,28 +64,22 @@ class TestASet:
         found = InstanceAnnotations(made.folder / "annotations/instances_val.json")
         assert found.class_names == VOC_CLASS_NAMES
         instances = 0
+        folders = ("SegmentationClass", "SegmentationObject")
         for image_id in found.image_ids:
-            for folder, labels in zip(
-                ("SegmentationClass", "SegmentationObject"), found.maps(image_id)
-            ):
+            for folder, labels in zip(folders, found.maps(image_id)):
                 stored = read_label_map(made.folder / folder / f"{image_id:012d}.png")
                 np.testing.assert_array_equal(stored, labels)
             instances += len(set(np.unique(stored)) - {0, 255})
         assert instances == made.manifest["outputs"]["instances"] == found.num_instances
 
     def test_ground_truth_as_prediction_scores_100(self, made, tmp_path):
-        predictions = tmp_path / "predictions"
-        for path in (made.folder / "SegmentationClass").iterdir():
+        semantic = made.folder / "SegmentationClass"
+        for path in semantic.iterdir():
             labels = read_label_map(path)
-            write_label_map(predictions / path.name, np.where(labels == 255, 0, labels))
-        for truth in (
-            {
-                "semantic": str(made.folder / "SegmentationClass"),
-                "instances": str(made.folder / "SegmentationObject"),
-            },
-            {"coco_json": str(made.folder / "annotations/instances_val.json")},
-        ):
-            run = evaluate(Inputs(str(predictions), **truth), Settings(samples=0))
+            write_label_map(tmp_path / path.name, np.where(labels == 255, 0, labels))
+        maps = {"semantic": str(semantic), "instances": str(made.folder / "SegmentationObject")}
+        for truth in (maps, {"coco_json": str(made.folder / "annotations/instances_val.json")}):
+            run = evaluate(Inputs(str(tmp_path), **truth), Settings(samples=0))
             figures = {k: v for k, v in run.figures.items() if "IoU" in k and not np.isnan(v)}
             assert len(run.images) == 12
             assert {"mIoU", "IA-mIoU", "IA-mIoU_S", "IA-mIoU_M"} <= set(figures)
@@ -128,7 +121,7 @@ class TestASet:
         assert counts == Counter({key: number for key, number in chosen.items() if number})
 
 
-def test_the_seed_decides_not_the_order_of_the_input_nor_the_jobs(plain, many, build, files_of):
+def test_the_seed_decides_not_the_order_of_the_input_nor_the_jobs(plain, many, build):
     one = files_of(plain.folder)
     assert files_of(build(many, "again").folder) == one
     other = files_of(build(many.shuffled(3), "other", place={"jobs": 2}).folder)
@@ -147,15 +140,12 @@ def test_the_seed_decides_not_the_order_of_the_input_nor_the_jobs(plain, many, b
 
 def coco_of(lvis):
     """COCO annotations of the same objects as LVIS's, as COCO would name them."""
-    to_coco = {rule.class_id: name for name, rule in COCO_RULES.items()}
     names = {category["id"]: category["name"] for category in lvis["categories"]}
-    annotations = []
-    for annotation in lvis["annotations"]:
-        rule = LVIS_RULES.get(names[annotation["category_id"]])
-        if rule is not None:
-            category = COCO_CLASS_NAMES.index(to_coco[rule.class_id])
-            annotations.append({**annotation, "category_id": category, "iscrowd": 0})
-    categories = [{"id": n, "name": name} for n, name in enumerate(COCO_CLASS_NAMES[1:], 1)]
+    ids = {rule.class_id: number for number, rule in enumerate(COCO_RULES.values(), 1)}
+    found = ((a, LVIS_RULES.get(names[a["category_id"]])) for a in lvis["annotations"])
+    objects = ((a, rule.class_id) for a, rule in found if rule is not None)
+    annotations = [{**a, "category_id": ids[class_id], "iscrowd": 0} for a, class_id in objects]
+    categories = [{"id": n, "name": name} for n, name in enumerate(COCO_RULES, 1)]
     return {"images": lvis["images"], "annotations": annotations, "categories": categories}
 
 
@@ -190,8 +180,7 @@ class TestRealLvis:
         assert len(table) == len(real.rows)
         for line in table:
             assert sum(map(int, list(line.values())[4:])) == int(line["annotations"])
-
-    def test_used_annotations_are_the_instances(self, real):
+        # Those that are used are the instances.
         used = sum(row["outcomes"].get("used", 0) for row in real.rows)
         content = json.loads((real.made.folder / "annotations/instances_val.json").read_text())
         instances = [a for a in content["annotations"] if not a["iscrowd"]]
@@ -219,11 +208,8 @@ class TestRealLvis:
 
 def test_a_coco_file_of_other_images(realdata, tmp_path):
     """Without a common image nothing can be cross-checked."""
-    place = BuildPaths(
-        [realdata / "lvis/lvis_v05_val_100.json"],
-        [realdata / "coco/tinycoco50_val2017.json"],
-        tmp_path / "set",
-    )
+    names = ("lvis/lvis_v05_val_100.json", "coco/tinycoco50_val2017.json")
+    place = BuildPaths(*([realdata / name] for name in names), tmp_path / "set")
     with pytest.raises(ValueError, match="none of 150 images is fit for PASCAL-B"):
         build_pascal_b(place, BuildOptions())
     assert not (tmp_path / "set").exists()
@@ -315,7 +301,7 @@ class TestPlace:
             build(many, place={"force": True})
         assert (tmp_path / "set" / name).read_text() == "mine"
 
-    def test_an_interrupted_build_goes_on(self, plain, many, build, files_of, monkeypatch):
+    def test_an_interrupted_build_goes_on(self, plain, many, build, monkeypatch):
         """Maps that were painted before are not painted again; the result is the same."""
         real, written = painting.write_label_map, []
 
@@ -347,13 +333,11 @@ class TestRebuilding:
     @pytest.fixture
     def place(self, made, tmp_path):
         there = made.folder.parent
-        inputs = tmp_path / "elsewhere"
-        shutil.copytree(there / "inputs", inputs)
-        (inputs / "lvis.json").rename(inputs / "renamed.json")
-        files = [inputs / "renamed.json"], [inputs / "coco.json"]
+        lvis = shutil.copy(there / "inputs/lvis.json", tmp_path / "renamed.json")
+        files = [lvis], [there / "inputs/coco.json"]
         return BuildPaths(*files, tmp_path / "again", pictures=there / "coco")
 
-    def test_the_same_to_the_byte(self, made, place, files_of):
+    def test_the_same_to_the_byte(self, made, place):
         again = rebuild_pascal_b(place, made.folder / "manifest.json")
         assert files_of(again.folder) == files_of(made.folder)
         assert again.manifest == read_manifest(made.folder / "manifest.json")

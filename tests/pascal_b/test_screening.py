@@ -10,14 +10,6 @@ from d2_smallobj.pascal_b import ScreeningOptions
 from d2_smallobj.pascal_b.candidates import Outcome
 
 
-@pytest.fixture
-def cat(world):
-    """An image with a cat that both label."""
-    world.image(1)
-    world.add("both", 1, ("cat", "cat"), (0, 0, 40, 40))
-    return world
-
-
 def test_fit(cat, verdict):
     found = verdict()
     assert found.outcome is None
