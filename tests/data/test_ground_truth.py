@@ -51,10 +51,17 @@ def save_ids(path, ids):
     """A panoptic PNG; returns its path as text."""
     ids = np.asarray(ids)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(
-        np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=2).astype(np.uint8)
-    ).save(path)
+    channels = [ids & 255, ids >> 8 & 255, ids >> 16 & 255]
+    Image.fromarray(np.stack(channels, axis=2).astype(np.uint8)).save(path)
     return str(path)
+
+
+def record_of(folder, semantic, instances=None, **more):
+    """A dict with a semantic map, and an instance map if there is one."""
+    record = {"file_name": "a.jpg", "sem_seg_file_name": save(folder / "s.png", semantic), **more}
+    if instances is not None:
+        record["ins_seg_file_name"] = save(folder / "i.png", instances)
+    return record
 
 
 def ids_of(instances):
@@ -122,11 +129,8 @@ def test_cityscapes_panoptic_goes_before_instance_ids(register, city):
     ids[6:9, 12:14] += 1
     ids[ids == 255000], ids[ids == 0] = 0, 7
     segments = [
-        {"id": 7, "category_id": 0, "iscrowd": 0},
-        {"id": 13001, "category_id": 13, "iscrowd": 0},
-        {"id": 13002, "category_id": 13, "iscrowd": 0},
-        {"id": 13000, "category_id": 13, "iscrowd": 1},
-        {"id": 11001, "category_id": 11, "iscrowd": 0},
+        {"id": n, "category_id": n // 1000, "iscrowd": n == 13000}
+        for n in (7, 13001, 13002, 13000, 11001)
     ]
     panoptic = save_ids(folder / "panoptic.png", ids)
     record = {**record, "pan_seg_file_name": panoptic, "segments_info": segments}
@@ -214,13 +218,12 @@ def test_300_touching_instances(register, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["separated", "stuffonly"])
-def test_all_objects_in_one_class(register, panoptic, tmp_path, kind):
+def test_all_objects_in_one_class(register, tmp_path, kind):
     labels = np.array([[0, 0, 1], [2, 2, 255]], np.uint8)
-    record = {"file_name": "a.jpg", "sem_seg_file_name": save(tmp_path / "s.png", labels)}
+    record = record_of(tmp_path, labels)
     if kind == "separated":
-        box = [[0, 0, 2, 0, 2, 1, 0, 1]]
-        entry = {"category_id": 5, "segmentation": box, "bbox": [0, 0, 2, 1], "bbox_mode": 1}
-        record = {**record, "annotations": [entry], "height": 2, "width": 3}
+        entry = {"category_id": 5, "segmentation": [[0, 0, 2, 0, 2, 1, 0, 1]], "bbox_mode": 1}
+        record |= {"annotations": [{**entry, "bbox": [0, 0, 2, 1]}], "height": 2, "width": 3}
     name = register(
         [record],
         stuff_classes=["things", "banner", "sky"],
@@ -269,10 +272,9 @@ def test_stuff_by_the_metadata(register, metadata, stuff):
 
 def test_stuff_by_the_user(register):
     name = register([], **STANDARD)
-    assert resolve(name, stuff=["grass", 0]).stuff == (0, 3)
-    assert resolve(name, stuff="sky").stuff == (2,)
-    assert resolve(name, stuff=()).stuff == ()
-    assert resolve(name, stuff=()).decided == []
+    for stuff, ids in ((["grass", 0], (0, 3)), ("sky", (2,)), ((), ())):
+        truth = resolve(name, stuff=stuff)
+        assert (truth.stuff, truth.decided) == (ids, [])
 
 
 WHERE = f"metadata of '{PREFIX}set': "
@@ -359,7 +361,7 @@ def test_voc_20_without_background(register, tmp_path):
     assert maps.instances is None
 
 
-def test_background_last(register, tmp_path):
+def test_background_last_and_a_map_of_the_things_only(register, tmp_path):
     semantic = np.full((4, 6), 2, np.uint8)
     semantic[1:3, 1:3], semantic[1:3, 3:5] = 0, 1
     objects = np.where(semantic == 2, 0, semantic + 1)
@@ -367,6 +369,11 @@ def test_background_last(register, tmp_path):
     truth = resolve(register([record], stuff_classes=["cat", "dog", "background"]))
     assert truth.stuff == (2,)
     np.testing.assert_array_equal(truth.read_record(record).instances, objects)
+    instances = np.array([[0, 0, 0, 0], [1, 2, 3, 0]], np.uint8)
+    record = record_of(tmp_path, [[2, 2, 2, 2], [0, 0, 1, 3]], instances)
+    truth = resolve(register([record], "things", **STANDARD))
+    assert truth.stuff == (2, 3)
+    np.testing.assert_array_equal(truth.read_record(record).instances, instances)
 
 
 def test_an_object_map_of_another_image(register, tmp_path):
@@ -376,9 +383,7 @@ def test_an_object_map_of_another_image(register, tmp_path):
     objects[4:] = 1
     record = voc_like(tmp_path, semantic, objects)
     name = register([record], stuff_classes=["background", "cat"])
-    with pytest.raises(
-        ValueError, match=r"only 0 of the 32 pixels .*do the files belong to the same image\?"
-    ):
+    with pytest.raises(ValueError, match=r"only 0 of the 32 pixels .*do the files belong to the s"):
         resolve(name).read_record(record)
     save(tmp_path / "VOC2012/SegmentationObject/2007_000032.png", objects[:, :7])
     with pytest.raises(ValueError, match=r"semantic map is 8 x 8 .* instance map 8 x 7; do the"):
@@ -391,14 +396,9 @@ def test_an_object_map_of_another_image(register, tmp_path):
 def test_an_image_without_instances_among_others(register, tmp_path):
     semantic = np.zeros((4, 6), np.uint8)
     semantic[1:3, 1:3] = 1
-    records = [
-        voc_like(tmp_path, semantic, semantic, "a"),
-        voc_like(tmp_path, semantic, None, "b"),
-    ]
+    records = [voc_like(tmp_path, semantic, *rest) for rest in ((semantic, "a"), (None, "b"))]
     name = register(records, stuff_classes=["background", "cat"])
-    with pytest.raises(
-        ValueError, match=r"b\.png has no instances beside it.*'components'.*'void'"
-    ):
+    with pytest.raises(ValueError, match=r"b\.png has no instances beside .*'components'.*'void'"):
         resolve(name).read_record(records[1])
     truth = resolve(name, missing_instances="components")
     assert truth.read_record(records[1]).instances is None
@@ -408,19 +408,6 @@ def test_an_image_without_instances_among_others(register, tmp_path):
     # An empty instance map is an annotation: nothing is there.
     save(tmp_path / "VOC2012/SegmentationObject/b.png", semantic * 0)
     assert not resolve(name).read_record(records[1]).instances.any()
-
-
-def test_an_instance_map_of_the_things_only(register, tmp_path):
-    semantic = np.array([[2, 2, 2, 2], [0, 0, 1, 3]], np.uint8)
-    instances = np.array([[0, 0, 0, 0], [1, 2, 3, 0]], np.uint8)
-    record = {
-        "file_name": "a.jpg",
-        "sem_seg_file_name": save(tmp_path / "s.png", semantic),
-        "ins_seg_file_name": save(tmp_path / "i.png", instances),
-    }
-    truth = resolve(register([record], **STANDARD))
-    assert truth.stuff == (2, 3)
-    np.testing.assert_array_equal(truth.read_record(record).instances, instances)
 
 
 # ---- Annotations -------------------------------------------------------------------------------
@@ -453,10 +440,7 @@ def painted():
 def test_instances_of_annotations(register, tmp_path, source):
     """With a semantic map of its own, crowds are void for the instances alone."""
     semantic = np.select([painted() == 1, painted() > 0], [1, 0], 2).astype(np.uint8)
-    record = {
-        "file_name": str(tmp_path / "a.jpg"),
-        "sem_seg_file_name": save(tmp_path / "s.png", semantic),
-    }
+    record = record_of(tmp_path, semantic, file_name=str(tmp_path / "a.jpg"))
     metadata = {"thing_classes": ["cat", "dog"], "stuff_classes": NAMES}
     if source == "dict":
         record = {**record, "annotations": ENTRIES, "height": 8, "width": 10}
@@ -618,13 +602,18 @@ def test_malformed_dicts(register, tmp_path, monkeypatch, change, message):
 
 def test_a_reader_of_ones_own(register):
     semantic, instances = np.zeros((2, 3), int), np.ones((2, 3), int)
-    truth = resolve(register([], stuff_classes=NAMES), reader=lambda record: (semantic, instances))
+    name = register([], stuff_classes=NAMES)
+    truth = resolve(name, reader=lambda record: (semantic, instances))
     maps = truth.read_record({"file_name": "a.jpg"})
     assert maps.semantic is semantic
     assert maps.instances is instances
     assert "a.jpg" in maps.source
     with pytest.raises(ValueError, match=r"reader= works with the evaluator only"):
         truth.scoring_truth()
+    # Its segments of stuff are no instances.
+    semantic = np.array([[0, 1, 2, 2]])
+    truth = resolve(name, stuff=[0, "sky"], reader=lambda record: (semantic, semantic * 7))
+    assert truth.read_record({"file_name": "a.jpg"}).instances.tolist() == [[0, 7, 0, 0]]
 
 
 def test_what_a_mapper_dropped_is_taken_from_the_registered_dict(register, panoptic, tmp_path):
@@ -635,9 +624,8 @@ def test_what_a_mapper_dropped_is_taken_from_the_registered_dict(register, panop
     for given in (record, kept, {**kept, "image": object()}):
         maps = truth.read_record(given)
         np.testing.assert_array_equal(maps.semantic, semantic)
-        assert maps.source == f"{record['sem_seg_file_name']} and " + str(
-            record["pan_seg_file_name"]
-        )
+        files = (record["sem_seg_file_name"], record["pan_seg_file_name"])
+        assert maps.source == " and ".join(files)
     with pytest.raises(ValueError, match=r"has no ground truth for 'b\.jpg'.*got \['file_name'\]"):
         truth.read_record({"file_name": "b.jpg"})
 
@@ -653,10 +641,9 @@ def test_listed_images(register, tmp_path):
 
 def test_components_of_translated_labels_are_shown(register, tmp_path):
     """What the report paints again: the classes that a rule makes, and their components."""
-    labels = save(tmp_path / "a.png", [[4, 4, 9, 4], [9, 9, 9, 9]])
     save(tmp_path / "preds" / "a.png", [[1, 1, 0, 1], [0, 0, 0, 0]])
     rule = LabelRule(tuple(1 if number == 4 else 0 for number in range(10)))
-    record = {"file_name": "a.jpg", "sem_seg_file_name": labels}
+    record = record_of(tmp_path, [[4, 4, 9, 4], [9, 9, 9, 9]])
     name = register([record], stuff_classes=["background", "cat"], label_rule=rule)
     scored = score(tmp_path / "preds", name)
     assert scored.figures["IA-mIoU"] == 100
@@ -713,13 +700,6 @@ def test_segments_of_stuff_are_no_instances(register, tmp_path, source):
         assert not instances[semantic == 2].any()
         assert len(ids_of(instances)) == 1
         Accumulator(3, stuff=(0, 2)).update("a", np.minimum(semantic, 2), semantic, instances)
-
-
-def test_a_readers_segments_of_stuff_are_no_instances(register):
-    semantic = np.array([[0, 1, 2, 2]])
-    name = register([], stuff_classes=["background", "cat", "dog"])
-    truth = resolve(name, stuff=[0, "dog"], reader=lambda record: (semantic, semantic * 7))
-    assert truth.read_record({"file_name": "a.jpg"}).instances.tolist() == [[0, 7, 0, 0]]
 
 
 @pytest.mark.parametrize(
