@@ -371,19 +371,6 @@ def test_crop_reaches_every_place_and_no_other(rng):
 # ---- The pipeline ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("probability", [0.0, 1.0])
-def test_flip(tiny_cfg, rng, probability):
-    cfg = tiny_cfg("SMALLOBJ.FLIP_PROB", probability, "SMALLOBJ.SCALES", "[1.0]")
-    image = rng.uniform(0, 255, (24, 32, 3)).astype(np.float32)
-    labels = rng.integers(0, 7, (24, 32), np.uint8)
-    step = -1 if probability else 1
-    for _ in range(4):
-        both = T.AugInput(image.copy(), sem_seg=labels.copy())
-        T.AugmentationList(build_augmentations(cfg))(both)
-        np.testing.assert_array_equal(both.image, image[:, ::step])
-        np.testing.assert_array_equal(both.sem_seg, labels[:, ::step])
-
-
 def test_image_and_labels_stay_together(tiny_cfg, rng):
     """Two half-planes drawn in the image and the labels agree after every draw, to the pixel."""
     # Edges at multiples of 4 and scales in quarters: no pixel centre falls on an edge.
