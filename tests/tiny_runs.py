@@ -54,6 +54,27 @@ def as_options(*overrides):
     return [str(part) for pair in merged.items() for part in pair]
 
 
+def saved(folder, name="model_final"):
+    """The contents of a checkpoint."""
+    import torch
+
+    return torch.load(folder / f"{name}.pth", weights_only=True)
+
+
+def metrics_rows(folder):
+    """The lines of a run's metrics.json."""
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def events_of(folder):
+    """What TensorBoard reads of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return found
+
+
 @pytest.fixture(scope="session")
 def demo_root(tmp_path_factory):
     """A data sets' root with a dozen small scenes."""
@@ -67,14 +88,9 @@ def demo_root(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny():
     """The options of the tiny net, and the paths to run it."""
-    return SimpleNamespace(
-        options=TINY,
-        ONLINE=ONLINE,
-        EMPIRICAL=EMPIRICAL,
-        config_file=str(CONFIG),
-        as_options=as_options,
-        repository=REPOSITORY,
-    )
+    kinds = {"options": TINY, "ONLINE": ONLINE, "EMPIRICAL": EMPIRICAL}
+    paths = {"config_file": str(CONFIG), "repository": REPOSITORY}
+    return SimpleNamespace(**kinds, **paths, as_options=as_options)
 
 
 class TrainServer:
@@ -83,21 +99,13 @@ class TrainServer:
     def __init__(self, demo_root, folder):
         self.folder = folder
         self.numbers = itertools.count()
-        search = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, search)),
-            "OMP_NUM_THREADS": "1",
-            "DETECTRON2_DATASETS": str(demo_root),
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "engine" / "train_server.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=folder,
-        )
+        search = filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])
+        changes = {"OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(demo_root)}
+        changes["PYTHONPATH"] = os.pathsep.join(search)
+        command = [sys.executable, str(HERE / "engine" / "train_server.py")]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        environment = {**os.environ, **changes}
+        self.process = subprocess.Popen(command, **pipes, env=environment, cwd=folder)
         assert json.loads(self.process.stdout.readline())["ready"]
 
     def ask(self, *argv, **job):
@@ -110,12 +118,20 @@ class TrainServer:
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
-        return SimpleNamespace(**answer, stdout=out.read_text(), stderr=err.read_text())
+        stderr = err.read_text()
+        error = (stderr.strip().splitlines() or [""])[-1]
+        return SimpleNamespace(**answer, stdout=out.read_text(), stderr=stderr, error=error)
 
     def train(self, output, *overrides, arguments=(), config=CONFIG, **job):
         """``tools/train_net.py`` with the tiny options."""
         options = as_options(TINY, *overrides, {"OUTPUT_DIR": output})
         return self.ask(TRAIN_NET, "--config-file", config, *arguments, *options, **job)
+
+    def finish(self, output, *overrides, **options):
+        """:meth:`train`, which must end well."""
+        answer = self.train(output, *overrides, **options)
+        assert answer.codes == [0] * options.get("world", 1), answer.stderr
+        return answer
 
     def code(self, code, **job):
         """Run code with ``job`` in its namespace (``job["rank"]`` among several processes)."""
@@ -152,9 +168,7 @@ def assert_same():
             for key in a:
                 compare(a[key], b[key], f"{where}/{key}")
         elif isinstance(a, (list, tuple)):
-            assert len(a) == len(b), where
-            for index, pair in enumerate(zip(a, b)):
-                compare(*pair, f"{where}/{index}")
+            compare(dict(enumerate(a)), dict(enumerate(b)), where)
         else:
             assert a == b or (a != a and b != b), where
 

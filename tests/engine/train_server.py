@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -69,6 +70,8 @@ def run(job: dict) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["fsize"], job["fsize"]))
     for target in job.get("strikes", []):
         strike(*target)
+    if "spawn" in job:
+        mp.start_processes = mp.start_processes.func
     if "group" in job:
         join_group(job["group"], job["rank"], job["world"])
     if "code" in job:
@@ -132,6 +135,8 @@ def serve() -> None:
     # The real host's report on the environment runs compilers to ask for their versions.
     if hasattr(defaults, "collect_env_info"):
         defaults.collect_env_info = str
+    # The collector of a child need not walk, and so copy, what this process has imported.
+    gc.freeze()
     answer({"ready": True})
     for line in sys.stdin:
         job = json.loads(line)
