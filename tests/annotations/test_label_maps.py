@@ -212,13 +212,25 @@ def test_real_voc_maps(realdata):
             assert np.array_equal(read_labels(path), np.asarray(image))
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
-def test_arrays(tmp_path, dtype):
+def tiff(path, labels):
+    Image.fromarray(labels).save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "dtype"),
+    [
+        ("a.npy", np.save, np.uint8),
+        ("a.npy", np.save, np.int64),
+        ("a.tif", tiff, np.uint8),
+        ("a.tif", tiff, np.uint16),
+    ],
+)
+def test_arrays_and_tiffs(tmp_path, name, save, dtype):
     labels = np.arange(12, dtype=dtype).reshape(3, 4)
-    np.save(tmp_path / "a.npy", labels)
-    assert label_size(tmp_path / "a.npy") == (3, 4)
-    assert read_labels(tmp_path / "a.npy").dtype == dtype
-    assert np.array_equal(read_labels(tmp_path / "a.npy"), labels)
+    save(tmp_path / name, labels)
+    assert label_size(tmp_path / name) == (3, 4)
+    assert read_labels(tmp_path / name).dtype == dtype
+    assert np.array_equal(read_labels(tmp_path / name), labels)
 
 
 class Evil:
@@ -257,7 +269,9 @@ CUT = r"not a complete \.npy file of plain numbers"
         ("a.png", stored(Image.new("RGB", (5, 4))), r"colour picture \(mode RGB\)"),
         ("a.png", stored(Image.new("RGBA", (5, 4))), r"colour picture \(mode RGBA\)"),
         ("a.png", stored(Image.new("LA", (5, 4))), r"colour picture \(mode LA\)"),
-        ("a.png", stored(Image.new("L", (5, 4)), "JPEG"), "no PNG, which stores indices without"),
+        ("a.png", stored(Image.new("L", (5, 4)), "JPEG"), "neither PNG nor TIFF"),
+        ("a.tif", stored(Image.new("RGB", (5, 4)), "TIFF"), "this one is a picture of mode RGB"),
+        ("a.tif", stored(Image.new("L", (5, 4)), "TIFF")[:20], "corrupt or truncated"),
         ("a.png", b"", "corrupt or truncated"),
         ("a.png", GOOD[:20], "no complete PNG header"),
         ("a.png", GOOD[:18] + b"\7" + GOOD[19:], "checksum of the PNG header"),
