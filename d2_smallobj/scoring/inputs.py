@@ -123,8 +123,7 @@ class Inputs:
 
     def describe(self) -> dict[str, str]:
         """Return all paths and names that are given, as text for ``metrics.json``."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        given = {k: v for k, v in values.items() if v is not None and k != "open_dataset"}
+        given = {k: v for k, v in vars(self).items() if v is not None and k != "open_dataset"}
         if self.stuff is not None:
             # JSON, since names may hold any character.
             given["stuff"] = json.dumps(list(self.stuff), ensure_ascii=False)

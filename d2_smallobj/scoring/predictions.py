@@ -277,15 +277,13 @@ def _check_ids(images: Sequence[TruthImage], problems: Problems) -> None:
 
 def _check(image: TruthImage, entry: Entry, truth: GroundTruth, problems: Problems) -> Task | None:
     """Compare the headers of one image; return ``None`` and note the problem if they differ."""
+    heading = "unusable ground-truth map(s)"
     try:
         task = Task(image, entry, truth.size(image))
-    except (OSError, ValueError) as error:
-        problems.add("unusable ground-truth map(s)", _reason(error))
-        return None
-    try:
+        heading = "unusable prediction(s)"
         difference = check_prediction(entry, task.size)
     except (OSError, ValueError) as error:
-        problems.add("unusable prediction(s)", _reason(error))
+        problems.add(heading, _reason(error))
         return None
     if difference:
         problems.add(

@@ -21,20 +21,10 @@ NAMES = ["background", "cat", "dog"]
 def make(rows):
     """Records from (category, area, hit, charged, components, shared)."""
     category, area, hit, charged, components, shared = zip(*rows)
-    return InstanceTable.from_columns(
-        {
-            "image_id": ["a"] * len(rows),
-            "instance_id": range(len(rows)),
-            "category_id": category,
-            "area": area,
-            "pixels": area,
-            "intersection": hit,
-            "charged": charged,
-            "components": components,
-            "shared": shared,
-            "image_area": [20000] * len(rows),
-        }
-    )
+    columns = {"image_id": ["a"] * len(rows), "instance_id": range(len(rows))}
+    columns |= {"category_id": category, "area": area, "pixels": area, "intersection": hit}
+    columns |= {"charged": charged, "components": components, "shared": shared}
+    return InstanceTable.from_columns({**columns, "image_area": [20000] * len(rows)})
 
 
 TABLE = make([
@@ -122,14 +112,8 @@ def test_instances_beyond_the_last_bin_count_in_all():
 
 
 def test_blobs_by_class_and_size():
-    blobs = BlobTable.from_columns(
-        {
-            "image_id": list("aab"),
-            "category_id": [2, 1, 2],
-            "area": [3, 5000, 40],
-            "image_area": [20000, 20000, 20000],
-        }
-    )
+    columns = {"image_id": list("aab"), "category_id": [2, 1, 2], "area": [3, 5000, 40]}
+    blobs = BlobTable.from_columns({**columns, "image_area": [20000] * 3})
     summary = blob_summary(blobs, NAMES)
     assert summary["all"] == {"blobs": 3, "pixels": 5043}
     assert summary["sizes"]["M"] == {"blobs": 1, "pixels": 5000}

@@ -215,14 +215,14 @@ def test_a_named_stuff_class_takes_the_place_of_background(dataset):
 
 
 def test_settings_are_checked(dataset):
-    with pytest.raises(ValueError, match=r"mode: unknown value 'oficial'.*'official'"):
-        Settings(mode="oficial")
-    with pytest.raises(ValueError, match=r"must be >= 0, got -1 and 0"):
-        Settings(samples=-1)
-    with pytest.raises(ValueError, match=r"worst must be a whole number .* got 101"):
-        Settings(worst=101)
-    with pytest.raises(ValueError, match=r"ignore_label must lie above the classes 0\.\.3, got 2"):
-        prepare(Inputs(**dataset.options), Settings(ignore_label=2))
+    for options, message in (
+        ({"mode": "oficial"}, r"mode: unknown value 'oficial'.*'official'"),
+        ({"samples": -1}, r"must be >= 0, got -1 and 0"),
+        ({"worst": 101}, r"worst must be a whole number .* got 101"),
+        ({"ignore_label": 2}, r"ignore_label must lie above the classes 0\.\.3, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(Inputs(**dataset.options), Settings(**options))
     for text in ("0/3", "4/3", "1/0", "1", "a/b", "-1/3"):
         with pytest.raises(ValueError, match=rf"--shard must be i/n .*got '{text}'"):
             parse_shard(text)

@@ -110,12 +110,8 @@ def test_load_gives_back_what_was_saved(dataset, tmp_path):
     scored = run(dataset)
     contents = save(scored, tmp_path / "run")
     loaded = load_run(tmp_path / "run")
-    for table in ("table", "blobs"):
-        for name, column in getattr(scored, table).columns().items():
-            found = getattr(loaded, table).columns()[name]
-            assert found.dtype.kind == column.dtype.kind
-            assert np.array_equal(found, column), name
-    assert same_columns(loaded.pixels, scored.pixels)
+    for table in ("table", "blobs", "pixels"):
+        assert same_columns(getattr(loaded, table), getattr(scored, table))
     assert np.array_equal(loaded.confusion, scored.confusion)
     assert bits(loaded.figures) == bits(scored.figures)
     assert repr(loaded.intervals) == repr(scored.intervals)
@@ -176,16 +172,6 @@ def test_images_with_nothing_in_them(dataset):
     # A prediction of an ignored image may hold anything.
     write_label_map(dataset.preds / "image0.png", np.full((40, 50), 99, np.uint8))
     assert bits(run(dataset).figures) == bits(scored.figures)
-
-
-def test_nothing_but_ignored_pixels(dataset, tmp_path):
-    for folder in (dataset.semantic, dataset.instances):
-        for index, name in enumerate(dataset.names):
-            write_label_map(folder / f"{name}.png", np.full((40, 50 + index), 255))
-    scored = run(dataset)
-    assert all(math.isnan(v) for k, v in scored.figures.items() if "IoU" in k)
-    save_run(tmp_path / "run", scored)
-    assert bits(load_run(tmp_path / "run").figures) == bits(scored.figures)
 
 
 def test_names_with_commas_quotes_and_umlauts_survive(dataset, tmp_path):

@@ -54,16 +54,14 @@ def test_pairs():
 
 
 def test_the_best_has_rank_one():
-    table = rank_table(
-        {
-            "a": {"mIoU": 70.4, "IA": 60.7, "S": math.nan},
-            "b": {"mIoU": 72.6, "IA": 59.6, "S": 1.0},
-            "c": {"mIoU": 70.4, "IA": 60.2, "S": 2.0},
-        }
-    )
+    nan = math.nan
+    table = rank_table({
+        "a": {"mIoU": 70.4, "IA": 60.7, "S": nan},
+        "b": {"mIoU": 72.6, "IA": 59.6, "S": 1.0},
+        "c": {"mIoU": 70.4, "IA": 60.2, "S": 2.0},
+    })  # fmt: skip
     assert table.methods == ("a", "b", "c")
     assert table.figures == ("mIoU", "IA", "S")
-    nan = math.nan
     expected = [[2.5, 1, nan], [1, 3, 2], [2.5, 2, 1]]
     assert np.array_equal(table.ranks, expected, equal_nan=True)
     assert table.values[1].tolist() == [72.6, 59.6, 1.0]
