@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from d2_smallobj.utils.cli import positive_int, readable_errors
 
@@ -44,50 +46,31 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     inputs = parser.add_argument_group("inputs and output")
-    for name, paths, help_text in (
-        ("--lvis", lvis, "LVIS v1 or v0.5 annotations"),
-        ("--coco", coco, "COCO 2017 instance annotations"),
-    ):
-        help_text += f" (default: {' '.join(map(str, paths))})"
-        inputs.add_argument(
-            name, type=Path, nargs="+", default=paths, metavar="FILE", help=help_text
-        )
-    inputs.add_argument(
-        "--images",
-        type=Path,
-        default=root / "coco",
-        metavar="DIR",
-        help="folder of train2017 and val2017 (default: %(default)s)",
+    lvis_help = f"LVIS v1 or v0.5 annotations (default: {' '.join(map(str, lvis))})"
+    coco_help = f"COCO 2017 instance annotations (default: {' '.join(map(str, coco))})"
+    for flag, paths, text in (("--lvis", lvis, lvis_help), ("--coco", coco, coco_help)):
+        inputs.add_argument(flag, type=Path, nargs="+", default=paths, metavar="FILE", help=text)
+    _add(
+        inputs,
+        ("--images", Path, root / "coco", "DIR", "folder of train2017 and val2017"),
+        ("--output", Path, root / "pascal_b", "DIR", "folder to make"),
+        ("--jobs", positive_int, os.cpu_count() or 1, "N", "processes"),
     )
-    inputs.add_argument(
-        "--annotations-only", action="store_true", help="do without the images: no JPEGImages"
-    )
-    output = root / "pascal_b"
-    inputs.add_argument(
-        "--output", type=Path, default=output, metavar="DIR", help="default: %(default)s"
-    )
+    text = "build the set of this manifest again, with its options instead of those below"
+    inputs.add_argument("--manifest", type=Path, metavar="FILE", help=text)
+    text = "do without the images: no JPEGImages"
+    inputs.add_argument("--annotations-only", action="store_true", help=text)
     inputs.add_argument("--force", action="store_true", help="replace a set that is there")
-    inputs.add_argument(
-        "--jobs", type=positive_int, default=os.cpu_count() or 1, help="processes (%(default)s)"
-    )
-    inputs.add_argument(
-        "--manifest",
-        type=Path,
-        metavar="FILE",
-        help="build the set of this manifest again, with its options instead of those below",
-    )
+
     choice = parser.add_argument_group("which images to choose")
-    choice.add_argument(
-        "--num-images", type=int, default=IMAGES, metavar="N", help="default: %(default)s"
-    )
-    choice.add_argument(
-        "--per-cell",
-        type=int,
-        metavar="N",
-        help="instances wanted of every class and size (default: as many as keep the average "
-        "number of instances of an image)",
-    )
-    choice.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    text = "instances wanted of every class and size (default: by the average number of an image)"
+    choice.add_argument("--per-cell", type=int, metavar="N", help=text)
+    text = "VOCdevkit/VOC2012: leave out near-duplicates of its images"
+    choice.add_argument("--voc", type=Path, metavar="DIR", help=text)
+    text = "write the verdict on every candidate as CSV"
+    choice.add_argument("--candidates", type=Path, metavar="FILE", help=text)
+    text = "images not to use: reject lists of the review sheet, or image ids, one a line"
+    choice.add_argument("--rejected", type=Path, nargs="+", default=[], metavar="FILE", help=text)
     choice.add_argument(
         "--coco-classes",
         nargs="*",
@@ -97,45 +80,31 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="classes whose instances COCO provides where LVIS has none: pottedplant (default, as "
         "in the paper), diningtable",
     )
-    choice.add_argument(
-        "--rejected",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="images not to use: reject lists of the review sheet, or image ids, one a line",
+    text = "of 64, in which the hashes of near-duplicates may differ"
+    _add(
+        choice,
+        ("--num-images", int, IMAGES, "N", "images of the set"),
+        ("--seed", int, 0, "N", "seed of the choice"),
+        ("--max-distance", int, MAX_DISTANCE, "BITS", text),
     )
-    help_text = "VOCdevkit/VOC2012: leave out near-duplicates of its images"
-    choice.add_argument("--voc", type=Path, metavar="DIR", help=help_text)
-    choice.add_argument(
-        "--max-distance",
-        type=int,
-        default=MAX_DISTANCE,
-        metavar="BITS",
-        help="of 64, in which the hashes of near-duplicates may differ (%(default)s)",
+    text = "largest share of labelled pixels on which LVIS and COCO differ"
+    iou = "largest intersection over union of two instances"
+    _add(
+        parser.add_argument_group("requirements on an image"),
+        ("--min-area", int, screening.min_area, "PIXELS", "visible ones of an instance; else void"),
+        ("--max-overlap", float, screening.max_overlap, "SHARE", iou),
+        ("--max-disagreement", float, screening.max_disagreement, "SHARE", text),
+        ("--max-void", float, screening.max_void, "SHARE", "largest share of void pixels"),
     )
-    help_text = "write the verdict on every candidate as CSV"
-    choice.add_argument("--candidates", type=Path, metavar="FILE", help=help_text)
-    quality = parser.add_argument_group("requirements on an image")
-    for name, kind, metavar, help_text in (
-        ("min_area", int, "PIXELS", "instances with fewer visible pixels are void"),
-        ("max_overlap", float, "SHARE", "largest intersection over union of two instances"),
-        (
-            "max_disagreement",
-            float,
-            "SHARE",
-            "largest share of labelled pixels on which LVIS and COCO differ",
-        ),
-        ("max_void", float, "SHARE", "largest share of void pixels"),
-    ):
-        quality.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=kind,
-            default=getattr(screening, name),
-            metavar=metavar,
-            help=f"{help_text} (%(default)s)",
-        )
     return parser.parse_args(arguments)
+
+
+def _add(group: Any, *options: tuple[str, Callable[[str], Any], Any, str, str]) -> None:
+    """Add options: flag, type, default, metavar, help."""
+    for flag, kind, default, metavar, text in options:
+        group.add_argument(
+            flag, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)"
+        )
 
 
 def build(args: argparse.Namespace) -> BuildResult:

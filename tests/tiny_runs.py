@@ -54,6 +54,27 @@ def as_options(*overrides):
     return [str(part) for pair in merged.items() for part in pair]
 
 
+def saved(folder, name="model_final"):
+    """The contents of a checkpoint."""
+    import torch
+
+    return torch.load(folder / f"{name}.pth", weights_only=True)
+
+
+def metrics_rows(folder):
+    """The lines of a run's metrics.json."""
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def events_of(folder):
+    """What TensorBoard reads of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return found
+
+
 @pytest.fixture(scope="session")
 def demo_root(tmp_path_factory):
     """A data sets' root with a dozen small scenes."""
@@ -110,12 +131,20 @@ class TrainServer:
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
-        return SimpleNamespace(**answer, stdout=out.read_text(), stderr=err.read_text())
+        stderr = err.read_text()
+        error = (stderr.strip().splitlines() or [""])[-1]
+        return SimpleNamespace(**answer, stdout=out.read_text(), stderr=stderr, error=error)
 
     def train(self, output, *overrides, arguments=(), config=CONFIG, **job):
         """``tools/train_net.py`` with the tiny options."""
         options = as_options(TINY, *overrides, {"OUTPUT_DIR": output})
         return self.ask(TRAIN_NET, "--config-file", config, *arguments, *options, **job)
+
+    def finish(self, output, *overrides, **options):
+        """:meth:`train`, which must end well."""
+        answer = self.train(output, *overrides, **options)
+        assert answer.codes == [0] * options.get("world", 1), answer.stderr
+        return answer
 
     def code(self, code, **job):
         """Run code with ``job`` in its namespace (``job["rank"]`` among several processes)."""

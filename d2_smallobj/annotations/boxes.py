@@ -13,18 +13,16 @@ import os
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Union
 
 import msgspec
 import numpy as np
 
-from d2_smallobj.annotations.coco_file import CategoryEntry, Id, ImageEntry, id_order
+from d2_smallobj.annotations.coco_file import Flag, Id, read_annotation_file
 from d2_smallobj.metrics.components import class_components
-from d2_smallobj.utils.messages import itemized
+from d2_smallobj.utils.messages import itemized, listed
 from d2_smallobj.utils.opencv import cv2
 
 IGNORE_LABEL = 255
-_SHOWN = 10
 _VOC_EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -57,28 +55,24 @@ def checked_boxes(
         ) from error
     with np.errstate(invalid="ignore"):
         class_id, left, top, right, bottom = table.T
-        problems = (
-            ("is not finite", ~np.isfinite(table).all(axis=1)),
-            (
-                f"has a class that is not an integer in 1..{IGNORE_LABEL - 1}",
-                (class_id == 0) | (np.abs(class_id) >= IGNORE_LABEL) | (class_id % 1 != 0),
+        empty = (right == left) | (bottom == top)
+        outside = (left >= width) | (top >= height) | (right <= 0) | (bottom <= 0)
+        problems = {
+            "is not finite": ~np.isfinite(table).all(axis=1),
+            f"has a class that is not an integer in 1..{IGNORE_LABEL - 1}": (
+                (class_id == 0) | (np.abs(class_id) >= IGNORE_LABEL) | (class_id % 1 != 0)
             ),
-            ("is inverted (right < left or bottom < top)", (right < left) | (bottom < top)),
-            (
-                f"lies outside the image of {width} x {height} (width x height)",
-                (left >= width) | (top >= height) | (right <= 0) | (bottom <= 0),
-            ),
-        )
-    empty = (right == left) | (bottom == top)
+            "is inverted (right < left or bottom < top)": (right < left) | (bottom < top),
+            # A box without area has no place to be outside of.
+            f"lies outside the image of {width} x {height} (width x height)": outside & ~empty,
+        }
     wrong = []
     for row in range(len(table)):
-        what = next((text for text, rows in problems if rows[row]), None)
-        # A box without area has no place to be outside of.
-        if what is not None and not (empty[row] and what.startswith("lies outside")):
+        what = next((text for text, rows in problems.items() if rows[row]), None)
+        if what is not None:
             wrong.append(f"box {row} {table[row].tolist()} {what}")
     if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise ValueError(f"{where}: {len(wrong)} bad box(es): {'; '.join(wrong[:_SHOWN])}{more}")
+        raise ValueError(f"{where}: {len(wrong)} bad box(es): {listed(wrong)}")
     table = table[~empty]
     limits = np.array([width, height, width, height], np.float64)
     table[:, 1:] = np.clip(table[:, 1:], 0, limits)
@@ -101,13 +95,8 @@ def number_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     return numbers
 
 
-def paint_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Paint int32 (B, 5) boxes as a uint8 (H, W) label map: 0 without a box, 255 on crowds."""
-    return classes_of_numbers(boxes, number_boxes(boxes, height, width))
-
-
 def classes_of_numbers(boxes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """The label map of :func:`paint_boxes` from the numbers of :func:`number_boxes`."""
+    """Turn :func:`number_boxes` into a uint8 (H, W) label map: 0 without a box, 255 on crowds."""
     classes = np.where(boxes[:, 0] > 0, boxes[:, 0], IGNORE_LABEL)
     return np.append(0, classes).astype(np.uint8)[numbers]
 
@@ -191,10 +180,6 @@ def read_voc_boxes(
     return checked_boxes(rows, height, width, str(path)), (height, width)
 
 
-# The fields' types are evaluated, in Python 3.9, too.
-_Flag = Union[int, bool, None]
-
-
 class _BoxEntry(msgspec.Struct, frozen=True, gc=False):
     """An entry of ``annotations``: ``bbox`` is left, top, width, height in pixels."""
 
@@ -202,13 +187,7 @@ class _BoxEntry(msgspec.Struct, frozen=True, gc=False):
     image_id: Id
     category_id: Id
     bbox: tuple[float, float, float, float]
-    iscrowd: _Flag = 0
-
-
-class _Content(msgspec.Struct, frozen=True, gc=False):
-    images: list[ImageEntry]
-    annotations: list[_BoxEntry]
-    categories: list[CategoryEntry]
+    iscrowd: Flag = 0
 
 
 def coco_boxes(json_path: str | os.PathLike[str]) -> dict[Id, np.ndarray]:
@@ -222,41 +201,20 @@ def coco_boxes(json_path: str | os.PathLike[str]) -> dict[Id, np.ndarray]:
         ValueError: the file is malformed, an annotation has an unknown image or category, or boxes
             are refused by :func:`checked_boxes`.
     """
-    path = Path(json_path)
-    try:
-        content = msgspec.json.decode(path.read_bytes(), type=_Content)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a COCO annotation file with boxes: {error}") from error
-    ids = sorted((category.id for category in content.categories), key=id_order)
-    class_ids = {identity: number for number, identity in enumerate(ids, start=1)}
-    rows: dict[Id, list[tuple[float, ...]]] = {image.id: [] for image in content.images}
-    unknown = []
-    for entry in content.annotations:
-        if entry.image_id not in rows or entry.category_id not in class_ids:
-            unknown.append(
-                f"annotation {entry.id} of image {entry.image_id!r}, category {entry.category_id!r}"
-            )
-            continue
+    file = read_annotation_file(json_path, "coco", _BoxEntry)
+    class_ids = file.class_ids
+    rows: dict[Id, list[tuple[float, ...]]] = {image_id: [] for image_id in file.images}
+    for entry in file.annotations:
         left, top, width, height = entry.bbox
         class_id = class_ids[entry.category_id] * (-1 if entry.iscrowd else 1)
         rows[entry.image_id].append((class_id, left, top, left + width, top + height))
-    if unknown:
-        what = "annotation(s) whose image or category is not in the file"
-        raise ValueError(f"{path}: {itemized(what, unknown)}")
-    return _checked(path, content.images, rows)
-
-
-def _checked(
-    path: Path, images: list[ImageEntry], rows: dict[Id, list[tuple[float, ...]]]
-) -> dict[Id, np.ndarray]:
-    """The boxes of all images, clipped to them."""
     boxes, problems = {}, []
-    for image in images:
-        where = f"image {image.id} ({image.file_name})"
+    for image_id, image in file.images.items():
+        where = f"image {image_id} ({image.file_name})"
         try:
-            boxes[image.id] = checked_boxes(rows[image.id], image.height, image.width, where)
+            boxes[image_id] = checked_boxes(rows[image_id], image.height, image.width, where)
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError(f"{path}: {itemized('image(s) with bad boxes', problems)}")
+        raise ValueError(f"{json_path}: {itemized('image(s) with bad boxes', problems)}")
     return boxes

@@ -30,6 +30,7 @@ from d2_smallobj.annotations.label_rules import (
     thing_pixels,
     unique_by_runs,
 )
+from d2_smallobj.utils.messages import listed
 
 CITYSCAPES_FOLDER = Path("cityscapes")
 SPLITS = ("train", "val")
@@ -60,6 +61,7 @@ BENCHMARK_LABELS = {
     **VEHICLES_AND_PERSONS,
 }
 """Label id of every class of the benchmark; position = train id."""
+_TRAIN_IDS = {label: number for number, label in enumerate(BENCHMARK_LABELS.values())}
 BENCHMARK_STUFF = tuple(range(11))
 """Train ids of the classes without instances."""
 
@@ -84,8 +86,7 @@ def cityscapes_rule() -> LabelRule:
 
 def benchmark_rule() -> LabelRule:
     """Map label ids to train ids; 255: not scored by the benchmark."""
-    train_ids = {label: number for number, label in enumerate(BENCHMARK_LABELS.values())}
-    return LabelRule(tuple(train_ids.get(label, 255) for label in range(_NUM_LABELS)))
+    return LabelRule(tuple(_TRAIN_IDS.get(label, 255) for label in range(_NUM_LABELS)))
 
 
 def predicted_train_ids(labels: np.ndarray, where: str) -> np.ndarray:
@@ -94,18 +95,18 @@ def predicted_train_ids(labels: np.ndarray, where: str) -> np.ndarray:
     Raises:
         ValueError: the prediction ``where`` has a label that the benchmark does not score.
     """
-    table = np.full(max(int(labels.max(initial=0)), _NUM_LABELS) + 1, 255, np.uint8)
-    for number, label in enumerate(BENCHMARK_LABELS.values()):
-        table[label] = number
-    wrong = (labels < 0) | (table[np.maximum(labels, 0)] == 255)
+    # Label 0 is one of those that are not scored.
+    known = np.where((labels >= 0) & (labels < _NUM_LABELS), labels, 0)
+    train_ids = np.array(benchmark_rule().classes, np.uint8)[known]
+    wrong = train_ids == 255
     if wrong.any():
-        values = np.unique(labels[wrong])[:10].tolist()
         raise ValueError(
             f"{where}: predictions with --prediction-ids label hold the 19 labels that the "
-            f"benchmark scores ({', '.join(map(str, BENCHMARK_LABELS.values()))}), got "
-            f"{', '.join(map(str, values))} in {np.count_nonzero(wrong)} px; are they train ids?"
+            f"benchmark scores ({', '.join(map(str, _TRAIN_IDS))}), got "
+            f"{listed(np.unique(labels[wrong]))} in {np.count_nonzero(wrong)} px; are they train "
+            "ids?"
         )
-    return table[labels]
+    return train_ids
 
 
 def bare_name(stem: str) -> str:
@@ -128,9 +129,7 @@ def label_classes(class_names: Sequence[str]) -> dict[int, int] | None:
     named = {label: numbers[n] for n, label in BENCHMARK_LABELS.items() if n in numbers}
     if set(VEHICLES_AND_PERSONS.values()) <= set(named):
         return named
-    if len(class_names) == len(BENCHMARK_LABELS):
-        return {label: number for number, label in enumerate(BENCHMARK_LABELS.values())}
-    return None
+    return _TRAIN_IDS if len(class_names) == len(_TRAIN_IDS) else None
 
 
 def cityscapes_instances(
@@ -224,18 +223,14 @@ def cityscapes_dicts(
     dicts = []
     for path in sorted(images.glob(f"*/*{_IMAGE_SUFFIX}")):
         image_id = path.name[: -len(_IMAGE_SUFFIX)]
-        labels = truth / path.parent.name / f"{image_id}_gtFine_labelIds.png"
-        instances = labels.with_name(f"{image_id}_gtFine_instanceIds.png")
-        for file in (path, labels, instances):
+        stem = truth / path.parent.name / f"{image_id}_gtFine"
+        files = {
+            "file_name": os.fspath(path),
+            "sem_seg_file_name": f"{stem}_labelIds.png",
+            "ins_seg_file_name": f"{stem}_instanceIds.png",
+        }
+        for file in files.values():
             check.require(file)
-        dicts.append(
-            {
-                "file_name": os.fspath(path),
-                "image_id": image_id,
-                "sem_seg_file_name": os.fspath(labels),
-                "ins_seg_file_name": os.fspath(instances),
-                "label_rule": rule,
-            }
-        )
+        dicts.append({**files, "image_id": image_id, "label_rule": rule})
     check.raise_if_missing()
     return dicts

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Annotated, Any, Union
 
+import msgspec
 import numpy as np
 
+from d2_smallobj.annotations.coco_file import CategoryEntry, Id
+from d2_smallobj.annotations.dataset_files import decode_json
 from d2_smallobj.utils.options import look_up_option
 
 VOC_CLASS_NAMES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
+    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
+    *("sheep", "sofa", "train", "tvmonitor"),
 )
 """PASCAL VOC, 21 with background."""
 
@@ -92,15 +76,14 @@ def read_class_names(text: str) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: class names are UTF-8 text; {error}") from error
     names = [line.strip() for line in lines]
-    seen: dict[str, int] = {}
     for number, name in enumerate(names, start=1):
         if not name:
             raise ValueError(f"{path}, line {number}: empty; every line names a class")
-        if name in seen:
+        first = names.index(name) + 1
+        if first < number:
             raise ValueError(
-                f"{path}, line {number}: duplicate class name {name!r}, as in line {seen[name]}"
+                f"{path}, line {number}: duplicate class name {name!r}, as in line {first}"
             )
-        seen[name] = number
     if not names:
         raise ValueError(f"{path}: no class name in it")
     return tuple(names)
@@ -164,7 +147,7 @@ def choose_categories(
     path: str | os.PathLike[str],
     class_names: Sequence[str] | None,
     map_file: str | os.PathLike[str] | None = None,
-) -> dict[int, int] | None:
+) -> dict[Id, int] | None:
     """Find the categories of a COCO or LVIS file that stand for the given classes.
 
     Args:
@@ -184,78 +167,63 @@ def choose_categories(
     """
     if map_file is not None and class_names is None:
         raise ValueError("--category-map needs --classes: the classes that it maps to")
-    categories = _read_categories(path)
-    if class_names is not None and len(class_names) - 1 > _MOST_CLASSES:
+    entries = decode_json(path, _Categories, _CATEGORIES).categories
+    own = class_names is None
+    number = len(entries) if own else len(class_names) - 1
+    if number > _MOST_CLASSES:
+        found = f"its {number} categories" if own else f"the {number} classes beside background"
         raise ValueError(
-            f"--classes: {len(class_names) - 1} classes beside background are more than the"
-            f" {_MOST_CLASSES} labels of the 8-bit maps that {path} is painted on: choose fewer,"
-            " or let several categories be one class with --category-map"
+            f"{path}: {found} are more than the {_MOST_CLASSES} labels of an 8-bit map: choose "
+            "fewer with --classes (a file of names, background first), or let several categories "
+            "be one class with --category-map, too"
         )
-    if class_names is not None:
-        return _map_categories(categories, class_names, map_file, str(path))
-    if len(categories) > _MOST_CLASSES:
-        raise ValueError(
-            f"{path}: its {len(categories)} categories are more than the {_MOST_CLASSES} labels of"
-            " an 8-bit map: choose some with --classes (a file of names, background first), or map"
-            " them with --category-map, too"
-        )
-    return None
+    if class_names is None:
+        return None
+    if map_file is not None:
+        return _map_categories(entries, class_names, map_file)
+    ids = {entry.name: entry.id for entry in entries}
+    for name in class_names[1:]:
+        if name not in ids:
+            raise ValueError(
+                f"--classes: a class of {path} is called by its category's name: no category "
+                f"{name!r}{_closest(name, ids)}"
+            )
+    return {ids[name]: label for label, name in enumerate(class_names[1:], start=1)}
 
 
-def _read_categories(path: str | os.PathLike[str]) -> dict[int, str]:
-    """Name by category id."""
-    content = _read_json(path)
-    try:
-        return {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: an annotation file has a list 'categories' of 'id' and 'name'"
-        ) from error
+_CATEGORIES = "an annotation file has a list 'categories' of 'id' and 'name'"
+_Map = Annotated[dict[str, Any], msgspec.Meta(min_length=1)]
+_MAP_FORM = 'expected a JSON object such as {"television_set": "tvmonitor"}'
+
+
+class _Categories(msgspec.Struct, frozen=True):
+    """The part of an annotation file that names its categories."""
+
+    categories: list[CategoryEntry]
 
 
 def _map_categories(
-    categories: Mapping[int, str],
+    entries: Sequence[CategoryEntry],
     class_names: Sequence[str],
-    map_file: str | os.PathLike[str] | None,
-    source: str,
-) -> dict[int, int]:
-    """Label by category id."""
+    map_file: str | os.PathLike[str],
+) -> dict[Id, int]:
+    """Label by category id, as a file maps ids or names of categories."""
     labels = {name: label for label, name in enumerate(class_names)}
-    if map_file is None:
-        pairs = [(name, name) for name in class_names[1:]]
-        where = f"--classes: a class of {source} is called by its category's name"
-    else:
-        content = _read_json(map_file)
-        if not isinstance(content, dict) or not content:
-            raise ValueError(
-                f'{map_file}: expected a JSON object such as {{"television_set": "tvmonitor"}}, '
-                f"got {type(content).__name__}"
-            )
-        pairs = list(content.items())
-        where = f"{map_file}"
-    ids = {name: category for category, name in categories.items()}
-    found: dict[int, int] = {}
-    for key, value in pairs:
-        category = ids.get(key)
-        if category is None and map_file is not None and key.lstrip("-").isdecimal():
-            category = int(key) if int(key) in categories else None
+    ids = {entry.name: entry.id for entry in entries}
+    numbers = {str(entry.id): entry.id for entry in entries}
+    found: dict[Id, int] = {}
+    for key, value in decode_json(map_file, _Map, _MAP_FORM).items():
+        category = ids.get(key, numbers.get(key))
         if category is None:
-            raise ValueError(f"{where}: no category {key!r}{_closest(key, ids)}")
+            raise ValueError(f"{map_file}: no category {key!r}{_closest(key, ids)}")
         label = labels.get(value) if isinstance(value, str) else value
         if isinstance(label, bool) or not isinstance(label, int) or not 0 < label < len(labels):
             raise ValueError(
-                f"{where}: category {key!r} maps to {value!r}, which is neither the name nor the"
-                f" label (1..{len(labels) - 1}) of a class{_closest(str(value), labels)}"
+                f"{map_file}: category {key!r} maps to {value!r}, which is neither the name nor "
+                f"the label (1..{len(labels) - 1}) of a class{_closest(str(value), labels)}"
             )
         found[category] = label
     return found
-
-
-def _read_json(path: str | os.PathLike[str]) -> Any:
-    try:
-        return json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not a complete JSON file ({error})") from error
 
 
 def _closest(name: str, names: Mapping[str, object]) -> str:

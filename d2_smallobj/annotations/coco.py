@@ -16,10 +16,8 @@ import numpy as np
 from d2_smallobj.annotations.coco_file import (
     KINDS,
     AnnotationEntry,
-    CategoryEntry,
     Id,
     decode_mask,
-    id_order,
     read_annotation_file,
 )
 from d2_smallobj.utils.options import look_up_option
@@ -27,7 +25,6 @@ from d2_smallobj.utils.options import look_up_option
 IGNORE_LABEL = 255
 """Value of ignored pixels in both maps."""
 PAINTINGS = ("area", "file")
-_VOID = 0
 
 
 class Annotation(msgspec.Struct, frozen=True, gc=False):
@@ -91,39 +88,25 @@ class InstanceAnnotations:
         label_maps: bool = True,
         void_categories: Collection[str] = (),
     ) -> None:
-        self._path = Path(json_path)
-        self._painting = look_up_option("painting", painting, PAINTINGS)
+        self.path = Path(json_path)
+        self.painting = look_up_option("painting", painting, PAINTINGS)
         self._label_maps = label_maps
         self._file = read_annotation_file(json_path, look_up_option("kind", kind, KINDS))
-        void = self._void_ids(void_categories)
+        self.categories = self._file.categories
+        known = {category.name: category.id for category in self.categories.values()}
+        void = {known[look_up_option("void_categories", n, known)] for n in void_categories}
         self._classes = self._class_ids(category_map, void)
         self.class_names = self._names(class_names)
-        self._looked_at = {*self._classes, *void}
+        self._looked_at = {**self._classes, **dict.fromkeys(void, 0)}
         self._annotations: dict[Id, list[Annotation]] = {}
         for entry in self._file.annotations:
-            left_out = entry.category_id in void
-            class_id = _VOID if left_out else self._classes.get(entry.category_id)
+            class_id = self._looked_at.get(entry.category_id)
             if class_id is None:
                 continue
-            crowd = bool(entry.iscrowd) or left_out
+            crowd = bool(entry.iscrowd) or entry.category_id in void
             self._annotations.setdefault(entry.image_id, []).append(
                 Annotation(entry.id, entry.category_id, class_id, crowd, entry.segmentation)
             )
-
-    @property
-    def path(self) -> Path:
-        """The annotation file."""
-        return self._path
-
-    @property
-    def painting(self) -> str:
-        """``"area"`` or ``"file"``."""
-        return self._painting
-
-    @property
-    def categories(self) -> Mapping[Id, CategoryEntry]:
-        """The file's categories by id, whether they are classes or not."""
-        return self._file.categories
 
     @property
     def image_ids(self) -> list[Id]:
@@ -142,7 +125,7 @@ class InstanceAnnotations:
             ValueError: the file has no such image.
         """
         if image_id not in self._file.images:
-            raise ValueError(f"{self._path}: no image with id {image_id!r}")
+            raise ValueError(f"{self.path}: no image with id {image_id!r}")
         return self._annotations.get(image_id, [])
 
     def unmapped(self) -> list[AnnotationEntry]:
@@ -168,37 +151,28 @@ class InstanceAnnotations:
         """
         found = self.annotations(image_id)
         if not self._label_maps:
-            raise ValueError(f"{self._path}: opened with label_maps=False, so it is not painted")
+            raise ValueError(f"{self.path}: opened with label_maps=False, so it is not painted")
         height, width = self.image_size(image_id)
-        return paint(found, height, width, painting=self._painting, source=str(self._path))
-
-    def _void_ids(self, names: Collection[str]) -> set[Id]:
-        """Ids of the void categories."""
-        known = {category.name: category.id for category in self._file.categories.values()}
-        for name in names:
-            look_up_option("void_categories", name, known)
-        return {known[name] for name in names}
+        return paint(found, height, width, painting=self.painting, source=str(self.path))
 
     def _class_ids(self, category_map: Mapping[int, int] | None, void: set[Id]) -> dict[Id, int]:
         """Class id of every category that has one."""
-        categories = self._file.categories
+        lowest, highest = (1, IGNORE_LABEL - 1) if self._label_maps else (0, float("inf"))
         if category_map is None:
-            categories = [category for category in categories if category not in void]
-            if self._label_maps and len(categories) >= IGNORE_LABEL:
+            kept = [category for category in self._file.class_ids if category not in void]
+            if len(kept) > highest:
                 raise ValueError(
-                    f"{self._path}: {len(categories)} categories do not fit in 8-bit label maps "
-                    f"(at most {IGNORE_LABEL - 1}); give category_map"
+                    f"{self.path}: {len(kept)} categories do not fit in 8-bit label maps (at most "
+                    f"{highest}); give category_map"
                 )
-            return {category: n for n, category in enumerate(sorted(categories, key=id_order), 1)}
-        unknown = sorted(set(category_map) - set(categories), key=str)
+            return {category: number for number, category in enumerate(kept, start=1)}
+        unknown = sorted(set(category_map) - set(self.categories), key=str)
         if unknown:
-            raise ValueError(f"category_map: {self._path} has no category with id {unknown[:10]}")
+            raise ValueError(f"category_map: {self.path} has no category with id {unknown[:10]}")
         for category, class_id in category_map.items():
-            if not self._label_maps and isinstance(class_id, int) and class_id >= 0:
-                continue
-            if not isinstance(class_id, int) or not 1 <= class_id < IGNORE_LABEL:
+            if not isinstance(class_id, int) or not lowest <= class_id <= highest:
                 raise ValueError(
-                    f"category_map: class ids must be integers in 1..{IGNORE_LABEL - 1}, got "
+                    f"category_map: class ids must be integers in {lowest}..{highest}, got "
                     f"{class_id!r} for category {category}"
                 )
         return dict(category_map)
@@ -214,8 +188,9 @@ class InstanceAnnotations:
                 )
             return tuple(class_names)
         names = {0: "background"}
-        for category, class_id in sorted(self._classes.items(), key=lambda item: id_order(item[0])):
-            names.setdefault(class_id, self._file.categories[category].name)
+        for category in self._file.class_ids:
+            if category in self._classes:
+                names.setdefault(self._classes[category], self.categories[category].name)
         gaps = sorted(set(range(highest + 1)) - set(names))
         if gaps:
             raise ValueError(f"category_map: no category for class ids {gaps}; give class_names")
@@ -231,8 +206,9 @@ def paint(
     source: str = "",
     unannotated: int = 0,
     ignore_label: int = IGNORE_LABEL,
+    masks: Sequence[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint the annotations of an image, in the order of the file, as label maps.
+    """Paint the annotations of an image of H x W pixels, in the order of the file, as label maps.
 
     Args:
         annotations: of the image.
@@ -242,6 +218,7 @@ def paint(
         source: the file of the annotations, for messages.
         unannotated: label of pixels without annotation.
         ignore_label: label of crowds in the semantic map.
+        masks: bool (H, W) of the annotations, if they are decoded already.
 
     Returns:
         semantic: (H, W), uint8 if all labels fit: ``unannotated``, classes, ``ignore_label``.
@@ -251,50 +228,27 @@ def paint(
     Raises:
         ValueError: a mask is malformed; names its annotation.
     """
-    masks = [
-        decode_mask(a.segmentation, height, width, f"{source}: annotation {a.annotation_id}")
-        for a in annotations
-    ]
-    return paint_masks(
-        annotations,
-        masks,
-        height,
-        width,
-        painting=painting,
-        unannotated=unannotated,
-        ignore_label=ignore_label,
-    )
-
-
-def paint_masks(
-    annotations: Sequence[Annotation],
-    masks: Sequence[np.ndarray],
-    height: int,
-    width: int,
-    *,
-    painting: str = "area",
-    unannotated: int = 0,
-    ignore_label: int = IGNORE_LABEL,
-) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`paint`, with the masks of the annotations decoded already: bool (H, W)."""
-    largest = max([unannotated, ignore_label, *(a.class_id for a in annotations)])
-    kind = np.uint8 if largest < 1 << 8 else np.int32
-    semantic = np.full((height, width), unannotated, kind)
-    instances = np.zeros((height, width), np.int32)
-    layers = []
-    for annotation, mask in zip(annotations, masks):
-        if not annotation.crowd:
-            layers.append((mask, annotation.class_id, instance_id(len(layers) + 1)))
-        elif painting == "area":
-            semantic[mask] = ignore_label
-            instances[mask] = IGNORE_LABEL
+    if masks is None:
+        masks = [
+            decode_mask(a.segmentation, height, width, f"{source}: annotation {a.annotation_id}")
+            for a in annotations
+        ]
+    things = [(a.class_id, mask) for a, mask in zip(annotations, masks) if not a.crowd]
+    order = list(range(len(things)))
+    # Every pixel gets the number of what lies on top of it; the number after the last means crowd.
+    numbers = np.zeros((height, width), np.int32)
     if painting == "area":
         # A stable sort: of two equally large ones, the later in the file lies on top.
-        layers.sort(key=lambda layer: -int(np.count_nonzero(layer[0])))
-    for mask, class_id, identity in layers:
-        semantic[mask] = class_id
-        instances[mask] = identity
-    return semantic, instances
+        order.sort(key=lambda place: -int(np.count_nonzero(things[place][1])))
+        for annotation, mask in zip(annotations, masks):
+            if annotation.crowd:
+                numbers[mask] = len(things) + 1
+    for place in order:
+        numbers[things[place][1]] = place + 1
+    labels = [unannotated, *(class_id for class_id, _ in things), ignore_label]
+    ids = [0, *(instance_id(place + 1) for place in range(len(things))), IGNORE_LABEL]
+    kind = np.uint8 if max(labels) < 1 << 8 else np.int32
+    return np.array(labels, kind)[numbers], np.array(ids, np.int32)[numbers]
 
 
 def instance_id(rank: int) -> int:

@@ -9,25 +9,27 @@ beyond it. Legend: H, W height and width of the image.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Annotated, Any, Generic, Optional, TypeVar, Union
 
 import msgspec
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from d2_smallobj.annotations.dataset_files import decode_json
 from d2_smallobj.utils.messages import itemized
 
 KINDS = ("coco", "lvis")
 # The fields' types are evaluated, in Python 3.9, too, hence no `int | str` there.
 Id = Union[int, str]
+Flag = Union[int, bool, None]
+_Pixels = Annotated[int, msgspec.Meta(ge=1)]
 _Text = Optional[str]
 _Ids = Optional[list[Id]]
-_Flag = Union[int, bool, None]
+_Entry = TypeVar("_Entry")
 # Coordinates beyond this are an error: rasterising such polygons would take all memory.
 _LARGEST_COORDINATE = 1e5
 
@@ -36,8 +38,8 @@ class ImageEntry(msgspec.Struct, frozen=True, gc=False):
     """An entry of ``images``; sizes in pixels; only LVIS has the lists of category ids."""
 
     id: Id
-    height: int
-    width: int
+    height: _Pixels
+    width: _Pixels
     file_name: _Text = None
     coco_url: _Text = None
     neg_category_ids: _Ids = None
@@ -58,25 +60,13 @@ class AnnotationEntry(msgspec.Struct, frozen=True, gc=False):
     image_id: Id
     category_id: Id
     segmentation: msgspec.Raw
-    iscrowd: _Flag = 0
+    iscrowd: Flag = 0
 
 
-class _Content(msgspec.Struct, frozen=True, gc=False):
+class _Content(msgspec.Struct, Generic[_Entry], frozen=True, gc=False):
     images: list[ImageEntry]
-    annotations: list[AnnotationEntry]
+    annotations: list[_Entry]
     categories: list[CategoryEntry]
-
-
-_REQUIRED = {
-    section: tuple(
-        field.name for field in msgspec.structs.fields(entry) if field.default is msgspec.NODEFAULT
-    )
-    for section, entry in (
-        ("images", ImageEntry),
-        ("annotations", AnnotationEntry),
-        ("categories", CategoryEntry),
-    )
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +85,12 @@ class AnnotationFile:
     kind: str
     images: dict[Id, ImageEntry]
     categories: dict[Id, CategoryEntry]
-    annotations: list[AnnotationEntry]
+    annotations: list[Any]
+
+    @property
+    def class_ids(self) -> dict[Id, int]:
+        """Class by category id: 1, 2, ... in the order of the ids."""
+        return {category: n for n, category in enumerate(sorted(self.categories, key=id_order), 1)}
 
     def file_name(self, image_id: Id) -> str:
         """Return the file name of an image; ValueError if it has none.
@@ -112,99 +107,54 @@ class AnnotationFile:
         return name
 
 
-def read_annotation_file(path: str | os.PathLike[str], kind: str) -> AnnotationFile:
+def read_annotation_file(
+    path: str | os.PathLike[str], kind: str, entry: type = AnnotationEntry
+) -> AnnotationFile:
     """Read and check an annotation file of kind ``"coco"`` or ``"lvis"``, masks aside.
+
+    ``entry`` names the fields of the annotations that are decoded.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated or malformed, an id or file name is repeated, or an
             annotation has an unknown image or category.
     """
-    path = Path(path)
-    data = path.read_bytes()
-    try:
-        content = msgspec.json.decode(data, type=_Content)
-    except (msgspec.DecodeError, RecursionError) as error:
-        _explain(path, kind, data)
-        raise ValueError(f"{path}: malformed annotation file: {error}") from error
-    problems = [
-        *_repeated(content.images, "images"),
-        *_repeated(content.categories, "categories"),
-        *_repeated(content.annotations, "annotations"),
-        *_bad_images(content.images),
-    ]
+    fields = msgspec.structs.fields(entry)
+    needed = ", ".join(field.name for field in fields if field.default is msgspec.NODEFAULT)
+    expected = (
+        f"an annotation file of kind {kind!r} has lists 'images' (id, height, width), "
+        f"'annotations' ({needed}) and 'categories' (id, name)"
+    )
+    content = decode_json(path, _Content[entry], expected)
     images = {image.id: image for image in content.images}
     categories = {category.id: category for category in content.categories}
-    problems += _unknown_owners(content.annotations, images, categories)
-    if problems:
-        raise ValueError(f"{path}: {itemized('error(s)', problems)}")
-    return AnnotationFile(path, kind, images, categories, content.annotations)
-
-
-def _repeated(
-    entries: Sequence[ImageEntry | AnnotationEntry | CategoryEntry], section: str
-) -> list[str]:
-    """Ids that occur more than once."""
-    if len({entry.id for entry in entries}) == len(entries):
-        return []
-    counts = Counter(entry.id for entry in entries)
-    return [
-        f"id {identity} occurs {'twice' if count == 2 else f'{count} times'} in {section!r}"
-        for identity, count in counts.items()
-        if count > 1
-    ]
-
-
-def _bad_images(images: Sequence[ImageEntry]) -> list[str]:
-    """Images without a size, and files that are listed under several ids."""
-    problems = [
-        f"image {image.id}: {key} must be a positive integer, got {getattr(image, key)}"
-        for image in images
-        for key in ("height", "width")
-        if getattr(image, key) < 1
-    ]
+    problems = []
+    for section in ("images", "categories", "annotations"):
+        problems += repeated((e.id for e in getattr(content, section)), "id", section)
     owner: dict[str, Id] = {}
-    for image in images:
+    for image in content.images:
         # The URL tells LVIS's images apart, whose names are those of another year.
         name = image.coco_url or image.file_name
         if name and owner.setdefault(name, image.id) != image.id:
             problems.append(f"images {owner[name]} and {image.id} are the same file, {name!r}")
-    return problems
+    absent = "which is not in the file"
+    for a in content.annotations:
+        if a.image_id not in images:
+            problems.append(f"annotation {a.id} belongs to image {a.image_id!r}, {absent}")
+        if a.category_id not in categories:
+            problems.append(f"annotation {a.id} has category {a.category_id!r}, {absent}")
+    if problems:
+        raise ValueError(f"{path}: {itemized('error(s)', problems)}")
+    return AnnotationFile(Path(path), kind, images, categories, content.annotations)
 
 
-def _unknown_owners(
-    annotations: Iterable[AnnotationEntry], images: Collection[Id], categories: Collection[Id]
-) -> list[str]:
-    """Annotations of images or categories that do not exist."""
-    problems = []
-    for annotation in annotations:
-        where = f"annotation {annotation.id}"
-        if annotation.image_id not in images:
-            image = f"image {annotation.image_id!r}"
-            problems.append(f"{where} belongs to {image}, which is not in the file")
-        if annotation.category_id not in categories:
-            category = f"category {annotation.category_id!r}"
-            problems.append(f"{where} has {category}, which is not in the file")
-    return problems
-
-
-def _explain(path: Path, kind: str, data: bytes) -> None:
-    """Raise a clear error for a file that could not be decoded, if the cause is known."""
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a complete JSON file ({error})") from error
-    for section, keys in _REQUIRED.items():
-        entries = content.get(section) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise ValueError(
-                f"{path}: an instance annotation file of kind {kind!r} has a list {section!r}; "
-                "this one has none"
-            )
-        for entry in entries:
-            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-            if missing:
-                raise ValueError(f"{path}: an entry of {section!r} lacks {missing}: {entry!r:.200}")
+def repeated(values: Iterable[Hashable], key: str, section: str) -> list[str]:
+    """Name the values of a key that several entries of a section have."""
+    return [
+        f"{key} {value!r} occurs {'twice' if count == 2 else f'{count} times'} in {section!r}"
+        for value, count in Counter(values).items()
+        if count > 1
+    ]
 
 
 def id_order(identity: Id) -> tuple[bool, Id]:

@@ -26,13 +26,7 @@ import msgspec
 import numpy as np
 
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
-from d2_smallobj.annotations.coco import (
-    Annotation,
-    InstanceAnnotations,
-    instance_id,
-    paint,
-    paint_masks,
-)
+from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, instance_id, paint
 from d2_smallobj.annotations.coco_file import Id, decode_mask, id_order
 from d2_smallobj.annotations.image_lists import image_index
 from d2_smallobj.annotations.label_maps import write_label_map
@@ -307,7 +301,7 @@ def image_fates(
         if mask is not None
     ]
     painted = [mask for mask in masks if mask is not None]
-    _, instances = paint_masks(readable, painted, height, width, painting=painting)
+    _, instances = paint(readable, height, width, painting=painting, masks=painted)
     visible = set(np.unique(instances).tolist())
     fates, rank = [], 0
     for annotation, mask in zip(annotations, masks):

@@ -1,9 +1,12 @@
-"""Check that a data set's files exist, and name the folders of the known data sets."""
+"""Check that a data set's files exist, decode JSON, and name the folders of known data sets."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from d2_smallobj.utils.messages import itemized
 
@@ -19,20 +22,16 @@ class FileCheck:
 
     def __init__(self, data_set: str, prepare: str = _ADVICE) -> None:
         self.data_set = data_set
+        self.required = 0
+        """Number of files required so far."""
         self._prepare = prepare
         self._listings: dict[str, frozenset[str] | None] = {}
         self._missing: dict[str, None] = {}
-        self._required = 0
 
     @property
     def missing(self) -> list[str]:
         """Recorded paths; a folder that is missing as a whole ends in a separator."""
         return list(self._missing)
-
-    @property
-    def required(self) -> int:
-        """Number of files required so far."""
-        return self._required
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
         """Return whether a file exists; nothing is recorded."""
@@ -45,7 +44,7 @@ class FileCheck:
 
         With ``one_of_many``, a missing folder is recorded instead of the file.
         """
-        self._required += 1
+        self.required += 1
         if self.exists(path):
             return True
         folder = os.path.dirname(os.fspath(path))
@@ -90,6 +89,20 @@ def resolve_inside(root: Path, relative: str, where: str) -> Path:
             f"{where}: {relative!r} is not a path within the data set's folder ({root})"
         )
     return root.joinpath(*parts)
+
+
+def decode_json(path: str | os.PathLike[str], form: Any, expected: str) -> Any:
+    """Read a JSON file of a form, a type for msgspec; fields that the form lacks are skipped.
+
+    Raises ValueError, which says what was ``expected``, for a file that is damaged or of another
+    form.
+    """
+    try:
+        return msgspec.json.decode(Path(path).read_bytes(), type=form)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{path}: {expected}; {error}") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a complete JSON file ({error})") from error
 
 
 VOC_FOLDER = Path("VOCdevkit", "VOC2012")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from d2_smallobj.annotations.coco_file import KINDS, Id, id_order, read_annotation_file
+from d2_smallobj.annotations.coco_file import KINDS, Id, read_annotation_file
 from d2_smallobj.annotations.dataset_files import FileCheck, resolve_inside
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option
@@ -195,9 +195,7 @@ def _image_index(path: str, kind: str, modified: int, size: int) -> ImageIndex:
         )
     if problems:
         raise ValueError(f"{path}: {itemized('unusable file name(s)', problems)}")
-    names = (
-        content.categories[category].name for category in sorted(content.categories, key=id_order)
-    )
+    names = (content.categories[category].name for category in content.class_ids)
     return ImageIndex(tuple(images), ("background", *names))
 
 
@@ -217,9 +215,10 @@ def coco_dicts(
         image_dir: folder of the images; for LVIS the one above ``train2017`` and ``val2017``.
         kind: ``"coco"`` or ``"lvis"``.
         class_names: names that the file's classes must have, background first; default: any.
-        label_dir: folder of semantic maps; see :func:`label_path`. With it, images without any
-            annotation are left out, since methods that learn from image-level labels write none for
-            them. Without it, the annotation file is the ground truth.
+        label_dir: folder of semantic maps, named like the image
+            (``COCO_train2014_000000000009.png``) or by its id in twelve digits. With it, images
+            without any annotation are left out, since methods that learn from image-level labels
+            write none for them. Without it, the annotation file is the ground truth.
         check: records missing files, with the data set's name; default: a new one of the file.
 
     Returns:
@@ -258,7 +257,7 @@ def coco_dicts(
             "width": image.width,
         }
         if label_dir is not None:
-            label = label_path(label_dir, image, check)
+            label = _label_path(label_dir, image, check)
             check.require(label)
             record["sem_seg_file_name"] = label
         dicts.append(record)
@@ -266,14 +265,8 @@ def coco_dicts(
     return dicts
 
 
-def label_path(
-    folder: str | os.PathLike[str], image: IndexedImage, check: FileCheck, suffix: str = ".png"
-) -> str:
-    """Return the path of an image's label map.
-
-    It is named like the image (``COCO_train2014_000000000009.png``) or by its id in twelve digits;
-    the first name if neither exists.
-    """
-    by_name = os.path.join(folder, f"{PurePosixPath(image.file_name).stem}{suffix}")
-    by_id = os.path.join(folder, f"{str(image.image_id).zfill(12)}{suffix}")
+def _label_path(folder: str | os.PathLike[str], image: IndexedImage, check: FileCheck) -> str:
+    """Path of an image's label map; by the image's name if there is none by name or id."""
+    by_name = os.path.join(folder, f"{PurePosixPath(image.file_name).stem}.png")
+    by_id = os.path.join(folder, f"{str(image.image_id).zfill(12)}.png")
     return by_id if not check.exists(by_name) and check.exists(by_id) else by_name

@@ -7,7 +7,7 @@ Legend: H, W height and width of an image; C number of classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,11 @@ from d2_smallobj.annotations.label_rules import (
     LabelRule,
     annotation_classes,
     fit_instances,
+    size_text,
     thing_pixels,
     without_stuff,
 )
-from d2_smallobj.annotations.panoptic import Segment, panoptic_maps, panoptic_size
+from d2_smallobj.annotations.panoptic import PanopticMaps, Segment, panoptic_maps, panoptic_size
 
 Maps = tuple[np.ndarray, "np.ndarray | None"]
 
@@ -143,11 +144,7 @@ class SourceReader:
     annotations: InstanceAnnotations | None = None
 
     def size(self, source: ImageSource) -> tuple[int, int]:
-        """Height and width of an image, without decoding it.
-
-        Raises:
-            OSError, ValueError: a file is missing or no label map, or two differ in size.
-        """
+        """Height and width of an image; as :meth:`.truth.GroundTruth.size`."""
         sizes = {}
         if source.semantic is not None:
             sizes[source.semantic] = label_size(source.semantic)
@@ -163,25 +160,20 @@ class SourceReader:
         for file, other in others:
             if other != size:
                 raise ValueError(
-                    f"{file}: height x width {_x(other)}, but {_x(size)} in {first}; do the files "
-                    "belong to the same image?"
+                    f"{file}: height x width {size_text(other)}, but {size_text(size)} in "
+                    f"{first}; do the files belong to the same image?"
                 )
         return size
 
     def read(self, source: ImageSource) -> Maps:
-        """Semantic map and instance map, both integer (H, W); ``None``: there are no instances.
-
-        Raises:
-            OSError, ValueError: a file or annotation is missing or malformed, or files do not
-                belong together; names them.
-        """
+        """Read the two maps; as :meth:`.truth.GroundTruth.read`."""
         if source.semantic is None:
             semantic, instances = self._paint(source)
         else:
             semantic = read_labels(source.semantic)
             if source.label_ids:
                 semantic = benchmark_rule().semantic(semantic, source.semantic)
-            instances = _INSTANCES[source.kind](self, source, semantic)
+            instances = self._instances(source, semantic)
         if self.rule is not None:
             semantic = self.rule.semantic(semantic, source.files)
             if instances is not None:
@@ -201,13 +193,8 @@ class SourceReader:
             maps = self._panoptic(source)
             return maps.semantic, maps.instances
         annotations, size, where = self._annotations(source)
-        return paint(
-            annotations,
-            *size,
-            source=where,
-            unannotated=self.unannotated,
-            ignore_label=self.ignore_label,
-        )
+        labels = {"unannotated": self.unannotated, "ignore_label": self.ignore_label}
+        return paint(annotations, *size, source=where, **labels)
 
     def _annotations(
         self, source: ImageSource
@@ -218,71 +205,37 @@ class SourceReader:
             return file.annotations(number), file.image_size(number), str(file.path)
         return source.annotations, source.size, source.name
 
-    def _panoptic(self, source: ImageSource) -> Any:
+    def _panoptic(self, source: ImageSource) -> PanopticMaps:
         return panoptic_maps(
             source.instances, source.segments, stuff=self.stuff, ignore_label=self.ignore_label
         )
 
-    def _fit(
-        self,
-        source: ImageSource,
-        semantic: np.ndarray,
-        instances: np.ndarray,
-        classes: dict[int, int] | None,
-    ) -> np.ndarray:
-        """Let the semantic map decide; where stored labels are no classes yet, the rule does."""
+    def _instances(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray | None:
+        """The instance map beside a semantic map that is in a file."""
+        classes = None
+        if source.kind == "components":
+            return None
+        if source.kind == "void":
+            things = thing_pixels(semantic, self.stuff, self.ignore_label)
+            return np.where(things, VOID, 0).astype(np.int32)
+        if source.kind == "map":
+            return read_labels(source.instances)
+        fit = {"stuff": self.stuff, "ignore_label": self.ignore_label, "source": source.files}
+        if source.kind == "cityscapes":
+            stored = read_labels(source.instances)
+            return cityscapes_instances(semantic, stored, label_classes(self.class_names), **fit)
+        if source.kind == "panoptic":
+            maps = self._panoptic(source)
+            instances, classes = maps.instances, maps.classes
+        elif source.kind == "objects":
+            instances = read_labels(source.instances)
+            if self.rule is None:
+                instances = self._without_stuff(semantic, instances)
+        else:
+            annotations, size, where = self._annotations(source)
+            _, instances = paint(annotations, *size, source=where)
+            classes = annotation_classes(annotations)
+        # The semantic map decides; where stored labels are no classes yet, the rule does.
         if self.rule is not None:
             return instances
-        return fit_instances(
-            semantic,
-            instances,
-            classes,
-            stuff=self.stuff,
-            ignore_label=self.ignore_label,
-            source=source.files,
-        )
-
-    def _from_panoptic(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
-        maps = self._panoptic(source)
-        return self._fit(source, semantic, maps.instances, maps.classes)
-
-    def _from_cityscapes(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
-        return cityscapes_instances(
-            semantic,
-            read_labels(source.instances),
-            label_classes(self.class_names),
-            stuff=self.stuff,
-            ignore_label=self.ignore_label,
-            source=source.files,
-        )
-
-    def _from_objects(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
-        stored = read_labels(source.instances)
-        if self.rule is None:
-            stored = self._without_stuff(semantic, stored)
-        return self._fit(source, semantic, stored, None)
-
-    def _from_annotations(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
-        annotations, size, where = self._annotations(source)
-        _, instances = paint(annotations, *size, source=where)
-        return self._fit(source, semantic, instances, annotation_classes(annotations))
-
-    def _void(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray:
-        things = thing_pixels(semantic, self.stuff, self.ignore_label)
-        return np.where(things, VOID, 0).astype(np.int32)
-
-
-_INSTANCES: dict[str, Callable[[SourceReader, ImageSource, np.ndarray], np.ndarray | None]] = {
-    "map": lambda reader, source, semantic: read_labels(source.instances),
-    "panoptic": SourceReader._from_panoptic,
-    "cityscapes": SourceReader._from_cityscapes,
-    "objects": SourceReader._from_objects,
-    "annotations": SourceReader._from_annotations,
-    "json": SourceReader._from_annotations,
-    "components": lambda reader, source, semantic: None,
-    "void": SourceReader._void,
-}
-
-
-def _x(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
+        return fit_instances(semantic, instances, classes, **fit)

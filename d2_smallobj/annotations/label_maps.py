@@ -14,13 +14,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from d2_smallobj.annotations import png
 from d2_smallobj.utils.files import atomic_write
 from d2_smallobj.utils.messages import listed
 
-_INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "1", "I")
 CORRUPT_IMAGE = (
     OSError,
     SyntaxError,
@@ -33,7 +32,7 @@ CORRUPT_IMAGE = (
 
 
 def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a label map: a PNG (or other lossless image) of mode L, P or 16-bit grey.
+    """Read a label map: a PNG of mode L, P or 16-bit grey; checksums are verified.
 
     Returns:
         (H, W), uint8, or uint16 for a 16-bit file: the stored indices.
@@ -42,38 +41,21 @@ def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is corrupt or truncated, or holds colours instead of indices.
     """
+    return png.decode_png(read_png(path), path)
+
+
+def read_png(path: str | os.PathLike[str], size: int = -1) -> bytes:
+    """The beginning of a PNG file, or all of it."""
     try:
         with open(path, "rb") as file:
-            content = file.read()
+            content = file.read(size)
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, "no such label map", os.fspath(path)) from error
-    if content.startswith(png.SIGNATURE):
-        return png.decode_png(content, path)
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            stored, mode = image.format, image.mode
-            labels = np.asarray(image)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: corrupt or truncated label map (it is no image)") from error
-    except CORRUPT_IMAGE as error:
-        raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
-    if stored == "JPEG":
+    if not content.startswith(png.SIGNATURE):
         raise ValueError(
-            f"{path}: a label map must be stored without loss (PNG); this one is a JPEG, whose "
-            "compression changes indices"
+            f"{path}: corrupt or truncated label map, or no PNG, which stores indices without loss"
         )
-    if mode not in _INDEX_MODES:
-        raise ValueError(
-            f"{path}: a label map holds class indices; this one is a colour picture (mode "
-            f"{mode}). Give the P or L PNG with indices, not its rendering"
-        )
-    if labels.dtype.itemsize == 1:
-        return labels.astype(np.uint8)
-    # 16-bit grey comes as int32 from the Pillow versions that open it in mode I.
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high > 65535:
-        raise ValueError(f"{path}: indices must be in 0..65535, got {low}..{high}")
-    return labels.astype(np.uint16)
+    return content
 
 
 def encode_label_map(labels: np.ndarray, *, palette: bool = True) -> bytes:
@@ -156,12 +138,7 @@ def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
     if os.fspath(path).lower().endswith(".npy"):
         return _check_array(_load_array(path, header_only=True), path).shape
-    with open(path, "rb") as file:
-        start = file.read(33)
-    if not start.startswith(png.SIGNATURE):
-        # Another lossless format under the name of PNG, or no image: Pillow's reader tells.
-        return read_label_map(path).shape
-    header = png.parse_header(start, path)
+    header = png.parse_header(read_png(path, 33), path)
     return header.height, header.width
 
 

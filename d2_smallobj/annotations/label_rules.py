@@ -12,9 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from d2_smallobj.annotations.coco import Annotation, instance_id
+from d2_smallobj.annotations.coco import IGNORE_LABEL, Annotation, instance_id
+from d2_smallobj.utils.messages import listed
 
-IGNORE_LABEL = 255
+VOID = 255
+"""Instance id of pixels whose instance is unknown."""
+_UNKNOWN = -1
+_LARGEST_LABEL = 65535
+_NEGLIGIBLE = 0.01
+"""Share of an image below which even a complete disagreement may be an annotator's slip."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +53,9 @@ class LabelRule:
         table[IGNORE_LABEL] = IGNORE_LABEL
         classes = table[stored]
         if (classes < 0).any():
-            values = np.unique(stored[classes < 0])[:10].tolist()
             raise ValueError(
                 f"{path}: label values must be 0..{len(self.classes) - 1} or {IGNORE_LABEL}, "
-                f"found {', '.join(map(str, values))}"
+                f"found {listed(np.unique(stored[classes < 0]))}"
             )
         return classes.astype(np.uint8)
 
@@ -80,21 +85,6 @@ class LabelRule:
 def identity_rule(num_classes: int) -> LabelRule:
     """The rule of files that store class ids 0..num_classes-1."""
     return LabelRule(tuple(range(num_classes)))
-
-
-VOID = 255
-"""Instance id of pixels whose instance is unknown."""
-_UNKNOWN = -1
-_LARGEST_LABEL = 65535
-_NEGLIGIBLE = 0.01
-"""Share of an image below which even a complete disagreement may be an annotator's slip."""
-
-
-def label_type(largest: int) -> type[np.unsignedinteger] | type[np.signedinteger]:
-    """The smallest type of a label map that holds labels up to ``largest``."""
-    if largest < 1 << 8:
-        return np.uint8
-    return np.uint16 if largest < 1 << 16 else np.int32
 
 
 def unique_by_runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -180,8 +170,8 @@ def fit_instances(
     """
     if semantic.shape != instances.shape:
         raise ValueError(
-            f"{source}: the semantic map is {_x(semantic)} (height x width), the instance map "
-            f"{_x(instances)}; do the files belong to the same image?"
+            f"{source}: the semantic map is {size_text(semantic.shape)} (height x width), the "
+            f"instance map {size_text(instances.shape)}; do the files belong to the same image?"
         )
     fitted = instances.astype(np.int32)
     inside = (fitted != 0) & (fitted != VOID)
@@ -271,5 +261,6 @@ def dict_annotations(
     return tuple(found)
 
 
-def _x(labels: np.ndarray) -> str:
-    return " x ".join(map(str, labels.shape))
+def size_text(shape: Sequence[int]) -> str:
+    """Height and width for messages."""
+    return " x ".join(map(str, shape))

@@ -8,20 +8,20 @@ width of an image; C number of classes.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 import msgspec
 import numpy as np
 
 from d2_smallobj.annotations import png
-from d2_smallobj.annotations.coco_file import Id, id_order
-from d2_smallobj.annotations.label_rules import VOID, label_type, unique_by_runs
+from d2_smallobj.annotations.coco_file import Flag, Id, id_order, repeated
+from d2_smallobj.annotations.dataset_files import decode_json
+from d2_smallobj.annotations.label_maps import read_png
+from d2_smallobj.annotations.label_rules import VOID, unique_by_runs
 from d2_smallobj.utils.messages import itemized, listed
 
-_Flag = Union[int, bool]
+_IsThing = Union[int, bool]
 
 
 class Segment(NamedTuple):
@@ -60,20 +60,13 @@ def read_panoptic_ids(path: str | os.PathLike[str]) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is corrupt or no RGB PNG.
     """
-    content = _read(path)
-    header = png.parse_header(content, path, colours=True)
-    if header.colour not in (2, 6):
-        raise ValueError(
-            f"{path}: a panoptic map is an RGB PNG (id = R + 256 G + 65536 B); this one is a grey "
-            "or palette picture: is it a semantic map?"
-        )
-    colours = png.decode_colours(content, path).astype(np.int32)
+    colours = png.decode_colours(read_png(path), path).astype(np.int32)
     return colours[:, :, 0] | colours[:, :, 1] << 8 | colours[:, :, 2] << 16
 
 
 def panoptic_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Height and width of a panoptic PNG, from its header; errors as above."""
-    header = png.parse_header(_read(path, 33), path, colours=True)
+    header = png.parse_header(read_png(path, 33), path, colours=True)
     return header.height, header.width
 
 
@@ -129,7 +122,7 @@ def panoptic_maps(
     _check_ids(found, pixels, known, path)
     place = np.searchsorted(known, found)[among].reshape(ids.shape)
     largest = max([ignore_label, *(s.class_id for s in ordered)])
-    semantic = np.array([ignore_label, *(s.class_id for s in ordered)], label_type(largest))
+    semantic = np.array([ignore_label, *(s.class_id for s in ordered)], np.min_scalar_type(largest))
     stuff = set(stuff)
     # The one number that means void is taken from the segment that has it.
     renamed = int(known[-1]) + 1 if known[-1] > VOID else VOID + 1
@@ -182,13 +175,13 @@ class PanopticCategory(msgspec.Struct, frozen=True):
 
     id: Id
     name: str
-    isthing: _Flag
+    isthing: _IsThing
 
 
 class _SegmentEntry(msgspec.Struct, frozen=True):
     id: int
     category_id: Id
-    iscrowd: _Flag = 0
+    iscrowd: Flag = 0
 
 
 class PanopticEntry(msgspec.Struct, frozen=True):
@@ -238,25 +231,17 @@ def read_panoptic_file(path: str | os.PathLike[str]) -> PanopticFile:
         ValueError: the file is truncated or malformed, an image or category is repeated, or a
             segment has an unknown category.
     """
-    try:
-        content = msgspec.json.decode(Path(path).read_bytes(), type=_Content)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: not a complete COCO panoptic file, which has lists 'annotations' (image_id, "
-            f"file_name, segments_info) and 'categories' (id, name, isthing): {error}"
-        ) from error
+    expected = (
+        "a COCO panoptic file has lists 'annotations' (image_id, file_name, segments_info) and "
+        "'categories' (id, name, isthing)"
+    )
+    content = decode_json(path, _Content, expected)
     categories = sorted(content.categories, key=lambda category: id_order(category.id))
     class_ids = {category.id: number for number, category in enumerate(categories)}
-    values = {
-        "category id": [category.id for category in categories],
-        "category name": [category.name for category in categories],
-        "image_id of 'annotations'": [entry.image_id for entry in content.annotations],
-    }
     problems = [
-        f"{section}: {value!r} occurs twice"
-        for section, found in values.items()
-        for value, count in Counter(found).items()
-        if count > 1
+        *repeated((category.id for category in categories), "id", "categories"),
+        *repeated((category.name for category in categories), "name", "categories"),
+        *repeated((entry.image_id for entry in content.annotations), "image_id", "annotations"),
     ]
     problems += [
         f"image {entry.image_id}: segment {segment.id} has category_id {segment.category_id!r}, "
@@ -278,15 +263,3 @@ def read_panoptic_file(path: str | os.PathLike[str]) -> PanopticFile:
         {image.id: image.file_name for image in content.images},
         class_ids,
     )
-
-
-def _read(path: str | os.PathLike[str], size: int = -1) -> bytes:
-    """The beginning of a PNG file, or all of it."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(size)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(error.errno, "no such panoptic map", os.fspath(path)) from error
-    if not content.startswith(png.SIGNATURE):
-        raise ValueError(f"{path}: a panoptic map is an RGB PNG; this file is no PNG")
-    return content

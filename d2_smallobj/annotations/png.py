@@ -48,9 +48,15 @@ def decode_png(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
     """
     header = parse_header(content, path)
     data = _image_data(content, path)
-    if header.depth >= 8 and not header.interlaced:
-        return _decode(header, data, path)
-    return _decode_packed(header, data, content, path)
+    if header.depth < 8 or header.interlaced:
+        return _decode_packed(header, data, content, path)
+    if header.depth == 8 and (header.colour == _PALETTE or _unpack(data, 1, path) == b"\0"):
+        # Palette images are normally stored so: nothing is left to do but to unpack.
+        rows = _inflate(header, data, path)
+        if not rows[:, 0].any():
+            return np.ascontiguousarray(rows[:, 1:])
+    # As grey: OpenCV would paint a palette's colours.
+    return _decode_plain(header._replace(colour=_GREY), data, path)
 
 
 def decode_colours(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
@@ -62,18 +68,11 @@ def decode_colours(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
     header = parse_header(content, path, colours=True)
     if header.colour != _RGB or header.depth != 8:
         raise ValueError(
-            f"{path}: expected a PNG of mode RGB with 8 bits a channel, got PNG colour type "
-            f"{header.colour} with {header.depth} bits"
+            f"{path}: expected a PNG of mode RGB with 8 bits a channel (panoptic: id = R + 256 G + "
+            f"65536 B), got PNG colour type {header.colour} with {header.depth} bits; is it a "
+            "semantic map?"
         )
-    data = _image_data(content, path)
-    # Without the other chunks: colour management must not touch digits.
-    fields = (header.width, header.height, 8, _RGB, 0, 0, int(header.interlaced))
-    plain = [("IHDR", struct.pack(">IIBBBBB", *fields)), ("IDAT", data), ("IEND", b"")]
-    encoded = SIGNATURE + b"".join(_chunk(kind.encode(), body) for kind, body in plain)
-    stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    if stored is None or stored.shape != (header.height, header.width, 3):
-        raise ValueError(f"{path}: corrupt or truncated picture (its pixels cannot be decoded)")
-    return stored[:, :, ::-1]
+    return _decode_plain(header, _image_data(content, path), path)[:, :, ::-1]
 
 
 def parse_header(content: bytes, path: str | os.PathLike[str], *, colours: bool = False) -> Header:
@@ -116,10 +115,7 @@ def _inflate(header: Header, data: bytes, path: str | os.PathLike[str]) -> np.nd
     """Unpacked rows, each led by its filter byte: uint8 (H, 1 + bytes of a row)."""
     row = 1 + (header.width * header.depth + 7) // 8
     # One byte more than there may be, so that too long data are noticed and bombs are not fed.
-    try:
-        raw = zlib.decompressobj().decompress(data, header.height * row + 1)
-    except zlib.error as error:
-        raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
+    raw = _unpack(data, header.height * row + 1, path)
     if len(raw) != header.height * row:
         raise ValueError(
             f"{path}: corrupt label map ({len(raw)} bytes of pixels, its header promises "
@@ -128,30 +124,28 @@ def _inflate(header: Header, data: bytes, path: str | os.PathLike[str]) -> np.nd
     return np.frombuffer(raw, np.uint8).reshape(header.height, row)
 
 
-def _decode(header: Header, data: bytes, path: str | os.PathLike[str]) -> np.ndarray:
-    """Decode a map of whole bytes: uint8 or uint16 (H, W)."""
-    if header.depth == 8 and (header.colour == _PALETTE or _starts_unfiltered(data, path)):
-        # Palette images are normally stored so: nothing is left to do but to unpack.
-        rows = _inflate(header, data, path)
-        if not rows[:, 0].any():
-            return np.ascontiguousarray(rows[:, 1:])
-    # OpenCV is the faster decoder, but would paint a palette's colours and obey colour
-    # management: it gets the same pixels as plain grey.
-    fields = (header.width, header.height, header.depth, _GREY, 0, 0, 0)
-    plain = [("IHDR", struct.pack(">IIBBBBB", *fields)), ("IDAT", data), ("IEND", b"")]
-    encoded = SIGNATURE + b"".join(_chunk(kind.encode(), body) for kind, body in plain)
-    labels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    if labels is None or labels.shape != (header.height, header.width):
-        raise ValueError(f"{path}: corrupt or truncated label map (its pixels cannot be decoded)")
-    return labels
-
-
-def _starts_unfiltered(data: bytes, path: str | os.PathLike[str]) -> bool:
-    """Return whether the first row is stored without a filter."""
+def _unpack(data: bytes, most: int, path: str | os.PathLike[str]) -> bytes:
+    """The first bytes of compressed pixels, at most so many."""
     try:
-        return zlib.decompressobj().decompress(data, 1) == b"\0"
+        return zlib.decompressobj().decompress(data, most)
     except zlib.error as error:
         raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
+
+
+def _decode_plain(header: Header, data: bytes, path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode with OpenCV, the faster decoder, as stored: (H, W), or (H, W, 3), blue first.
+
+    It gets the pixels without the other chunks, so that there is no colour management to obey.
+    """
+    height, width, depth, colour, interlaced = header
+    fields = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
+    plain = ((b"IHDR", fields), (b"IDAT", data), (b"IEND", b""))
+    encoded = SIGNATURE + b"".join(_chunk(kind, body) for kind, body in plain)
+    stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    shape = (height, width, 3) if colour == _RGB else (height, width)
+    if stored is None or stored.shape != shape:
+        raise ValueError(f"{path}: corrupt or truncated label map (its pixels cannot be decoded)")
+    return stored
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -198,11 +198,9 @@ def annotation_truth(
         stems = filter(None, (PurePosixPath(name).stem, str(number).zfill(12), str(number)))
         source = ImageSource(path, kind="json", number=number)
         images.append(TruthImage(str(number), tuple(dict.fromkeys(stems)), source))
-    if listed is not None:
-        images = choose(images, listed, path)
     # Pixels without annotation are background.
     reader = SourceReader(annotations.class_names, (0,), IGNORE_LABEL, annotations=annotations)
-    return GroundTruth(images, reader)
+    return GroundTruth(choose(images, listed, path), reader)
 
 
 def panoptic_truth(
@@ -237,10 +235,7 @@ def panoptic_truth(
         images.append(TruthImage(number, tuple(dict.fromkeys(filter(None, stems))), source))
         if not files.exists(path):
             problems.add(f"panoptic PNG(s) of {json_file} that are not in {folder}", name)
-    if listed is not None:
-        images = choose(images, listed, str(json_file))
-    else:
-        problems.raise_if_any()
+    images = choose(images, listed, str(json_file), problems)
     ignore_label = 255 if len(content.class_names) <= 255 else 65535
     reader = SourceReader(content.class_names, content.stuff, ignore_label)
     return GroundTruth(images, reader, json_classes=content.class_ids)
@@ -275,33 +270,39 @@ def cityscapes_truth(
         instances = instance_ids_beside(semantic)
         if not files.exists(instances):
             problems.add("instance map(s) missing beside the label map", instances)
-        source = ImageSource(
-            name,
-            semantic,
-            "cityscapes",
-            instances,
-            label_ids=semantic.endswith("_labelIds.png"),
-        )
+        stored = semantic.endswith("_labelIds.png")
+        source = ImageSource(name, semantic, "cityscapes", instances, label_ids=stored)
         stems = tuple(f"{name}{suffix}" for suffix in _CITYSCAPES_SUFFIXES)
         picture = semantic.replace(f"{os.sep}gtFine{os.sep}", f"{os.sep}leftImg8bit{os.sep}")
         picture = os.path.join(os.path.dirname(picture), f"{name}_leftImg8bit.png")
         found_picture = picture if files.exists(picture) else None
         images.append(TruthImage(name, stems, source, found_picture))
-    if listed is not None:
-        images = choose(images, [bare_name(entry) for entry in listed], str(folder))
-    else:
-        problems.raise_if_any()
+    names = None if listed is None else [bare_name(entry) for entry in listed]
+    images = choose(images, names, str(folder), problems)
     return GroundTruth(images, SourceReader(tuple(BENCHMARK_LABELS), BENCHMARK_STUFF, 255))
 
 
-def choose(images: Sequence[TruthImage], listed: Sequence[str], source: str) -> list[TruthImage]:
-    """The images that a list names by id or file name."""
+def choose(
+    images: Sequence[TruthImage],
+    listed: Sequence[str] | None,
+    source: str,
+    problems: Problems | None = None,
+) -> list[TruthImage]:
+    """The images that a list names by id or file name; without one all, of which none has problems.
+
+    Raises:
+        InputError: a listed image does not exist, or there is no list and there are problems.
+    """
+    problems = problems or Problems()
+    if listed is None:
+        problems.raise_if_any()
+        return list(images)
     by_name = {name: image for image in images for name in (*image.stems, image.image_id)}
-    problems = Problems()
+    unknown = Problems()
     for name in listed:
         if name not in by_name:
-            problems.add(f"image(s) of --list that {source} does not have", name)
-    problems.raise_if_any()
+            unknown.add(f"image(s) of --list that {source} does not have", name)
+    unknown.raise_if_any()
     return list({by_name[name].image_id: by_name[name] for name in listed}.values())
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from d2_smallobj.annotations.classes import choose_categories, read_class_names
-from d2_smallobj.annotations.coco import PAINTINGS, Annotation, InstanceAnnotations
+from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations
 from d2_smallobj.annotations.coco_file import KINDS
 from d2_smallobj.annotations.coco_maps import account, image_fates
 from d2_smallobj.annotations.dataset_files import FileCheck
@@ -51,25 +51,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
     parser.add_argument("--root", type=Path, help="folder of all data sets")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="also read every label map or annotation, and the size of every image",
-    )
-    parser.add_argument(
-        "--jobs", type=positive_int, default=1, help="processes (default: %(default)s)"
-    )
+    check_help = "also read every label map or annotation, and the size of every image"
+    parser.add_argument("--check", action="store_true", help=check_help)
+    jobs_help = "processes (default: %(default)s)"
+    parser.add_argument("--jobs", type=positive_int, default=1, help=jobs_help)
     fates = parser.add_argument_group("annotations of a file instead of data sets")
-    fates.add_argument(
-        "--account", type=Path, metavar="JSON", help="count used and unused annotations by category"
-    )
+    account_help = "count used and unused annotations by category"
+    fates.add_argument("--account", type=Path, metavar="JSON", help=account_help)
     fates.add_argument("--kind", choices=KINDS, default="coco", help="default: %(default)s")
-    fates.add_argument("--painting", choices=PAINTINGS, default="area", help="default: %(default)s")
     fates.add_argument("--classes", help="as for tools/evaluate.py (default: all categories)")
     fates.add_argument("--category-map", metavar="FILE", help="as for tools/evaluate.py")
-    fates.add_argument(
-        "--void", nargs="+", default=[], metavar="CATEGORY", help="categories that are ignored"
-    )
+    void_help = "categories that are ignored"
+    fates.add_argument("--void", nargs="+", default=[], metavar="CATEGORY", help=void_help)
     fates.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
     args = parser.parse_args(arguments)
     if args.account is not None and (args.names or args.check):
@@ -82,9 +75,7 @@ def show_data_sets(args: argparse.Namespace) -> bool:
     register_all(args.root)
     names = [canonical_name(name) for name in args.names]
     known = {name: spec for name, spec in registered().items() if name not in ALIASES}
-    for name in names:
-        look_up_option("data set", name, known)
-    chosen = {name: known[name] for name in names or known}
+    chosen = {name: known[look_up_option("data set", name, known)] for name in names or known}
     found = {name: find_files(spec) for name, spec in chosen.items()}
     rows = [[name, *files[:3]] for name, files in found.items()]
     _say(markdown_table(["data set", "state", "images", "missing"], rows, text_columns=2))
@@ -97,7 +88,7 @@ def show_data_sets(args: argparse.Namespace) -> bool:
     good = not (names and unusable)
     for name, files in found.items():
         if args.check and files.state == "ready":
-            problems = check_files(chosen[name], jobs=args.jobs, progress=True)
+            problems = check_files(chosen[name], args.jobs)
             good = good and not problems
             shown = itemized("bad image(s)", problems) if problems else "all files are good"
             _say(f"{name}: {shown}")
@@ -105,20 +96,12 @@ def show_data_sets(args: argparse.Namespace) -> bool:
 
 
 class DatasetFiles(NamedTuple):
-    """State of a data set's files, as the list shows it.
+    """State of a data set's files, as the list shows it."""
 
-    Attributes:
-        state: ``"ready"``; ``"on first use"``: files are made when they are needed;
-            ``"missing"``: files are missing; ``"unusable"``: a list or annotation file is bad.
-        images: number of images.
-        missing: the missing paths, or their number and the first one.
-        what_to_do: what is wrong, or the command or page that helps to get the files.
-    """
-
-    state: str
-    images: str = ""
-    missing: str = ""
-    what_to_do: str = ""
+    state: str  # "ready", "on first use" (made when needed), "missing", "unusable" (a bad list)
+    images: str = ""  # their number
+    missing: str = ""  # the missing paths, or their number and the first one
+    what_to_do: str = ""  # what is wrong, or the command or page that helps to get the files
 
 
 def find_files(spec: DatasetSpec) -> DatasetFiles:
@@ -138,15 +121,13 @@ def find_files(spec: DatasetSpec) -> DatasetFiles:
     missing = ", ".join(shown)
     if len(check.missing) > _SHOWN:
         missing = f"{len(check.missing):,} of {check.required:,} files, e.g. {shown[0]}"
-    see = f'see datasets/README.md, section "{spec.section}"'
-    return DatasetFiles("missing", "", missing, spec.command or see)
+    return DatasetFiles("missing", "", missing, spec.command or spec.see)
 
 
-def check_files(spec: DatasetSpec, *, jobs: int = 1, progress: bool = False) -> list[str]:
+def check_files(spec: DatasetSpec, jobs: int) -> list[str]:
     """Read all label maps, or annotations, and the headers of all images of a data set.
 
-    Returns:
-        One sentence for every bad image; empty if all are good.
+    Returns one sentence for every bad image.
     """
     annotations = None
     if spec.instances_json is not None:
@@ -158,7 +139,7 @@ def check_files(spec: DatasetSpec, *, jobs: int = 1, progress: bool = False) -> 
     check = functools.partial(
         check_image, num_classes=len(spec.class_names), source=str(spec.instances_json)
     )
-    results = parallel_map(check, tasks, jobs=jobs, description=spec.name, progress=progress)
+    results = parallel_map(check, tasks, jobs=jobs, description=spec.name, progress=True)
     return [problem for problem in results if problem is not None]
 
 
@@ -171,14 +152,11 @@ def check_image(
     sentence that names the bad file; ``None`` if all are good.
     """
     record, annotations = task
-    picture = record["file_name"]
     try:
-        size = TargetImage((), picture).read_size()
-        if "height" in record and size != (record["height"], record["width"]):
-            raise ValueError(
-                f"{picture}: height x width is {size}, {source} says "
-                f"{(record['height'], record['width'])}"
-            )
+        size = TargetImage((), record["file_name"]).read_size()
+        expected = (record.get("height", size[0]), record.get("width", size[1]))
+        if size != expected:
+            return f"{record['file_name']}: height x width is {size}, {source} says {expected}"
         if "sem_seg_file_name" in record:
             _check_maps({**record, "height": size[0], "width": size[1]}, num_classes)
         _, problems = image_fates((annotations, *size), source=source)
@@ -209,7 +187,6 @@ def account_file(args: argparse.Namespace) -> bool:
     annotations = InstanceAnnotations(
         args.account,
         kind=args.kind,
-        painting=args.painting,
         category_map=category_map,
         class_names=class_names,
         void_categories=args.void,

@@ -14,10 +14,10 @@ from typing import Any
 from d2_smallobj.annotations.dataset_files import datasets_root
 from d2_smallobj.data.specs import (
     SEPARATOR,
+    TRAINING_SETS,
     DatasetSpec,
     all_specs,
     binary_spec,
-    training_sets,
     with_labels,
 )
 from d2_smallobj.utils.options import look_up_option
@@ -95,36 +95,30 @@ def canonical_name(name: str) -> str:
     the label maps (``<image name>.png``) of any folder: absolute, or relative to the current one.
     ``<data set>:<class>``, e.g. ``coco_2017_val_81:person``, is the binary task of one class.
 
-    Args:
-        name: of a data set, as in ``DATASETS.TRAIN``.
-
-    Returns:
-        The name of an alias's data set; otherwise ``name``, whether it exists or not.
+    An alias becomes the name of its data set; other names are returned whether they exist or not.
 
     Raises:
-        ValueError: there is no such training set before ``@``, or no folder after it.
+        ValueError: there is no such training set before ``@`` or no folder after it, or no such
+            data set before ``:`` or no such class after it.
     """
     register_all()
     name = ALIASES.get(name, name)
     if name in DatasetCatalog.list():
         return name
     base, at, folder = name.partition("@")
-    if not at:
-        return _binary_name(name) if SEPARATOR in name else name
-    bases = training_sets(_registered)
-    look_up_option(f"data set {name!r}, before '@'", base, bases)
-    if not folder:
-        raise ValueError(f"data set {name!r}: '@' is followed by the folder of the label maps")
-    _register(with_labels(bases[base], name, os.path.abspath(os.path.expanduser(folder))))
-    return name
-
-
-def _binary_name(name: str) -> str:
-    """Register ``<data set>:<class>`` if need be; returns its name."""
-    base, _, category = name.partition(SEPARATOR)
-    base = ALIASES.get(base, base)
-    look_up_option(f"data set {name!r}, before '{SEPARATOR}'", base, _registered)
-    spec = binary_spec(_registered[base], category)
+    if at:
+        look_up_option(f"data set {name!r}, before '@'", base, TRAINING_SETS)
+        if not folder:
+            raise ValueError(f"data set {name!r}: '@' is followed by the folder of the label maps")
+        folder = os.path.abspath(os.path.expanduser(folder))
+        spec = with_labels(_registered[TRAINING_SETS[base]], name, folder)
+    elif SEPARATOR in name:
+        base, _, category = name.partition(SEPARATOR)
+        base = ALIASES.get(base, base)
+        look_up_option(f"data set {name!r}, before '{SEPARATOR}'", base, _registered)
+        spec = binary_spec(_registered[base], category)
+    else:
+        return name
     if spec.name not in DatasetCatalog.list():
         _register(spec)
     return spec.name

@@ -103,13 +103,8 @@ def resolve(
 def open_dataset(name: str, *, listed: Sequence[str] | None = None, **options: Any) -> GroundTruth:
     """Open the ground truth that a command's ``--dataset`` names.
 
-    Args:
-        name: of the data set, which must be registered.
-        listed: as for :meth:`RegisteredTruth.scoring_truth`.
-        **options: as for :func:`resolve`.
-
-    Raises:
-        ValueError: as :func:`resolve`; or there is no such data set (names the closest).
+    Takes the options of :func:`resolve`, ``listed`` as :meth:`RegisteredTruth.scoring_truth`.
+    Raises ValueError as they do, or if there is no such data set (names the closest).
     """
     name = canonical_name(name)
     look_up_option("--dataset", name, DatasetCatalog.list())
@@ -133,12 +128,7 @@ class RegisteredTruth:
     void_instance = VOID
 
     def __init__(
-        self,
-        name: str,
-        classes: DatasetClasses,
-        missing_instances: str,
-        reader: Reader | None,
-        alias: str,
+        self, name: str, classes: DatasetClasses, missing: str, reader: Reader | None, alias: str
     ) -> None:
         metadata = MetadataCatalog.get(name)
         self.name = name
@@ -146,15 +136,11 @@ class RegisteredTruth:
         self.decided = [classes.decided] if classes.decided else []
         self.warned = tuple(self.decided) if classes.warns else ()
         self._alias = alias
-        self._finder = TruthFinder(
-            name, metadata, self.class_names, self.stuff, paints=classes.unannotated is not None
-        )
+        self._finder = TruthFinder(name, metadata, classes)
         self._reads = SourceReader(
-            *classes[:3],
-            unannotated=classes.unannotated or 0,
-            rule=getattr(metadata, "label_rule", None),
+            *classes[:3], unannotated=classes.unannotated or 0, rule=metadata.get("label_rule")
         )
-        self._missing = missing_instances
+        self._missing = missing
         self._own_reader = reader
         self._kinds: set[str] = set()
         self._finding = threading.Lock()
@@ -196,8 +182,7 @@ class RegisteredTruth:
             raise ValueError(f"{self.name}: reader= works with the evaluator only")
         sources = [self._source(record) for record in self._records]
         images = [self._image(*pair) for pair in zip(self._records, sources)]
-        if listed is not None:
-            images = choose(images, listed, f"data set {self.name!r}")
+        images = choose(images, listed, f"data set {self.name!r}")
         reads = self._reader_of(*(source.kind for source in sources))
         truth = GroundTruth(images, reads, json_classes=self._finder.json_classes)
         if not (self._finder.listed or (sources and truth.painted)):
@@ -270,9 +255,7 @@ class RegisteredTruth:
         try:
             return DatasetCatalog.get(self.name)
         except FileNotFoundError as error:
-            if not self._alias:
-                raise
-            raise FileNotFoundError(f"{self._alias}{error}") from error
+            raise (FileNotFoundError(f"{self._alias}{error}") if self._alias else error) from error
 
     @functools.cached_property
     def _by_file(self) -> dict[str, dict[str, Any]]:

@@ -5,9 +5,11 @@ Opens only folders, each once, and the annotation file if there is no other sour
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from d2_smallobj.annotations.cityscapes import instance_ids_beside
@@ -16,7 +18,7 @@ from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.image_sources import ImageSource
 from d2_smallobj.annotations.label_rules import dict_annotations
 from d2_smallobj.annotations.panoptic import segments_of
-from d2_smallobj.data.registered_classes import no_semantics
+from d2_smallobj.data.registered_classes import DatasetClasses, no_semantics
 
 TOLD = {
     "map": "instances are those of ins_seg_file_name",
@@ -35,25 +37,15 @@ _MOST_VOC_THINGS = 20
 
 
 class TruthFinder:
-    """Find the maps of an image, for one data set.
+    """Find the maps of an image, for one data set."""
 
-    ``paints``: whether semantic maps that are missing are painted from annotations.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        metadata: Any,
-        class_names: Sequence[str],
-        stuff: Sequence[int],
-        *,
-        paints: bool,
-    ) -> None:
+    def __init__(self, name: str, metadata: Any, classes: DatasetClasses) -> None:
         self._name = name
         self._metadata = metadata
-        self._class_names = class_names
-        self._num_things = len(class_names) - len(stuff)
-        self._paints = paints
+        self._class_names = classes.names
+        self._numbers = {text: number for number, text in enumerate(classes.names)}
+        self._num_things = len(classes.names) - len(classes.stuff)
+        self._paints = classes.unannotated is not None
         self._files = FileCheck(name, "")
 
     def find(self, record: Mapping[str, Any]) -> ImageSource:
@@ -63,132 +55,112 @@ class TruthFinder:
         semantic = None if semantic is None else os.fspath(semantic)
         if semantic is not None and not self._num_things:
             return ImageSource(name, semantic)
-        source = self._instances(record, name, semantic)
+        source = self._instances(record, ImageSource(name, semantic))
         if source is not None:
             return source
-        if semantic is None and "annotations" in record and not self._paints:
+        if semantic is not None:
+            return ImageSource(name, semantic)
+        if "annotations" in record and not self._paints:
             raise ValueError(no_semantics(self._name, "no 'sem_seg_file_name' in its dicts"))
-        if semantic is None:
-            raise ValueError(
-                f"data set {self._name!r} has no ground truth for {record.get('file_name')!r}: its "
-                "dict must have 'sem_seg_file_name', or 'pan_seg_file_name' and 'segments_info', "
-                "or the metadata 'instances_json' and the dict 'image_id'; got "
-                f"{sorted(record)}"
-            )
-        return ImageSource(name, semantic)
+        raise ValueError(
+            f"data set {self._name!r} has no ground truth for {record.get('file_name')!r}: its "
+            "dict must have 'sem_seg_file_name', or 'pan_seg_file_name' and 'segments_info', or "
+            f"the metadata 'instances_json' and the dict 'image_id'; got {sorted(record)}"
+        )
 
-    def _instances(
-        self, record: Mapping[str, Any], name: str, semantic: str | None
-    ) -> ImageSource | None:
+    def _instances(self, record: Mapping[str, Any], image: ImageSource) -> ImageSource | None:
         """Return the first source of instances that an image has."""
         instances = record.get("ins_seg_file_name")
-        if instances is not None and semantic is not None:
-            return ImageSource(name, semantic, "map", os.fspath(instances))
+        if instances is not None and image.semantic is not None:
+            return replace(image, kind="map", instances=os.fspath(instances))
         panoptic = record.get("pan_seg_file_name")
         if panoptic is not None and record.get("segments_info") is not None:
             segments = segments_of(record["segments_info"], len(self._class_names), str(panoptic))
-            return ImageSource(name, semantic, "panoptic", os.fspath(panoptic), segments)
-        if semantic is None and not self._paints:
+            panoptic = os.fspath(panoptic)
+            return replace(image, kind="panoptic", instances=panoptic, segments=segments)
+        if image.semantic is None and not self._paints:
             return None
-        return (
-            self._beside(name, semantic)
-            or self._from_dict(record, name, semantic)
-            or self._from_json(record, name, semantic)
-        )
+        found = self._beside(image) or self._from_dict(record, image)
+        return found or self._from_json(record, image)
 
-    def _beside(self, name: str, semantic: str | None) -> ImageSource | None:
+    def _beside(self, image: ImageSource) -> ImageSource | None:
         """Return an instance map that lies where the benchmarks put it."""
-        if semantic is None or self.listed:
+        if image.semantic is None or self.listed:
             return None
-        city = instance_ids_beside(semantic)
+        city = instance_ids_beside(image.semantic)
         if city is not None and self._files.exists(city):
-            return ImageSource(name, semantic, "cityscapes", city)
-        folder, file = os.path.split(name)
+            return replace(image, kind="cityscapes", instances=city)
+        folder, file = os.path.split(image.name)
         root, last = os.path.split(folder)
-        if last == "JPEGImages" and self._num_things <= _MOST_VOC_THINGS:
-            objects = os.path.join(root, "SegmentationObject", os.path.splitext(file)[0] + ".png")
-            if self._files.exists(objects):
-                return ImageSource(name, semantic, "objects", objects)
+        objects = os.path.join(root, "SegmentationObject", os.path.splitext(file)[0] + ".png")
+        is_voc = last == "JPEGImages" and self._num_things <= _MOST_VOC_THINGS
+        if is_voc and self._files.exists(objects):
+            return replace(image, kind="objects", instances=objects)
         return None
 
-    def _from_dict(
-        self, record: Mapping[str, Any], name: str, semantic: str | None
-    ) -> ImageSource | None:
+    def _from_dict(self, record: Mapping[str, Any], image: ImageSource) -> ImageSource | None:
         """Return the masks of the dict itself; boxes alone are no source."""
         entries = record.get("annotations")
         if entries is None or (entries and not any("segmentation" in e for e in entries)):
             return None
         size = (record.get("height"), record.get("width"))
         if None in size:
-            raise ValueError(
-                f"{self._name}: the dict of {name} has annotations, but no 'height' and 'width'"
-            )
-        things = getattr(self._metadata, "thing_classes", None) or self._class_names
-        numbers = {text: number for number, text in enumerate(self._class_names)}
-        classes = [numbers.get(str(thing)) for thing in things]
-        found = dict_annotations(entries, classes, name)
-        return ImageSource(name, semantic, "annotations", annotations=found, size=size)
+            what = f"the dict of {image.name} has annotations, but no 'height' and 'width'"
+            raise ValueError(f"{self._name}: {what}")
+        things = self._metadata.get("thing_classes") or self._class_names
+        classes = [self._numbers.get(str(thing)) for thing in things]
+        found = dict_annotations(entries, classes, image.name)
+        return replace(image, kind="annotations", annotations=found, size=size)
 
-    def _from_json(
-        self, record: Mapping[str, Any], name: str, semantic: str | None
-    ) -> ImageSource | None:
+    def _from_json(self, record: Mapping[str, Any], image: ImageSource) -> ImageSource | None:
         """Return the annotation file of the metadata."""
         number = record.get("image_id")
-        if self.json_file is None or (semantic is None and number is None):
+        if self.json_file is None or (image.semantic is None and number is None):
             return None
         # Where nothing else is there, an id that the file lacks is an error when it is read.
-        if semantic is not None and number not in self._ids:
-            number = self._ids_by_name.get(os.path.basename(name))
-        return None if number is None else ImageSource(name, semantic, "json", number=number)
+        if image.semantic is not None and number not in self._ids:
+            number = self._ids_by_name.get(os.path.basename(image.name))
+        return None if number is None else replace(image, kind="json", number=number)
 
     # ---- The annotation file ------------------------------------------------------------------
 
     @property
     def listed(self) -> bool:
         """Tell whether the dicts name all instance maps, so that none is looked for."""
-        return getattr(self._metadata, "instances_listed", False)
+        return self._metadata.get("instances_listed", False)
 
     @property
     def json_classes(self) -> dict[int, int] | None:
         """Class by the id that detectron2's SemSegEvaluator writes; ``None``: the class itself."""
-        mapping = getattr(self._metadata, "stuff_dataset_id_to_contiguous_id", None)
+        mapping = self._metadata.get("stuff_dataset_id_to_contiguous_id")
         return None if mapping is None else dict(mapping)
 
     @property
     def json_file(self) -> str | None:
         """The annotation file of the metadata, if there is one."""
-        own = getattr(self._metadata, "instances_json", None)
-        return own if own is not None else getattr(self._metadata, "json_file", None)
+        return self._metadata.get("instances_json") or self._metadata.get("json_file")
 
     @functools.cached_property
     def annotations(self) -> InstanceAnnotations:
         """The content of :attr:`json_file`, with the classes of the data set."""
         metadata = self._metadata
-        kind = getattr(metadata, "json_kind", None)
-        if kind is None:
-            kind = "lvis" if getattr(metadata, "evaluator_type", None) == "lvis" else "coco"
-        category_map = getattr(metadata, "json_category_map", None)
-        if getattr(metadata, "instances_json", None) is not None:
+        lvis = metadata.get("evaluator_type") == "lvis"
+        kind = metadata.get("json_kind") or ("lvis" if lvis else "coco")
+        read = functools.partial(InstanceAnnotations, self.json_file, kind=kind)
+        category_map = metadata.get("json_category_map")
+        if metadata.get("instances_json") is not None:
             # The stored values of a data set with a rule are no classes of it.
-            ruled = getattr(metadata, "label_rule", None) is not None
-            names = None if ruled else self._class_names
-            return InstanceAnnotations(
-                self.json_file, kind=kind, category_map=category_map, class_names=names
-            )
-        opened = InstanceAnnotations(self.json_file, kind=kind, label_maps=False)
-        return InstanceAnnotations(
-            self.json_file,
-            kind=kind,
-            category_map=self._categories(opened) if category_map is None else category_map,
-            class_names=self._class_names,
-            label_maps=False,
-        )
+            names = self._class_names if metadata.get("label_rule") is None else None
+            return read(category_map=category_map, class_names=names)
+        if category_map is None:
+            category_map = self._categories(read(label_maps=False))
+        return read(category_map=category_map, class_names=self._class_names, label_maps=False)
 
     def _categories(self, opened: InstanceAnnotations) -> dict[Any, int]:
         """Match the categories of the annotation file to classes, by name."""
-        numbers = {name: number for number, name in enumerate(self._class_names)}
-        things = getattr(self._metadata, "thing_classes", None) or ()
-        contiguous = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None) or {}
+        numbers = self._numbers
+        things = self._metadata.get("thing_classes") or ()
+        contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id") or {}
         names = {number: entry.name for number, entry in opened.categories.items()}
         # Most sets number their things, some the classes.
         numbered = things if max(contiguous.values(), default=0) < len(things) else ()
@@ -211,8 +183,7 @@ class TruthFinder:
         """Image id of the annotation file by the last part of the picture's name."""
         found = {}
         for number in self._ids:
-            try:
+            # An image without a name is found by its id alone.
+            with contextlib.suppress(ValueError):
                 found[os.path.basename(self.annotations.file_name(number))] = number
-            except ValueError:
-                continue  # An image without a name is found by its id alone.
         return found

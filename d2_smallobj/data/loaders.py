@@ -8,7 +8,7 @@ have seen next, for any number of loader workers, and N processes see together w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,8 +39,7 @@ def dataset_dicts(names: Iterable[str]) -> list[dict[str, Any]]:
     """
     dicts: list[dict[str, Any]] = []
     for name in map(canonical_name, names):
-        look_up_option("DATASETS", name, DatasetCatalog.list())
-        part = DatasetCatalog.get(name)
+        part = DatasetCatalog.get(look_up_option("DATASETS", name, DatasetCatalog.list()))
         if not part:
             raise ValueError(f"data set {name!r} lists no image")
         dicts.extend(part)
@@ -58,13 +57,12 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> Iterable[list[di
             been read.
     """
     dicts = apply_supervision(cfg, dataset_dicts(cfg.DATASETS.TRAIN))
-    sampler = StreamSampler(
-        len(dicts), seed=max(cfg.SEED, 0), start=start_iter * images_per_step(cfg)
-    )
+    images = images_per_step(cfg)
+    boxes_from = round(cfg.SMALLOBJ.SUPERVISION.BOXES_FROM * cfg.SOLVER.MAX_ITER) * images
     return build_detection_train_loader(
-        SupervisedStream(dicts, first_box_position(cfg)),
+        StreamDataset(dicts, boxes_from),
         mapper=SemSegMapper(cfg, True),
-        sampler=sampler,
+        sampler=StreamSampler(len(dicts), seed=max(cfg.SEED, 0), start=start_iter * images),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=False,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -107,28 +105,14 @@ class StreamSampler(TrainingSampler):
 
 
 class StreamDataset(Dataset):
-    """Dataset dicts with their position in the stream (key ``stream_position``)."""
+    """Dataset dicts with their position in the stream (key ``stream_position``).
 
-    def __init__(self, dicts: Sequence[dict[str, Any]]) -> None:
-        self.dicts = dicts
-
-    def __len__(self) -> int:
-        return len(self.dicts)
-
-    def __getitem__(self, code: int) -> dict[str, Any]:
-        position, index = divmod(int(code), len(self.dicts))
-        return {**self.dicts[index], "stream_position": position}
-
-
-class SupervisedStream(StreamDataset):
-    """A stream that replaces box images by mask images up to a position.
-
-    The order of the stream stays, and position alone decides what is read. Images flagged
-    ``boxes`` are used from position ``boxes_from`` on.
+    Before position ``boxes_from``, images flagged ``boxes`` are replaced by images with masks; the
+    order of the others stays, and position alone decides what is read.
     """
 
-    def __init__(self, dicts: Sequence[dict[str, Any]], boxes_from: int) -> None:
-        super().__init__(dicts)
+    def __init__(self, dicts: Sequence[dict[str, Any]], boxes_from: int = 0) -> None:
+        self.dicts = dicts
         self.boxes_from = boxes_from
         self.masks = [x for x in dicts if x.get("supervision") != "boxes"]
         if boxes_from > 0 and not self.masks:
@@ -137,20 +121,17 @@ class SupervisedStream(StreamDataset):
                 "begin with; set it to 0"
             )
 
+    def __len__(self) -> int:
+        return len(self.dicts)
+
     def __getitem__(self, code: int) -> dict[str, Any]:
-        x = super().__getitem__(code)
-        if x["stream_position"] >= self.boxes_from or x.get("supervision") != "boxes":
-            return x
-        epoch, index = x["stream_position"] // len(self.dicts), int(code) % len(self.dicts)
-        # Another one in every epoch, so that all masks are used alike.
-        mask = self.masks[(index + epoch) % len(self.masks)]
-        return {**mask, "stream_position": x["stream_position"]}
-
-
-def first_box_position(cfg: CfgNode) -> int:
-    """Return the stream position from which box images are used."""
-    share = cfg.SMALLOBJ.SUPERVISION.BOXES_FROM
-    return round(share * cfg.SOLVER.MAX_ITER) * images_per_step(cfg)
+        position, index = divmod(int(code), len(self.dicts))
+        x = self.dicts[index]
+        if position < self.boxes_from and x.get("supervision") == "boxes":
+            # Another one in every epoch, so that all masks are used alike.
+            epoch = position // len(self.dicts)
+            x = self.masks[(index + epoch) % len(self.masks)]
+        return {**x, "stream_position": position}
 
 
 # ---- Batches on the device ---------------------------------------------------------------------
@@ -166,10 +147,9 @@ def _prefetches(cfg: CfgNode) -> bool:
 
 
 class DeviceLoader:
-    """A loader whose batches arrive on the device.
+    """A loader whose batches, of tensors in pinned memory, arrive on the device.
 
     While the GPU works on one step, the batch of the next is copied on a CUDA stream of its own.
-    Batches are any nesting of dicts, lists and tensors in pinned memory.
     """
 
     def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
@@ -179,37 +159,28 @@ class DeviceLoader:
     def __iter__(self) -> Iterator[Any]:
         """Yield the loader's batches, their tensors on the device."""
         if self.device.type != "cuda":
-            for batch in self.loader:
-                yield to_device(batch, self.device)
+            yield from map(self._copy, self.loader)
             return
         copying = torch.cuda.Stream(self.device)
         for batch in self.loader:
             with torch.cuda.stream(copying):
-                moved = to_device(batch, self.device)
-            computing = torch.cuda.current_stream(self.device)
-            computing.wait_stream(copying)
-            for tensor in tensors_of(moved):
-                # Else the next copy could reuse its memory while the step still reads it.
-                tensor.record_stream(computing)
+                moved = self._copy(batch)
+            torch.cuda.current_stream(self.device).wait_stream(copying)
+            # Else the next copy could reuse their memory while the step still reads it.
+            map_tensors(lambda x: x.record_stream(torch.cuda.current_stream(self.device)), moved)
             yield moved
 
+    def _copy(self, batch: Any) -> Any:
+        """Copy a batch to the device; the host does not wait."""
+        return map_tensors(lambda x: x.to(self.device, non_blocking=True), batch)
 
-def to_device(data: Any, device: torch.device) -> Any:
-    """Copy the tensors in nested dicts, lists and tuples to a device; the host does not wait."""
+
+def map_tensors(function: Callable[[torch.Tensor], Any], data: Any) -> Any:
+    """Apply a function to the tensors in nested dicts, lists and tuples."""
     if isinstance(data, torch.Tensor):
-        return data.to(device, non_blocking=True)
+        return function(data)
     if isinstance(data, Mapping):
-        return {key: to_device(value, device) for key, value in data.items()}
+        return {key: map_tensors(function, value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return type(data)(to_device(value, device) for value in data)
+        return type(data)(map_tensors(function, value) for value in data)
     return data
-
-
-def tensors_of(data: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in nested dicts, lists and tuples."""
-    if isinstance(data, torch.Tensor):
-        yield data
-        return
-    inside = data.values() if isinstance(data, Mapping) else data
-    for value in inside if isinstance(data, (Mapping, list, tuple)) else ():
-        yield from tensors_of(value)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE, check_label_values
+from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
 from d2_smallobj.config import task_a_iterations
-from d2_smallobj.data.supervision import read_labels, supervised_labels
+from d2_smallobj.data.supervision import read_supervision
 from d2_smallobj.losses.size_balanced import resize_labels
 from d2_smallobj.modeling.segmentor import build_size_weights, logit_sizes
 from d2_smallobj.utils.opencv import cv2
@@ -43,9 +43,8 @@ class SemSegMapper:
         self.ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         self.keep_true = cfg.SMALLOBJ.SUPERVISION.LOG_ACCURACY
         self.seed = max(cfg.SEED, 0)
-        weighs_a, weighs_b = (
-            task.LOSS == "size_weighted" for task in (cfg.SMALLOBJ.TASK_A, cfg.SMALLOBJ.TASK_B)
-        )
+        weighs_a = cfg.SMALLOBJ.TASK_A.LOSS == "size_weighted"
+        weighs_b = cfg.SMALLOBJ.TASK_B.LOSS == "size_weighted"
         task_a = 0 if weighs_a else task_a_iterations(cfg)
         weighs = is_train and (weighs_a or (weighs_b and task_a < cfg.SOLVER.MAX_ITER))
         self.size_weights = build_size_weights(cfg) if weighs else None
@@ -74,7 +73,7 @@ class SemSegMapper:
         if not self.is_train:
             x["image"] = _to_tensor(image)
             return x
-        labels, maps = self._read_supervision(x)
+        labels, maps = read_supervision(x, self.num_classes, self.ignore_label, self.keep_true)
         with _augmentation_seed(self.seed, x.get("stream_position")):
             augmented = T.AugInput(image.astype(np.float32), sem_seg=labels)
             transforms = self.augmentations(augmented)
@@ -102,22 +101,6 @@ class SemSegMapper:
             size: torch.from_numpy(self.size_weights(resize_labels(batch, size)[0].numpy()))
             for size in self.logit_sizes.maps
         }
-
-    def _read_supervision(self, x: dict[str, Any]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Make the label map of an image from its mask or boxes, and the maps that go with it."""
-        if "supervision" not in x:
-            return self._read_labels(x), {}
-        labels, maps = supervised_labels(
-            x, self._read_labels, keep_true=self.keep_true, ignore_label=self.ignore_label
-        )
-        if x["supervision"] == "boxes":
-            where = f"{x['file_name']}: its boxes"
-            check_label_values(labels, self.num_classes, self.ignore_label, where)
-        return labels, maps
-
-    def _read_labels(self, x: dict[str, Any]) -> np.ndarray:
-        """Read the label map of an image; int32, for the ignore label may be none of the file's."""
-        return read_labels(x, self.num_classes, self.ignore_label).astype(np.int32)
 
 
 def read_image(path: str, image_format: str) -> np.ndarray:
@@ -172,27 +155,26 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 class ScaleTransform(T.Transform):
     """Resize with OpenCV as the released code does: bilinear for images, nearest for label maps.
 
-    detectron2's ``ResizeTransform`` uses PIL, which cannot take float images.
+    Takes the old and the new (height, width). detectron2's ``ResizeTransform`` uses PIL, which
+    cannot take float images.
     """
 
-    def __init__(self, height: int, width: int, scale_y: float, scale_x: float) -> None:
+    def __init__(self, old: tuple[int, int], new: tuple[int, int]) -> None:
         super().__init__()
-        self.height, self.width = height, width
-        self.scale_y, self.scale_x = scale_y, scale_x
+        self.old, self.new = old, new
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """Resize an (H, W, C) image."""
-        return cv2.resize(img, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(img, self.new[::-1], interpolation=cv2.INTER_LINEAR)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Resize an (H, W) label map; every value stays one that was there."""
-        rows = _nearest(self.height, segmentation.shape[0])
-        columns = _nearest(self.width, segmentation.shape[1])
+        rows, columns = map(_nearest, self.new, segmentation.shape)
         return segmentation[rows[:, None], columns[None, :]]
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Scale (N, 2) coordinates in x, y order."""
-        return coords * np.array([[self.scale_x, self.scale_y]])
+        return coords * np.divide(self.new, self.old)[None, ::-1]
 
 
 def _nearest(size: int, source: int) -> np.ndarray:
@@ -210,12 +192,10 @@ class RandomScale(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Draw a factor for an (H, W, C) image."""
         scale = self.scales[np.random.randint(len(self.scales))]
-        height, width = image.shape[:2]
         if scale == 1:
             return T.NoOpTransform()
-        new_height, new_width = max(1, int(height * scale)), max(1, int(width * scale))
-        # The sides are whole pixels, so the true factors differ a little from the drawn one.
-        return ScaleTransform(new_height, new_width, new_height / height, new_width / width)
+        height, width = (max(1, int(side * scale)) for side in image.shape[:2])
+        return ScaleTransform(image.shape[:2], (height, width))
 
 
 class RandomPaddedCrop(T.Augmentation):

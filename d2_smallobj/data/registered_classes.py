@@ -35,23 +35,14 @@ _TASK_WORDS = re.compile(
 
 
 class DatasetClasses(NamedTuple):
-    """The classes of a data set.
-
-    Attributes:
-        names: of the C classes.
-        stuff: ids of the classes without instances, ascending.
-        ignore_label: label of ignored pixels, >= C.
-        unannotated: label of pixels without annotation in painted maps; None: none is painted.
-        decided: a sentence about how stuff was decided; empty if the user named it.
-        warns: whether it says that nothing is known about single objects.
-    """
+    """The C classes of a data set."""
 
     names: tuple[str, ...]
-    stuff: tuple[int, ...]
-    ignore_label: int
-    unannotated: int | None
-    decided: str
-    warns: bool
+    stuff: tuple[int, ...]  # ids of the classes without instances, ascending
+    ignore_label: int  # >= C
+    unannotated: int | None  # label of unannotated pixels in painted maps; None: none is painted
+    decided: str  # a sentence about how stuff was decided; empty if the user named it
+    warns: bool  # whether it says that nothing is known about single objects
 
 
 def dataset_classes(
@@ -72,20 +63,20 @@ def dataset_classes(
         ValueError: the metadata contradict themselves or do not tell, there is no such class, or
             the data set has no semantic ground truth.
     """
-    found_names = _class_names(name, metadata, num_classes, unannotated, own_reader)
-    names = tuple(map(str, found_names))
-    given = getattr(metadata, "num_classes", None)
+    found = _class_names(name, metadata, num_classes, unannotated, own_reader)
+    names = tuple(map(str, found))
+    given = metadata.get("num_classes")
     where = f"metadata of {name!r}"
-    if given is not None and given != len(names):
+    if given not in (None, len(names)):
         raise ValueError(f"{where}: num_classes is {given}, but there are {len(names)} class names")
     ignore_label = _ignore_label(where, metadata, names)
     if stuff is not None:
-        found, text, warns = stuff_ids(stuff, names), "", False
+        ids, text, warns = stuff_ids(stuff, names), "", False
     else:
-        found, reason = _decide(where, metadata, names)
-        text, warns = _sentence(name, names, found, reason), reason == _ALL_THINGS
+        ids, reason = _decide(where, metadata, names)
+        text, warns = _sentence(name, names, ids, reason), reason == _ALL_THINGS
     label = _unannotated_label(unannotated, metadata, names, ignore_label)
-    return DatasetClasses(names, found, ignore_label, label, text, warns)
+    return DatasetClasses(names, ids, ignore_label, label, text, warns)
 
 
 def _sentence(name: str, names: Sequence[str], stuff: Sequence[int], reason: str) -> str:
@@ -108,7 +99,7 @@ def _sentence(name: str, names: Sequence[str], stuff: Sequence[int], reason: str
 def _ignore_label(where: str, metadata: Any, names: Sequence[str]) -> int:
     """Return the label of ignored pixels; by default one that no class has."""
     free = 255 if len(names) <= 255 else 65535
-    label = getattr(metadata, "ignore_label", None)
+    label = metadata.get("ignore_label")
     if label is None:
         return free
     if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or label < 0:
@@ -127,7 +118,7 @@ def _decide(where: str, metadata: Any, names: tuple[str, ...]) -> tuple[tuple[in
     def others(ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(sorted(set(range(len(names))) - set(ids)))
 
-    things = tuple(map(str, getattr(metadata, "thing_classes", None) or ()))
+    things = tuple(map(str, metadata.get("thing_classes") or ()))
     ids = _contiguous_ids(where, metadata, things, names)
     if ids and max(ids) < len(names) and _are_class_ids(where, ids, things, names):
         _check_stuff_ids(where, metadata, set(ids), names)
@@ -153,7 +144,7 @@ def _contiguous_ids(
     where: str, metadata: Any, things: Sequence[str], names: Sequence[str]
 ) -> list[int]:
     """Return the numbers of the things: ids of classes, or indices into ``thing_classes``."""
-    mapping = getattr(metadata, _THING_IDS, None) or {}
+    mapping = metadata.get(_THING_IDS) or {}
     if not isinstance(mapping, Mapping):
         raise ValueError(f"{where}: {_THING_IDS} must be a dict, got {mapping!r:.80}")
     ids = sorted(set(mapping.values()))
@@ -167,69 +158,61 @@ def _contiguous_ids(
     return [int(number) for number in ids]
 
 
-def _are_class_ids(
-    where: str, ids: Sequence[int], things: Sequence[str], names: Sequence[str]
-) -> bool:
+def _are_class_ids(where: str, ids: list[int], things: Sequence[str], names: Sequence[str]) -> bool:
     """Tell whether the numbers of things are ids of classes, by the names in both lists."""
     different = [n for n in ids if things and (n >= len(things) or things[n] != names[n])]
     if different and len(things) == len(names):
-        number = different[0]
+        n = different[0]
         raise ValueError(
-            f"{where}: class {number} is {things[number]!r} in thing_classes and "
-            f"{names[number]!r} in stuff_classes; correct the metadata, or {_HOW}"
+            f"{where}: class {n} is {things[n]!r} in thing_classes and {names[n]!r} in "
+            f"stuff_classes; correct the metadata, or {_HOW}"
         )
     return not different
 
 
 def _check_stuff_ids(where: str, metadata: Any, things: set[int], names: Sequence[str]) -> None:
     """Refuse a thing class that other categories make stuff; both lists may name a category."""
-    thing_map = getattr(metadata, _THING_IDS)
-    for category, number in (getattr(metadata, _STUFF_IDS, None) or {}).items():
+    thing_map = metadata.get(_THING_IDS)
+    for category, number in (metadata.get(_STUFF_IDS) or {}).items():
         own = thing_map.get(category, number)
+        found = ""
         if own != number:
-            raise ValueError(
-                f"{where}: category {category} is class {own} in {_THING_IDS} and class {number} "
-                f"in {_STUFF_IDS}; correct the metadata, or {_HOW}"
-            )
-        if category not in thing_map and number in things:
-            raise ValueError(
-                f"{where}: class {number} ({names[number]!r}) is a thing in {_THING_IDS} and stuff "
-                f"in {_STUFF_IDS} (category {category}); correct the metadata, or {_HOW}"
-            )
+            found = f"class {own} in {_THING_IDS} and class {number}"
+        elif category not in thing_map and number in things:
+            found = f"class {number} ({names[number]!r}), which is a thing in {_THING_IDS}, stuff"
+        if found:
+            told = f"category {category} is {found} in {_STUFF_IDS}"
+            raise ValueError(f"{where}: {told}; correct the metadata, or {_HOW}")
 
 
 # ---- Names -------------------------------------------------------------------------------------
 
 
 def _class_names(
-    name: str,
-    metadata: Any,
-    num_classes: int | None,
-    unannotated: str | int | None,
-    own_reader: bool,
-) -> list[str]:
+    name: str, metadata: Any, num_classes: int | None, unannotated: str | int | None, reader: bool
+) -> Sequence[str] | range:
     """Return the names of the classes; their numbers where the metadata have none."""
-    names = getattr(metadata, "stuff_classes", None)
-    kind = getattr(metadata, "evaluator_type", None)
-    if names is not None and kind in _DETECTION and not own_reader:
+    names = metadata.get("stuff_classes")
+    kind = metadata.get("evaluator_type")
+    if names is not None and kind in _DETECTION and not reader:
         if unannotated is None:
             raise ValueError(no_semantics(name, f"its evaluator_type is {kind!r}"))
         if unannotated == BACKGROUND and not any(map(is_background, names)):
             names = None  # Painted maps have the annotated classes and the background.
     if names is not None:
-        if num_classes is not None and num_classes != len(names):
+        if num_classes not in (None, len(names)):
             raise ValueError(
                 f"num_classes must be {len(names)}, the number of stuff_classes of {name!r},"
                 f" got {num_classes}"
             )
-        return list(names)
-    things = [str(thing) for thing in getattr(metadata, "thing_classes", None) or ()]
+        return names
+    things = [str(thing) for thing in metadata.get("thing_classes") or ()]
     if unannotated == BACKGROUND and not any(map(is_background, things)):
         things = [BACKGROUND, *things]
-    if things and (unannotated is not None or own_reader):
+    if things and (unannotated is not None or reader):
         return things
     if num_classes is not None:
-        return [str(category) for category in range(num_classes)]
+        return range(num_classes)
     if things:
         raise ValueError(no_semantics(name, "thing_classes in its metadata, but no stuff_classes"))
     raise ValueError(
@@ -244,7 +227,7 @@ def _unannotated_label(
     """Return the label of pixels without annotation in painted maps; ``None``: none is painted."""
     if unannotated is None:
         # In our own sets of annotation files, pixels without annotation are background.
-        own = getattr(metadata, "instances_json", None) is not None
+        own = metadata.get("instances_json") is not None
         return 0 if own and is_background(names[0]) else None
     if unannotated == "void":
         return ignore_label
@@ -255,14 +238,9 @@ def _unannotated_label(
 def no_semantics(name: str, why: str) -> str:
     """Return the error about a detection set, which names data sets of the same images."""
     core = _TASK_WORDS.sub("", name)
-    found = [
-        other
-        for other in DatasetCatalog.list()
-        if other != name
-        and _TASK_WORDS.sub("", other) == core
-        and (getattr(MetadataCatalog.get(other), "stuff_classes", None) or [_ALL_THINGS])[0]
-        != _ALL_THINGS
-    ]
+    same = [x for x in DatasetCatalog.list() if x != name and _TASK_WORDS.sub("", x) == core]
+    classes = {x: MetadataCatalog.get(x).get("stuff_classes") or [_ALL_THINGS] for x in same}
+    found = [x for x in same if classes[x][0] != _ALL_THINGS]
     found = sorted(found, key=lambda other: (len(other), other))[:3]
     use = f"evaluate on {' or '.join(map(repr, found))}, or " if found else ""
     return (

@@ -33,11 +33,7 @@ from d2_smallobj.annotations.dataset_files import (
 from d2_smallobj.annotations.image_lists import coco_dicts, voc_dicts
 from d2_smallobj.annotations.label_maps import voc_palette
 from d2_smallobj.annotations.label_rules import LabelRule, identity_rule
-from d2_smallobj.demo.dataset import (
-    PREPARE_COMMAND,
-    PSEUDO_LABELS,
-    ensure_demo,
-)
+from d2_smallobj.demo.dataset import PREPARE_COMMAND, PSEUDO_LABELS, ensure_demo
 from d2_smallobj.pseudo_labels.formats import METHODS as METHOD_FOLDERS
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option
@@ -48,43 +44,41 @@ SEPARATOR = ":"
 """Between a data set and the one class of it that a binary task keeps."""
 ANY_CLASS = "any"
 """In place of the class: objects of all classes against the background."""
+TRAINING_SETS = {
+    "voc_2012_trainaug": "voc_2012_trainaug_gt",
+    "smallobj_demo_train": "smallobj_demo_train",
+    **{f"coco_{year}_train_81": f"coco_{year}_train_81_gt" for year in COCO_YEARS},
+}
+"""Sets that take label maps from any folder: the registered one by the name before ``@``."""
 
 _Lister = Callable[..., "list[dict[str, Any]]"]
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """A data set that can be registered; making one reads nothing.
-
-    Attributes:
-        name: its name in the catalogs.
-        lister: lists its dicts, reading files; takes ``check``.
-        folder: the folder that holds it.
-        class_names: names of its classes, background first.
-        command: the command that makes its files; empty if they must be downloaded.
-        section: the section of datasets/README.md about it.
-        instances_json: COCO file of its instances, where they are not PNGs.
-        ensure: makes its files if they are missing; ``None`` if nothing does.
-        label_rule: how the values of its label files become classes; ``None``: they are classes.
-    """
+    """A data set that can be registered; making one reads nothing."""
 
     name: str
-    lister: _Lister
+    lister: _Lister  # lists its dicts, reading files; takes check
     folder: Path
-    class_names: tuple[str, ...]
-    command: str
-    section: str
-    instances_json: str | None = None
-    ensure: Callable[[], None] | None = None
-    label_rule: LabelRule | None = None
+    class_names: tuple[str, ...]  # background first
+    command: str  # makes its files; empty if they must be downloaded
+    section: str  # of datasets/README.md
+    instances_json: str | None = None  # COCO file of its instances, where they are not PNGs
+    ensure: Callable[[], None] | None = None  # makes its files if they are missing
+    label_rule: LabelRule | None = None  # makes classes of the values of its label files
+
+    @property
+    def see(self) -> str:
+        """Where its files come from."""
+        return f'see datasets/README.md, section "{self.section}"'
 
     @property
     def prepare_command(self) -> str:
         """A sentence that says what to do when files are missing."""
-        see = f'see datasets/README.md, section "{self.section}"'
         if not self.command:
-            return f"How to get these files: {see}."
-        return f"Prepare it with: {self.command} ({see})."
+            return f"How to get these files: {self.see}."
+        return f"Prepare it with: {self.command} ({self.see})."
 
     def load(self) -> list[dict[str, Any]]:
         """List the data set's dicts; make missing files if that is possible."""
@@ -107,8 +101,6 @@ class DatasetSpec:
             "evaluator_type": EVALUATOR_TYPE,
             # Its dicts name all instance maps: none is looked for beside the images.
             "instances_listed": True,
-            "dataset_root": os.fspath(self.folder),
-            "prepare_command": self.prepare_command,
         }
         if self.instances_json is not None:
             entries.update(instances_json=self.instances_json, json_kind="coco")
@@ -122,15 +114,6 @@ def all_specs(root: Path) -> dict[str, DatasetSpec]:
     plain = [*_demo_specs(root), *_voc_specs(root), *_coco_specs(root), *_cityscapes_specs(root)]
     specs = {spec.name: spec for spec in plain}
     return specs | {spec.name: spec for spec in _boxed_specs(root, specs)}
-
-
-def training_sets(specs: Mapping[str, DatasetSpec]) -> dict[str, DatasetSpec]:
-    """Return the training sets that take label maps from any folder, by name without method."""
-    return {
-        "voc_2012_trainaug": specs["voc_2012_trainaug_gt"],
-        "smallobj_demo_train": specs["smallobj_demo_train"],
-        **{f"coco_{year}_train_81": specs[f"coco_{year}_train_81_gt"] for year in COCO_YEARS},
-    }
 
 
 def with_labels(spec: DatasetSpec, name: str, folder: str) -> DatasetSpec:
@@ -150,69 +133,59 @@ def binary_spec(spec: DatasetSpec, category: str) -> DatasetSpec:
     if category != ANY_CLASS:
         class_id = 1 + objects.index(look_up_option(f"class of {spec.name!r}", category, objects))
     rule = (spec.label_rule or identity_rule(len(spec.class_names))).only(class_id)
+
+    def one_class(*, check: FileCheck) -> list[dict[str, Any]]:
+        dicts = [{**record, "label_rule": rule} for record in spec.lister(check=check)]
+        for record in dicts:
+            if "boxes" in record:
+                record["boxes"] = only_class(record["boxes"], class_id)
+        return dicts
+
     return dataclasses.replace(
         spec,
         name=f"{spec.name}{SEPARATOR}{category}",
         class_names=("background", "object" if class_id is None else category),
-        lister=functools.partial(_one_class, spec.lister, class_id, rule),
+        lister=one_class,
         label_rule=rule,
     )
-
-
-def _one_class(
-    lister: _Lister, class_id: int | None, rule: LabelRule, *, check: FileCheck
-) -> list[dict[str, Any]]:
-    """List a data set's dicts with one class only."""
-    dicts = []
-    for record in lister(check=check):
-        boxes = {"boxes": only_class(record["boxes"], class_id)} if "boxes" in record else {}
-        dicts.append({**record, **boxes, "label_rule": rule})
-    return dicts
 
 
 # ---- Data sets with label maps ------------------------------------------------------------------
 
 
+_MASKS = {"label_dir": "SegmentationClass", "instance_dir": "SegmentationObject"}
+
+
 def _demo_specs(root: Path) -> Iterator[DatasetSpec]:
     """The synthetic scenes; the first process that needs them makes them."""
     demo = root / DEMO_FOLDER
-    folder = demo / VOC_FOLDER
-    for name, split, labels, instances in (
-        ("smallobj_demo_train", "train", PSEUDO_LABELS, None),
-        ("smallobj_demo_train_gt", "train", "SegmentationClass", "SegmentationObject"),
-        ("smallobj_demo_val", "val", "SegmentationClass", "SegmentationObject"),
+    folder, command = demo / VOC_FOLDER, f"{PREPARE_COMMAND} --force --root {demo}"
+    for name, split, labels in (
+        ("smallobj_demo_train", "train", {"label_dir": PSEUDO_LABELS}),
+        ("smallobj_demo_train_gt", "train", _MASKS),
+        ("smallobj_demo_val", "val", _MASKS),
     ):
-        yield DatasetSpec(
-            name,
-            functools.partial(voc_dicts, folder, split, label_dir=labels, instance_dir=instances),
-            folder,
-            DEMO_CLASS_NAMES,
-            f"{PREPARE_COMMAND} --force --root {demo}",
-            "Demo",
-            ensure=functools.partial(ensure_demo, demo),
-        )
+        lister = functools.partial(voc_dicts, folder, split, **labels)
+        ensure = functools.partial(ensure_demo, demo)
+        yield DatasetSpec(name, lister, folder, DEMO_CLASS_NAMES, command, "Demo", ensure=ensure)
 
 
 def _voc_specs(root: Path) -> Iterator[DatasetSpec]:
     """VOC-aug with pseudo labels or ground truth, VOC val, PASCAL-B."""
+    voc, section = root / VOC_FOLDER, "VOC-aug and pseudo labels"
 
-    def spec(
-        name: str, folder: Path, split: str, labels: str, command: str = "", **more: Any
-    ) -> DatasetSpec:
-        lister = functools.partial(voc_dicts, folder, split, label_dir=labels, **more)
-        section = "PASCAL-B" if name == "pascal_b_val" else "VOC-aug and pseudo labels"
-        return DatasetSpec(name, lister, folder, VOC_CLASS_NAMES, command, section)
+    def spec(name: str, split: str, command: str = "", **labels: str) -> DatasetSpec:
+        lister = functools.partial(voc_dicts, voc, split, **labels)
+        return DatasetSpec(name, lister, voc, VOC_CLASS_NAMES, command, section)
 
-    voc, objects = root / VOC_FOLDER, {"instance_dir": "SegmentationObject"}
     for method in METHODS:
-        command = _labels_command(method, root)
-        name = f"voc_2012_trainaug_{method}"
-        yield spec(name, voc, "trainaug", voc_labels(method), command, instance_dir=None)
-    yield spec("voc_2012_trainaug_gt", voc, "trainaug", "SegmentationClassAug", instance_dir=None)
-    yield spec("voc_2012_seg_val", voc, "val", "SegmentationClass", **objects)
-    command = "python datasets/prepare_pascal_b.py"
-    more = {**objects, "list_file": "val.txt"}
-    yield spec("pascal_b_val", root / "pascal_b", "val", "SegmentationClass", command, **more)
+        name, command = f"voc_2012_trainaug_{method}", _labels_command(method, root)
+        yield spec(name, "trainaug", command, label_dir=voc_labels(method))
+    yield spec("voc_2012_trainaug_gt", "trainaug", label_dir="SegmentationClassAug")
+    yield spec("voc_2012_seg_val", "val", **_MASKS)
+    command, folder = "python datasets/prepare_pascal_b.py", root / "pascal_b"
+    lister = functools.partial(voc_dicts, folder, "val", list_file="val.txt", **_MASKS)
+    yield DatasetSpec("pascal_b_val", lister, folder, VOC_CLASS_NAMES, command, "PASCAL-B")
 
 
 def _coco_specs(root: Path) -> Iterator[DatasetSpec]:
@@ -250,15 +223,10 @@ def _labels_command(method: str, root: Path) -> str:
 def _cityscapes_specs(root: Path) -> Iterator[DatasetSpec]:
     folder = root / CITYSCAPES_FOLDER
     for split in SPLITS:
-        yield DatasetSpec(
-            f"cityscapes_vehicles_persons_{split}",
-            functools.partial(cityscapes_dicts, folder, split),
-            folder,
-            CITYSCAPES_CLASS_NAMES,
-            command="",
-            section="Cityscapes",
-            label_rule=cityscapes_rule(),
-        )
+        name = f"cityscapes_vehicles_persons_{split}"
+        lister, rule = functools.partial(cityscapes_dicts, folder, split), cityscapes_rule()
+        classes, section = CITYSCAPES_CLASS_NAMES, "Cityscapes"
+        yield DatasetSpec(name, lister, folder, classes, "", section, label_rule=rule)
 
 
 # ---- Data sets with boxes beside their masks, for mixed supervision -----------------------------
@@ -266,15 +234,13 @@ def _cityscapes_specs(root: Path) -> Iterator[DatasetSpec]:
 
 def _boxed_specs(root: Path, specs: Mapping[str, DatasetSpec]) -> Iterator[DatasetSpec]:
     """The training sets with true masks, whose dicts get the boxes of the annotations."""
-    masks = specs["voc_2012_trainaug_gt"]
-    annotations = root / VOC_FOLDER / "Annotations"
-    boxed = functools.partial(_with_voc_boxes, masks.lister, annotations)
-    yield dataclasses.replace(masks, name="voc_2012_trainaug_mixed", lister=boxed)
+    sets = {"voc_2012_trainaug": (_with_voc_boxes, root / VOC_FOLDER / "Annotations")}
     for year in COCO_YEARS:
-        masks = specs[f"coco_{year}_train_81_gt"]
-        annotations = coco_annotations(root, "train", year)
-        boxed = functools.partial(_with_coco_boxes, masks.lister, annotations)
-        yield dataclasses.replace(masks, name=f"coco_{year}_train_81_mixed", lister=boxed)
+        sets[f"coco_{year}_train_81"] = _with_coco_boxes, coco_annotations(root, "train", year)
+    for name, (with_boxes, path) in sets.items():
+        masks = specs[f"{name}_gt"]
+        boxed = functools.partial(with_boxes, masks.lister, path)
+        yield dataclasses.replace(masks, name=f"{name}_mixed", lister=boxed)
 
 
 def _with_voc_boxes(lister: _Lister, folder: Path, *, check: FileCheck) -> list[dict[str, Any]]:
@@ -285,21 +251,19 @@ def _with_voc_boxes(lister: _Lister, folder: Path, *, check: FileCheck) -> list[
         check.require(path)
     check.raise_if_missing()
     class_ids = {name: number for number, name in enumerate(VOC_CLASS_NAMES) if number}
-    boxed, problems = [], []
+    problems = []
     for record, path in zip(dicts, paths):
         try:
-            boxed.append({**record, "boxes": read_voc_boxes(path, class_ids)[0]})
+            record["boxes"], _ = read_voc_boxes(path, class_ids)
         except ValueError as error:
             problems.append(str(error))
     if problems:
         raise ValueError(f"{check.data_set}: {itemized('bad annotation(s)', problems)}")
-    return boxed
+    return dicts
 
 
-def _with_coco_boxes(
-    lister: _Lister, annotations: Path, *, check: FileCheck
-) -> list[dict[str, Any]]:
+def _with_coco_boxes(lister: _Lister, path: Path, *, check: FileCheck) -> list[dict[str, Any]]:
     """List COCO's dicts with the boxes of the annotation file."""
     dicts = lister(check=check)
-    boxes = coco_boxes(annotations)
+    boxes = coco_boxes(path)
     return [{**record, "boxes": boxes[record["image_id"]]} for record in dicts]

@@ -3,8 +3,7 @@
 Keys of a dataset dict that this module knows:
 
 - ``supervision``: ``"mask"`` or ``"boxes"``; without it, the image has a mask;
-- ``boxes``: rows of (class id, left, top, right, bottom); see
-  :mod:`d2_smallobj.annotations.boxes`. Without them they are derived from
+- ``boxes``: a table as in :mod:`d2_smallobj.annotations.boxes`; without it, boxes are derived from
   ``ins_seg_file_name`` and ``sem_seg_file_name``;
 - ``label_rule``: how the values of the label files become classes.
 
@@ -14,7 +13,8 @@ Legend: H, W height and width of the image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode
 
 SUPERVISIONS = ("mask", "boxes")
+_MAPS = {"ins_seg_file_name", "sem_seg_file_name"}
 
 
 # ---- Flags -------------------------------------------------------------------------------------
@@ -56,38 +57,34 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
             split have flags already, or a draw leaves a class without any image or mask.
     """
     node = cfg.SMALLOBJ.SUPERVISION
-    dicts = list(dicts)
-    if len(dicts) < node.NUM_IMAGES:
-        raise ValueError(
-            f"SMALLOBJ.SUPERVISION.NUM_IMAGES is {node.NUM_IMAGES}, but DATASETS.TRAIN has "
-            f"{len(dicts)} image(s)"
-        )
-    classes = None
-    if node.NUM_IMAGES:
-        classes = _classes(dicts, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-        drawn = _draw(cfg, "NUM_IMAGES", classes, node.NUM_IMAGES / len(dicts))
-        dicts, classes = (
-            [x for x, keep in zip(values, drawn) if keep] for values in (dicts, classes)
-        )
+    number, fraction = node.NUM_IMAGES, node.MASK_FRACTION
     flagged = sum("supervision" in x for x in dicts)
-    if node.MASK_FRACTION == 1:
-        # Either all images of a batch have the maps that go with a flag, or none.
-        dicts = [{"supervision": "mask", **x} for x in dicts] if flagged else dicts
-        check_supervision(dicts)
-        return dicts
-    if flagged:
+    if len(dicts) < number:
         raise ValueError(
-            f"SMALLOBJ.SUPERVISION.MASK_FRACTION is {node.MASK_FRACTION}, but {flagged} image(s) "
-            "of DATASETS.TRAIN have a 'supervision' flag of their own; set it to 1"
+            f"SMALLOBJ.SUPERVISION.NUM_IMAGES is {number}, but DATASETS.TRAIN has {len(dicts)} "
+            "image(s)"
         )
-    if classes is None:
+    if flagged and fraction < 1:
+        raise ValueError(
+            f"SMALLOBJ.SUPERVISION.MASK_FRACTION is {fraction}, but {flagged} image(s) of "
+            "DATASETS.TRAIN have a 'supervision' flag of their own; set it to 1"
+        )
+    dicts = list(dicts)
+    if number or fraction < 1:
         classes = _classes(dicts, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-    keeps = _draw(cfg, "MASK_FRACTION", classes, node.MASK_FRACTION)
-    masks = [{**x, "supervision": "mask"} for x, keep in zip(dicts, keeps) if keep]
-    boxes = [{**x, "supervision": "boxes"} for x, keep in zip(dicts, keeps) if not keep]
-    split = masks * node.MASK_REPEAT + (boxes if node.REST == "boxes" else [])
-    check_supervision(split)
-    return split
+    if number:
+        drawn = _draw(cfg, "NUM_IMAGES", classes, number / len(dicts))
+        dicts, classes = (list(compress(values, drawn)) for values in (dicts, classes))
+    if fraction < 1:
+        drawn = _draw(cfg, "MASK_FRACTION", classes, fraction)
+        masks = [{**x, "supervision": "mask"} for x in compress(dicts, drawn)]
+        boxes = [{**x, "supervision": "boxes"} for x in compress(dicts, ~drawn)]
+        dicts = masks * node.MASK_REPEAT + (boxes if node.REST == "boxes" else [])
+    elif any("supervision" in x for x in dicts):
+        # Either all images of a batch have the maps that go with a flag, or none.
+        dicts = [{"supervision": "mask", **x} for x in dicts]
+    check_supervision(dicts)
+    return dicts
 
 
 def check_supervision(dicts: Sequence[Mapping[str, Any]]) -> None:
@@ -100,7 +97,7 @@ def check_supervision(dicts: Sequence[Mapping[str, Any]]) -> None:
         flag = look_up_option(f"{name}: supervision", x["supervision"], SUPERVISIONS)
         if flag == "mask" and "sem_seg_file_name" not in x:
             no_masks.append(name)
-        if flag == "boxes" and "boxes" not in x and not {*_MAPS} <= {*x}:
+        if flag == "boxes" and "boxes" not in x and not x.keys() >= _MAPS:
             no_boxes.append(name)
     problems = {
         "image(s) flagged 'mask' without a mask ('sem_seg_file_name')": no_masks,
@@ -110,9 +107,6 @@ def check_supervision(dicts: Sequence[Mapping[str, Any]]) -> None:
     found = [f"{len(x)} {what}: {listed(x)}" for what, x in problems.items() if x]
     if found:
         raise ValueError("; ".join(found))
-
-
-_MAPS = ("ins_seg_file_name", "sem_seg_file_name")
 
 
 def classes_of(x: Mapping[str, Any]) -> set[int]:
@@ -128,11 +122,8 @@ def _classes(dicts: Sequence[dict[str, Any]], num_classes: int) -> list[set[int]
     """List the foreground classes of every image, which may mean reading every mask."""
     images = tqdm(dicts, desc="classes of the images", unit="image", disable=None)
     classes = [classes_of(x) for x in images]
-    wrong = [
-        f"{x.get('file_name')} ({max(image)})"
-        for x, image in zip(dicts, classes)
-        if max(image, default=0) >= num_classes
-    ]
+    largest = [max(image, default=0) for image in classes]
+    wrong = [f"{x.get('file_name')} ({c})" for x, c in zip(dicts, largest) if c >= num_classes]
     if wrong:
         what = f"image(s) with classes beyond the model's 0..{num_classes - 1}"
         raise ValueError(f"{len(wrong)} {what}: {listed(wrong)}")
@@ -228,11 +219,8 @@ def read_labels(x: Mapping[str, Any], num_classes: int, ignore_label: int) -> np
     """
     path = x["sem_seg_file_name"]
     labels = read_semantic(x)
-    if labels.shape != (x["height"], x["width"]):
-        raise ValueError(
-            f"{path}: the label map is {labels.shape[1]}x{labels.shape[0]}, its image "
-            f"{x['file_name']} is {x['width']}x{x['height']} (width x height); they must agree"
-        )
+    size = f"its image {x['file_name']} is {x['width']}x{x['height']}"
+    _check_size(f"{path}: the label map", labels, (x["height"], x["width"]), size)
     check_label_values(labels, num_classes, ignore_label, path)
     return labels
 
@@ -241,46 +229,50 @@ def read_instances(x: Mapping[str, Any], semantic: np.ndarray) -> np.ndarray:
     """Read the instance map that belongs to what :func:`read_semantic` returns."""
     path = x["ins_seg_file_name"]
     instances = read_label_map(path)
-    if instances.shape != semantic.shape:
-        raise ValueError(
-            f"{path}: the instance map is {instances.shape[1]}x{instances.shape[0]}, "
-            f"{x['sem_seg_file_name']} is {semantic.shape[1]}x{semantic.shape[0]} "
-            "(width x height); they must agree"
-        )
+    size = f"{x['sem_seg_file_name']} is {semantic.shape[1]}x{semantic.shape[0]}"
+    _check_size(f"{path}: the instance map", instances, semantic.shape, size)
     return x["label_rule"].instances(instances, semantic) if "label_rule" in x else instances
 
 
-def supervised_labels(
-    x: Mapping[str, Any],
-    read_mask: Callable[[Mapping[str, Any]], np.ndarray],
-    *,
-    keep_true: bool,
-    ignore_label: int,
+def _check_size(what: str, labels: np.ndarray, size: tuple[int, ...], other: str) -> None:
+    if labels.shape != size:
+        raise ValueError(
+            f"{what} is {labels.shape[1]}x{labels.shape[0]}, {other} (width x height); they must "
+            "agree"
+        )
+
+
+def read_supervision(
+    x: Mapping[str, Any], num_classes: int, ignore_label: int, keep_true: bool
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Make the label map of a flagged image, and the maps that go with it.
+    """Make the label map of an image from its mask or boxes, and the maps that go with it.
 
     Ignored pixels of a mask are not carried over to the boxes of its image: the borders that VOC
     marks with 255 would tell the outlines. Crowds and unknown true labels get ``ignore_label``.
 
     Returns:
-        labels, int32 (H, W), and int32 (H, W) maps by name: ``doubtable``, the number of the box
-        that a label comes from, 0 where it is certain; with ``keep_true`` also ``true_sem_seg``,
-        the mask of a box image where it is known.
+        labels, int32 (H, W), for the ignore label may be none of the file's; and for images with a
+        flag int32 (H, W) maps by name: ``doubtable``, the number of the box that a label comes
+        from, 0 where it is certain; with ``keep_true`` also ``true_sem_seg``, the mask of a box
+        image where it is known.
     """
-    if x["supervision"] == "mask":
-        labels = read_mask(x)
-        numbers, true_labels = np.zeros_like(labels), labels
+    flag, mask = x.get("supervision", "mask"), None
+    if flag == "mask" or (keep_true and "sem_seg_file_name" in x):
+        mask = read_labels(x, num_classes, ignore_label).astype(np.int32)
+    if "supervision" not in x:
+        return mask, {}
+    if flag == "mask":
+        labels, numbers = mask, np.zeros_like(mask)
     else:
         boxes = boxes_of(x)
         numbers = number_boxes(boxes, x["height"], x["width"])
         labels = classes_of_numbers(boxes, numbers).astype(np.int32)
         labels[labels == IGNORE_LABEL] = ignore_label
-        true_labels = np.full_like(labels, ignore_label)
-        if keep_true and "sem_seg_file_name" in x:
-            true_labels = read_mask(x)
+        where = f"{x['file_name']}: its boxes"
+        check_label_values(labels, num_classes, ignore_label, where)
     maps = {"doubtable": numbers}
     if keep_true:
-        maps["true_sem_seg"] = true_labels
+        maps["true_sem_seg"] = np.full_like(labels, ignore_label) if mask is None else mask
     return labels, maps
 
 

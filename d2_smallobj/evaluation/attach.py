@@ -141,14 +141,10 @@ def _missing_packages(kind: type) -> list[str]:
     if not any(base.__name__.startswith("Cityscapes") for base in kind.__mro__):
         return []
     methods = [value for base in kind.__mro__ for value in vars(base).values()]
-    names = {
-        name.partition(".")[0]
-        for method in methods
-        if isinstance(method, FunctionType)
-        for name in method.__code__.co_names
-        if "." in name
-    }
-    wanted = [package for package in _CITYSCAPES_PACKAGES if package in names]
+    functions = [method for method in methods if isinstance(method, FunctionType)]
+    names = {name for method in functions for name in method.__code__.co_names if "." in name}
+    packages = {name.partition(".")[0] for name in names}
+    wanted = [package for package in _CITYSCAPES_PACKAGES if package in packages]
     return [package for package in wanted if importlib.util.find_spec(package) is None]
 
 

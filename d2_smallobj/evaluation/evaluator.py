@@ -112,13 +112,9 @@ class SmallObjectEvaluator(DatasetEvaluator):
             reader=reader,
             num_classes=num_classes,
         )
-        self._distributed = distributed
-        self._output_dir = output_dir
-        self._mode = mode
-        self._size_bins = as_size_bins(size_bins)
-        self._worst = check_worst(worst)
-        self._per_class = per_class
-        self._prediction_fn = prediction_fn
+        self._distributed, self._output_dir, self._mode = distributed, output_dir, mode
+        self._size_bins, self._worst = as_size_bins(size_bins), check_worst(worst)
+        self._per_class, self._prediction_fn = per_class, prediction_fn
         counts = ["images", "instances", *(f"instances_{name}" for name in self._size_bins)]
         self._headline = [*headline_names(self._size_bins, worst), *counts]
         self._num_workers = num_workers
@@ -156,11 +152,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
             # Copied from the device here, since a later image may overwrite it there.
             try:
                 labels = predicted_labels(
-                    output,
-                    record,
-                    self._num_classes,
-                    dataset_name=self._truth.name,
-                    prediction_fn=self._prediction_fn,
+                    output, record, self._num_classes, self._truth.name, self._prediction_fn
                 )
             except (TypeError, ValueError) as error:
                 raise _named(error, record) from error
@@ -221,17 +213,13 @@ class SmallObjectEvaluator(DatasetEvaluator):
             self._pool = concurrent.futures.ThreadPoolExecutor(self._num_workers, "match")
         # A slow disk must not pile up predictions.
         self._collect(leave=4 * self._num_workers)
-
-        def work() -> Accumulator:
-            one = self._new_accumulator()
-            self._match(one, record, labels)
-            return one
-
-        self._pending.append(self._pool.submit(work))
+        one = self._new_accumulator()
+        self._pending.append(self._pool.submit(self._match, one, record, labels))
 
     def _match(
         self, accumulator: Accumulator, record: Mapping[str, Any], labels: np.ndarray
-    ) -> None:
+    ) -> Accumulator:
+        """Match one image; returns the accumulator, which has it then."""
         truth = self._truth.read_record(record)
         image_id = record.get("image_id", record.get("file_name"))
         try:
@@ -240,6 +228,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
             fits = not labels.size or 0 <= labels.min() <= labels.max() < self._num_classes
             remedy = "" if fits else class_number_remedy(self._num_classes, self._truth.name)
             raise _named(error, record, f" (ground truth {truth.source})", remedy) from error
+        return accumulator
 
     def _log_decisions(self) -> None:
         """Log what was decided about the data set, each sentence once in this process."""
@@ -276,22 +265,19 @@ class SmallObjectEvaluator(DatasetEvaluator):
         sizes = list(self._size_bins)
         names = ["mIoU", "IA-mIoU", *(f"IA-mIoU_{size}" for size in sizes)]
         names += ["instances", *(f"instances_{size}" for size in sizes)]
-        logger.info("copypaste: Task: %s", self.task)
-        logger.info("copypaste: %s", ",".join(names))
-        logger.info("copypaste: %s", ",".join(f"{figures[name]:.4f}" for name in names))
+        values = ",".join(f"{figures[name]:.4f}" for name in names)
+        for line in (f"Task: {self.task}", ",".join(names), values):
+            logger.info("copypaste: %s", line)
 
     def _write(self, accumulator: Accumulator, figures: dict[str, float]) -> None:
         # Meanwhile a training may have put its own there.
         _check_output_dir(self._output_dir)
-        options = {
-            "dataset": self._truth.name,
-            "size_bins": str(self._size_bins),
-            "worst": self._worst,
-            "version": d2_smallobj.__version__,
-        }
+        name = self._truth.name
+        options = {"dataset": name, "size_bins": str(self._size_bins)}
+        options |= {"worst": self._worst, "version": d2_smallobj.__version__}
         run = ScoredRun.from_accumulator(accumulator, self._truth.class_names, options=options)
         # The flat figures, too, as detectron2 returns and logs them.
-        save_run(self._output_dir, run, extra={"dataset": self._truth.name, self.task: figures})
+        save_run(self._output_dir, run, extra={"dataset": name, self.task: figures})
 
 
 def evaluation_logger() -> logging.Logger:
@@ -316,18 +302,17 @@ def check_task(task: str) -> str:
 def _check_output_dir(folder: str | os.PathLike[str]) -> None:
     """Refuse a folder in which our files would replace those of a training."""
     path = os.path.join(folder, METRICS_FILE)
-    if not os.path.isfile(path):
-        return
     try:
         with open(path, encoding="utf-8") as file:
             ours = "format" in json.load(file)
+    except FileNotFoundError:
+        return
     except (ValueError, TypeError):
         ours = False
     if not ours:
         raise ValueError(
-            f"output_dir: {path} is not of a scored run (a training writes a file of this name)"
-            f" and would be overwritten; give a folder of its own, e.g."
-            f" {os.path.join(folder, TASK)}"
+            f"output_dir: {path} is not of a scored run (a training writes a file of this name) and"
+            f" would be overwritten; give a folder of its own, e.g. {os.path.join(folder, TASK)}"
         )
 
 
@@ -336,5 +321,4 @@ def _named(
 ) -> TypeError | ValueError:
     """Return the same error, naming the image."""
     kind = TypeError if isinstance(error, TypeError) else ValueError
-    name = record.get("file_name", record.get("image_id"))
-    return kind(f"{name}{source}: {error}{remedy}")
+    return kind(f"{record.get('file_name', record.get('image_id'))}{source}: {error}{remedy}")

@@ -20,13 +20,13 @@ def predicted_labels(
     output: Any,
     record: Mapping[str, Any],
     num_classes: int,
-    *,
-    dataset_name: str = "",
-    prediction_fn: PredictionFn | None = None,
+    dataset_name: str,
+    prediction_fn: PredictionFn | None,
 ) -> np.ndarray:
     """Get the (H, W) integer label map of one image out of a model's output.
 
-    Raises TypeError if the output has no ``sem_seg``, or is neither integer labels nor scores.
+    Raises:
+        TypeError: the output has no ``sem_seg``, or is neither integer labels nor scores.
     """
     if prediction_fn is not None:
         found = prediction_fn(output, record)
@@ -52,18 +52,15 @@ def to_labels(
     Scores of at most 256 classes give uint8. Other types are a TypeError, other shapes a
     ValueError.
     """
-    if isinstance(prediction, np.ndarray) and prediction.ndim == 2:
-        # Kept in numpy: torch lacks some of its types.
-        if prediction.dtype.kind not in "iu":
-            raise TypeError(_no_integers(what, prediction.dtype))
-        return prediction
-    prediction = torch.as_tensor(prediction)
-    shape = tuple(prediction.shape)
-    if prediction.ndim == 2:
-        if prediction.is_floating_point() or prediction.dtype == torch.bool:
-            raise TypeError(_no_integers(what, prediction.dtype))
-        return prediction.cpu().numpy()
-    if prediction.ndim != 3 or shape[0] != num_classes:
+    if not isinstance(prediction, np.ndarray) or prediction.ndim != 2:
+        prediction = torch.as_tensor(prediction)
+    shape, dtype = tuple(prediction.shape), prediction.dtype
+    if len(shape) == 2:
+        if "int" not in str(dtype):
+            raise TypeError(f"{what}: a (H, W) prediction must hold integer labels, got {dtype}")
+        # An array stays one: torch lacks some of its types.
+        return prediction if isinstance(prediction, np.ndarray) else prediction.cpu().numpy()
+    if len(shape) != 3 or shape[0] != num_classes:
         raise ValueError(
             f"{what} must be ({num_classes}, H, W) scores for {num_classes} classes"
             f" or (H, W) labels, got shape {shape}"
@@ -81,7 +78,3 @@ def class_number_remedy(num_classes: int, dataset_name: str) -> str:
         f"; data set {dataset_name!r} has {num_classes} classes: fold or shift the model's with"
         " prediction_fn, or give num_classes where the metadata has no class names"
     )
-
-
-def _no_integers(what: str, dtype: Any) -> str:
-    return f"{what}: a (H, W) prediction must hold integer labels, got {dtype}"

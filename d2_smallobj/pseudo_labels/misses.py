@@ -21,7 +21,6 @@ from d2_smallobj.metrics import (
     InstanceTable,
     SizeBins,
     classify,
-    summarize,
 )
 from d2_smallobj.pseudo_labels.formats import IGNORE_LABEL
 from d2_smallobj.utils.parallel import parallel_map
@@ -35,23 +34,17 @@ ALL = "all"
 class LabelSummary:
     """Pseudo labels against true instances.
 
-    Attributes:
-        name: what tables call the labels.
-        class_names: background first.
-        size_bins: the sizes.
-        figures: :func:`d2_smallobj.metrics.summary.summarize` of the labels as predictions.
-        table: one record per true instance.
-        ignored: int64 (R,), pixels of each instance that the label leaves out (255).
-        num_images: number of images.
+    ``figures`` are those of :func:`d2_smallobj.metrics.summary.summarize`, with the labels as
+    predictions.
     """
 
     name: str
-    class_names: tuple[str, ...]
-    size_bins: SizeBins
+    class_names: tuple[str, ...]  # background first
     figures: Mapping[str, float]
-    table: InstanceTable
-    ignored: np.ndarray
+    table: InstanceTable  # one record per true instance
+    ignored: np.ndarray  # int64 (R,), pixels of each instance that the label leaves out (255)
     num_images: int
+    size_bins: SizeBins = COCO_SIZE_BINS
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per class and size, those of all classes first.
@@ -66,11 +59,8 @@ class LabelSummary:
         rows = []
         for number, name in enumerate((ALL, *self.class_names[1:])):
             for place, size in enumerate((*self.size_bins, ALL)):
-                chosen = np.full(len(self.table), True)
-                if name != ALL:
-                    chosen &= self.table.category_id == number
-                if size != ALL:
-                    chosen &= bins == place
+                chosen = (name == ALL) | (self.table.category_id == number)
+                chosen &= (size == ALL) | (bins == place)
                 rows.append({"class": name, "size": size, **self._row(chosen, outcome)})
         return rows
 
@@ -97,7 +87,6 @@ def summarize_labels(
     labels: Mapping[str, str],
     *,
     name: str,
-    size_bins: SizeBins = COCO_SIZE_BINS,
     jobs: int = 1,
     progress: bool = False,
 ) -> LabelSummary:
@@ -109,8 +98,7 @@ def summarize_labels(
     Args:
         truth: the ground truth, with class names.
         labels: file of the pseudo label by image id.
-        name: of the labels.
-        size_bins: the sizes.
+        name: what tables call the labels.
         jobs: number of processes.
         progress: show a progress bar on stderr.
 
@@ -135,13 +123,11 @@ def summarize_labels(
         total.merge(Accumulator.from_state(state))
         ignored.update({(image.image_id, number): count for number, count in left_out.items()})
     problems.raise_if_any()
-    table = total.table
-    table = table.select(table.things)
+    table = total.table.select(total.table.things)
     keys = zip(table.image_id.tolist(), table.instance_id.tolist())
-    names = tuple(truth.class_names)
-    figures = summarize(total.table, total.pixels, names, size_bins=size_bins, images=len(images))
     left_out = np.array([ignored.get(key, 0) for key in keys], np.int64)
-    return LabelSummary(name, names, size_bins, figures, table, left_out, len(images))
+    names = tuple(truth.class_names)
+    return LabelSummary(name, names, total.summarize(names), table, left_out, len(images))
 
 
 def _compare(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import itertools
 import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.label_maps import write_label_map
@@ -21,25 +21,16 @@ from d2_smallobj.utils.parallel import parallel_map
 from d2_smallobj.utils.problems import Problems
 
 
-@dataclasses.dataclass(frozen=True)
-class Sources:
-    """Files that a method wrote.
+class Sources(NamedTuple):
+    """Files that a method wrote."""
 
-    Attributes:
-        folders: one folder, or two whose maps are merged.
-        file_format: one of :data:`d2_smallobj.pseudo_labels.formats.FORMATS`.
-        files: for every image of the target, its file in each of the folders.
-        others: number of other files in the folders.
-    """
-
-    folders: tuple[Path, ...]
-    file_format: str
-    files: tuple[tuple[str, ...], ...]
-    others: int
+    folders: tuple[Path, ...]  # one, or two whose maps are merged
+    file_format: str  # a key of FORMATS
+    files: tuple[tuple[str, ...], ...]  # for every image of the target, one in each folder
+    others: int  # number of other files in the folders
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """Numbers of label maps that were written, and kept because newer than their sources."""
 
     written: int
@@ -88,7 +79,7 @@ def find_sources(
     files = tuple(
         tuple(_find(folder, image, suffix, check) for folder in folders) for image in target.images
     )
-    for path in (path for paths in files for path in paths):
+    for path in itertools.chain.from_iterable(files):
         check.require(path)
     check.raise_if_missing()
     found = sum(len(os.listdir(folder)) for folder in folders)
@@ -162,13 +153,8 @@ def _convert_all(
 ) -> Prepared:
     """Convert all labels, or only read them; raise for all that cannot be used."""
     options.update(num_classes=len(target.class_names), file_format=sources.file_format)
-    results = parallel_map(
-        functools.partial(_convert, **options),
-        list(zip(target.images, sources.files)),
-        jobs=jobs,
-        description=what,
-        progress=progress,
-    )
+    convert, items = functools.partial(_convert, **options), list(zip(target.images, sources.files))
+    results = parallel_map(convert, items, jobs=jobs, description=what, progress=progress)
     problems, counts = Problems(), Counter()
     for result in results:
         if isinstance(result, str):
@@ -193,13 +179,8 @@ def _convert(
     try:
         if keep and path is not None and _is_newer(path, paths):
             return False
-        labels = read_pseudo_label(
-            paths,
-            *image.read_size(),
-            num_classes=num_classes,
-            file_format=file_format,
-            threshold=threshold,
-        )
+        options = {"file_format": file_format, "threshold": threshold}
+        labels = read_pseudo_label(paths, *image.read_size(), num_classes=num_classes, **options)
     except (OSError, ValueError) as error:
         return str(error)
     if path is not None:
@@ -248,8 +229,7 @@ def _check_origin(folder: Path, origin: dict[str, object], *, force: bool) -> bo
     if not folder.is_dir() or not any(name.endswith(".png") for name in os.listdir(folder)):
         return True
     try:
-        text = folder.with_name(f"{folder.name}.json").read_text(encoding="utf-8")
-        found = json.loads(text)
+        found = json.loads(folder.with_name(f"{folder.name}.json").read_bytes())
         made = f"were made from {', '.join(found['sources'])} ({found['format']})"
     except (OSError, ValueError, KeyError, TypeError):
         found, made = None, "were not made by this command"

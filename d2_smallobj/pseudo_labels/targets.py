@@ -38,18 +38,13 @@ _ORIENTATION = 0x0112
 class TargetImage:
     """An image that needs a pseudo label.
 
-    Attributes:
-        stems: names under which a method's label of it is looked for; the first is the name of
-            the prepared one.
-        picture: its file, from which its size is read; ``None`` where the size is known.
-        size: height and width, if known.
-        annotation_id: its id in the annotation file, if there is one.
+    A method's label of it is looked for under each of ``stems``; the prepared one has the first.
     """
 
     stems: tuple[str, ...]
-    picture: str | None = None
-    size: tuple[int, int] | None = None
-    annotation_id: int | str | None = None
+    picture: str | None = None  # its file, from which the size is read if it is not known
+    size: tuple[int, int] | None = None  # height and width
+    annotation_id: int | str | None = None  # its id in the annotation file, if there is one
 
     def read_size(self) -> tuple[int, int]:
         """Return height and width of the image as it is trained on, EXIF orientation applied.
@@ -70,23 +65,14 @@ class TargetImage:
 
 @dataclasses.dataclass(frozen=True)
 class LabelTarget:
-    """A training set and the place of a method's labels for it.
+    """A training set and the place of a method's labels for it."""
 
-    Attributes:
-        data_set: one of :data:`DATA_SETS`.
-        root: folder of all data sets.
-        folder: of the prepared labels.
-        images: the images, in the order of their list.
-        class_names: background first.
-        use: name for ``DATASETS.TRAIN``.
-    """
-
-    data_set: str
-    root: Path
-    folder: Path
-    images: tuple[TargetImage, ...]
-    class_names: tuple[str, ...]
-    use: str
+    data_set: str  # one of DATA_SETS
+    root: Path  # folder of all data sets
+    folder: Path  # of the prepared labels
+    images: tuple[TargetImage, ...]  # in the order of their list
+    class_names: tuple[str, ...]  # background first
+    use: str  # name for DATASETS.TRAIN
 
     @property
     def command(self) -> str:
@@ -101,11 +87,11 @@ class LabelTarget:
 
     def files(self) -> dict[str, str]:
         """The prepared label of every image, by the image's id in :meth:`ground_truth`."""
-        named = (
-            (image.stems[0] if image.annotation_id is None else image.annotation_id, image.stems[0])
-            for image in self.images
-        )
-        return {str(key): os.path.join(self.folder, f"{stem}.png") for key, stem in named}
+        files = {}
+        for image in self.images:
+            key = image.stems[0] if image.annotation_id is None else image.annotation_id
+            files[str(key)] = os.path.join(self.folder, f"{image.stems[0]}.png")
+        return files
 
     def ground_truth(self) -> GroundTruth | None:
         """Open the ground truth of the target's images that have instances; ``None`` without any.
@@ -157,26 +143,20 @@ def open_target(root: str | os.PathLike[str], data_set: str, method: str) -> Lab
         check.raise_if_missing()
     images = []
     for image in read_image_list(list_path):
-        picture = image_path(folder, image)
-        check.require(picture)
-        images.append(TargetImage((image.image_id,), picture))
+        images.append(TargetImage((image.image_id,), image_path(folder, image)))
+        check.require(images[-1].picture)
     check.raise_if_missing()
     labels = folder / voc_labels(method)
     base = "smallobj_demo_train" if demo else "voc_2012_trainaug"
     class_names = DEMO_CLASS_NAMES if demo else VOC_CLASS_NAMES
-    return LabelTarget(
-        data_set,
-        root,
-        labels,
-        tuple(images),
-        class_names,
-        _use(base, method, labels, known=not demo),
-    )
+    use = _use(base, method, labels)
+    return LabelTarget(data_set, root, labels, tuple(images), class_names, use)
 
 
-def _use(base: str, method: str, labels: Path, *, known: bool = True) -> str:
+def _use(base: str, method: str, labels: Path) -> str:
     """The name under which a method's labels are trained on."""
-    return f"{base}_{method}" if known and method in METHODS else f"{base}@{labels}"
+    known = method in METHODS and base != "smallobj_demo_train"
+    return f"{base}_{method}" if known else f"{base}@{labels}"
 
 
 def _coco_target(root: Path, data_set: str, method: str) -> LabelTarget:

@@ -12,28 +12,24 @@ from hypothesis import strategies as st
 
 from d2_smallobj.annotations.boxes import (
     checked_boxes,
+    classes_of_numbers,
     coco_boxes,
     instance_boxes,
     number_boxes,
     only_class,
-    paint_boxes,
     read_voc_boxes,
 )
 
 CLASSES = {"cat": 1, "dog": 2}
 
 
-# ---- Checking and clipping ---------------------------------------------------------------------
-
-
 def test_boxes_are_clipped_to_the_image_and_to_whole_pixels():
     rows = [(1, -3, 2.2, 4.0, 50.5), (2, 1.9, 0.0, 2.1, 1.0), (254, 0, 0, 10, 8)]
     expected = [[1, 0, 2, 4, 8], [2, 1, 0, 3, 1], [254, 0, 0, 10, 8]]
-    boxes = checked_boxes(rows, 8, 10, "x")
+    table = np.array(rows)
+    boxes = checked_boxes(table, 8, 10, "x")
     assert boxes.dtype == np.int32
     assert boxes.tolist() == expected
-    table = np.array(rows)
-    checked_boxes(table, 8, 10, "x")
     assert table.tolist() == np.array(rows).tolist()  # not changed in place
 
 
@@ -42,57 +38,42 @@ def test_a_box_without_area_covers_nothing(rows):
     assert checked_boxes(rows, 8, 10, "x").shape == (0, 5)
 
 
+OUTSIDE = r"lies outside the image of 10 x 8 \(width x height\)"
+GOOD = (1, 0, 0, 2, 2)
+
+
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("rows", "message"),
     [
-        ((1, 5, 0, 4, 3), "is inverted"),
-        ((1, 5, 3, 7, 2), "is inverted"),
-        ((1, 10, 0, 12, 3), r"lies outside the image of 10 x 8 \(width x height\)"),
-        ((1, -4, 0, 0, 3), "lies outside"),
-        ((1, 0, 8, 2, 9), "lies outside"),
-        ((1, 0, -2, 2, 0), "lies outside"),
-        ((1, float("nan"), 0, 2, 2), "is not finite"),
-        ((1, 0, 0, float("inf"), 2), "is not finite"),
-        ((0, 0, 0, 2, 2), r"has a class that is not an integer in 1\.\.254"),
-        ((255, 0, 0, 2, 2), "has a class"),
-        ((1.5, 0, 0, 2, 2), "has a class"),
+        ([GOOD, (1, 5, 0, 4, 3)], "1 bad .*: box 1 .*is inverted"),
+        ([GOOD, (1, 5, 3, 7, 2)], "box 1 .*is inverted"),
+        ([GOOD, (1, 10, 0, 12, 3)], f"box 1 .*{OUTSIDE}"),
+        ([(1, -4, 0, 0, 3)], OUTSIDE),
+        ([(1, 0, 8, 2, 9)], OUTSIDE),
+        ([(1, 0, -2, 2, 0)], OUTSIDE),
+        ([(1, float("nan"), 0, 2, 2)], "is not finite"),
+        ([(1, 0, 0, float("inf"), 2)], "is not finite"),
+        ([(0, 0, 0, 2, 2)], r"has a class that is not an integer in 1\.\.254"),
+        ([(255, 0, 0, 2, 2)], "has a class"),
+        ([(1.5, 0, 0, 2, 2)], "has a class"),
+        ([(1, 2, 3)], r"a box is \(class id, left, top, right, bottom\)"),
+        ([(1, 3, 3, 2, 2)] * 12, r"12 bad box\(es\): box 0 .*box 9 .* and 2 more$"),
     ],
 )
-def test_bad_boxes_are_named(row, message):
-    with pytest.raises(ValueError, match=rf"^a\.json: image 7: 1 bad box\(es\): box 1 .*{message}"):
-        checked_boxes([(1, 0, 0, 2, 2), row], 8, 10, "a.json: image 7")
+def test_bad_boxes_are_named(rows, message):
+    with pytest.raises(ValueError, match=rf"^a\.json: image 7: .*{message}"):
+        checked_boxes(rows, 8, 10, "a.json: image 7")
 
 
-def test_all_bad_boxes_are_told_at_once():
-    with pytest.raises(ValueError, match=r"x: a box is \(class id, left, top, right, bottom\)"):
-        checked_boxes([(1, 2, 3)], 8, 10, "x")
-    with pytest.raises(ValueError, match=r"12 bad box\(es\): box 0 .*box 9 .*; and 2 more$"):
-        checked_boxes([(1, 3, 3, 2, 2)] * 12, 8, 10, "x")
-
-
-# ---- Painting ----------------------------------------------------------------------------------
-
-
-def test_the_smaller_box_lies_on_top():
-    boxes = np.array([[1, 2, 2, 4, 4], [2, 0, 0, 6, 6], [3, 3, 3, 6, 6]], np.int32)
-    labels = paint_boxes(boxes, 6, 6)
-    assert labels.dtype == np.uint8
-    assert labels[2:4, 2:4].tolist() == [[1, 1], [1, 1]]
-    assert labels[4:, 4:].tolist() == [[3, 3], [3, 3]]
-    assert (labels == 2).sum() == 36 - 4 - 9 + 1
-
-
-def test_of_equally_large_boxes_the_later_lies_on_top():
-    boxes = np.array([[1, 0, 0, 2, 2], [2, 1, 0, 3, 2], [1, 2, 0, 4, 2]], np.int32)
-    assert paint_boxes(boxes, 2, 5)[0].tolist() == [1, 2, 1, 1, 0]
-    assert paint_boxes(boxes[::-1], 2, 5)[0].tolist() == [1, 1, 2, 1, 0]
+def paint(boxes, height, width):
+    return classes_of_numbers(boxes, number_boxes(boxes, height, width))
 
 
 def test_crowds_are_ignored_and_lie_beneath():
     boxes = np.array([[2, 0, 0, 5, 1], [-1, 1, 0, 3, 1]], np.int32)
-    assert paint_boxes(boxes, 1, 6)[0].tolist() == [2, 2, 2, 2, 2, 0]
+    assert paint(boxes, 1, 6)[0].tolist() == [2, 2, 2, 2, 2, 0]
     boxes[1] = (-1, 4, 0, 6, 1)
-    assert paint_boxes(boxes, 1, 6)[0].tolist() == [2, 2, 2, 2, 2, 255]
+    assert paint(boxes, 1, 6)[0].tolist() == [2, 2, 2, 2, 2, 255]
 
 
 def test_one_class_of_a_table():
@@ -101,18 +82,19 @@ def test_one_class_of_a_table():
     assert boxes[1, 0] == 3
 
 
+CORNER, SIDE = st.integers(0, 8), st.integers(1, 9)
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_every_pixel_has_the_class_of_the_smallest_box_on_it(data):
-    height, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+@given(st.lists(st.tuples(st.integers(1, 3), CORNER, CORNER, SIDE, SIDE), max_size=6), SIDE, SIDE)
+def test_every_pixel_has_the_class_of_the_smallest_box_on_it(drawn, height, width):
     rows = []
-    for _ in range(data.draw(st.integers(0, 6))):
-        left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-        right = data.draw(st.integers(left + 1, width))
-        bottom = data.draw(st.integers(top + 1, height))
-        rows.append((data.draw(st.integers(1, 3)), left, top, right, bottom))
+    for class_id, left, top, across, down in drawn:
+        left, top = left % width, top % height
+        rows.append((class_id, left, top, min(left + across, width), min(top + down, height)))
     boxes = checked_boxes(rows, height, width, "x")
-    labels, numbers = paint_boxes(boxes, height, width), number_boxes(boxes, height, width)
+    labels, numbers = paint(boxes, height, width), number_boxes(boxes, height, width)
+    assert labels.dtype == np.uint8
     for y, x in np.ndindex(height, width):
         covering = [
             ((right - left) * (bottom - top), -number, class_id)
@@ -123,43 +105,35 @@ def test_every_pixel_has_the_class_of_the_smallest_box_on_it(data):
         assert (numbers[y, x], labels[y, x]) == (1 - number, class_id)
 
 
-# ---- From masks --------------------------------------------------------------------------------
+IN_PIECES = np.array([[1, 0, 0, 1]], np.uint8)
+TWO_CLASSES = np.array([[1, 2, 2]], np.uint8)
+DIAGONAL = np.array([[1, 0, 0, 3, 3], [0, 1, 0, 0, 0]], np.uint8)
+DIAGONAL_BOXES = [[1, 0, 0, 2, 2], [3, 3, 0, 5, 1]]
+THREE = np.array([[1, 0, 1, 0, 1]], np.uint8)
 
 
-def test_boxes_of_instances():
-    semantic = np.zeros((6, 9), np.uint8)
-    instances = np.zeros((6, 9), np.uint8)
-    semantic[1:3, 1:4], instances[1:3, 1:4] = 2, 7
-    semantic[4, 8], instances[4, 8] = 1, 3
-    semantic[0], instances[0] = 255, 255
-    assert instance_boxes(semantic, instances).tolist() == [[1, 8, 4, 9, 5], [2, 1, 1, 4, 3]]
+@pytest.mark.parametrize(
+    ("semantic", "instances", "expected"),
+    [
+        (IN_PIECES, IN_PIECES * 5, [[1, 0, 0, 4, 1]]),
+        (TWO_CLASSES, np.full((1, 3), 9), [[1, 0, 0, 1, 1], [2, 1, 0, 3, 1]]),
+        # Without an instance, or with void, 8-connected components are boxed.
+        (DIAGONAL, None, DIAGONAL_BOXES),
+        (DIAGONAL, np.zeros((2, 5), int), DIAGONAL_BOXES),
+        (DIAGONAL, np.full((2, 5), 255), DIAGONAL_BOXES),
+        # A component is not taken for an instance.
+        (THREE, np.array([[1, 0, 0, 0, 2]]), [[1, 0, 0, 1, 1], [1, 4, 0, 5, 1], [1, 2, 0, 3, 1]]),
+        # Pixels of no class have no instance.
+        (IN_PIECES * 255, IN_PIECES, []),
+    ],
+)
+def test_boxes_of_instances(semantic, instances, expected):
+    assert instance_boxes(semantic, instances).tolist() == expected
 
 
-def test_an_instance_in_pieces_has_one_box():
-    semantic = np.array([[1, 0, 0, 1]], np.uint8)
-    assert instance_boxes(semantic, semantic * 5).tolist() == [[1, 0, 0, 4, 1]]
-
-
-def test_an_instance_of_two_classes_has_two_boxes():
-    semantic = np.array([[1, 2, 2]], np.uint8)
-    expected = [[1, 0, 0, 1, 1], [2, 1, 0, 3, 1]]
-    assert instance_boxes(semantic, np.full((1, 3), 9)).tolist() == expected
-
-
-def test_without_instances_components_are_boxed():
-    """Two diagonal neighbours are one component; void and unlabelled instances count as none."""
-    semantic = np.array([[1, 0, 0, 3, 3], [0, 1, 0, 0, 0]], np.uint8)
-    expected = [[1, 0, 0, 2, 2], [3, 3, 0, 5, 1]]
-    for instances in (None, np.zeros((2, 5), int), np.full((2, 5), 255)):
-        assert instance_boxes(semantic, instances).tolist() == expected
+def test_maps_of_different_size():
     with pytest.raises(ValueError, match=r"size of semantic \(2, 5\), got \(3, 2\)"):
-        instance_boxes(semantic, np.zeros((3, 2), int))
-
-
-def test_components_are_not_taken_for_instances():
-    semantic = np.array([[1, 0, 1, 0, 1]], np.uint8)
-    boxes = instance_boxes(semantic, np.array([[1, 0, 0, 0, 2]]))
-    assert boxes.tolist() == [[1, 0, 0, 1, 1], [1, 4, 0, 5, 1], [1, 2, 0, 3, 1]]
+        instance_boxes(DIAGONAL, np.zeros((3, 2), int))
 
 
 @settings(max_examples=50, deadline=None)
@@ -179,9 +153,6 @@ def test_boxes_are_the_smallest_around_their_pixels(seed):
             == [left, right - 1, top, bottom - 1]
         ]
         assert rest
-
-
-# ---- VOC ---------------------------------------------------------------------------------------
 
 
 def annotation(*objects, size="<width>20</width><height>10</height>"):
@@ -229,9 +200,6 @@ def test_bad_voc_annotations_are_named(write, text, message):
         read_voc_boxes(path, CLASSES)
 
 
-# ---- COCO --------------------------------------------------------------------------------------
-
-
 def coco_file(write, annotations, categories=(18, 3)):
     content = {
         "images": [
@@ -261,14 +229,14 @@ def test_coco_boxes_need_no_masks(write):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (
-            {"bbox": [3, 3, -1, 2]},
-            r"1 image\(s\) with bad boxes:\s+image 5 \(five\.jpg\): .*invert",
-        ),
+        ({"bbox": [3, 3, -1, 2]}, r"1 image\(s\) with bad boxes:\s+image 5 \(five\.jpg\): .*inv"),
         ({"bbox": [30, 3, 1, 2]}, r"image 5 \(five\.jpg\): .*lies outside"),
-        ({"bbox": [3, 3, 1]}, "not a COCO annotation file with boxes"),
-        ({"image_id": 6}, r"1 annotation\(s\) whose image or category is not in the file"),
-        ({"category_id": 1}, "annotation 0 of image 5, category 1"),
+        ({"bbox": [3, 3, 1]}, r"an annotation file of kind 'coco' has lists .*, bbox\)"),
+        (
+            {"image_id": 6},
+            r"1 error\(s\):\s+annotation 0 belongs to image 6, which is not in the file",
+        ),
+        ({"category_id": 1}, "annotation 0 has category 1, which is not in the file"),
     ],
 )
 def test_bad_coco_boxes_are_named(write, entry, message):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,7 +16,6 @@ from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.coco_maps import FATES, account, write_coco_maps
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
-from d2_smallobj.pascal_b.index import AMBIGUOUS, LVIS_RULES
 from d2_smallobj.report.dataset_summary import format_accounting, write_accounting
 from d2_smallobj.scoring import Inputs, Settings, evaluate
 
@@ -35,12 +36,9 @@ def _keep_twelve(content):
     crowds = {a["image_id"] for a in content["annotations"] if a["iscrowd"]}
     annotated = {a["image_id"] for a in content["annotations"]}
     ids = [image["id"] for image in content["images"]]
-    kinds = (
-        [i for i in ids if i not in annotated],
-        [i for i in ids if i in crowds][:2],
-        [i for i in ids if i in annotated - crowds],
-    )
-    keep = set([i for kind in kinds for i in kind][:12])
+    bare = [i for i in ids if i not in annotated]
+    crowded = [i for i in ids if i in crowds][:2]
+    keep = {*bare, *crowded, *[i for i in ids if i in annotated - crowds][: 10 - len(bare)]}
     content["images"] = [image for image in content["images"] if image["id"] in keep]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in keep]
 
@@ -109,16 +107,11 @@ def test_more_than_254_instances(coco):
     def crowded(content):
         image = content["images"][0]
         boxes = [(i % 20 * 10, i // 20 * 10) for i in range(300)]
+        fields = {"image_id": image["id"], "category_id": 44, "iscrowd": 0}
         content["images"] = [image]
         content["annotations"] = [
-            {
-                "id": number,
-                "image_id": image["id"],
-                "category_id": 44,
-                "iscrowd": 0,
-                "segmentation": [[x, y, x + 8, y, x + 8, y + 8, x, y + 8]],
-            }
-            for number, (x, y) in enumerate(boxes, 1)
+            {**fields, "id": n, "segmentation": [[x, y, x + 8, y, x + 8, y + 8, x, y + 8]]}
+            for n, (x, y) in enumerate(boxes, 1)
         ]
 
     rewrite(coco, crowded)
@@ -130,77 +123,84 @@ def test_more_than_254_instances(coco):
     assert np.unique(stored).tolist() == [0, *range(1, 255), *range(256, 302)]
 
 
-class TestStartingAgain:
-    def test_what_is_there_is_kept(self, coco):
+def test_what_is_there_is_kept(coco):
+    write_coco_maps(coco, "val2017")
+    semantic = sorted((coco / "SegmentationClass81/val2017").iterdir())
+    instances = sorted((coco / "SegmentationObject81/val2017").iterdir())
+    content = semantic[0].read_bytes()
+    semantic[0].unlink()
+    instances[1].unlink()
+    kept = semantic[2].stat().st_mtime_ns
+    done = write_coco_maps(coco, "val2017")
+    assert (done.written, done.kept) == (2, 10)
+    assert semantic[0].read_bytes() == content
+    assert semantic[2].stat().st_mtime_ns == kept
+
+
+def test_maps_of_another_file_are_not_mixed_in(coco):
+    write_coco_maps(coco, "val2017")
+    marker = json.loads((coco / "SegmentationClass81/val2017.json").read_text())
+    assert marker["annotations"] == "instances_val2017.json"
+    assert marker["painting"] == "file"
+    path = rewrite(coco, lambda c: c["annotations"].pop())
+    message = r"made from another state of instances_val2017\.json: remove them, .*--force"
+    with pytest.raises(FileExistsError, match=message):
         write_coco_maps(coco, "val2017")
-        semantic = sorted((coco / "SegmentationClass81/val2017").iterdir())
-        instances = sorted((coco / "SegmentationObject81/val2017").iterdir())
-        content = semantic[0].read_bytes()
-        semantic[0].unlink()
-        instances[1].unlink()
-        kept = semantic[2].stat().st_mtime_ns
-        done = write_coco_maps(coco, "val2017")
-        assert (done.written, done.kept) == (2, 10)
-        assert semantic[0].read_bytes() == content
-        assert semantic[2].stat().st_mtime_ns == kept
+    assert write_coco_maps(coco, "val2017", force=True).written == 12
+    found = InstanceAnnotations(path, painting="file")
+    last = found.image_ids[-1]
+    stored = read_label_map(coco / f"SegmentationClass81/val2017/{last:012d}.png")
+    np.testing.assert_array_equal(stored, found.maps(last)[0])
 
-    def test_maps_of_another_file_are_not_mixed_in(self, coco):
+
+def test_maps_of_unknown_origin(coco):
+    write_label_map(coco / "SegmentationClass81/val2017/x.png", np.zeros((2, 2), np.uint8))
+    message = r"label maps of unknown origin \(.*val2017\.json"
+    with pytest.raises(FileExistsError, match=message):
         write_coco_maps(coco, "val2017")
-        marker = json.loads((coco / "SegmentationClass81/val2017.json").read_text())
-        assert marker["annotations"] == "instances_val2017.json"
-        assert marker["painting"] == "file"
-        path = rewrite(coco, lambda c: c["annotations"].pop())
-        message = r"made from another state of instances_val2017\.json: remove them, .*--force"
-        with pytest.raises(FileExistsError, match=message):
-            write_coco_maps(coco, "val2017")
-        assert write_coco_maps(coco, "val2017", force=True).written == 12
-        found = InstanceAnnotations(path, painting="file")
-        last = found.image_ids[-1]
-        stored = read_label_map(coco / f"SegmentationClass81/val2017/{last:012d}.png")
-        np.testing.assert_array_equal(stored, found.maps(last)[0])
-
-    def test_maps_of_unknown_origin(self, coco):
-        write_label_map(coco / "SegmentationClass81/val2017/x.png", np.zeros((2, 2), np.uint8))
-        with pytest.raises(
-            FileExistsError, match=r"label maps of unknown origin \(.*val2017\.json"
-        ):
-            write_coco_maps(coco, "val2017")
 
 
-class TestBadFiles:
-    def test_malformed_masks_are_listed_and_all_else_is_painted(self, coco):
-        def spoil(content):
-            for annotation in content["annotations"][:13]:
-                annotation["segmentation"] = {"size": [1, 1], "counts": [1]}
+def test_malformed_masks_are_listed_and_all_else_is_painted(coco):
+    def spoil(content):
+        for annotation in content["annotations"][:13]:
+            annotation["segmentation"] = {"size": [1, 1], "counts": [1]}
 
-        path = rewrite(coco, spoil)
-        spoilt = {a["image_id"] for a in json.loads(path.read_text())["annotations"][:13]}
-        told = rf"instances_val2017\.json: {len(spoilt)} image\(s\) that cannot be painted \(all"
-        with pytest.raises(ValueError, match=told) as caught:
-            write_coco_maps(coco, "val2017")
-        assert "is for an image of [height, width] = [1, 1]" in str(caught.value)
-        assert len(list((coco / "SegmentationClass81/val2017").iterdir())) == 12 - len(spoilt)
+    path = rewrite(coco, spoil)
+    spoilt = {a["image_id"] for a in json.loads(path.read_text())["annotations"][:13]}
+    told = rf"instances_val2017\.json: {len(spoilt)} image\(s\) that cannot be painted \(all"
+    with pytest.raises(ValueError, match=told) as caught:
+        write_coco_maps(coco, "val2017")
+    assert "is for an image of [height, width] = [1, 1]" in str(caught.value)
+    assert len(list((coco / "SegmentationClass81/val2017").iterdir())) == 12 - len(spoilt)
 
-    def test_two_images_of_one_name(self, coco):
-        def same(content):
-            for image in content["images"][:2]:
-                image["file_name"] = f"{image['id']}/same.jpg"
-                image.pop("coco_url", None)
 
-        rewrite(coco, same)
-        with pytest.raises(
-            ValueError, match=r"1 label map\(s\) that two images share:\n.*same\.png"
-        ):
-            write_coco_maps(coco, "val2017")
+def same_name(content):
+    for image in content["images"][:2]:
+        image["file_name"] = f"{image['id']}/same.jpg"
+        image.pop("coco_url", None)
 
-    def test_other_categories(self, coco):
-        rewrite(coco, lambda c: (c["categories"].pop(), c.update(annotations=[])))
-        with pytest.raises(ValueError, match="expected COCO's 80 categories, got 79 or others"):
-            write_coco_maps(coco, "val2017")
 
-    def test_no_annotation_file(self, coco):
-        with pytest.raises(FileNotFoundError, match=r"instances_train2014\.json"):
-            write_coco_maps(coco, "train2014")
+def other_categories(content):
+    content["categories"].pop()
+    content["annotations"] = []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (same_name, r"1 label map\(s\) that two images share:\n.*same\.png"),
+        (other_categories, "expected COCO's 80 categories, got 79 or others"),
+    ],
+)
+def test_other_content(coco, change, message):
+    rewrite(coco, change)
+    with pytest.raises(ValueError, match=message):
+        write_coco_maps(coco, "val2017")
+
+
+def test_no_annotation_file(coco):
+    with pytest.raises(FileNotFoundError, match=r"instances_train2014\.json"):
+        write_coco_maps(coco, "train2014")
 
 
 SQUARE, CORNER = [[2, 2, 12, 2, 12, 12, 2, 12]], [[2, 2, 6, 2, 6, 6, 2, 6]]
@@ -220,19 +220,14 @@ def content(tmp_path):
         ("plant", CORNER, 0),
     ]
     names = ["cup", "table", "plant", "unused"]
+    annotations = [
+        {"id": n, "image_id": 1, "category_id": names.index(name) + 1, "iscrowd": crowd}
+        for n, (name, _, crowd) in enumerate(kinds, 1)
+    ]
     return {
         "images": [{"id": i, "height": 20, "width": 20, "file_name": f"{i}.jpg"} for i in (1, 2)],
         "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": 1,
-                "category_id": names.index(name) + 1,
-                "segmentation": segmentation,
-                "iscrowd": crowd,
-            }
-            for number, (name, segmentation, crowd) in enumerate(kinds, 1)
-        ],
+        "annotations": [a | {"segmentation": k[1]} for a, k in zip(annotations, kinds)],
     }
 
 
@@ -241,10 +236,7 @@ def opened(tmp_path, content):
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content))
 
-    def read(**options):
-        return InstanceAnnotations(path, **options)
-
-    return read
+    return functools.partial(InstanceAnnotations, path)
 
 
 def test_every_fate(opened, tmp_path):
@@ -275,33 +267,25 @@ def test_the_number_of_processes_does_not_matter(opened):
     assert account(opened(), jobs=2) == account(opened())
 
 
-def test_hidden_in_file_order_is_not_hidden_by_area(opened, content, tmp_path):
-    content["annotations"] = [
-        {**content["annotations"][0], "id": 1, "segmentation": CORNER},
-        {**content["annotations"][0], "id": 2, "segmentation": SQUARE},
-    ]
-    (tmp_path / "instances.json").write_text(json.dumps(content))
-    assert account(opened(painting="file")).total == {"used": 1, "hidden": 1}
-    assert account(opened(painting="area")).total == {"used": 2}
+TINY, COCO_100 = "coco/tinycoco50_val2017.json", "coco/coco_val2014_100.json"
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "annotations", "crowds", "unannotated", "painting"),
+    ("name", "annotations", "crowds", "unannotated", "painting"),
     [
-        ("coco/tinycoco50_val2017.json", "coco", 382, 5, 2, "file"),
-        ("coco/coco_val2014_100.json", "coco", 839, 9, 0, "area"),
-        ("lvis/lvis_v05_val_100.json", "lvis", 977, 0, 7, "area"),
+        (TINY, 382, 5, 2, "file"),
+        (COCO_100, 839, 9, 0, "area"),
+        ("lvis/lvis_v05_val_100.json", 977, 0, 7, "area"),
     ],
 )
-def test_real_pieces(realdata, name, kind, annotations, crowds, unannotated, painting):
+def test_real_pieces(realdata, name, annotations, crowds, unannotated, painting):
+    kind = name.split("/")[0]
     path = realdata / name
     found = InstanceAnnotations(path, kind=kind, painting=painting, label_maps=False)
     result = account(found)
     content = json.loads(path.read_text())
-    by_category = np.bincount([a["category_id"] for a in content["annotations"]])
-    assert {c: sum(fates.values()) for c, fates in result.counts.items()} == {
-        c: n for c, n in enumerate(by_category.tolist()) if n
-    }
+    by_category = Counter(a["category_id"] for a in content["annotations"])
+    assert {c: sum(fates.values()) for c, fates in result.counts.items()} == by_category
     assert (sum(result.total.values()), result.total["crowd"]) == (annotations, crowds)
     assert result.num_unannotated == unannotated
     assert set(result.total) <= {"used", "crowd", "hidden"}
@@ -325,30 +309,3 @@ def test_hidden_ones_are_those_that_pycocotools_finds_hidden(realdata, tmp_path)
             hidden += bool(mask.any()) and not (mask & ~above).any()
     assert hidden > 0
     assert account(InstanceAnnotations(path, painting="file")).total["hidden"] == hidden
-
-
-def test_real_lvis_as_voc(realdata):
-    path = realdata / "lvis/lvis_v05_val_100.json"
-    content = json.loads(path.read_text())
-    ids = {category["name"]: category["id"] for category in content["categories"]}
-    rules = {name: rule for name, rule in LVIS_RULES.items() if name in ids}
-    void = [name for name, rule in rules.items() if rule.role == AMBIGUOUS]
-    classes = {ids[name]: rule.class_id for name, rule in rules.items() if name not in void}
-    found = InstanceAnnotations(
-        path,
-        kind="lvis",
-        category_map=classes,
-        class_names=[str(i) for i in range(21)],
-        void_categories=void,
-    )
-    result = account(found)
-    in_rules = [a for a in content["annotations"] if a["category_id"] in classes]
-    in_void = [a for a in content["annotations"] if a["category_id"] in {ids[n] for n in void}]
-    assert result.total == {
-        "used": len(in_rules),
-        "void": len(in_void),
-        "background": 977 - len(in_rules) - len(in_void),
-    }
-    assert result.total["void"] > 0
-    # v0.5 calls persons "baby".
-    assert result.counts[ids["baby"]]["used"] > 0

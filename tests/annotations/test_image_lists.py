@@ -32,16 +32,9 @@ def _write(path, text):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (
-            "\ufeff2007_000032\r\n\n  2007_000039 \n",
-            [ListedImage("2007_000032"), ListedImage("2007_000039")],
-        ),
-        (
-            "/JPEGImages/a.jpg /SegmentationClassAug/a.png\n",
-            [ListedImage("a", "JPEGImages/a.jpg", "SegmentationClassAug/a.png")],
-        ),
+        ("\ufeff2007_000032\r\n\n  a \n", [ListedImage("2007_000032"), ListedImage("a")]),
+        ("/x/a.jpg /y/a.png\n", [ListedImage("a", "x/a.jpg", "y/a.png")]),
     ],
-    ids=["ids", "pairs"],
 )
 def test_image_lists(tmp_path, text, expected):
     assert read_image_list(_write(tmp_path / "l.txt", text)) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from unittest.mock import Mock
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -48,12 +49,8 @@ def test_palette_mode_and_colours(tmp_path):
     with Image.open(tmp_path / "p.png") as image:
         assert image.mode == "P"
         # The colours of the VOC development kit: black, dark red, person, border.
-        assert np.asarray(image.convert("RGB"))[0].tolist() == [
-            [0, 0, 0],
-            [128, 0, 0],
-            [192, 128, 128],
-            [224, 224, 192],
-        ]
+        expected = [[0, 0, 0], [128, 0, 0], [192, 128, 128], [224, 224, 192]]
+        assert np.asarray(image.convert("RGB"))[0].tolist() == expected
     with Image.open(tmp_path / "l.png") as image:
         assert image.mode == "L"
 
@@ -102,11 +99,7 @@ def test_any_damaged_byte_is_read_or_refused_by_name(tmp_path):
 def test_a_failed_write_keeps_the_old_map(tmp_path, monkeypatch):
     path = tmp_path / "map.png"
     write_label_map(path, np.array([[1, 2]]))
-
-    def full(*_args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(OSError, match=r"map\.png: No space left"):
         write_label_map(path, np.array([[3, 4]]))
     assert read_label_map(path).tolist() == [[1, 2]]
@@ -116,10 +109,7 @@ def test_a_failed_write_keeps_the_old_map(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (
-            [[0, 21, 21]],
-            r"a/x\.png: label values must be 0\.\.20 or 255 .*found 21 in 2 of 3 pixels",
-        ),
+        ([[0, 21, 21]], r"a/x\.png: .* must be 0\.\.20 or 255 .*found 21 in 2 of 3 pixels"),
         ([[-1, 0, 5]], "found -1 in 1 of 3 pixels"),
         ([list(range(255))], r"found 21, 22, .*, 30 and 224 more in 234 of 255 pixels"),
     ],
@@ -141,16 +131,17 @@ def chunk(kind, body):
     return struct.pack(">I", len(body)) + checked + struct.pack(">I", zlib.crc32(checked))
 
 
-def png(width, height, depth, colour, rows, *more):
+def png(width, height, depth, colour, rows, *more, interlaced=0):
     """A PNG of these raw rows, filter bytes included."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    parts = [
-        chunk(b"IHDR", header),
-        *more,
-        chunk(b"IDAT", zlib.compress(rows)),
-        chunk(b"IEND", b""),
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    data = chunk(b"IDAT", zlib.compress(rows))
+    return decoder.SIGNATURE + chunk(b"IHDR", header) + b"".join(more) + data + chunk(b"IEND", b"")
+
+
+def stored(image, kind="PNG"):
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()
 
 
 def encoded(labels, mode):
@@ -160,9 +151,7 @@ def encoded(labels, mode):
     image = Image.fromarray(labels)
     if mode == "P":
         image.putpalette(bytes(range(256)) * 3)
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
+    return stored(image)
 
 
 @settings(max_examples=60, deadline=None)
@@ -185,7 +174,6 @@ def test_indices_are_what_was_written(tmp_path_factory, seed, shape, highest, mo
     assert found.dtype == np.uint8
     assert found.flags.c_contiguous
     assert np.array_equal(found, labels)
-    assert np.array_equal(read_label_map(path), labels)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
@@ -203,9 +191,7 @@ def test_several_pixels_to_a_byte(tmp_path, depth, colour):
 
 def test_interlaced(tmp_path):
     # Adam7 by hand would be long: a real interlaced file is made of an image of one pixel.
-    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 1)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0\7")) + chunk(b"IEND", b"")
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    (tmp_path / "a.png").write_bytes(png(1, 1, 8, 0, b"\0\7", interlaced=1))
     assert read_labels(tmp_path / "a.png").tolist() == [[7]]
 
 
@@ -222,7 +208,8 @@ def test_real_voc_maps(realdata):
     paths = sorted((realdata / "voc" / "VOC2012").glob("Segmentation*/*.png"))
     assert len(paths) == 48
     for path in paths:
-        assert np.array_equal(read_labels(path), read_label_map(path))
+        with Image.open(path) as image:
+            assert np.array_equal(read_labels(path), np.asarray(image))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
@@ -239,37 +226,57 @@ class Evil:
         return (pytest.fail, ("a pickle was loaded",))
 
 
+def npy(array):
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+def archive():
+    stream = io.BytesIO()
+    np.savez(stream, a=np.zeros(3))
+    return stream.getvalue()
+
+
+GOOD = png(20, 10, 8, 0, bytes(210))
+CUT = r"not a complete \.npy file of plain numbers"
+
+
 @pytest.mark.parametrize("read", [label_size, read_labels])
 @pytest.mark.parametrize(
-    ("array", "message"),
+    ("name", "content", "message"),
     [
-        (np.zeros((4, 5)), r"a\.npy: a label map is .*float64; of scores, save the labels"),
-        (np.zeros((21, 4, 5), np.uint8), r"got shape \(21, 4, 5\) of uint8; of scores"),
-        (np.zeros((4, 5), bool), r"integer array of shape \(H, W\), got shape \(4, 5\) of bool$"),
-        (np.zeros((0, 5), np.uint8), r"non-empty integer array"),
-        (np.array([Evil()], object), r"a\.npy: not a complete \.npy file of plain numbers"),
+        ("a.npy", npy(np.zeros((4, 5))), "a label map is .*float64; of scores, save the labels"),
+        ("a.npy", npy(np.zeros((21, 4, 5), np.uint8)), r"shape \(21, 4, 5\) of uint8; of scores"),
+        ("a.npy", npy(np.zeros((4, 5), bool)), r"\(H, W\), got shape \(4, 5\) of bool$"),
+        ("a.npy", npy(np.zeros((0, 5), np.uint8)), "non-empty integer array"),
+        ("a.npy", npy(np.array([Evil()], object)), CUT),
+        ("a.npy", npy(np.zeros((40, 50), np.uint8))[:500], CUT),
+        ("a.npy", b"", CUT),
+        ("a.npy", archive(), "a label map is one array"),
+        ("a.png", stored(Image.new("RGB", (5, 4))), r"colour picture \(mode RGB\)"),
+        ("a.png", stored(Image.new("RGBA", (5, 4))), r"colour picture \(mode RGBA\)"),
+        ("a.png", stored(Image.new("LA", (5, 4))), r"colour picture \(mode LA\)"),
+        ("a.png", stored(Image.new("L", (5, 4)), "JPEG"), "no PNG, which stores indices without"),
+        ("a.png", b"", "corrupt or truncated"),
+        ("a.png", GOOD[:20], "no complete PNG header"),
+        ("a.png", GOOD[:18] + b"\7" + GOOD[19:], "checksum of the PNG header"),
+        # Nothing of such a size is allocated.
+        ("a.png", png(100_000, 100_000, 8, 0, b""), "pixels, got 100000 x 100000"),
+        ("a.png", png(0, 10, 8, 0, b""), "pixels, got 0 x 10"),
     ],
 )
-def test_arrays_that_are_no_maps(tmp_path, read, array, message):
-    np.save(tmp_path / "a.npy", array, allow_pickle=True)
-    with pytest.raises(ValueError, match=message):
-        read(tmp_path / "a.npy")
+def test_files_that_are_no_maps(tmp_path, read, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        read(tmp_path / name)
 
 
 @pytest.mark.parametrize("read", [label_size, read_labels])
-def test_a_cut_array_and_an_archive(tmp_path, read):
-    np.save(tmp_path / "a.npy", np.zeros((40, 50), np.uint8))
-    content = (tmp_path / "a.npy").read_bytes()
-    (tmp_path / "a.npy").write_bytes(content[:500])
-    with pytest.raises(ValueError, match=r"a\.npy: not a complete \.npy"):
-        read(tmp_path / "a.npy")
-    (tmp_path / "b.npy").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"b\.npy: not a complete \.npy"):
-        read(tmp_path / "b.npy")
-    np.savez(tmp_path / "c.npz", a=np.zeros(3))
-    (tmp_path / "c.npz").rename(tmp_path / "c.npy")
-    with pytest.raises(ValueError, match=r"c\.npy: a label map is one array"):
-        read(tmp_path / "c.npy")
+@pytest.mark.parametrize("name", ["d.png", "d.npy"])
+def test_files_that_are_not_there(tmp_path, read, name):
+    with pytest.raises(FileNotFoundError, match=f"no such label map.*{name}"):
+        read(tmp_path / name)
 
 
 @pytest.mark.usefixtures("unpacker")
@@ -303,38 +310,6 @@ def test_pixels_that_end_early_are_noticed(tmp_path, depth):
     path.write_bytes(png(20, 10, 8, 0, (b"\1" + bytes(20)) * 5))
     with pytest.raises(ValueError, match=r"a\.png: corrupt or truncated label map"):
         read_labels(path)
-
-
-@pytest.mark.parametrize("read", [label_size, read_labels])
-def test_pictures_are_refused(tmp_path, read):
-    for mode in ("RGB", "RGBA", "LA"):
-        Image.new(mode, (5, 4)).save(tmp_path / "a.png")
-        with pytest.raises(ValueError, match=rf"a\.png: .*colour picture \(mode {mode}\)"):
-            read(tmp_path / "a.png")
-    Image.new("RGB", (5, 4)).save(tmp_path / "b.png", "JPEG")
-    with pytest.raises(ValueError, match=r"b\.png: .*without loss \(PNG\); this one is a JPEG"):
-        read(tmp_path / "b.png")
-    (tmp_path / "c.png").write_bytes(b"no image at all")
-    with pytest.raises(ValueError, match=r"c\.png: corrupt or truncated"):
-        read(tmp_path / "c.png")
-    with pytest.raises(FileNotFoundError, match=r"d\.png"):
-        read(tmp_path / "d.png")
-
-
-@pytest.mark.parametrize("read", [label_size, read_labels])
-def test_headers_are_checked(tmp_path, read):
-    good, path = png(20, 10, 8, 0, bytes(210)), tmp_path / "a.png"
-    path.write_bytes(good[:20])
-    with pytest.raises(ValueError, match=r"no complete PNG header"):
-        read(path)
-    path.write_bytes(good[:18] + b"\7" + good[19:])
-    with pytest.raises(ValueError, match=r"checksum of the PNG header"):
-        read(path)
-    # Nothing of such a size is allocated.
-    for width, height in ((100_000, 100_000), (0, 10)):
-        path.write_bytes(png(width, height, 8, 0, b""))
-        with pytest.raises(ValueError, match=rf"pixels, got {width} x {height}"):
-            read(path)
 
 
 @pytest.mark.usefixtures("unpacker")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -33,26 +34,14 @@ def ious(figures):
     return {v for k, v in figures.items() if "IoU" in k and not math.isnan(v)}
 
 
-@pytest.mark.parametrize(
-    ("file", "classes", "naming"),
-    [
-        ("coco_val2014_100.json", None, "file"),
-        ("coco_val2014_100.json", "coco", "twelve digits"),
-        ("tinycoco50_val2017.json", None, "id"),
-    ],
-)
-def test_coco_scored_against_itself(realdata, tmp_path, file, classes, naming):
-    path = realdata / "coco" / file
+@pytest.mark.parametrize("classes", [None, "coco"])
+def test_coco_scored_against_itself(realdata, tmp_path, classes):
+    """Predictions may be called like the picture, or by the id, in twelve digits or not."""
+    path = realdata / "coco" / "tinycoco50_val2017.json"
     annotations = InstanceAnnotations(path)
-    names = {
-        "file": lambda number: annotations.file_name(number).rsplit(".", 1)[0],
-        "twelve digits": lambda number: f"{number:012d}",
-        "id": str,
-    }
-    perfect(annotations, tmp_path, names[naming])
-    scored = evaluate(
-        Inputs(predictions=str(tmp_path), coco_json=str(path), classes=classes), QUICK, jobs=2
-    )
+    forms = ("{}".format, "{:012d}".format, lambda n: annotations.file_name(n)[:-4])
+    perfect(annotations, tmp_path, lambda number: forms[number % 3](number))
+    scored = evaluate(Inputs(str(tmp_path), coco_json=str(path), classes=classes), QUICK)
     assert ious(scored.figures) == {100.0}
     assert scored.class_names == COCO_CLASS_NAMES
     assert scored.images == sorted(str(number) for number in annotations.image_ids)
@@ -80,17 +69,15 @@ def test_lvis_needs_a_choice_of_classes(realdata, tmp_path):
     inputs = {"predictions": str(tmp_path), "lvis_json": str(path)}
     with pytest.raises(ValueError, match=r"its 1230 categories are more than the 254 labels.*--cl"):
         evaluate(Inputs(**inputs), QUICK)
-    with pytest.raises(ValueError, match=r"--classes: 255 classes beside .* more than the 254 lab"):
+    with pytest.raises(ValueError, match=r"the 255 classes beside .* more than the 254 lab"):
         evaluate(Inputs(**inputs, classes="256"), QUICK)
 
 
 def test_lvis_with_classes_of_its_own(realdata, tmp_path):
     path = realdata / "lvis" / "lvis_v05_val_100.json"
     content = json.loads(path.read_bytes())
-    counts = {}
-    for annotation in content["annotations"]:
-        counts[annotation["category_id"]] = counts.get(annotation["category_id"], 0) + 1
-    wanted = sorted(counts, key=lambda key: -counts[key])[:20]
+    counts = Counter(entry["category_id"] for entry in content["annotations"])
+    wanted = [category for category, _ in counts.most_common(20)]
     names = {entry["id"]: entry["name"] for entry in content["categories"]}
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join(["background", *(names[key] for key in wanted)]))
@@ -116,25 +103,21 @@ def box(left, top, right, bottom):
     return [[left, top, right, top, right, bottom, left, bottom]]
 
 
+NAMES = ("cat", "television_set", "shoe")
+
+
 @pytest.fixture
 def annotated(tmp_path):
     """Two images: a cat with a television on it, and an empty one; its prediction."""
-    annotations = [
-        {"id": 1, "category_id": 20, "segmentation": box(2, 2, 4, 4), "image_id": 7},
-        {"id": 2, "category_id": 10, "segmentation": box(0, 0, 8, 8), "image_id": 7},
-        {"id": 3, "category_id": 30, "segmentation": box(8, 8, 12, 10), "image_id": 7},
-    ]
+    masks = [(20, (2, 2, 4, 4)), (10, (0, 0, 8, 8)), (30, (8, 8, 12, 10))]
+    size = {"height": 10, "width": 12}
     content = {
-        "images": [
-            {"id": 7, "height": 10, "width": 12, "file_name": "../../etc/seven.jpg"},
-            {"id": 8, "height": 10, "width": 12},
+        "images": [{"id": 7, "file_name": "../../etc/seven.jpg", **size}, {"id": 8, **size}],
+        "categories": [{"id": 10 * n, "name": name} for n, name in enumerate(NAMES, start=1)],
+        "annotations": [
+            {"id": n, "image_id": 7, "category_id": category, "segmentation": box(*edges)}
+            for n, (category, edges) in enumerate(masks, start=1)
         ],
-        "categories": [
-            {"id": 10, "name": "cat"},
-            {"id": 20, "name": "television_set"},
-            {"id": 30, "name": "shoe"},
-        ],
-        "annotations": [{**entry, "iscrowd": 0} for entry in annotations],
     }
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content))
@@ -164,24 +147,27 @@ def test_a_category_map(annotated, tmp_path, key, target):
     assert sources["instances"]().max() == 2
 
 
+MAP = r"map\.json: "
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"cats": "cat"}', r"map\.json: no category 'cats'; did you mean 'cat'\?"),
-        ('{"99": "cat"}', r"map\.json: no category '99'"),
+        ('{"cats": "cat"}', MAP + r"no category 'cats'; did you mean 'cat'\?"),
+        ('{"99": "cat"}', MAP + "no category '99'"),
         ('{"cat": "tvmonitors"}', r"'cat' maps to 'tvmonitors'.*\(1\.\.2\).*mean 'tvmonitor'\?"),
-        ('{"cat": 0}', r"category 'cat' maps to 0, which is neither"),
-        ('{"cat": true}', r"category 'cat' maps to True, which is neither"),
-        ("[]", r"map\.json: expected a JSON object such as"),
-        ("{", r"map\.json: not a complete JSON file"),
+        ('{"cat": 0}', "category 'cat' maps to 0, which is neither"),
+        ('{"cat": true}', "category 'cat' maps to True, which is neither"),
+        ("[]", MAP + "expected a JSON object such as"),
+        ("{}", MAP + "expected a JSON object such as .* of length >= 1"),
+        ("{", MAP + "not a complete JSON file"),
     ],
 )
 def test_category_maps_that_do_not_fit(annotated, tmp_path, content, message):
     _, inputs = annotated
-    mapping = tmp_path / "map.json"
-    mapping.write_text(content)
+    (tmp_path / "map.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        evaluate(Inputs(**inputs, category_map=str(mapping)), QUICK)
+        evaluate(Inputs(**inputs, category_map=str(tmp_path / "map.json")), QUICK)
 
 
 def test_classes_that_the_file_does_not_have(annotated):
@@ -190,14 +176,11 @@ def test_classes_that_the_file_does_not_have(annotated):
         evaluate(Inputs(**inputs), QUICK)
     with pytest.raises(ValueError, match=r"--category-map needs --classes"):
         evaluate(Inputs(**{**inputs, "classes": None, "category_map": str(path)}), QUICK)
+    with pytest.raises(ValueError, match=r"--ignore-label: this ground truth ignores 255, got 254"):
+        evaluate(Inputs(**{**inputs, "classes": None}), Settings(ignore_label=254))
     path.write_text('{"images": []}')
     with pytest.raises(ValueError, match=r"instances\.json: an annotation file has a list 'cat"):
         evaluate(Inputs(**inputs), QUICK)
-    content = {"images": [{"id": 8, "height": 10, "width": 12}], "annotations": []}
-    content["categories"] = [{"id": 10, "name": "cat"}, {"id": 20, "name": "tvmonitor"}]
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"--ignore-label: this ground truth ignores 255, got 254"):
-        evaluate(Inputs(**inputs), Settings(ignore_label=254))
 
 
 def test_malformed_masks_are_listed(annotated):
@@ -222,18 +205,15 @@ def test_the_demo_by_name_equals_its_folders(tmp_path, registration):
     classes.write_text("\n".join(DEMO_CLASS_NAMES))
     registration(tmp_path)
     predictions = str(folder / "PseudoLabels" / "demo")
-    by_name = evaluate(
-        Inputs(predictions=predictions, dataset="smallobj_demo_val", open_dataset=open_dataset),
-        QUICK,
-    )
-    chosen = folder / "ImageSets" / "Segmentation" / "val.txt"
+    named = {"predictions": predictions, "open_dataset": open_dataset}
+    by_name = evaluate(Inputs(**named, dataset="smallobj_demo_val"), QUICK)
     by_folder = evaluate(
         Inputs(
             predictions=predictions,
             semantic=str(folder / "SegmentationClass"),
             instances=str(folder / "SegmentationObject"),
             classes=str(classes),
-            image_list=str(chosen),
+            image_list=str(folder / "ImageSets" / "Segmentation" / "val.txt"),
             pictures=str(folder / "JPEGImages"),
         ),
         QUICK,
@@ -245,12 +225,7 @@ def test_the_demo_by_name_equals_its_folders(tmp_path, registration):
     for file in ("instances.csv", "instance_details.csv", "images.csv", "pixels.csv"):
         assert (tmp_path / "name" / file).read_bytes() == (tmp_path / "folder" / file).read_bytes()
     with pytest.raises(ValueError, match=r"--dataset: unknown value 'smallobj_demo_vall'.*mean"):
-        evaluate(
-            Inputs(
-                predictions=predictions, dataset="smallobj_demo_vall", open_dataset=open_dataset
-            ),
-            QUICK,
-        )
+        evaluate(Inputs(**named, dataset="smallobj_demo_vall"), QUICK)
 
 
 def test_a_registered_annotation_file(realdata, tmp_path):
@@ -282,9 +257,6 @@ def test_a_registered_annotation_file(realdata, tmp_path):
         MetadataCatalog.remove(name)
 
 
-LABELS = np.array([*BENCHMARK_LABELS.values()])
-
-
 def headline(figures):
     return {k: v for k, v in figures.items() if k in ("mIoU", "IA-mIoU", "IA-mIoU_S", "instances")}
 
@@ -297,9 +269,6 @@ def encode(labels, name):
         runs = {"size": list(runs["size"]), "counts": runs["counts"].decode()}
         entries.append({"file_name": name, "category_id": label, "segmentation": runs})
     return entries
-
-
-# ---- Panoptic ----------------------------------------------------------------------------------
 
 
 def save_ids(path, ids):
@@ -326,28 +295,18 @@ def panoptic(tmp_path):
     semantic = np.select([ids == 5, ids == 0, ids == 17], [2, 255, 1], 0)
     instances = np.select([ids == 255, ids == 66000, ids == 17], [1, 2, 255], 0)
     guess = np.roll(np.where(semantic == 255, 2, semantic), 1, axis=1)
+    info = [{"id": s, "category_id": c, "iscrowd": crowd} for s, c, crowd in segments]
     entries = []
     for number in (1, 2):
-        save_ids(tmp_path / "maps" / f"{number:012d}.png", ids)
-        write_label_map(tmp_path / "preds" / f"{number:012d}.png", guess, palette=False)
-        entries.append(
-            {
-                "image_id": number,
-                "file_name": f"{number:012d}.png",
-                "segments_info": [
-                    {"id": s, "category_id": c, "iscrowd": crowd} for s, c, crowd in segments
-                ],
-            }
-        )
+        name = f"{number:012d}.png"
+        save_ids(tmp_path / "maps" / name, ids)
+        write_label_map(tmp_path / "preds" / name, guess, palette=False)
+        entries.append({"image_id": number, "file_name": name, "segments_info": info})
     content = {"annotations": entries, "categories": CATEGORIES, "images": []}
     path = tmp_path / "panoptic.json"
     path.write_text(json.dumps(content))
-    inputs = {
-        "predictions": str(tmp_path / "preds"),
-        "panoptic": str(path),
-        "panoptic_maps": str(tmp_path / "maps"),
-    }
-    return path, inputs, semantic, instances, guess
+    folders = {"predictions": str(tmp_path / "preds"), "panoptic_maps": str(tmp_path / "maps")}
+    return path, {"panoptic": str(path), **folders}, semantic, instances, guess
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -404,7 +363,7 @@ def test_stuff_of_the_users_choice(panoptic):
 def test_panoptic_statistics(panoptic):
     _, inputs, *_ = panoptic
     truth = Inputs(**inputs).open_truth(label_maps=False)
-    sizes = measure_instances(truth, source="x", jobs=2)
+    sizes = measure_instances(truth, source="x")
     assert sizes.class_ids.tolist() == [0] * 4
     assert sizes.areas.tolist() == [36] * 4
 
@@ -429,14 +388,13 @@ def test_predictions_of_another_size_or_number_of_classes(panoptic, tmp_path):
     guess = guess.copy()
     guess[0, 0] = 3
     write_label_map(tmp_path / "preds/000000000001.png", guess, palette=False)
-    with pytest.raises(
-        InputError,
-        match=r"do not fit the 3 classes.*\n.*prediction must hold 0\.\.2 .*got 3 \(1",
-    ):
+    message = r"do not fit the 3 classes.*\n.*prediction must hold 0\.\.2 .*got 3 \(1"
+    with pytest.raises(InputError, match=message):
         evaluate(Inputs(**inputs), QUICK)
 
 
-# ---- Cityscapes --------------------------------------------------------------------------------
+LABELS = np.array([*BENCHMARK_LABELS.values()])
+CITY_IMAGES = ["bonn_000001_000019", "ulm_000002_000019"]
 
 
 @pytest.fixture
@@ -448,35 +406,37 @@ def city(tmp_path):
     for columns, value in ((slice(2, 8), 26000), (slice(8, 14), 26001), (slice(16, 24), 26)):
         train_ids[2:8, columns], labels[2:8, columns], stored[2:8, columns] = 13, 26, value
     train_ids[12:], labels[12:], stored[12:] = 255, 1, 1
-    for image in ("bonn_000001_000019", "ulm_000002_000019"):
+    for image in CITY_IMAGES:
         folder = tmp_path / "gtFine" / "val" / image.split("_")[0]
         for kind, content in (("labelIds", labels), ("instanceIds", stored)):
             write_label_map(folder / f"{image}_gtFine_{kind}.png", content, palette=False)
-    return tmp_path / "gtFine", train_ids
+
+    def predict(suffix="", ids=None):
+        stored = LABELS[guess] if ids == "label" else guess
+        for image in CITY_IMAGES:
+            write_label_map(tmp_path / "preds" / f"{image}{suffix}.png", stored, palette=False)
+        return {"predictions": str(tmp_path / "preds"), "prediction_ids": ids}
+
+    guess = np.where(train_ids == 255, 0, train_ids)
+    return tmp_path / "gtFine", train_ids, guess, predict
 
 
 @pytest.mark.parametrize(
-    ("suffix", "ids", "below"),
+    ("suffix", "ids", "below", "jobs"),
     [
-        ("", None, ""),
-        ("_leftImg8bit", "train", "val"),
-        ("_gtFine_labelIds", "label", ""),
-        ("_gtFine_labelTrainIds", None, "val"),
-        ("_leftImg8bit_pred", "label", ""),
+        ("", None, "", 1),
+        ("_leftImg8bit", "train", "val", 1),
+        ("_gtFine_labelIds", "label", "", 2),
+        ("_gtFine_labelTrainIds", None, "val", 1),
+        ("_leftImg8bit_pred", "label", "", 1),
     ],
 )
-def test_cityscapes_predictions(city, tmp_path, suffix, ids, below):
-    folder, train_ids = city
-    guess = np.where(train_ids == 255, 0, train_ids)
-    stored = LABELS[guess] if ids == "label" else guess
-    for image in ("bonn_000001_000019", "ulm_000002_000019"):
-        write_label_map(tmp_path / "preds" / f"{image}{suffix}.png", stored, palette=False)
-    inputs = Inputs(
-        predictions=str(tmp_path / "preds"), cityscapes=str(folder / below), prediction_ids=ids
-    )
-    scored = evaluate(inputs, QUICK, jobs=2)
+def test_cityscapes_predictions(city, suffix, ids, below, jobs):
+    folder, train_ids, guess, predict = city
+    inputs = Inputs(**predict(suffix, ids), cityscapes=str(folder / below))
+    scored = evaluate(inputs, QUICK, jobs=jobs)
     assert ious(scored.figures) == {100.0}
-    assert scored.images == ["bonn_000001_000019", "ulm_000002_000019"]
+    assert scored.images == CITY_IMAGES
     assert scored.options["stuff"] == list(range(11))
     # The group is no instance.
     assert (scored.figures["instances"], scored.figures["instances-car"]) == (4, 4)
@@ -490,24 +450,18 @@ def test_cityscapes_predictions(city, tmp_path, suffix, ids, below):
 
 
 def test_cityscapes_labels_of_another_kind(city, tmp_path):
-    folder, train_ids = city
-    guess = np.where(train_ids == 255, 0, train_ids)
-    for image in ("bonn_000001_000019", "ulm_000002_000019"):
-        write_label_map(tmp_path / "preds" / f"{image}.png", guess, palette=False)
-    inputs = {"predictions": str(tmp_path / "preds"), "cityscapes": str(folder)}
+    folder, *_, predict = city
+    inputs = {**predict(), "cityscapes": str(folder)}
     with pytest.raises(InputError, match=r"(?s)--prediction-ids label .*got 0.*are they train ids"):
-        evaluate(Inputs(**inputs, prediction_ids="label"), QUICK)
+        evaluate(Inputs(**{**inputs, "prediction_ids": "label"}), QUICK)
     listed = tmp_path / "list.txt"
     listed.write_text("ulm_000002_000019_leftImg8bit\n")
-    assert evaluate(Inputs(**inputs, image_list=str(listed)), QUICK).images == ["ulm_000002_000019"]
+    assert evaluate(Inputs(**inputs, image_list=str(listed)), QUICK).images == CITY_IMAGES[1:]
 
 
 def test_cityscapes_files_that_do_not_fit(city, tmp_path):
-    folder, train_ids = city
-    inputs = {"predictions": str(tmp_path / "preds"), "cityscapes": str(folder)}
-    guess = np.where(train_ids == 255, 0, train_ids)
-    for image in ("bonn_000001_000019", "ulm_000002_000019"):
-        write_label_map(tmp_path / "preds" / f"{image}.png", guess, palette=False)
+    folder, *_, predict = city
+    inputs = {**predict(), "cityscapes": str(folder)}
     path = folder / "val/ulm/ulm_000002_000019_gtFine_instanceIds.png"
     write_label_map(path, np.full((16, 39), 7), palette=False)
     with pytest.raises(InputError, match=r"instanceIds\.png: height x width 16 x 39, but 16 x 40"):
@@ -521,9 +475,6 @@ def test_cityscapes_files_that_do_not_fit(city, tmp_path):
         evaluate(Inputs(**{**inputs, "cityscapes": str(tmp_path / "gone")}), QUICK)
 
 
-# ---- Stuff in folders of label maps ------------------------------------------------------------
-
-
 def test_classes_without_background_in_a_folder(tmp_path):
     semantic = np.full((10, 12), 2, np.uint16)
     semantic[2:5, 2:5], semantic[2:5, 6:9], semantic[0] = 0, 300, 65535
@@ -532,11 +483,8 @@ def test_classes_without_background_in_a_folder(tmp_path):
     write_label_map(tmp_path / "preds" / "a.png", guess)
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join(["cat", "dog", "sky", *(f"class {n}" for n in range(3, 301))]))
-    inputs = {
-        "predictions": str(tmp_path / "preds"),
-        "semantic": str(tmp_path / "truth"),
-        "classes": str(classes),
-    }
+    inputs = {"predictions": str(tmp_path / "preds"), "semantic": str(tmp_path / "truth")}
+    inputs["classes"] = str(classes)
     settings = Settings(samples=0, ignore_label=65535)
     with pytest.raises(ValueError, match=r"classes\.txt: no class is called 'background'.*'cat'"):
         evaluate(Inputs(**inputs), settings)
@@ -547,22 +495,20 @@ def test_classes_without_background_in_a_folder(tmp_path):
     assert evaluate(Inputs(**inputs, stuff=()), settings).figures["instances"] == 3
 
 
+BOTH = {"panoptic": "a", "panoptic_maps": "b"}
+CITY, MAPS = {"cityscapes": "a"}, {"semantic": "a"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"panoptic": "a.json"}, r"--panoptic: give the folder of the PNGs, too: a\.json DIR"),
-        (
-            {"panoptic": "a", "panoptic_maps": "b", "classes": "voc"},
-            r"--classes goes with .*, not with --panoptic",
-        ),
-        ({"cityscapes": "a", "classes": "voc"}, r"--classes goes .* not with --cityscapes"),
-        ({"cityscapes": "a", "prediction_ids": "trian"}, r"--prediction-ids: .*mean 'train'"),
-        ({"semantic": "a", "prediction_ids": "label"}, r"--prediction-ids goes with --cityscapes"),
-        ({"semantic": "a", "unannotated": "void"}, r"--unannotated goes with --dataset, not with"),
-        (
-            {"semantic": "a", "missing_instances": "void"},
-            r"--missing-instances goes with --data",
-        ),
+        ({**BOTH, "classes": "voc"}, "--classes goes with .*, not with --panoptic"),
+        ({**CITY, "classes": "voc"}, "--classes goes .* not with --cityscapes"),
+        ({**CITY, "prediction_ids": "trian"}, "--prediction-ids: .*mean 'train'"),
+        ({**MAPS, "prediction_ids": "label"}, "--prediction-ids goes with --cityscapes"),
+        ({**MAPS, "unannotated": "void"}, "--unannotated goes with --dataset, not with"),
+        ({**MAPS, "missing_instances": "void"}, "--missing-instances goes with --data"),
     ],
 )
 def test_options_that_do_not_go_together(changes, message):

@@ -30,13 +30,8 @@ NAMES = {
     *("voc_2012_seg_val", "pascal_b_val", "coco_2014_val_81", "coco_2017_val_81"),
     *(f"cityscapes_vehicles_persons_{split}" for split in ("train", "val")),
 }
-CLASSES = {
-    "voc": VOC_CLASS_NAMES,
-    "pascal": VOC_CLASS_NAMES,
-    "coco": COCO_CLASS_NAMES,
-    "cityscapes": CITYSCAPES_CLASS_NAMES,
-    "smallobj": demo_module.DEMO_CLASS_NAMES,
-}
+CLASSES = {"voc": VOC_CLASS_NAMES, "pascal": VOC_CLASS_NAMES, "coco": COCO_CLASS_NAMES}
+CLASSES |= {"cityscapes": CITYSCAPES_CLASS_NAMES, "smallobj": demo_module.DEMO_CLASS_NAMES}
 
 
 @pytest.fixture
@@ -46,16 +41,13 @@ def root(tmp_path, registration):
     return tmp_path / "datasets"
 
 
-def test_again_is_harmless(root):
+def test_again_and_another_root(root, tmp_path):
     assert set(registered()) >= NAMES
     before = {name: DatasetCatalog[name] for name in NAMES}
     register_all()
     register_all(root)
     register_all(str(root))
     assert {name: DatasetCatalog[name] for name in NAMES} == before
-
-
-def test_another_root(root, tmp_path):
     mine = canonical_name("voc_2012_trainaug@/mine")
     register_all(tmp_path / "elsewhere")
     assert mine not in DatasetCatalog.list()
@@ -72,13 +64,13 @@ def test_root_from_the_environment(root, monkeypatch, tmp_path):
     # A root that was named stays; without one, the environment decides.
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "env"))
     register_all()
-    assert MetadataCatalog.get("pascal_b_val").dataset_root == str(root / "pascal_b")
+    assert registered()["pascal_b_val"].folder == root / "pascal_b"
     catalog._state["explicit"] = False
     register_all()
-    assert MetadataCatalog.get("pascal_b_val").dataset_root == str(tmp_path / "env/pascal_b")
+    assert registered()["pascal_b_val"].folder == tmp_path / "env/pascal_b"
     monkeypatch.delenv("DETECTRON2_DATASETS")
     register_all()
-    assert MetadataCatalog.get("pascal_b_val").dataset_root == "datasets/pascal_b"
+    assert registered()["pascal_b_val"].folder == Path("datasets/pascal_b")
 
 
 def test_a_taken_name(root, tmp_path):
@@ -103,7 +95,6 @@ def test_metadata(root):
         assert len(set(metadata.stuff_colors)) == len(classes)
         assert metadata.ignore_label == 255
         assert metadata.evaluator_type == "smallobj_sem_seg"
-        assert metadata.prepare_command
         from_json = name in ("coco_2014_val_81", "coco_2017_val_81")
         assert (metadata.get("instances_json") is not None) == from_json
         assert (metadata.get("json_kind") == "coco") == from_json
@@ -150,36 +141,37 @@ def test_demo_is_made_on_first_use(root, monkeypatch):
     }
     (record, *_) = DatasetCatalog.get("smallobj_demo_train_gt")
     assert record["sem_seg_file_name"] == str(folder / "SegmentationClass/train_00000.png")
-    assert "--root" in MetadataCatalog.get("smallobj_demo_val").prepare_command
+    assert f"--root {root}" in registered()["smallobj_demo_val"].prepare_command
+    # With label maps of any folder.
+    labels = folder / "SegmentationClass"
+    (record, *_) = dataset_dicts([f"smallobj_demo_train@{labels}"])
+    assert record["sem_seg_file_name"] == str(labels / "train_00000.png")
+
+
+PROGRAM = """
+import os, sys
+root = os.environ["DETECTRON2_DATASETS"]
+seen = []
+def audit(event, args):
+    if event in ("open", "os.listdir", "os.scandir", "os.mkdir") and args:
+        if any(str(args[0]).startswith(p) for p in watched): seen.append((event, args))
+watched = [root, "datasets"]
+sys.addaudithook(audit)
+import d2_smallobj.plugin
+from d2_smallobj.data.catalog import canonical_name, register_all, registered
+watched.append("")
+register_all("/nowhere")
+canonical_name("voc_2012_trainaug@/nowhere/labels")
+if seen: raise SystemExit(f"{seen}")
+assert len(registered()) > 30
+"""
 
 
 def test_importing_and_registering_read_no_file(tmp_path):
     """Importing the whole plugin looks at nothing below the data's folder; nor does registering."""
-    program = (
-        "import os, sys\n"
-        f"root = {str(tmp_path / 'data')!r}\n"
-        "seen = []\n"
-        "def audit(event, args):\n"
-        "    if event in ('open', 'os.listdir', 'os.scandir', 'os.mkdir') and args:\n"
-        "        if any(str(args[0]).startswith(p) for p in watched): seen.append((event, args))\n"
-        "watched = [root, 'datasets']\n"
-        "sys.addaudithook(audit)\n"
-        "import d2_smallobj.plugin\n"
-        "from d2_smallobj.data.catalog import canonical_name, register_all, registered\n"
-        "watched.append('')\n"
-        "register_all('/nowhere')\n"
-        "canonical_name('voc_2012_trainaug@/nowhere/labels')\n"
-        "if seen: raise SystemExit(f'{seen}')\n"
-        "assert len(registered()) > 30\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path / "data")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path / "data")}
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -270,7 +262,7 @@ class TestAnyFolder:
             dataset_dicts([name])
         assert name not in DatasetCatalog.list()
 
-    def test_coco_and_the_demo(self, root, realdata, tmp_path):
+    def test_coco(self, root, realdata, tmp_path):
         annotations = root / "coco/annotations/instances_train2017.json"
         annotations.parent.mkdir(parents=True)
         shutil.copy(realdata / "coco/tinycoco50_val2017.json", annotations)
@@ -281,9 +273,6 @@ class TestAnyFolder:
         dicts = dataset_dicts([f"coco_2017_train_81@{tmp_path / 'mine'}"])
         assert len(dicts) == 48  # two images have no annotation
         assert dicts[0]["sem_seg_file_name"].startswith(str(tmp_path / "mine"))
-        make_demo(root / "smallobj_demo", num_train=3, num_val=1, size=96)
-        folder = root / "smallobj_demo/VOCdevkit/VOC2012/SegmentationClass"
-        assert len(dataset_dicts([f"smallobj_demo_train@{folder}"])) == 3
 
     def test_it_is_not_evaluated_on(self, mine):
         cfg = build_config("", ["DATASETS.TEST", f"('voc_2012_trainaug@{mine}',)"])

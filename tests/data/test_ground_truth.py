@@ -286,7 +286,7 @@ WHERE = f"metadata of '{PREFIX}set': "
         ({"thing_classes": ["cat", "horse", "sky", "grass"]}, {},
          WHERE + r"class 1 is 'horse' in thing_classes and 'dog' in stuff_classes; correct"),
         ({"stuff_dataset_id_to_contiguous_id": {8: 1, 9: 3}}, {},
-         WHERE + r"class 1 \('dog'\) is a thing in .* and stuff in .* \(category 8\); correct"),
+         WHERE + r"category 8 is class 1 \('dog'\), which is a thing in .*, stuff in .*; correct"),
         ({"stuff_dataset_id_to_contiguous_id": {1: 3}}, {},
          WHERE + r"category 1 is class 0 in thing_dataset.* and class 3 in stuff_dataset"),
         ({"thing_classes": ["dog", "horse"], "thing_dataset_id_to_contiguous_id": {}}, {},

@@ -13,16 +13,7 @@ from hypothesis import strategies as st
 
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
 from d2_smallobj.data import build_test_loader, build_train_loader, dataset_dicts
-from d2_smallobj.data.loaders import (
-    DeviceLoader,
-    StreamDataset,
-    StreamSampler,
-    SupervisedStream,
-    first_box_position,
-    on_device,
-    tensors_of,
-    to_device,
-)
+from d2_smallobj.data.loaders import DeviceLoader, StreamDataset, StreamSampler, on_device
 from d2_smallobj.engine import build_config
 from detectron2.data import DatasetCatalog, build
 from detectron2.data.samplers import TrainingSampler
@@ -70,17 +61,11 @@ def test_batches(expected):
     assert {tuple(x["image"].shape) for batch in expected for x in batch} == {(3, 24, 32)}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(expected, tiny_cfg, workers):
+@pytest.mark.parametrize(("workers", "start"), [(2, 0), (0, 2), (1, 2)])
+def test_workers_and_resuming_change_nothing(expected, tiny_cfg, workers, start):
     torch.manual_seed(99)
-    loader = build_train_loader(tiny_cfg(*OPTIONS, "DATALOADER.NUM_WORKERS", workers))
-    assert same(take(loader, 5), expected[:5])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_continues_exactly(expected, tiny_cfg, workers):
-    loader = build_train_loader(tiny_cfg(*OPTIONS, "DATALOADER.NUM_WORKERS", workers), start_iter=2)
-    assert same(take(loader, 5), expected[2:])
+    cfg = tiny_cfg(*OPTIONS, "DATALOADER.NUM_WORKERS", workers)
+    assert same(take(build_train_loader(cfg, start_iter=start), 5), expected[start:][:5])
 
 
 def test_resuming_counts_accumulated_passes(expected, tiny_cfg):
@@ -129,21 +114,16 @@ def test_data_sets_are_joined(tiny, tiny_dicts):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["pascalb_val"],
-         "DATASETS: unknown value 'pascalb_val'; expected .*; did you mean 'pascal_b_val"),
+        (["pascalb_val"], "DATASETS: unknown value 'pascalb_val'; .*; did you mean 'pascal_b_val"),
         ([], "DATASETS names no data set"),
+        (["tiny_empty"], "data set 'tiny_empty' lists no image"),
     ],
-)  # fmt: skip
-def test_unknown_data_sets(names, message):
-    with pytest.raises(ValueError, match=message):
-        dataset_dicts(names)
-
-
-def test_an_empty_data_set(tiny):
+)
+def test_unknown_and_empty_data_sets(names, message):
     DatasetCatalog.register("tiny_empty", list)
     try:
-        with pytest.raises(ValueError, match="data set 'tiny_empty' lists no image"):
-            dataset_dicts([tiny, "tiny_empty"])
+        with pytest.raises(ValueError, match=message):
+            dataset_dicts(names)
     finally:
         DatasetCatalog.remove("tiny_empty")
 
@@ -177,12 +157,8 @@ def test_order_is_detectron2s(size, seed):
 @given(size=st.integers(1, 30), start=st.integers(0, 100), seed=st.integers(0, 2**31))
 def test_continues_exactly_from_any_position(size, start, seed):
     whole = take(StreamSampler(size, seed=seed), start + 20)
-    assert take(StreamSampler(size, seed=seed, start=start), 20) == whole[start:]
-
-
-def test_iterating_again_starts_again():
-    sampler = StreamSampler(5, seed=0, start=3)
-    assert take(sampler, 7) == take(sampler, 7)
+    sampler = pickle.loads(pickle.dumps(StreamSampler(size, seed=seed, start=start)))
+    assert take(sampler, 20) == take(sampler, 20) == whole[start:]
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -199,20 +175,11 @@ def test_processes_share_the_stream_of_one(monkeypatch, processes, start):
 
 def test_dataset_decodes_position_and_image():
     dicts = [{"image_id": i} for i in range(5)]
-    dataset = StreamDataset(dicts)
+    dataset = pickle.loads(pickle.dumps(StreamDataset(dicts)))
     assert len(dataset) == 5
     for position, code in enumerate(take(StreamSampler(5, seed=0), 20)):
         assert dataset[code] == {"image_id": code % 5, "stream_position": position}
-    assert dicts == [{"image_id": i} for i in range(5)]
-
-
-def test_sampler_and_dataset_can_be_sent_to_workers():
-    sampler = pickle.loads(pickle.dumps(StreamSampler(5, seed=2, start=4)))
-    assert take(sampler, 5) == take(StreamSampler(5, seed=2, start=4), 5)
-    assert pickle.loads(pickle.dumps(StreamDataset([{"a": 1}])))[3] == {
-        "a": 1,
-        "stream_position": 3,
-    }
+    assert dataset.dicts == dicts
 
 
 # ---- Boxes from a position on ------------------------------------------------------------------
@@ -225,7 +192,7 @@ def flagged(masks, boxes):
 
 def test_masks_stand_in_for_boxes_up_to_a_position():
     dicts = flagged(3, 7)
-    stream = SupervisedStream(dicts, boxes_from=20)
+    stream = StreamDataset(dicts, boxes_from=20)
     for position in range(40):
         for index in range(10):
             x = stream[position * 10 + index]
@@ -236,31 +203,19 @@ def test_masks_stand_in_for_boxes_up_to_a_position():
                 assert x["supervision"] == "mask"
     # Each box image's place goes round all masks, so that all are used alike.
     for index in range(3, 10):
-        seen = [SupervisedStream(dicts, 60)[p * 10 + index]["image_id"] for p in (0, 10, 20)]
+        seen = [StreamDataset(dicts, 60)[p * 10 + index]["image_id"] for p in (0, 10, 20)]
         assert sorted(seen) == [0, 1, 2]
 
 
-def test_without_a_position_it_is_the_plain_stream():
-    dicts = flagged(0, 4)
-    stream, plain = SupervisedStream(dicts, 0), StreamDataset(dicts)
-    assert [stream[code] for code in range(12)] == [plain[code] for code in range(12)]
-
-
 def test_images_without_a_flag_have_masks():
-    stream = SupervisedStream([{"image_id": 0}, {"image_id": 1, "supervision": "boxes"}], 5)
+    stream = StreamDataset([{"image_id": 0}, {"image_id": 1, "supervision": "boxes"}], 5)
     assert [stream[code]["image_id"] for code in range(8)] == [0] * 8
 
 
 def test_there_must_be_masks_to_begin_with():
-    with pytest.raises(
-        ValueError, match=r"BOXES_FROM is above 0, but no training image has a mask"
-    ):
-        SupervisedStream(flagged(0, 2), 1)
-
-
-def test_the_position_counts_all_images_of_a_step(tiny_cfg):
-    cfg = tiny_cfg("SMALLOBJ.SUPERVISION.BOXES_FROM", 0.5, "SMALLOBJ.ACCUMULATE", 2)
-    assert first_box_position(cfg) == 10 * 2 * 3
+    assert StreamDataset(flagged(0, 2), 0)[3]["supervision"] == "boxes"
+    with pytest.raises(ValueError, match=r"FROM is above 0, but no training image has a mask"):
+        StreamDataset(flagged(0, 2), 1)
 
 
 # ---- Batches on the device: "meta" tensors only say where they are ------------------------------
@@ -277,21 +232,7 @@ def sample(position):
     }
 
 
-def test_every_tensor_moves_and_nothing_else_changes():
-    before = sample(7)
-    after = to_device([before], META)[0]
-    assert list(after) == list(before)
-    assert (after["stream_position"], after["parts"][1], after["parts"][2][1]) == (7, "text", None)
-    assert isinstance(after["parts"][2], tuple)
-    found, expected = list(tensors_of(after)), list(tensors_of(before))
-    assert len(found) == len(expected) == 4
-    for moved, tensor in zip(found, expected):
-        assert moved.device == META
-        assert (moved.shape, moved.dtype) == (tensor.shape, tensor.dtype)
-        assert tensor.device.type == "cpu"
-
-
-def test_batches_keep_their_order_and_none_is_read_ahead():
+def test_batches_move_in_order_and_none_is_read_ahead():
     read = []
 
     def batches():
@@ -299,9 +240,18 @@ def test_batches_keep_their_order_and_none_is_read_ahead():
             read.append(position)
             yield [sample(position)]
 
-    loader = DeviceLoader(batches(), META)
-    first = [x[0]["stream_position"] for x in itertools.islice(loader, 3)]
-    assert first == read == [0, 1, 2]
+    batches = list(itertools.islice(DeviceLoader(batches(), META), 3))
+    assert [x["stream_position"] for (x,) in batches] == read == [0, 1, 2]
+    ((after,), before) = batches[2], sample(2)
+    assert list(after) == list(before)
+    assert (after["stream_position"], after["parts"][1], after["parts"][2][1]) == (2, "text", None)
+    assert isinstance(after["parts"][2], tuple)
+
+    def tensors(x):
+        return x["image"], x["logit_size_weights"][2, 3], x["parts"][0], x["parts"][2][0]
+
+    for moved, tensor in zip(tensors(after), tensors(before)):
+        assert (moved.device, moved.shape, moved.dtype) == (META, tensor.shape, tensor.dtype)
 
 
 def test_only_a_gpu_is_fed_this_way():

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
-from d2_smallobj.annotations.boxes import coco_boxes, paint_boxes
+from d2_smallobj.annotations.boxes import classes_of_numbers, coco_boxes, number_boxes
 from d2_smallobj.annotations.cityscapes import CITYSCAPES_CLASS_NAMES
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
@@ -79,7 +79,8 @@ def test_cityscapes_is_listed(city):
 def test_cityscapes_boxes(city):
     """A box around every car and person, one around the group; the ego vehicle has none."""
     (record,) = dataset_dicts([CITY_TRAIN])
-    labels = paint_boxes(boxes_of({**record, "height": 12, "width": 24}), 12, 24)
+    boxes = boxes_of({**record, "height": 12, "width": 24})
+    labels = classes_of_numbers(boxes, number_boxes(boxes, 12, 24))
     expected = np.zeros((12, 24), int)
     expected[1:6, 2:10] = 3
     expected[5, 2:5] = expected[1, 8:10] = 0
@@ -281,7 +282,8 @@ def test_real_boxes_hold_their_masks(realdata):
     inside = total = 0
     for image_id in annotations.image_ids:
         semantic, _ = annotations.maps(image_id)
-        painted = paint_boxes(boxes[image_id], *semantic.shape)
+        numbers = number_boxes(boxes[image_id], *semantic.shape)
+        painted = classes_of_numbers(boxes[image_id], numbers)
         inside += np.count_nonzero((semantic > 0) & (painted > 0))
         total += np.count_nonzero(semantic)
     assert total > 10**6

@@ -18,9 +18,10 @@ from d2_smallobj.data.supervision import (
     boxes_of,
     check_supervision,
     classes_of,
+    read_supervision,
     stratified_split,
-    supervised_labels,
 )
+from d2_smallobj.losses.size_weights import size_weights
 
 FRACTION = ("SMALLOBJ.SUPERVISION.MASK_FRACTION", 0.5)
 
@@ -150,9 +151,7 @@ def box_record(record, **more):
 
 def painted(x):
     """The labels and box numbers of an image that has boxes."""
-    labels, maps = supervised_labels(
-        {"supervision": "boxes", **x}, lambda x: None, keep_true=False, ignore_label=255
-    )
+    labels, maps = read_supervision({"supervision": "boxes", **x}, 7, 255, False)
     assert labels.dtype == maps["doubtable"].dtype == np.int32
     return labels, maps["doubtable"]
 
@@ -169,32 +168,22 @@ def test_boxes_of_a_table():
     assert numbers.tolist() == [[2, 0, 0, 0, 0], [0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0] * 5]
     with pytest.raises(ValueError, match=r"^a\.jpg: boxes: 1 bad box\(es\): .* is inverted"):
         boxes_of({**x, "boxes": [(2, 3, 1, 2, 3)]})
+    # Crowds have the ignore label of the config.
+    x |= {"height": 1, "boxes": [(-2, 0, 0, 2, 1)], "supervision": "boxes"}
+    assert read_supervision(x, 7, -1, False)[0].tolist() == [[-1, -1, 0, 0, 0]]
 
 
-def test_crowds_have_the_ignore_label_of_the_config():
-    x = {"file_name": "a.jpg", "height": 1, "width": 3, "boxes": [(-2, 0, 0, 2, 1)]}
-    labels, _ = supervised_labels(
-        {**x, "supervision": "boxes"}, lambda x: None, keep_true=False, ignore_label=-1
-    )
-    assert labels.tolist() == [[-1, -1, 0]]
-
-
-def test_boxes_are_derived_from_instances(instance_dicts):
+@pytest.mark.parametrize("only", [None, 4])
+def test_boxes_are_derived_from_instances(instance_dicts, only):
     """Rows 3..11, columns 4..19 have class 1 + i; a small object of class 2 lies below."""
-    labels, numbers = painted(box_record(instance_dicts[3]))
+    more = {} if only is None else {"label_rule": identity_rule(7).only(only)}
+    labels, numbers = painted(box_record(instance_dicts[3], **more))
     expected = np.zeros_like(labels)
-    expected[3:12, 4:20] = 4
-    expected[14:17, 8:11] = 2
+    expected[3:12, 4:20] = 4 if only is None else 1
+    expected[14:17, 8:11] = 2 if only is None else 0
+    # No pixel is 255: a mask's ignored pixels would tell outlines.
     np.testing.assert_array_equal(labels, expected)
-    np.testing.assert_array_equal(numbers, expected // 2)
-    assert not (labels == 255).any(), "a mask's ignored pixels would tell outlines"
-
-
-def test_boxes_of_one_class(instance_dicts):
-    labels, _ = painted(box_record(instance_dicts[3], label_rule=identity_rule(7).only(4)))
-    expected = np.zeros_like(labels)
-    expected[3:12, 4:20] = 1
-    np.testing.assert_array_equal(labels, expected)
+    np.testing.assert_array_equal(numbers, expected // 2 if only is None else expected)
 
 
 def test_an_instance_map_of_another_size(instance_dicts):
@@ -241,23 +230,17 @@ def test_a_box_image_is_augmented_alike(mapper, instance_dicts):
         assert x["doubtable"].any()
 
 
-def test_a_box_of_a_class_that_the_model_has_not(mapper, instance_dicts):
-    x = {**instance_dicts[3], "supervision": "boxes", "boxes": [(30, 0, 0, 5, 5)]}
-    with pytest.raises(ValueError, match=r"image_3\.\w+: its boxes: label values .*found 30 in 25"):
-        mapper()(x)
-
-
-def test_true_labels_are_read_only_to_be_logged(mapper, instance_dicts, monkeypatch):
+def test_true_labels_are_read_only_to_be_logged(mapper, instance_dicts):
     off = mapper("SMALLOBJ.SUPERVISION.LOG_ACCURACY", False)
     x = {**instance_dicts[3], "supervision": "boxes", "boxes": [(1, 0, 0, 5, 5)]}
     assert "true_sem_seg" not in off(x)
     del x["sem_seg_file_name"]
     assert (mapper()(x)["true_sem_seg"] == 255).all(), "unknown"
+    with pytest.raises(ValueError, match=r"image_3\.\w+: its boxes: label values .*found 30 in 25"):
+        mapper()({**x, "boxes": [(30, 0, 0, 5, 5)]})
 
 
 def test_size_weights_are_those_of_the_painted_boxes(mapper, instance_dicts):
-    from d2_smallobj.losses.size_weights import size_weights
-
     x = mapper("SMALLOBJ.TASK_A.LOSS", "size_weighted")(
         {**instance_dicts[3], "supervision": "boxes", "stream_position": 0}
     )
@@ -274,17 +257,13 @@ def test_the_loader_mixes_masks_and_boxes(tiny_cfg, tiny, instance_dicts):
     assert sum(x["supervision"] == "mask" for x in seen) == 12
     for x in seen:
         assert x["doubtable"].any() == (x["supervision"] == "boxes")
-
-
-def test_a_resumed_loader_goes_on_alike(tiny_cfg, tiny, instance_dicts):
-    for record in instance_dicts:
-        record["boxes"] = [(2, 0, 0, 50, 50)]
-    cfg = tiny_cfg(*FRACTION, "SMALLOBJ.SUPERVISION.BOXES_FROM", 0.25)
-    whole, resumed = iter(build_train_loader(cfg)), iter(build_train_loader(cfg, start_iter=3))
-    batches = [next(whole) for _ in range(8)]
-    assert all(x["supervision"] == "mask" for batch in batches[:5] for x in batch)
-    assert any(x["supervision"] == "boxes" for batch in batches[5:] for x in batch)
-    for batch in batches[3:]:
+    # Masks alone up to a step of two batches; a resumed loader goes on alike.
+    cfg = tiny_cfg(*FRACTION, "SMALLOBJ.SUPERVISION.BOXES_FROM", 0.1, "SMALLOBJ.ACCUMULATE", 2)
+    whole, resumed = iter(build_train_loader(cfg)), iter(build_train_loader(cfg, start_iter=1))
+    batches = [next(whole) for _ in range(7)]
+    assert all(x["supervision"] == "mask" for batch in batches[:4] for x in batch)
+    assert any(x["supervision"] == "boxes" for batch in batches[4:] for x in batch)
+    for batch in batches[2:]:
         again = next(resumed)
         assert [x["image_id"] for x in again] == [x["image_id"] for x in batch]
         assert all(torch.equal(a["image"], b["image"]) for a, b in zip(again, batch))
@@ -320,12 +299,9 @@ def test_a_rare_class_is_not_left_to_chance():
         assert stratified_split(classes, 1 / 3, seed)[[7, 150, 299]].sum() == 1
 
 
-def test_images_without_classes_are_split_too():
+def test_images_without_classes_are_split_too_and_the_seed_decides():
     chosen = stratified_split([set()] * 80 + [{1}] * 20, 0.5, seed=0)
     assert (chosen[:80].sum(), chosen[80:].sum()) == (40, 10)
-
-
-def test_the_seed_decides():
     classes = random_classes()
     first, again, other = (stratified_split(classes, 0.18, seed) for seed in (0, 0, 1))
     assert (first == again).all()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import logging
 
 import pytest
@@ -47,6 +49,18 @@ def make_trainer(make_config):
         return trainer
 
     return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(train_server, tmp_path_factory):
+    """Function from options to the folder of a run that nobody disturbed, and its seconds."""
+
+    @functools.cache
+    def run(options):
+        folder = tmp_path_factory.mktemp("undisturbed") / "run"
+        return folder, train_server.finish(folder, json.loads(options)).seconds
+
+    return lambda options: run(json.dumps(options))
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from tiny_runs import metrics_rows, saved
 
 import d2_smallobj
 from d2_smallobj.engine import TwoTaskTrainer, build_config
@@ -15,8 +14,14 @@ from detectron2.utils.env import seed_all_rng
 
 EMBEDDED = d2_smallobj.host().name == "embedded"
 HEADS = {"semfpn": "SemSegFPNHead", "deeplabv3plus": "DeepLabV3PlusHead"}
-needs_real_host = pytest.mark.skipif(EMBEDDED, reason="the stand-in has none of these heads")
 needs_embedded_host = pytest.mark.skipif(not EMBEDDED, reason="about the embedded host")
+
+
+def needs_real_host(test):
+    skip = pytest.mark.skipif(EMBEDDED, reason="the stand-in has none of these heads")
+    return pytest.mark.real_host(skip(test))
+
+
 TINY = (
     *("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0, "SMALLOBJ.CROP_SIZE", [64, 64]),
     *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 3),
@@ -35,7 +40,6 @@ def configured(datasets, tiny, tmp_path):
     return make
 
 
-@pytest.mark.real_host
 @needs_real_host
 @pytest.mark.parametrize("name", HEADS)
 def test_both_tasks_train_and_resume(configured, tmp_path, name):
@@ -52,24 +56,19 @@ def test_both_tasks_train_and_resume(configured, tmp_path, name):
     moved = [key for key, value in head.named_parameters() if not torch.equal(value, before[key])]
     assert moved == [key for key, _ in head.named_parameters()]
     # The penalty holds the head's parameters too, and acted.
-    held = trainer._trainer.ewc
-    assert held.anchored
-    lines = (tmp_path / "metrics.json").read_text().splitlines()
-    assert any(json.loads(line).get("loss_ewc", 0) > 0 for line in lines)
+    assert trainer._trainer.ewc.anchored
+    assert any(row.get("loss_ewc", 0) > 0 for row in metrics_rows(tmp_path))
 
-    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    final = saved(tmp_path)
     (tmp_path / "model_final.pth").unlink()
     (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
     resumed = TwoTaskTrainer(cfg)
     resumed.resume_or_load(resume=True)
     assert resumed.start_iter == 3
     resumed.train()
-    again = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    for key, value in final["model"].items():
-        torch.testing.assert_close(again["model"][key], value, msg=key)
+    torch.testing.assert_close(saved(tmp_path)["model"], final["model"])
 
 
-@pytest.mark.real_host
 @needs_real_host
 @pytest.mark.parametrize("name", HEADS)
 def test_the_loss_is_the_size_weighted_one(configured, name):
@@ -83,7 +82,6 @@ def test_the_loss_is_the_size_weighted_one(configured, name):
     assert model(batch)["loss_sem_seg"] != weighted
 
 
-@pytest.mark.real_host
 @needs_real_host
 @pytest.mark.parametrize("name", HEADS)
 def test_configs_for_voc_build(tiny, name):
@@ -95,7 +93,6 @@ def test_configs_for_voc_build(tiny, name):
     assert output.shape == (21, 97, 65)
 
 
-@pytest.mark.real_host
 @needs_real_host
 def test_deeplabs_keys_are_there_only_when_it_is_named(configured):
     assert "PROJECT_CHANNELS" in configured("deeplabv3plus").MODEL.SEM_SEG_HEAD
@@ -105,34 +102,30 @@ def test_deeplabs_keys_are_there_only_when_it_is_named(configured):
     assert cfg.MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS == [8]
 
 
-@pytest.mark.real_host
 @needs_real_host
 def test_an_installation_without_the_project_is_named(monkeypatch):
-    monkeypatch.setattr(
-        detectron2_heads, "PROJECT_PARTS", {"MyHead": "detectron2.projects.nothing"}
-    )
+    projects = {"MyHead": "detectron2.projects.nothing"}
+    monkeypatch.setattr(detectron2_heads, "PROJECT_PARTS", projects)
     with pytest.raises(ValueError, match=r"\['MyHead'\] need detectron2\.projects\.nothing, which"):
         build_config("", ["MODEL.SEM_SEG_HEAD.NAME", "MyHead"])
+
+
+MISSING = {
+    "semfpn": r"BACKBONE\.NAME 'build_resnet_fpn_backbone'",
+    "deeplabv3plus": r"SEM_SEG_HEAD\.NAME 'DeepLabV3PlusHead'",
+}
 
 
 @needs_embedded_host
 @pytest.mark.parametrize("config", ["demo_sbce", "voc_sbce"])
 @pytest.mark.parametrize("name", HEADS)
 def test_the_embedded_host_says_what_is_missing(tiny, config, name):
-    missing = {
-        "semfpn": r"BACKBONE\.NAME 'build_resnet_fpn_backbone'",
-        "deeplabv3plus": r"SEM_SEG_HEAD\.NAME 'DeepLabV3PlusHead'",
-    }
-    with pytest.raises(
-        ValueError,
-        match=rf"{missing[name]} needs the real detectron2 \(https://.*\); the embedded host that "
-        r"runs here has (build_dilated_resnet_backbone|DeepLabV2Head)",
-    ):
+    told = (
+        rf"{MISSING[name]} needs the real detectron2 \(https://.*\); the embedded host that "
+        r"runs here has (build_dilated_resnet_backbone|DeepLabV2Head)"
+    )
+    with pytest.raises(ValueError, match=told):
         build_config(f"{tiny.repository}/configs/{config}_{name}.yaml")
-
-
-@needs_embedded_host
-def test_the_embedded_host_refuses_the_fpn_head():
     with pytest.raises(ValueError, match=r"SEM_SEG_HEAD\.NAME 'SemSegFPNHead' needs the real"):
         build_config("", ["MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead"])
 

@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from tiny_runs import ONLINE, saved
 from torch import nn
 
 from d2_smallobj.engine import SafeCheckpointer
@@ -36,7 +37,7 @@ def model():
 
 
 @pytest.fixture
-def saved(model, tmp_path):
+def written(model, tmp_path):
     SafeCheckpointer(model, str(tmp_path)).save("model_0", iteration=3)
     return tmp_path / "model_0.pth"
 
@@ -45,34 +46,30 @@ def hidden_files(folder):
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_round_trip(model, saved, assert_same):
+def test_round_trip(model, written, assert_same):
     other = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
-    checkpointer = SafeCheckpointer(other, str(saved.parent))
-    assert checkpointer.get_checkpoint_file() == str(saved)
-    rest = checkpointer.resume_or_load("", resume=True)
-    assert rest["iteration"] == 3
+    checkpointer = SafeCheckpointer(other, str(written.parent))
+    assert checkpointer.get_checkpoint_file() == str(written)
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 3
     assert_same(dict(other.state_dict()), dict(model.state_dict()))
-    assert hidden_files(saved.parent) == []
+    assert hidden_files(written.parent) == []
 
 
-def test_bare_state_dict_loads(model, tmp_path, assert_same):
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
-    other = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
-    SafeCheckpointer(other).load(str(tmp_path / "weights.pth"))
-    assert_same(dict(other.state_dict()), dict(model.state_dict()))
-
-
-def test_matching_by_the_ends_of_names(tmp_path):
-    class Wrapped(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.backbone = nn.Sequential(nn.Linear(3, 2))
-
-    source = nn.Sequential(nn.Linear(3, 2))
-    torch.save(source.state_dict(), tmp_path / "weights.pth")
-    other = Wrapped()
-    SafeCheckpointer(other).load(f"{tmp_path / 'weights.pth'}?matching_heuristics=True")
-    assert torch.equal(other.backbone[0].weight, source[0].weight)
+def test_weights_without_a_run_load(model, tmp_path, assert_same):
+    """A bare state dict, one matched by the ends of its names, and a model-zoo pickle."""
+    weights = dict(model.state_dict())
+    torch.save(weights, tmp_path / "bare.pth")
+    arrays = {name: value.numpy() for name, value in weights.items()}
+    content = pickle.dumps({"model": arrays, "__author__": "test"}, protocol=2)
+    (tmp_path / "zoo.pkl").write_bytes(content)
+    for name in ("bare.pth", "zoo.pkl"):
+        other = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+        SafeCheckpointer(other).load(str(tmp_path / name))
+        assert_same(dict(other.state_dict()), weights)
+    wrapped = nn.Module()
+    wrapped.backbone = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    SafeCheckpointer(wrapped).load(f"{tmp_path / 'bare.pth'}?matching_heuristics=True")
+    assert_same(dict(wrapped.backbone.state_dict()), weights)
 
 
 def test_missing_file_is_named(model, tmp_path):
@@ -81,170 +78,131 @@ def test_missing_file_is_named(model, tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.001, 0.3, 0.7, 0.999])
-def test_truncated_file_is_named(model, saved, keep):
-    content = saved.read_bytes()
-    saved.write_bytes(content[: int(keep * len(content))])
+def test_truncated_file_is_named(model, written, keep):
+    content = written.read_bytes()
+    written.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(ValueError, match=r"model_0\.pth cannot be read as a checkpoint"):
-        SafeCheckpointer(model, str(saved.parent)).resume_or_load("", resume=True)
+        SafeCheckpointer(model, str(written.parent)).resume_or_load("", resume=True)
 
 
-def random_bytes():
-    return np.random.default_rng(0).bytes(5000)
-
-
-def empty_zip():
+def content_of(write):
     file = io.BytesIO()
-    zipfile.ZipFile(file, "w").close()
+    write(file)
     return file.getvalue()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"garbage" * 100, b"\x80\x02}q\x00.", random_bytes(), empty_zip(), b"<html>404</html>"],
-    ids=["text", "old pickle", "random", "zip", "html"],
-)
+GARBAGE = {
+    "text": b"garbage" * 100,
+    "old pickle": b"\x80\x02}q\x00.",
+    "random": np.random.default_rng(0).bytes(5000),
+    "zip": content_of(lambda file: zipfile.ZipFile(file, "w").close()),
+    "html": b"<html>404</html>",
+}
+NO_DICT = {"pth": content_of(lambda file: torch.save([torch.zeros(1)], file))}
+NO_DICT["pkl"] = pickle.dumps([1])
+
+
 @pytest.mark.parametrize("suffix", ["pth", "pkl"])
-def test_garbage_is_named(model, tmp_path, content, suffix):
+@pytest.mark.parametrize("kind", [*GARBAGE, "list"])
+def test_other_contents_are_named(model, tmp_path, kind, suffix):
     path = tmp_path / f"weights.{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"weights\.{suffix} (cannot be read|holds no weights)"):
+    path.write_bytes(GARBAGE.get(kind, NO_DICT[suffix]))
+    told = "(cannot be read|holds no weights)" if kind in GARBAGE else "holds a list, expected a d"
+    with pytest.raises(ValueError, match=rf"weights\.{suffix} {told}"):
         SafeCheckpointer(model).load(str(path))
 
 
-def test_damaged_bytes_never_pass_as_another_error(model, saved):
+def test_damaged_bytes_never_pass_as_another_error(model, written):
     """Whatever byte is damaged: the file still loads, or the error is ours and names it."""
-    content = saved.read_bytes()
+    content = written.read_bytes()
     draw = np.random.default_rng(0)
     refused = []
     for position in draw.integers(0, len(content), 300):
         damaged = bytearray(content)
         damaged[position] ^= int(draw.integers(1, 256))
-        saved.write_bytes(bytes(damaged))
+        written.write_bytes(bytes(damaged))
         try:
-            load_torch_file(str(saved))
+            load_torch_file(str(written))
         except ValueError as error:
             refused.append(str(error))
     assert refused
-    assert all(message.startswith(f"{saved} ") for message in refused)
+    assert all(message.startswith(f"{written} ") for message in refused)
 
 
-def test_code_in_a_pth_is_not_run(model, tmp_path):
-    torch.save({"model": RunsCode(tmp_path / "pwned")}, tmp_path / "evil.pth")
+def test_code_in_a_file_is_not_run(model, tmp_path):
+    evil = {"model": RunsCode(tmp_path / "pwned"), "__author__": "x"}
+    torch.save(evil, tmp_path / "evil.pth")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(evil))
     with pytest.raises(ValueError, match=r"evil\.pth .*could run code") as caught:
         SafeCheckpointer(model).load(str(tmp_path / "evil.pth"))
     assert "weights_only" not in str(caught.value)  # torch's advice to load it unsafely
-    assert not (tmp_path / "pwned").exists()
-
-
-def test_code_in_a_pkl_is_not_run(model, tmp_path):
-    content = pickle.dumps({"model": RunsCode(tmp_path / "pwned"), "__author__": "x"})
-    (tmp_path / "evil.pkl").write_bytes(content)
     with pytest.raises(ValueError, match=r"evil\.pkl .*mkdir, which is refused"):
         SafeCheckpointer(model).load(str(tmp_path / "evil.pkl"))
     assert not (tmp_path / "pwned").exists()
 
 
-def test_model_zoo_pickle_loads(model, tmp_path):
-    weights = {n: v.numpy() + 1 for n, v in model.state_dict().items()}
-    content = pickle.dumps({"model": weights, "__author__": "test"}, protocol=2)
-    (tmp_path / "weights.pkl").write_bytes(content)
-    SafeCheckpointer(model).load(str(tmp_path / "weights.pkl"))
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, torch.from_numpy(weights[name]))
-
-
-@pytest.mark.parametrize("suffix", ["pth", "pkl"])
-def test_other_contents_are_named(model, tmp_path, suffix):
-    path = tmp_path / f"list.{suffix}"
-    if suffix == "pth":
-        torch.save([torch.zeros(1)], path)
-    else:
-        path.write_bytes(pickle.dumps([1]))
-    with pytest.raises(ValueError, match=rf"list\.{suffix} holds a list, expected a dict"):
-        SafeCheckpointer(model).load(str(path))
-
-
-def test_failed_write_keeps_what_was_there(model, saved, monkeypatch):
-    before = saved.read_bytes()
+def test_failed_write_keeps_what_was_there(model, written, monkeypatch):
+    before = written.read_bytes()
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    checkpointer = SafeCheckpointer(model, str(saved.parent))
+    checkpointer = SafeCheckpointer(model, str(written.parent))
     for name in ("model_0", "model_1"):
         with pytest.raises(OSError, match=rf"could not write .*{name}\.pth: No space left"):
             checkpointer.save(name)
-    assert saved.read_bytes() == before
-    assert checkpointer.get_checkpoint_file() == str(saved)
-    assert sorted(os.listdir(saved.parent)) == ["last_checkpoint", "model_0.pth"]
+    assert written.read_bytes() == before
+    assert checkpointer.get_checkpoint_file() == str(written)
+    assert sorted(os.listdir(written.parent)) == ["last_checkpoint", "model_0.pth"]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(train_server, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert train_server.train(folder, {"SMALLOBJ.EWC.FISHER": "online"}).code == 0
-    return torch.load(folder / "model_final.pth", weights_only=True)
+@pytest.fixture
+def assert_resumes(train_server, undisturbed, tmp_path, assert_same):
+    """The third checkpoint could not be written: this is told, and the run goes on afterwards."""
+
+    def check(answer, reason):
+        assert answer.code == 1
+        assert answer.error.startswith("error: ")
+        assert f"could not write {tmp_path}/model_0000005.pth: {reason}" in answer.error
+        assert (tmp_path / "last_checkpoint").read_text() == "model_task_a.pth"
+        assert hidden_files(tmp_path) == []
+        train_server.finish(tmp_path, ONLINE, arguments=["--resume"])
+        assert_same(saved(tmp_path), saved(undisturbed(ONLINE)[0]))
+
+    return check
 
 
-def test_full_disk_in_a_run(train_server, tiny, tmp_path, undisturbed, assert_same):
-    answer = train_server.train(
-        tmp_path, tiny.ONLINE, strikes=[["os:replace", 1, "full disk", "model_0000005.pth"]]
-    )
-    assert answer.code == 1
-    last = answer.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert f"could not write {tmp_path}/model_0000005.pth: No space left" in last
-    assert (tmp_path / "last_checkpoint").read_text() == "model_task_a.pth"
-    assert hidden_files(tmp_path) == []
-    answer = train_server.train(tmp_path, tiny.ONLINE, arguments=["--resume"])
-    assert answer.code == 0, answer.stderr
-    assert_same(torch.load(tmp_path / "model_final.pth", weights_only=True), undisturbed)
+def test_full_disk_in_a_run(train_server, tmp_path, assert_resumes):
+    strikes = [["os:replace", 1, "full disk", "model_0000005.pth"]]
+    assert_resumes(train_server.train(tmp_path, ONLINE, strikes=strikes), "No space left")
 
 
-def test_file_size_limit_in_a_run(train_server, tiny, tmp_path, undisturbed, assert_same):
+def test_file_size_limit_in_a_run(train_server, tmp_path, assert_resumes):
     """The kernel refuses the write in the middle of the file."""
     strikes = [["d2_smallobj.losses.ewc:ElasticWeightConsolidation.add_gradient_", 1, "kill"]]
-    assert train_server.train(tmp_path, tiny.ONLINE, strikes=strikes).code == KILLED
-    size = (tmp_path / "model_task_a.pth").stat().st_size
+    assert train_server.train(tmp_path, ONLINE, strikes=strikes).code == KILLED
+    size = int(0.9 * (tmp_path / "model_task_a.pth").stat().st_size)
     # The limit is for the checkpoint; a log that goes on might meet it first.
     (tmp_path / "log.txt").unlink()
-    answer = train_server.train(
-        tmp_path, tiny.ONLINE, arguments=["--resume"], fsize=int(0.9 * size)
-    )
-    assert answer.code == 1
-    last = answer.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert f"could not write {tmp_path}/model_0000005.pth: File too large" in last
-    assert (tmp_path / "last_checkpoint").read_text() == "model_task_a.pth"
-    assert hidden_files(tmp_path) == []
-    answer = train_server.train(tmp_path, tiny.ONLINE, arguments=["--resume"])
-    assert answer.code == 0, answer.stderr
-    assert_same(torch.load(tmp_path / "model_final.pth", weights_only=True), undisturbed)
+    answer = train_server.train(tmp_path, ONLINE, arguments=["--resume"], fsize=size)
+    assert_resumes(answer, "File too large")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_full_disk_under_the_log_of_metrics(train_server, tmp_path):
+@pytest.mark.parametrize("strikes", [[], [["os:replace", 1, "full disk"]]], ids=["log", "both"])
+def test_full_disk_under_the_log_of_metrics(train_server, tmp_path, strikes):
+    """It does not hide the first error, if there was one before."""
     (tmp_path / "metrics.json").symlink_to("/dev/full")
-    answer = train_server.train(tmp_path)
+    answer = train_server.train(tmp_path, strikes=strikes)
     assert answer.code == 1
-    last = answer.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert f"could not write to {tmp_path}: No space left" in last
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_what_fails_at_the_end_does_not_hide_the_first_error(train_server, tmp_path):
-    (tmp_path / "metrics.json").symlink_to("/dev/full")
-    answer = train_server.train(tmp_path, strikes=[["os:replace", 1, "full disk"]])
-    assert answer.code == 1
-    assert "could not write" in answer.stderr.strip().splitlines()[-1]
-    assert "model_0000002.pth" in answer.stderr.strip().splitlines()[-1]
+    place = f"{tmp_path}/model_0000002.pth" if strikes else f"to {tmp_path}"
+    assert answer.error.startswith("error: ")
+    assert f"could not write {place}: No space left" in answer.error
 
 
 def test_results_are_whole_after_a_full_disk(train_server, tmp_path):
     """The second text that the trainer writes is task B's results: task A's stay."""
     strikes = [["d2_smallobj.engine.trainer:atomic_write_text", 2, "full disk"]]
-    answer = train_server.train(tmp_path, strikes=strikes)
-    assert answer.code == 1
+    assert train_server.train(tmp_path, strikes=strikes).code == 1
     assert set(json.loads((tmp_path / "results.json").read_text())) == {"A"}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from tiny_runs import CONFIG, EMPIRICAL, ONLINE, TINY, TRAIN_NET, as_options, saved
 
 KILLED = -9
 
@@ -28,97 +26,57 @@ torch.save(state, f"{cfg.OUTPUT_DIR}/rank{job['rank']}.pt")
 """
 
 
-@pytest.fixture
-def train_code(train_server, tiny):
-    """Function: train through TRAIN and return what each process noted."""
-
-    def run(folder, *overrides, world=2, resume=False):
-        folder.mkdir(parents=True, exist_ok=True)
-        options = tiny.as_options(tiny.options, *overrides, {"OUTPUT_DIR": folder})
-        answer = train_server.code(
-            TRAIN, config=tiny.config_file, options=options, world=world, resume=resume
-        )
-        assert answer.code == 0, answer.stderr
-        return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(world)]
-
-    return run
-
-
-def start_two(demo_root, tiny, folder, *, launcher=(), arguments=()):
-    """Run ``train_net.py`` in two processes as a user starts them; what it printed."""
-    options = tiny.as_options(tiny.options, tiny.ONLINE, {"OUTPUT_DIR": folder})
-    search = [str(tiny.repository), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [
-            *(sys.executable, *launcher, str(tiny.repository / "tools" / "train_net.py")),
-            *("--config-file", tiny.config_file, *arguments, *options),
-        ],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, search)),
-            "OMP_NUM_THREADS": "1",
-            "DETECTRON2_DATASETS": str(demo_root),
-        },
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (folder / "log.txt.rank1").exists()
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def launched(demo_root, tmp_path_factory):
-    """Folder and output of ``train_net.py --num-gpus 2``."""
-    made = []
-
-    def get(tiny):
-        if not made:
-            folder = tmp_path_factory.mktemp("launched")
-            two = ["--num-gpus", "2", "--dist-url", "auto"]
-            made.append((folder, start_two(demo_root, tiny, folder, arguments=two)))
-        return made[0]
-
-    return get
+def launched(train_server, tmp_path_factory):
+    """Folder and output of ``train_net.py --num-gpus 2``, whose processes import everything."""
+    folder = tmp_path_factory.mktemp("launched")
+    two = ["--num-gpus", "2", "--dist-url", "auto"]
+    output = train_server.finish(folder, ONLINE, arguments=two, spawn=True).stdout
+    assert (folder / "log.txt.rank1").exists()
+    return folder, output
 
 
-def test_two_launched_processes_train_both_tasks(launched, tiny):
-    folder, output = launched(tiny)
+def test_two_launched_processes_train_both_tasks(launched):
+    folder, output = launched
     assert "EWC matched 17 parameter tensors" in output
     results = json.loads((folder / "results.json").read_text())
     assert set(results) == {"A", "B"}
     assert results["B"]["smallobj_demo_val"]["images"] == 4
-    final = torch.load(folder / "model_final.pth", weights_only=True)
+    final = saved(folder)
     assert final["iteration"] == 7
     assert final["ewc"]["anchored"]
-    assert not any(
-        name.startswith("module.") for name in (*final["model"], *final["ewc"]["fisher"])
-    )
+    names = (*final["model"], *final["ewc"]["fisher"])
+    assert not any(name.startswith("module.") for name in names)
 
 
-def test_two_processes_resume_what_two_began(launched, train_server, tiny, tmp_path, assert_same):
-    folder, _ = launched(tiny)
-    reference = torch.load(folder / "model_final.pth", weights_only=True)
-    for call in (2, 6):
-        target = "d2_smallobj.engine.step:TaskStepTrainer._optimizer_step"
-        strikes = [[target, call, "kill"]]
-        run = tmp_path / f"killed{call}"
-        answer = train_server.train(run, tiny.ONLINE, world=2, strikes=strikes)
-        assert answer.codes == [KILLED, KILLED], answer.stderr
-        answer = train_server.train(run, tiny.ONLINE, world=2, arguments=["--resume"])
-        assert answer.code == 0, answer.stderr
-        assert_same(torch.load(run / "model_final.pth", weights_only=True), reference)
+def test_torchrun(launched, train_server, tmp_path, assert_same):
+    """Processes that torchrun started are joined, and train what detectron2's launch does."""
+    options = as_options(TINY, ONLINE, {"OUTPUT_DIR": tmp_path})
+    script = [str(TRAIN_NET), "--config-file", str(CONFIG), *options]
+    code = "from torch.distributed.run import main; main(job['arguments'])"
+    torchrun = ["--standalone", "--monitor_interval", "0.1", "--nproc_per_node", "2", *script]
+    answer = train_server.code(code, arguments=torchrun)
+    assert answer.code == 0, answer.stderr
+    assert (tmp_path / "log.txt.rank1").exists()
+    for part in ("model", "ewc"):
+        assert_same(dict(saved(tmp_path)[part]), dict(saved(launched[0])[part]))
 
 
-def test_evaluation_is_the_same_in_one_and_two_processes(launched, train_server, tiny, tmp_path):
-    weights = {"MODEL.WEIGHTS": launched(tiny)[0] / "model_final.pth"}
+@pytest.mark.parametrize("call", [2, 6])
+def test_two_processes_resume_what_two_began(launched, train_server, tmp_path, assert_same, call):
+    strikes = [["d2_smallobj.engine.step:TaskStepTrainer._optimizer_step", call, "kill"]]
+    answer = train_server.train(tmp_path, ONLINE, world=2, strikes=strikes)
+    assert answer.codes == [KILLED, KILLED], answer.stderr
+    train_server.finish(tmp_path, ONLINE, world=2, arguments=["--resume"])
+    assert_same(saved(tmp_path), saved(launched[0]))
+
+
+def test_evaluation_is_the_same_in_one_and_two_processes(launched, train_server, tmp_path):
+    weights = {"MODEL.WEIGHTS": launched[0] / "model_final.pth"}
     files = {}
     for world in (1, 2):
         folder = tmp_path / f"{world}"
-        answer = train_server.train(folder, weights, arguments=["--eval-only"], world=world)
-        assert answer.code == 0, answer.stderr
+        train_server.finish(folder, weights, arguments=["--eval-only"], world=world)
         found = folder / "inference" / "smallobj_demo_val"
         files[world] = {path.name: path.read_bytes() for path in found.iterdir()}
     assert {"metrics.json", "instances.csv"} <= set(files[1])
@@ -127,60 +85,55 @@ def test_evaluation_is_the_same_in_one_and_two_processes(launched, train_server,
 
 
 @pytest.mark.parametrize("estimator", ["online", "empirical"])
-def test_processes_share_fisher_and_anchor(train_code, tiny, tmp_path, assert_same, estimator):
-    # Without an evaluation in between, which would give both the same BatchNorm statistics.
+def test_processes_share_fisher_and_anchor(train_server, tmp_path, assert_same, estimator):
+    """Running BatchNorm statistics differ between processes; a resumed run has the main one's."""
+    # Without an evaluation in between, which would give both the same statistics.
     options = {"SMALLOBJ.EWC.FISHER": estimator, "SMALLOBJ.EVAL_TASK_A": False}
-    ranks = train_code(tmp_path, options)
+    arguments = as_options(TINY, options, {"OUTPUT_DIR": tmp_path})
+    job = {"config": str(CONFIG), "options": arguments, "world": 2}
+
+    def train(resume):
+        answer = train_server.code(TRAIN, resume=resume, **job)
+        assert answer.codes == [0, 0], answer.stderr
+        return [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2)]
+
+    ranks = train(resume=False)
     assert [rank["wrapped"] for rank in ranks] == ["DistributedDataParallel"] * 2
     assert_same(ranks[0], ranks[1])
     state = ranks[0]["ewc"]
     assert len(state["fisher"]) == len(state["anchor"]) == 17
     assert "sem_seg_head.aspp.0.weight" in state["fisher"]
+    (tmp_path / "last_checkpoint").write_text("model_task_a.pth")
+    assert_same(train(resume=True)[0], ranks[0])
 
 
-def test_empirical_fisher_is_that_of_one_process(train_code, tiny, tmp_path):
-    train_code(tmp_path / "weights", tiny.EMPIRICAL, {"SMALLOBJ.TASK_A.ITERS": 7}, world=1)
+def test_empirical_fisher_is_that_of_one_process(train_server, launched, tmp_path, assert_same):
     options = {
-        **tiny.EMPIRICAL,
+        **EMPIRICAL,
         "SMALLOBJ.TASK_A.ITERS": 0,
         "SOLVER.MAX_ITER": 1,
         # An odd number: the processes hold different shares.
         "SMALLOBJ.EWC.NUM_IMAGES": 5,
-        "MODEL.WEIGHTS": tmp_path / "weights" / "model_final.pth",
+        "MODEL.WEIGHTS": launched[0] / "model_final.pth",
     }
-    two, one = (train_code(tmp_path / f"{n}", options, world=n)[0]["ewc"] for n in (2, 1))
+    for world in (1, 2):
+        train_server.finish(tmp_path / f"{world}", options, world=world)
+    one, two = (saved(tmp_path / name)["ewc"] for name in "12")
     assert any(value.max() > 0 for value in one["fisher"].values())
-    for name, value in one["fisher"].items():
-        torch.testing.assert_close(two["fisher"][name], value, rtol=1e-4, atol=1e-10)
-        assert torch.equal(two["anchor"][name], one["anchor"][name])
+    torch.testing.assert_close(dict(two["fisher"]), dict(one["fisher"]), rtol=1e-4, atol=1e-10)
+    assert_same(dict(two["anchor"]), dict(one["anchor"]))
 
 
-def test_fisher_uses_the_statistics_that_are_saved(train_code, tiny, tmp_path, assert_same):
-    """Running BatchNorm statistics differ between processes; a resumed run has the main one's."""
-    options = {**tiny.EMPIRICAL, "SMALLOBJ.EVAL_TASK_A": False}
-    straight = train_code(tmp_path / "run", options)[0]
-    (tmp_path / "run" / "last_checkpoint").write_text("model_task_a.pth")
-    resumed = train_code(tmp_path / "run", options, resume=True)[0]
-    assert_same(resumed, straight)
-
-
-def test_accumulation_over_processes_equals_one_large_batch(train_server, tiny, tmp_path):
+def test_accumulation_over_processes_equals_one_large_batch(train_server, tmp_path):
     """Four images a step, as 2 processes x 2 passes x 1 image, and as one batch of four."""
-    plain = {
-        "SMALLOBJ.TASK_A.ITERS": -1,
-        "MODEL.RESNETS.NORM": "FrozenBN",
-        "SOLVER.MAX_ITER": 3,
-        "SOLVER.BASE_LR": 0.001,
-    }
+    plain = {"SMALLOBJ.TASK_A.ITERS": -1, "MODEL.RESNETS.NORM": "FrozenBN", "SOLVER.MAX_ITER": 3}
     finals = []
     for world, batch, accumulate in ((2, 2, 2), (1, 4, 1)):
-        run = tmp_path / f"{world}"
         sizes = {"SOLVER.IMS_PER_BATCH": batch, "SMALLOBJ.ACCUMULATE": accumulate}
-        answer = train_server.train(run, plain, sizes, world=world)
-        assert answer.code == 0, answer.stderr
-        finals.append(torch.load(run / "model_final.pth", weights_only=True))
-    for name, value in finals[0]["model"].items():
-        torch.testing.assert_close(value, finals[1]["model"][name], rtol=1e-4, atol=1e-6)
+        run = tmp_path / f"{world}"
+        train_server.finish(run, plain, sizes, {"SOLVER.BASE_LR": 0.001}, world=world)
+        finals.append(saved(run)["model"])
+    torch.testing.assert_close(*map(dict, finals), rtol=1e-4, atol=1e-6)
 
 
 # ---- Several processes learn what one does -----------------------------------------------------
@@ -250,14 +203,13 @@ SAME = {
 
 
 @pytest.fixture
-def few_steps(train_server, tiny, tmp_path):
+def few_steps(train_server, tmp_path):
     """Function: three steps on images of which unequal parts are ignored; what each rank has."""
 
     def run(loss, overrides, world):
-        frozen = {"MODEL.RESNETS.NORM": "FrozenBN", "SOLVER.BASE_LR": 1e-3, **tiny.ONLINE}
-        options = tiny.as_options(tiny.options, frozen, overrides)
-        job = {"config": tiny.config_file, "options": options, "loss": loss}
-        answer = train_server.code(STEPS, world=world, folder=str(tmp_path), **job)
+        frozen = {"MODEL.RESNETS.NORM": "FrozenBN", "SOLVER.BASE_LR": 1e-3, **ONLINE}
+        job = {"config": str(CONFIG), "options": as_options(TINY, frozen, overrides)}
+        answer = train_server.code(STEPS, world=world, folder=str(tmp_path), loss=loss, **job)
         assert answer.codes == [0] * world, answer.stderr
         return [torch.load(tmp_path / f"{world}-{r}.pt", weights_only=True) for r in range(world)]
 
@@ -291,18 +243,16 @@ def test_divisors_of_their_own_are_another_loss(few_steps):
     assert difference(two["gradients"][0], one["gradients"][0]) > 1e-3
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_batch_that_does_not_divide(train_server, tmp_path, batch):
-    near = "2" if batch == 1 else "2 or 4"
-    message = (
-        "SOLVER.IMS_PER_BATCH must be a positive multiple of the number of processes (2), got "
-        f"{batch}; take {near}, or other processes"
-    )
+@pytest.mark.parametrize(("batch", "near"), [(1, "2"), (3, "2 or 4")])
+def test_a_batch_that_does_not_divide(train_server, tmp_path, batch, near):
     sizes = {"SOLVER.IMS_PER_BATCH": batch}
     # Before any process is started,
     answer = train_server.train(tmp_path, sizes, arguments=["--num-gpus", "2"])
     assert answer.code == 1
-    assert answer.stderr.strip().splitlines()[-1] == f"error: {message}"
+    assert answer.error == (
+        "error: SOLVER.IMS_PER_BATCH must be a positive multiple of the number of processes (2), "
+        f"got {batch}; take {near}, or other processes"
+    )
     # and in processes that somebody else has started.
     answer = train_server.train(tmp_path, sizes, world=2)
     assert 1 in answer.codes
@@ -335,20 +285,8 @@ def test_a_loss_of_one_process_stops_all(train_server, tmp_path):
     answer = train_server.code(NAN, world=2, folder=str(tmp_path))
     assert answer.codes == [0, 0], answer.stderr
     assert "not finite at iteration=1: {'loss': 'nan'}" in answer.stdout
-    saved = json.loads((tmp_path / "nan_batch.json").read_text())
-    assert [process["rank"] for process in saved["processes"]] == [0, 1]
-    steps = [process["step"] for process in saved["processes"]]
+    saved_losses = json.loads((tmp_path / "nan_batch.json").read_text())["processes"]
+    assert [process["rank"] for process in saved_losses] == [0, 1]
+    steps = [process["step"] for process in saved_losses]
     assert [step["losses"]["loss"] for step in steps] == [2.0, "nan"]
     assert steps[1]["samples"] == [{"file_name": "1.jpg"}]
-
-
-def test_torchrun(launched, demo_root, tiny, tmp_path, assert_same):
-    """Processes that torchrun started are joined, and train what detectron2's launch does."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    start_two(demo_root, tiny, tmp_path, launcher=torchrun)
-    found, expected = (
-        torch.load(folder / "model_final.pth", weights_only=True)
-        for folder in (tmp_path, launched(tiny)[0])
-    )
-    for part in ("model", "ewc"):
-        assert_same(dict(found[part]), dict(expected[part]))

@@ -10,53 +10,54 @@ from d2_smallobj.engine import distributed
 from d2_smallobj.engine.distributed import Place, find_place, first_host, joined, run
 
 TORCHRUN = {
-    "RANK": "5",
-    "WORLD_SIZE": "8",
-    "LOCAL_RANK": "1",
-    "LOCAL_WORLD_SIZE": "4",
-    "MASTER_ADDR": "node1",
-    "MASTER_PORT": "1234",
+    **{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
+    **{"MASTER_ADDR": "node1", "MASTER_PORT": "1234"},
 }
 SLURM = {
-    "SLURM_PROCID": "3",
-    "SLURM_STEP_NUM_TASKS": "4",
-    "SLURM_LOCALID": "1",
-    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
-    "SLURM_STEP_NODELIST": "gpu[007-009,012]",
-    "SLURM_JOB_ID": "4711",
-    "SLURM_STEP_ID": "2",
+    **{"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"},
+    **{"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_STEP_NODELIST": "gpu[007-009,012]"},
+    **{"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "2"},
 }
+ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+ONE_TASK = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Function: this machine has so many GPUs."""
+
+    def have(count):
+        monkeypatch.setattr(distributed.torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(distributed.torch.cuda, "device_count", lambda: count)
+
+    return have
 
 
 @pytest.fixture(autouse=True)
-def _no_gpu(monkeypatch):
-    monkeypatch.setattr(distributed.torch.cuda, "is_available", lambda: False)
+def launches(gpus, monkeypatch):
+    """Calls of detectron2's launch, on a machine without GPUs."""
+    gpus(0)
+    calls = []
+    monkeypatch.setattr(distributed, "launch", lambda main, *a, **k: calls.append((main, a, k)))
+    return calls
 
 
-def test_torchrun():
+def test_torchrun(gpus):
     assert find_place(TORCHRUN) == Place("torchrun", 5, 8, 1, 4, "tcp://node1:1234")
     elastic = {**TORCHRUN, "TORCHELASTIC_RUN_ID": "none"}
     assert find_place(elastic).url == "env://"
-
-
-def test_torchruns_variables_by_hand(monkeypatch):
-    """Rank, world size, local rank and address are enough."""
+    # Set by hand: rank, world size, local rank and address are enough.
     by_hand = {k: v for k, v in TORCHRUN.items() if k not in ("LOCAL_WORLD_SIZE", "MASTER_PORT")}
     assert find_place(by_hand) == Place("torchrun", 5, 8, 1, 8, "tcp://node1:29500")
-    monkeypatch.setattr(distributed.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(distributed.torch.cuda, "device_count", lambda: 2)
+    gpus(2)
     assert find_place(by_hand).local_size == 2
 
 
 def test_slurm():
-    assert find_place(SLURM) == Place(
-        "SLURM", 3, 4, 1, 2, f"tcp://gpu007:{20000 + 7 * 4711 % 20000 + 2}"
-    )
+    url = f"tcp://gpu007:{20000 + 7 * 4711 % 20000 + 2}"
+    assert find_place(SLURM) == Place("SLURM", 3, 4, 1, 2, url)
     meeting = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "99"}
     assert find_place({**SLURM, **meeting}).url == "tcp://10.0.0.1:99"
-
-
-def test_torchrun_inside_a_slurm_job():
     assert find_place({**SLURM, **TORCHRUN}).launcher == "torchrun"
 
 
@@ -65,10 +66,10 @@ def test_torchrun_inside_a_slurm_job():
     [
         {},
         {"RANK": "0"},
-        {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+        {**TORCHRUN, **ONE},
         # The script of an sbatch job, which runs once whatever the job has asked for.
         {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"},
-        {**SLURM, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"},
+        {**SLURM, **ONE_TASK},
     ],
     ids=["nothing", "part", "one process", "sbatch", "one task"],
 )
@@ -97,12 +98,8 @@ def test_variables_that_make_no_sense(environment, told):
 @pytest.mark.parametrize(
     ("nodes", "first"),
     [
-        ("node7", "node7"),
-        ("a1,b2", "a1"),
-        ("gpu[007-009,012],cpu1", "gpu007"),
-        ("gpu[3]", "gpu3"),
-        ("r[1,4]n", "r1n"),
-        ("gpu-a-[10-12]", "gpu-a-10"),
+        *(("node7", "node7"), ("a1,b2", "a1"), ("gpu[007-009,012],cpu1", "gpu007")),
+        *(("gpu[3]", "gpu3"), ("r[1,4]n", "r1n"), ("gpu-a-[10-12]", "gpu-a-10")),
     ],
 )
 def test_first_host(nodes, first):
@@ -114,43 +111,34 @@ def arguments(**values):
     return argparse.Namespace(**{**defaults, **values})
 
 
-def test_processes_are_started_where_nothing_else_has(monkeypatch):
-    calls = []
-    monkeypatch.setattr(distributed, "launch", lambda main, *a, **k: calls.append((main, a, k)))
+def test_processes_are_started_where_nothing_else_has(monkeypatch, launches):
     monkeypatch.setattr(distributed.os, "environ", {})
-    given = arguments(num_gpus=2, num_machines=3, machine_rank=1, dist_url="tcp://a:1")
-    run(print, given, calls.append)
-    launched = {
-        "num_machines": 3,
-        "machine_rank": 1,
-        "dist_url": "tcp://a:1",
-        "args": (print, given),
-    }
-    assert calls == [6, (distributed._run_and_leave, (2,), launched)]
+    where = {"num_machines": 3, "machine_rank": 1, "dist_url": "tcp://a:1"}
+    given = arguments(num_gpus=2, **where)
+    run(print, given, launches.append)
+    expected = (distributed._run_and_leave, (2,), {**where, "args": (print, given)})
+    assert launches == [6, expected]
 
 
-def test_who_starts_the_processes_is_clear(monkeypatch):
+def test_who_starts_the_processes_is_clear(monkeypatch, launches):
     monkeypatch.setattr(distributed.os, "environ", TORCHRUN)
     with pytest.raises(ValueError, match=r"torchrun has started 8 .*leave out .* 2 and 1"):
         run(print, arguments(num_gpus=2), print)
     # One task of SLURM's a machine, which starts that machine's processes itself.
-    calls = []
     monkeypatch.setattr(distributed.os, "environ", SLURM)
-    monkeypatch.setattr(distributed, "launch", lambda main, *a, **k: calls.append(a))
-    run(print, arguments(num_gpus=8, num_machines=4), calls.append)
-    assert calls == [32, (8,)]
+    run(print, arguments(num_gpus=8, num_machines=4), launches.append)
+    assert launches[0] == 32
+    assert launches[1][1] == (8,)
 
 
-def test_fewer_gpus_than_processes(monkeypatch):
-    monkeypatch.setattr(distributed.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(distributed.torch.cuda, "device_count", lambda: 1)
+def test_fewer_gpus_than_processes(gpus):
+    gpus(1)
     message = r"started 4 processes on this machine, .* got 1"
     with pytest.raises(ValueError, match=message), joined(find_place(TORCHRUN)):
         pass
 
 
 CHECK = """
-import os, sys
 from torch import distributed as dist
 from d2_smallobj.engine.distributed import _main_process_first
 from detectron2.utils import comm

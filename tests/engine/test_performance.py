@@ -33,15 +33,11 @@ def randomise(model):
                 getattr(norm, name).normal_(0, 0.1, generator=generator)
 
 
-def batch(count=2, side=40):
+def double_batch(count=2, side=40):
     generator = torch.Generator().manual_seed(1)
-    return [
-        {
-            "image": 255 * torch.rand(3, side, side, generator=generator),
-            "sem_seg": torch.randint(0, 7, (side, side), generator=generator),
-        }
-        for _ in range(count)
-    ]
+    images = [255 * torch.rand(3, side, side, generator=generator).double() for _ in range(count)]
+    labels = [torch.randint(0, 7, (side, side), generator=generator) for _ in range(count)]
+    return [{"image": x, "sem_seg": y} for x, y in zip(images, labels)]
 
 
 def losses_and_gradients(model, data):
@@ -70,7 +66,7 @@ def build(make_config):
 )
 def test_loss_and_gradients_are_those_of_the_plain_net(build, options):
     """In double precision, where rounding cannot hide a difference."""
-    data = [{**x, "image": x["image"].double()} for x in batch()]
+    data = double_batch()
     expected = losses_and_gradients(build(PLAIN)[1], data)
     found = losses_and_gradients(build(options)[1], data)
     # The loss is taken in float32 whatever the net computes in.
@@ -80,30 +76,20 @@ def test_loss_and_gradients_are_those_of_the_plain_net(build, options):
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-9, msg=name)
 
 
-def test_folding_changes_neither_names_nor_values(build):
+def test_folding_changes_neither_names_nor_values(build, assert_same):
     folded, plain = build()[1], build(PLAIN)[1]
     convolutions = [m for m in folded.modules() if isinstance(m, Conv2d)]
     assert sum(isinstance(m, FoldedConv2d) for m in convolutions) == len(convolutions) > 3
     assert not any(isinstance(m, FoldedConv2d) for m in plain.modules())
-    for (name, value), (other, expected) in zip(
-        folded.state_dict().items(), plain.state_dict().items()
-    ):
-        assert name == other
-        assert torch.equal(value, expected)
-
-
-def test_folding_follows_weights_that_are_loaded_later(build):
-    data = [{**x, "image": x["image"].double()} for x in batch()]
-    trained = build(PLAIN)[1]
+    assert_same(dict(folded.state_dict()), dict(plain.state_dict()))
+    # It follows weights that are loaded later.
+    data = double_batch()
     with torch.no_grad():
-        for value in trained.state_dict().values():
+        for value in plain.state_dict().values():
             value.mul_(1.1)
-    folded = build()[1]
-    folded.load_state_dict(trained.state_dict())
-    with torch.no_grad():
-        torch.testing.assert_close(
-            folded.eval()(data)[0]["sem_seg"], trained.eval()(data)[0]["sem_seg"]
-        )
+        folded.load_state_dict(plain.state_dict())
+        found, expected = (model.eval()(data)[0]["sem_seg"] for model in (folded, plain))
+    torch.testing.assert_close(found, expected)
 
 
 def test_folded_bias_and_activation():
@@ -118,12 +104,9 @@ def test_folded_bias_and_activation():
     assert fold_frozen_norms(model) == 1
     torch.testing.assert_close(model(x), expected)
     assert fold_frozen_norms(model) == 0
+    others = nn.Sequential(Conv2d(3, 4, 3, norm=nn.BatchNorm2d(4)), Conv2d(4, 4, 3), nn.ReLU())
+    assert fold_frozen_norms(others) == 0
     torch.testing.assert_close(copy.deepcopy(model)(x), expected)
-
-
-def test_other_norms_are_left_alone():
-    model = nn.Sequential(Conv2d(3, 4, 3, norm=nn.BatchNorm2d(4)), Conv2d(4, 4, 3), nn.ReLU())
-    assert fold_frozen_norms(model) == 0
 
 
 def test_memory_format(make_config):
@@ -136,8 +119,6 @@ def test_memory_format(make_config):
     assert memory_format(cfg) is torch.channels_last
     cfg.SOLVER.AMP.ENABLED = False
     assert memory_format(cfg) is torch.contiguous_format
-    cfg.SMALLOBJ.SPEED.MEMORY_FORMAT = "channels_last"
-    assert memory_format(cfg) is torch.channels_last
 
 
 def test_fused_sgd_takes_the_steps_of_the_plain_loop(build, monkeypatch):
@@ -157,8 +138,8 @@ def test_fused_sgd_takes_the_steps_of_the_plain_loop(build, monkeypatch):
                 parameter.grad = torch.full_like(parameter, 0.1 * number + step)
             optimizer.step()
         models.append(model)
-    for a, b in zip(*(model.parameters() for model in models)):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    found, expected = ([*model.parameters()] for model in models)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_checkpoint_does_not_decide_how_to_compute():
@@ -193,12 +174,10 @@ def test_resumed_penalty_has_the_parameters_memory_format():
     other = ElasticWeightConsolidation(loaded.named_parameters(), fisher="empirical")
     other.load_state_dict(ewc.state_dict())
     for name, parameter in loaded.named_parameters():
-        for state, expected in (
-            (other.fisher, ewc.fisher),
-            (other.anchor_values, ewc.anchor_values),
-        ):
-            assert state[name].stride() == parameter.stride()
-            assert torch.equal(state[name], expected[name])
+        for part in ("fisher", "anchor_values"):
+            state = getattr(other, part)[name]
+            assert state.stride() == parameter.stride()
+            assert torch.equal(state, getattr(ewc, part)[name])
     loaded.load_state_dict(saved.state_dict())
     assert other.penalty().item() == other.add_gradient_().item() == 0
     with torch.no_grad():
@@ -211,11 +190,12 @@ def test_evaluation_looks_for_no_kernels(make_config, monkeypatch):
     """cudnn's search is for training's one size of crops, and is on again afterwards."""
     seen = []
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    monkeypatch.setattr(
-        DefaultTrainer,
-        "test",
-        classmethod(lambda *arguments: seen.append(torch.backends.cudnn.benchmark) or {}),
-    )
+
+    def test(*arguments):
+        seen.append(torch.backends.cudnn.benchmark)
+        return {}
+
+    monkeypatch.setattr(DefaultTrainer, "test", classmethod(test))
     cfg = make_config()
     TwoTaskTrainer.test(cfg, TwoTaskTrainer.build_model(cfg))
     assert seen == [False]
@@ -230,6 +210,4 @@ def test_a_run_with_every_option(make_trainer):
         trainer = make_trainer(options, speed)
         trainer.train()
         ends.append((trainer.model.state_dict(), trainer._trainer.ewc.fisher))
-    for plain, fast in zip(*ends):
-        for name, value in plain.items():
-            torch.testing.assert_close(fast[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    torch.testing.assert_close(*(list(map(dict, end)) for end in ends), rtol=1e-3, atol=1e-4)

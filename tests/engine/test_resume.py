@@ -7,47 +7,40 @@ import random
 import shutil
 
 import pytest
-import torch
+from tiny_runs import EMPIRICAL, ONLINE, metrics_rows, saved
 
 KILLED = -9
-FILES = ("model_task_a", "model_final")
+VARIANTS = {
+    "online": ONLINE,
+    "proximal": {**EMPIRICAL, "SMALLOBJ.EWC.STEP": "proximal", "DATALOADER.NUM_WORKERS": 1},
+}
+EWC = "d2_smallobj.losses.ewc:ElasticWeightConsolidation"
+# Every file of a run appears by os.replace, after its bytes were flushed to a temporary file:
+# a kill there is one in the middle of writing a checkpoint (or a table of results).
+FILES = (
+    *(("model_0000002.pth", 1), ("model_task_a.pth", 1), ("model_0000005.pth", 1)),
+    *(("model_final.pth", 1), ("results.json", 1), ("results.json", 2)),
+    *(("metrics.json", 1), ("metrics.json", 2)),
+    *(("last_checkpoint", time) for time in range(1, 5)),
+)
+KILLS = {
+    **{f"{name} {time}": ("online", ["os:replace", time, "kill", name]) for name, time in FILES},
+    **{
+        name: ("proximal", [target, call, "kill"])
+        for name, target, call in (
+            ("evaluation", "d2_smallobj.engine.trainer:TwoTaskTrainer.evaluate_task", 1),
+            ("Fisher", "d2_smallobj.engine.tasks:empirical_fisher", 1),
+            ("anchor", f"{EWC}.anchor", 1),
+            ("first step of B", f"{EWC}.proximal_step_", 1),
+            ("end", "d2_smallobj.evaluation.evaluator:SmallObjectEvaluator.evaluate", 2),
+        )
+    },
+}
 
 
-def variants(tiny):
-    return {
-        "online": tiny.ONLINE,
-        "empirical": {
-            **tiny.EMPIRICAL,
-            "SMALLOBJ.EWC.STEP": "proximal",
-            "DATALOADER.NUM_WORKERS": 1,
-        },
-    }
-
-
-@pytest.fixture(params=["online", "empirical"])
-def variant(request, tiny):
-    return variants(tiny)[request.param]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(train_server, tmp_path_factory):
-    """Function from a variant to its folder after an undisturbed run, and its seconds."""
-    done = {}
-
-    def get(variant):
-        key = json.dumps(variant)
-        if key not in done:
-            folder = tmp_path_factory.mktemp("undisturbed") / "run"
-            answer = train_server.train(folder, variant)
-            assert answer.code == 0, answer.stderr
-            done[key] = folder, answer.seconds
-        return done[key]
-
-    return get
-
-
-def load(folder, name):
-    return torch.load(folder / f"{name}.pth", weights_only=True)
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    return VARIANTS[request.param]
 
 
 @pytest.fixture
@@ -55,8 +48,8 @@ def assert_same_end(assert_same):
     """Compare weights, optimiser, schedule, EWC state and results of two folders."""
 
     def compare(folder, other):
-        for name in FILES:
-            ours, theirs = load(folder, name), load(other, name)
+        for name in ("model_task_a", "model_final"):
+            ours, theirs = saved(folder, name), saved(other, name)
             assert set(ours) >= {"model", "trainer", "ewc"}
             assert_same(ours, theirs, name)
         a, b = (json.loads((f / "results.json").read_text()) for f in (folder, other))
@@ -67,22 +60,15 @@ def assert_same_end(assert_same):
     return compare
 
 
-def finish(train_server, folder, variant):
-    answer = train_server.train(folder, variant, arguments=["--resume"])
-    assert answer.code == 0, answer.stderr
-    return answer
-
-
 def test_two_undisturbed_runs_agree(train_server, undisturbed, variant, tmp_path, assert_same_end):
-    folder, _ = undisturbed(variant)
-    assert train_server.train(tmp_path / "again", variant).code == 0
-    assert_same_end(folder, tmp_path / "again")
+    train_server.finish(tmp_path / "again", variant)
+    assert_same_end(undisturbed(variant)[0], tmp_path / "again")
 
 
 def test_kills_at_random_moments(train_server, undisturbed, variant, tmp_path, assert_same_end):
     reference, seconds = undisturbed(variant)
     draw = random.Random(0)
-    for chain in range(5):
+    for chain in range(3):
         folder = tmp_path / f"chain{chain}"
         moment = draw.uniform(0.1, 0.9) * seconds
         while train_server.train(folder, variant, kill_after=moment).code != KILLED:
@@ -93,60 +79,24 @@ def test_kills_at_random_moments(train_server, undisturbed, variant, tmp_path, a
         moment = draw.uniform(0.1, 0.9) * seconds
         again = train_server.train(folder, variant, arguments=["--resume"], kill_after=moment)
         assert again.code in (0, KILLED), again.stderr
-        finish(train_server, folder, variant)
+        train_server.finish(folder, variant, arguments=["--resume"])
         assert_same_end(folder, reference)
 
 
-# Every file of a run appears by os.replace, after its bytes were flushed to a temporary file:
-# a kill there is one in the middle of writing a checkpoint (or a table of results).
-@pytest.mark.parametrize(
-    ("name", "time"),
-    [
-        *(("model_0000002.pth", 1), ("model_task_a.pth", 1), ("model_0000005.pth", 1)),
-        *(("model_final.pth", 1), ("results.json", 1), ("results.json", 2)),
-        *(("metrics.json", 1), ("metrics.json", 2)),
-        *(("last_checkpoint", time) for time in range(1, 5)),
-    ],
-)
-def test_kill_while_writing_file(
-    train_server, undisturbed, tiny, tmp_path, assert_same_end, name, time
-):
-    variant = variants(tiny)["online"]
-    reference, _ = undisturbed(variant)
-    strikes = [["os:replace", time, "kill", name]]
-    answer = train_server.train(tmp_path, variant, strikes=strikes)
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_kill_at_a_chosen_moment(train_server, undisturbed, tmp_path, assert_same_end, kill):
+    variant = VARIANTS[KILLS[kill][0]]
+    answer = train_server.train(tmp_path, variant, strikes=[KILLS[kill][1]])
     assert answer.code == KILLED, answer.stderr
-    finish(train_server, tmp_path, variant)
-    assert_same_end(tmp_path, reference)
-
-
-@pytest.mark.parametrize(
-    ("target", "call"),
-    [
-        ("d2_smallobj.engine.trainer:TwoTaskTrainer.evaluate_task", 1),
-        ("d2_smallobj.engine.tasks:empirical_fisher", 1),
-        ("d2_smallobj.losses.ewc:ElasticWeightConsolidation.anchor", 1),
-        ("d2_smallobj.losses.ewc:ElasticWeightConsolidation.proximal_step_", 1),
-        ("d2_smallobj.evaluation.evaluator:SmallObjectEvaluator.evaluate", 2),
-    ],
-    ids=["evaluation of A", "Fisher", "anchor", "first step of B", "last evaluation"],
-)
-def test_kill_at_the_switch_and_after(
-    train_server, undisturbed, tiny, tmp_path, assert_same_end, target, call
-):
-    variant = variants(tiny)["empirical"]
-    reference, _ = undisturbed(variant)
-    answer = train_server.train(tmp_path, variant, strikes=[[target, call, "kill"]])
-    assert answer.code == KILLED, answer.stderr
-    finish(train_server, tmp_path, variant)
-    assert_same_end(tmp_path, reference)
+    train_server.finish(tmp_path, variant, arguments=["--resume"])
+    assert_same_end(tmp_path, undisturbed(variant)[0])
 
 
 def test_resume_at_every_iteration(make_trainer, variant, tmp_path, assert_same):
     every = {**variant, "SOLVER.CHECKPOINT_PERIOD": 1, "DATALOADER.NUM_WORKERS": 0}
     folder = tmp_path / "run"
     make_trainer(every, folder=folder).train()
-    reference = load(folder, "model_final")
+    reference = saved(folder)
     for iteration in range(8):
         (folder / "last_checkpoint").write_text(f"model_{iteration:07d}.pth")
         (folder / "model_final.pth").unlink()
@@ -156,25 +106,23 @@ def test_resume_at_every_iteration(make_trainer, variant, tmp_path, assert_same)
             assert_same(trainer.checkpointer.model.state_dict(), reference["model"])
             break
         trainer.train()
-        assert_same(load(folder, "model_final"), reference, f"resumed after {iteration}")
+        assert_same(saved(folder), reference, f"resumed after {iteration}")
 
 
 def test_resuming_a_finished_run_changes_nothing(
-    train_server, undisturbed, tiny, assert_same_end, tmp_path
+    train_server, undisturbed, assert_same_end, tmp_path
 ):
-    variant = variants(tiny)["online"]
-    assert train_server.train(tmp_path, variant).code == 0
-    finish(train_server, tmp_path, variant)
-    assert_same_end(tmp_path, undisturbed(variant)[0])
+    reference = undisturbed(ONLINE)[0]
+    folder = shutil.copytree(reference, tmp_path / "run")
+    train_server.finish(folder, ONLINE, arguments=["--resume"])
+    assert_same_end(folder, reference)
 
 
-def test_metrics_survive_a_kill(train_server, tiny, tmp_path):
-    long = {**tiny.ONLINE, "SOLVER.MAX_ITER": 44, "SMALLOBJ.TASK_A.ITERS": 22}
-    strikes = [["d2_smallobj.losses.ewc:ElasticWeightConsolidation.add_gradient_", 1, "kill"]]
+def test_metrics_survive_a_kill(train_server, tmp_path):
+    long = {**ONLINE, "SOLVER.MAX_ITER": 44, "SMALLOBJ.TASK_A.ITERS": 22}
+    strikes = [[f"{EWC}.add_gradient_", 1, "kill"]]
     assert train_server.train(tmp_path, long, strikes=strikes).code == KILLED
-    finish(train_server, tmp_path, long)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    tasks = {row["iteration"]: row["task"] for row in rows if "task" in row}
+    train_server.finish(tmp_path, long, arguments=["--resume"])
+    tasks = {row["iteration"]: row["task"] for row in metrics_rows(tmp_path) if "task" in row}
     assert tasks == {19: 1, 39: 2, 43: 2}
-    log = (tmp_path / "log.txt").read_text()
-    assert "Resumed at iteration 22" in log
+    assert "Resumed at iteration 22" in (tmp_path / "log.txt").read_text()

@@ -69,6 +69,8 @@ def run(job: dict) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["fsize"], job["fsize"]))
     for target in job.get("strikes", []):
         strike(*target)
+    if "spawn" in job:
+        mp.start_processes = mp.start_processes.func
     if "group" in job:
         join_group(job["group"], job["rank"], job["world"])
     if "code" in job:
