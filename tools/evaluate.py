@@ -32,8 +32,8 @@ from d2_smallobj.utils.cli import checked, natural_int, positive_int, readable_e
 
 with readable_errors():
     from d2_smallobj.metrics import parse_size_bins
-    from d2_smallobj.metrics.image_runs import MODES
     from d2_smallobj.metrics.summary import WORST_PERCENT, check_worst
+    from d2_smallobj.metrics.validation import MODES
     from d2_smallobj.report.comparison_tables import format_comparison
     from d2_smallobj.scoring import (
         Inputs,

@@ -12,9 +12,8 @@ from typing import Any
 import d2_smallobj
 from d2_smallobj.annotations.truth import GroundTruth
 from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator, SizeBins
-from d2_smallobj.metrics.image_runs import MODES
 from d2_smallobj.metrics.summary import WORST_PERCENT, check_worst
-from d2_smallobj.metrics.validation import check_classes
+from d2_smallobj.metrics.validation import MODES, check_classes
 from d2_smallobj.scoring.inputs import DatasetOpener, Inputs, PixelSources, choose_ignore_label
 from d2_smallobj.scoring.predictions import (
     Plan,
