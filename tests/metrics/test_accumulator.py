@@ -85,13 +85,6 @@ def test_memory_depends_on_instances_not_on_pixels():
     assert sizes[0] == sizes[1]
 
 
-def test_merging_adds_up():
-    merged = filled(images=[0, 3])
-    merged.merge(filled(images=[2, 1]))
-    merged.merge(Accumulator(3))
-    assert same(merged, filled())
-
-
 def test_an_image_without_records_is_counted():
     accumulator = Accumulator(2)
     accumulator.update("void", np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8))

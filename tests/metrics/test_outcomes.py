@@ -77,18 +77,6 @@ def test_drawn_cases():
     assert match.table.shared.tolist() == [0, 1, 1, 0, 0]
 
 
-def test_shared_counts_instances_once():
-    # Instance 2 shares one component with 1, and two with 3; the class-2 neighbour is no sharer.
-    guess = np.array([[1, 1, 0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0, 0, 0], [0] * 8])
-    guess[2, 3:5] = 1
-    instances = np.array([[1, 2, 0, 2, 3, 0, 3, 0], [9, 0, 0, 0, 0, 0, 0, 0], [0] * 8])
-    instances[2, 3:5] = 2, 3
-    semantic = np.where(instances == 9, 2, instances > 0).astype(np.uint8)
-    table = match_image(guess, semantic, instances, num_classes=3).table
-    found = dict(zip(table.instance_id.tolist(), table.shared.tolist()))
-    assert found == {0: 0, 1: 1, 2: 2, 3: 1, 9: 0}
-
-
 def test_outcomes_by_class_and_size():
     summary = outcome_summary(TABLE, NAMES)
     count = {name: cell["instances"] for name, cell in summary["all"].items()}

@@ -75,14 +75,6 @@ def test_drawn_patterns_count_the_observed_one(make_run):
     assert (found["IA-mIoU_fg"].low, found["IA-mIoU_fg"].high) == pytest.approx((10.0, 10.0))
 
 
-def test_drawn_patterns_agree_with_all_patterns(random_run):
-    first, second = random_run(1, 2, images=12), random_run(1, 3, images=12)
-    exact = compare(first, second, samples=4096)
-    drawn = compare(first, second, samples=4095)
-    for name in ("mIoU", "IA-mIoU", "IA-mIoU_S"):
-        assert exact[name].p_value == pytest.approx(drawn[name].p_value, abs=5 * 0.5 / 64)
-
-
 def test_swaps_are_fair_and_complete():
     assert is_complete(10, 1024)
     assert not is_complete(10, 1023)

@@ -34,16 +34,6 @@ def test_equal_to_scipy(pairs):
     assert kendall(x, y) == pytest.approx(tau, abs=1e-12, nan_ok=True)
 
 
-def test_by_hand():
-    assert average_ranks([3.0, 1.0, 3.0, 3.0]).tolist() == [3.0, 1.0, 3.0, 3.0]
-    # One exchange of neighbours in four: 1 - 6·2 / (4·15), and (5 - 1) / 6.
-    assert spearman([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(0.8)
-    assert kendall([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(4 / 6)
-    # One tie on one side: two concordant pairs of sqrt(3 · 2).
-    assert kendall([1, 2, 3], [1, 2, 2]) == pytest.approx(2 / 6**0.5)
-    assert spearman([1, 2], [5, 5]) != spearman([1, 2], [5, 5])  # NaN
-
-
 def test_pairs():
     """Those with a NaN are left out; lengths must agree."""
     x, y = [1, 2, math.nan, 4, 5], [2, 1, 7, math.nan, 9]
