@@ -64,17 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--side", type=int, default=512, metavar="PIXELS", help="longest of a picture (%(default)s)"
     )
     parser.add_argument(
-        "--quality",
-        type=int,
-        default=75,
-        metavar="1..95",
-        help="JPEG quality (%(default)s)",
-    )
-    parser.add_argument(
         "--only-suspicious", action="store_true", help="leave out images without suspicion"
-    )
-    parser.add_argument(
-        "--file-order", action="store_true", help="default: images with most suspicions first"
     )
     parser.add_argument(
         "--jobs", type=positive_int, default=1, metavar="N", help="processes (%(default)s)"
@@ -100,10 +90,9 @@ def main(arguments: list[str] | None = None) -> None:
         args.json,
         args.images,
         suspicions=None if args.verdicts is None else read_suspicions(args.verdicts),
-        suspicious_first=not args.file_order,
         only_suspicious=args.only_suspicious,
     )
-    options = {name: getattr(args, name) for name in ("per_sheet", "side", "quality", "jobs")}
+    options = {name: getattr(args, name) for name in ("per_sheet", "side", "jobs")}
     paths = write_review(args.output, review, **options, progress=True)
     size = sum(path.stat().st_size for path in paths) / 1e6
     print(f"{len(review.tasks)} images in {len(paths)} sheet(s), {size:.1f} MB: {paths[0]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 
 NAMES = ("background", "cat", "dog", "bird")
 
@@ -28,3 +29,11 @@ def guess(index):
     noise = rng.integers(0, len(NAMES), (8, labels.shape[1] // 5 + 1)).repeat(5, 0).repeat(5, 1)
     mixed = np.where(rng.random(labels.shape) < 0.85, labels, noise[:40, : labels.shape[1]])
     return mixed.astype(np.uint8)
+
+
+def write_ids(path, ids):
+    """Write segment ids as a panoptic PNG: R + 256 G + 65536 B."""
+    colours = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=2).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(colours).save(path)
+    return path

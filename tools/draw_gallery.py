@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_smallobj.utils.cli import readable_errors
+from d2_smallobj.utils.cli import positive_int, readable_errors
 
 with readable_errors():
     from d2_smallobj import TwoTaskTrainer
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", nargs="+", required=True, metavar="NAME=FILE")
     parser.add_argument("--output", required=True, metavar="PNG")
-    parser.add_argument("--num-images", type=int, default=4)
+    parser.add_argument("--num-images", type=positive_int, default=4)
     parser.add_argument("--min-area", type=int, default=100, help="pixels")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides, last"

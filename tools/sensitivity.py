@@ -148,11 +148,11 @@ def run_removal(
     args: argparse.Namespace, images: Sequence[LabelledImage], class_names: Sequence[str]
 ) -> None:
     """Draw Fig. 5 of the paper."""
-    bins = args.size_bins
     name = args.class_name or most_instances(images, class_names)
-    curve = removal_curve(images, class_names, name, points=args.points, size_bins=bins)
+    options = {"points": args.points, "size_bins": args.size_bins}
+    curve = removal_curve(images, class_names, name, **options)
     write_curves(args.output / "removal.csv", [curve])
-    draw_removal(args.output / "removal.png", curve, sizes=list(bins))
+    draw_removal(args.output / "removal.png", curve)
     print(f"wrote {args.output / 'removal.png'} and .csv ({name})")
 
 

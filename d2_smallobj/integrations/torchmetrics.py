@@ -84,20 +84,12 @@ class InstanceAwareIoU(Metric):
     ) -> None:
         super().__init__(**kwargs)
         # Wrong options are errors now, not at the first image.
-        self._options = Accumulator(
-            num_classes,
-            stuff=stuff,
-            ignore_label=ignore_label,
-            void_instance=void_instance,
-            mode=mode,
-        ).settings
+        ignored = {"ignore_label": ignore_label, "void_instance": void_instance}
+        self._options = Accumulator(num_classes, stuff=stuff, mode=mode, **ignored).settings
         self.worst = check_worst(worst)
-        self.class_names = [str(n) for n in (class_names or range(num_classes))]
-        if len(self.class_names) != num_classes:
-            raise ValueError(
-                f"class_names must be {num_classes} names, got {len(self.class_names)}:"
-                f" {self.class_names}"
-            )
+        self.class_names = names = [str(name) for name in (class_names or range(num_classes))]
+        if len(names) != num_classes:
+            raise ValueError(f"class_names must be {num_classes} names, got {len(names)}: {names}")
         self.size_bins = size_bins
         self._unnamed = 0
         self.add_state("messages", default=[], dist_reduce_fx="cat")

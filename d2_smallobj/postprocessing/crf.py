@@ -46,8 +46,6 @@ class CrfOptions:
     def __post_init__(self) -> None:
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, int):
             raise ValueError(f"iterations must be an integer, got {self.iterations!r}")
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be >= 1, got {self.iterations}")
         for name, value in dataclasses.asdict(self).items():
             rule = ">= 0" if name.endswith("_weight") else "> 0"
             if not math.isfinite(value) or value < 0 or (value == 0 and rule == "> 0"):
@@ -113,10 +111,9 @@ class DenseCrf:
             smooth = _spatial_filter(image.shape[:2], options.gaussian_sxy)
             terms.append((options.gaussian_weight, _normalized(smooth, image)))
         if options.bilateral_weight > 0:
-            lattice = PermutohedralLattice(
-                bilateral_features(image, options.bilateral_sxy, options.bilateral_srgb)
-            )
-            terms.append((options.bilateral_weight, _normalized(lattice.filter, image)))
+            features = _features(image, options.bilateral_sxy, options.bilateral_srgb)
+            appearance = PermutohedralLattice(features).filter
+            terms.append((options.bilateral_weight, _normalized(appearance, image)))
 
         def message(q: np.ndarray) -> np.ndarray:
             total = np.zeros_like(q)
@@ -127,7 +124,7 @@ class DenseCrf:
         return message
 
 
-def bilateral_features(image: np.ndarray, sxy: float, srgb: float) -> np.ndarray:
+def _features(image: np.ndarray, sxy: float, srgb: float) -> np.ndarray:
     """Position and colour of every pixel over their standard deviations: float32 (H·W, 5)."""
     height, width = image.shape[:2]
     rows, columns = np.mgrid[:height, :width]

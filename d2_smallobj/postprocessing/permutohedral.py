@@ -47,27 +47,17 @@ class PermutohedralLattice:
 
     def filter(self, values: np.ndarray) -> np.ndarray:
         """Filter float (N, C) values; returns float32 (N, C), up to the constant factor."""
-        lattice = self._splat(values)
-        for forward, backward in self._neighbours:
-            # The last row stands for all lattice points that are not in use and stays zero.
-            lattice[:-1] += 0.5 * (lattice[forward] + lattice[backward])
-        return self._slice(lattice)
-
-    def _splat(self, values: np.ndarray) -> np.ndarray:
-        """Spread the points over their corners: float32 (M + 1, C), the last row zero."""
+        # The last row stands for all lattice points that are not in use and stays zero.
         lattice = np.zeros((len(self) + 1, values.shape[1]), np.float32)
-        corners = self._corners.ravel()
         for channel in range(values.shape[1]):
-            spread = self._weights * values[:, channel]
-            lattice[:, channel] = np.bincount(corners, spread.ravel(), minlength=len(lattice))
-        return lattice
-
-    def _slice(self, lattice: np.ndarray) -> np.ndarray:
-        """Read the points from their corners: float32 (N, C)."""
-        values = np.zeros((self._corners.shape[1], lattice.shape[1]), np.float32)
+            spread = (self._weights * values[:, channel]).ravel()
+            lattice[:, channel] = np.bincount(self._corners.ravel(), spread, len(lattice))
+        for forward, backward in self._neighbours:
+            lattice[:-1] += 0.5 * (lattice[forward] + lattice[backward])
+        filtered = np.zeros(values.shape, np.float32)
         for corners, weights in zip(self._corners, self._weights):
-            values += weights[:, None] * lattice[corners]
-        return values
+            filtered += weights[:, None] * lattice[corners]
+        return filtered
 
 
 def _elevate(features: np.ndarray) -> np.ndarray:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
+from typing import Any
 
 from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.report.page_tables import PageTable, TableCell, TableColumn, text_cell
 from d2_smallobj.statistics.comparison import Comparison, PairedDifference
 from d2_smallobj.statistics.intervals import Interval, few_instances_warnings
+from d2_smallobj.statistics.pairing import Difference
 from d2_smallobj.statistics.ranking import format_rank_table
+from d2_smallobj.utils.files import csv_text
 from d2_smallobj.utils.tables import markdown_table, number
 
 _SIGNIFICANT = 0.05
@@ -34,12 +35,6 @@ def format_comparison(comparison: Comparison) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def format_interval(interval: Interval) -> str:
-    """Write a figure and its interval, if any: ``45.21 [40.33, 50.29]``."""
-    text = number(interval.estimate)
-    return text + ("" if math.isnan(interval.low) else f" {_ends(interval.low, interval.high)}")
-
-
 def comparison_csv(comparison: Comparison) -> str:
     """Write a comparison as one long table.
 
@@ -48,34 +43,23 @@ def comparison_csv(comparison: Comparison) -> str:
         (``method`` minus ``other``), ``spearman`` or ``kendall`` (between ``figure`` and
         ``other_figure``). Numbers keep every bit; an undefined one is empty.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _CSV_COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
+    rows: list[dict[str, Any]] = []
     ranks = comparison.ranks
-    for row, (name, figures) in enumerate(comparison.intervals.items()):
-        for column, (figure, interval) in enumerate(figures.items()):
-            cells = _cells(interval.estimate, interval.low, interval.high)
-            rank = _cell(float(ranks.ranks[row, column]))
-            writer.writerow(
-                {"kind": "figure", "method": name, "figure": figure, "rank": rank, **cells}
-            )
-    for item in comparison.differences:
-        gap = item.difference
-        writer.writerow(
-            {
-                **{"kind": "difference", "method": item.second, "other": item.first},
-                **{"figure": item.figure, **_cells(gap.estimate, gap.low, gap.high)},
-                **{"p_value": _cell(gap.p_value), "p_adjusted": _cell(item.p_adjusted)},
-            }
-        )
+    for (name, figures), places in zip(comparison.intervals.items(), ranks.ranks.tolist()):
+        for (figure, interval), rank in zip(figures.items(), places):
+            row = {"kind": "figure", "method": name, "figure": figure, "rank": rank}
+            rows.append({**row, **_values(interval)})
+    for one in comparison.differences:
+        row = {"kind": "difference", "method": one.second, "other": one.first}
+        p_values = {"p_value": one.difference.p_value, "p_adjusted": one.p_adjusted}
+        rows.append({**row, "figure": one.figure, **_values(one.difference), **p_values})
     for kind, matrix in (("spearman", ranks.spearman), ("kendall", ranks.kendall)):
-        for row, figure in enumerate(ranks.figures):
-            for column, other in enumerate(ranks.figures[:row]):
-                value = _cell(float(matrix[row, column]))
-                writer.writerow(
-                    {"kind": kind, "figure": other, "other_figure": figure, "value": value}
-                )
-    return text.getvalue()
+        for place, figure in enumerate(ranks.figures):
+            for other, value in zip(ranks.figures[:place], matrix[place].tolist()):
+                row = {"kind": kind, "figure": other, "other_figure": figure}
+                rows.append({**row, "value": value})
+    lines = [[_cell(row.get(column, "")) for column in _CSV_COLUMNS] for row in rows]
+    return csv_text(_CSV_COLUMNS, lines)
 
 
 def difference_table(comparison: Comparison) -> PageTable:
@@ -84,10 +68,10 @@ def difference_table(comparison: Comparison) -> PageTable:
     pairs: dict[str, dict[str, PairedDifference]] = {}
     for one in comparison.differences:
         pairs.setdefault(f"{one.second} − {one.first}", {})[one.figure] = one
-    rows = []
-    for pair, found in pairs.items():
-        cells = (_difference_cell(found[name], below=_span(found[name])) for name in figures)
-        rows.append([text_cell(pair), *cells])
+    rows = [
+        [text_cell(pair), *(_difference_cell(found[name], spanned=True) for name in figures)]
+        for pair, found in pairs.items()
+    ]
     columns = [TableColumn("Methods", text=True), *map(TableColumn, figures)]
     return PageTable("paired", "Differences between methods", columns, rows)
 
@@ -104,17 +88,12 @@ def p_value_table(comparison: Comparison) -> PageTable:
     ]
     rows = []
     for one in comparison.differences:
-        gap, adjusted, span = one.difference, one.p_adjusted, _span(one)
-        rows.append(
-            [
-                text_cell(one.figure),
-                text_cell(f"{one.second} − {one.first}"),
-                _difference_cell(one),
-                TableCell(span or "–", gap.low if span else ""),
-                TableCell(_probability(gap.p_value), gap.p_value),
-                TableCell(_probability(adjusted), adjusted, bold=adjusted < _SIGNIFICANT),
-            ]
-        )
+        p, adjusted, span = one.difference.p_value, one.p_adjusted, _span(one.difference)
+        row = [text_cell(one.figure), text_cell(f"{one.second} − {one.first}")]
+        row += [_difference_cell(one), TableCell(span or "–", one.difference.low if span else "")]
+        row.append(TableCell(_probability(p), p))
+        row.append(TableCell(_probability(adjusted), adjusted, bold=adjusted < _SIGNIFICANT))
+        rows.append(row)
     caption = "Differences in percentage points, intervals and p-values"
     return PageTable("paired-all", caption, columns, rows)
 
@@ -124,7 +103,7 @@ def _figures(comparison: Comparison, level: str) -> str:
     tables = []
     for names in split_headline(comparison.ranks.figures):
         rows = [
-            [method, *(format_interval(figures[name]) for name in names)]
+            [method, *(_interval(figures[name]) for name in names)]
             for method, figures in comparison.intervals.items()
         ]
         tables.append(markdown_table(["method", *names], rows))
@@ -142,7 +121,7 @@ def _differences(comparison: Comparison, level: str) -> str:
             f"{item.second} − {item.first}",
             item.figure,
             number(item.difference.estimate, "+.2f"),
-            _ends(item.difference.low, item.difference.high),
+            _ends(item.difference),
             number(item.difference.p_value, ".4f"),
             number(item.p_adjusted, ".4f"),
         ]
@@ -167,28 +146,33 @@ def _differences(comparison: Comparison, level: str) -> str:
     )
 
 
-def _ends(low: float, high: float) -> str:
-    return "-" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+def _interval(found: Interval) -> str:
+    """A figure and its interval, if any: ``45.21 [40.33, 50.29]``."""
+    return number(found.estimate) + ("" if math.isnan(found.low) else f" {_ends(found)}")
 
 
-def _cells(value: float, low: float, high: float) -> dict[str, str]:
-    return {"value": _cell(value), "low": _cell(low), "high": _cell(high)}
+def _ends(found: Interval | Difference) -> str:
+    return "-" if math.isnan(found.low) else f"[{found.low:.2f}, {found.high:.2f}]"
 
 
-def _cell(value: float) -> str:
-    return "" if math.isnan(value) else repr(value)
+def _values(found: Interval | Difference) -> dict[str, float]:
+    return {"value": found.estimate, "low": found.low, "high": found.high}
 
 
-def _difference_cell(one: PairedDifference, below: str = "") -> TableCell:
+def _cell(value: str | float) -> str | float:
+    return "" if isinstance(value, float) and math.isnan(value) else value
+
+
+def _difference_cell(one: PairedDifference, *, spanned: bool = False) -> TableCell:
     """The difference, bold where it is significant: an undefined p-value never is."""
     gap = one.difference.estimate
+    below = _span(one.difference) if spanned else ""
     return TableCell(_signed(gap), gap, below=below, bold=one.p_adjusted < _SIGNIFICANT)
 
 
-def _span(one: PairedDifference) -> str:
+def _span(gap: Difference) -> str:
     """The interval of a difference; empty where it is undefined."""
-    low, high = one.difference.low, one.difference.high
-    return "" if math.isnan(low) else f"{_signed(low)} to {_signed(high)}"
+    return "" if math.isnan(gap.low) else f"{_signed(gap.low)} to {_signed(gap.high)}"
 
 
 def _signed(value: float) -> str:

@@ -7,8 +7,6 @@ and width of a map.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +16,7 @@ from d2_smallobj.metrics import Accumulator
 from d2_smallobj.report.labelled_images import IGNORE, LabelledImage
 from d2_smallobj.utils.files import write_csv
 from d2_smallobj.utils.opencv import cv2
-from d2_smallobj.utils.tables import markdown_table
+from d2_smallobj.utils.tables import markdown_table, number
 
 CONVENTIONS: Mapping[str, str] = {
     "exact": "the default",
@@ -52,22 +50,6 @@ class ConventionRow:
     largest: float
 
 
-def _perturbation(
-    change: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
-) -> Callable[[int], Predictor]:
-    """Turn a change of (labels without void, instances, pixels) into a maker of predictors."""
-
-    @functools.wraps(change)
-    def make(pixels: int) -> Predictor:
-        def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
-            return change(np.where(semantic == IGNORE, 0, semantic), instances, pixels)
-
-        return predict
-
-    return make
-
-
-@_perturbation
 def shifted(labels: np.ndarray, instances: np.ndarray, pixels: int) -> np.ndarray:
     """The ground truth moved down and right; background fills the gap."""
     moved = np.zeros_like(labels)
@@ -75,7 +57,6 @@ def shifted(labels: np.ndarray, instances: np.ndarray, pixels: int) -> np.ndarra
     return moved
 
 
-@_perturbation
 def eroded(labels: np.ndarray, instances: np.ndarray, pixels: int) -> np.ndarray:
     """Every instance without its border."""
     kept = np.zeros_like(labels)
@@ -85,13 +66,11 @@ def eroded(labels: np.ndarray, instances: np.ndarray, pixels: int) -> np.ndarray
     return kept
 
 
-@_perturbation
 def dilated(labels: np.ndarray, instances: np.ndarray, pixels: int) -> np.ndarray:
     """Every class grown over void and background: close instances merge."""
     return _grow(labels, lambda mask: cv2.dilate(mask, _disc(pixels)))
 
 
-@_perturbation
 def merged(labels: np.ndarray, instances: np.ndarray, pixels: int) -> np.ndarray:
     """Every class closed: gaps of up to twice this width between its parts are filled."""
 
@@ -103,11 +82,22 @@ def merged(labels: np.ndarray, instances: np.ndarray, pixels: int) -> np.ndarray
     return _grow(labels, close)
 
 
+def perturbed(
+    change: Callable[[np.ndarray, np.ndarray, int], np.ndarray], pixels: int
+) -> Predictor:
+    """Predict the ground truth, changed: labels without void, instances and pixels to labels."""
+
+    def predict(image_id: str, semantic: np.ndarray, instances: np.ndarray) -> np.ndarray:
+        return change(np.where(semantic == IGNORE, 0, semantic), instances, pixels)
+
+    return predict
+
+
 PERTURBATIONS: Mapping[str, Predictor] = {
-    "shifted by 5 px": shifted(5),
-    "eroded by 3 px": eroded(3),
-    "grown by 5 px": dilated(5),
-    "merged over 30 px": merged(15),
+    "shifted by 5 px": perturbed(shifted, 5),
+    "eroded by 3 px": perturbed(eroded, 3),
+    "grown by 5 px": perturbed(dilated, 5),
+    "merged over 30 px": perturbed(merged, 15),
 }
 """Perturbed ground truth, used as predictions."""
 
@@ -136,18 +126,14 @@ def convention_table(rows: Sequence[ConventionRow]) -> str:
         [row.name, str(row.instances), str(row.differing), f"{row.largest:.2f}"] for row in rows
     ]
     header = ["official against exact", "instances", "of another IoU", "largest change of one"]
-    return "\n\n".join(
-        (
-            markdown_table(["IA-mIoU / IA-mIoU_S", "mIoU", *CONVENTIONS], figures),
-            markdown_table(header, changes),
-        )
-    )
+    table = markdown_table(["IA-mIoU / IA-mIoU_S", "mIoU", *CONVENTIONS], figures)
+    return f"{table}\n\n{markdown_table(header, changes)}"
 
 
 def write_conventions(path: str | os.PathLike[str], rows: Sequence[ConventionRow]) -> None:
     """Write all figures as CSV: one line per set of predictions, convention and figure."""
     lines = [
-        [row.name, convention, name, "" if math.isnan(value) else f"{value:.6f}"]
+        [row.name, convention, name, number(value, ".6f", "")]
         for row in rows
         for convention, figures in row.figures.items()
         for name, value in figures.items()
@@ -173,18 +159,17 @@ def _score(
             guess = bare if key == "void dropped first" else prediction
             truth = None if key == "components" else instances
             accumulator.update(image.image_id, guess, semantic, truth)
-    figures = {key: accumulator.summarize(class_names) for key, accumulator in found.items()}
-    chosen = {
-        key: {wanted: figures[key][wanted] for wanted in ("mIoU", "IA-mIoU", "IA-mIoU_S")}
-        for key in found
-    }
-    chosen["no background"] = {**chosen["exact"], "IA-mIoU": figures["exact"]["IA-mIoU_fg"]}
+    names = ("mIoU", "IA-mIoU", "IA-mIoU_S")
+    summaries = {key: accumulator.summarize(class_names) for key, accumulator in found.items()}
+    figures = {key: {name: all_[name] for name in names} for key, all_ in summaries.items()}
+    foreground = {"IA-mIoU": summaries["exact"]["IA-mIoU_fg"]}
+    figures["no background"] = {**figures["exact"], **foreground}
     tables = [found[key].table for key in ("exact", "official")]
     exact, official = (table.iou[table.things] for table in tables)
     moved = 100.0 * np.abs(exact - official)
     return ConventionRow(
         name,
-        {key: chosen[key] for key in CONVENTIONS},
+        {key: figures[key] for key in CONVENTIONS},
         len(moved),
         int(np.count_nonzero(moved)),
         float(moved.max(initial=0.0)),

@@ -5,7 +5,6 @@ Legend: C object classes; B size bins.
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -174,7 +173,7 @@ def write_balance(path: str | os.PathLike[str], sets: Sequence[SizeStatistics]) 
         [
             *(one.name, one.num_images, int(one.counts.sum()), *one.counts.sum(axis=0).tolist()),
             *(one.num_beyond, len(one.class_names), one.counts.size, one.num_empty),
-            *("" if math.isnan(x) else f"{x:.6f}" for x in (one.entropy, one.variation)),
+            *(number(x, ".6f", "") for x in (one.entropy, one.variation)),
         ]
         for one in sets
     ]
@@ -208,17 +207,16 @@ def format_balance(sets: Sequence[SizeStatistics]) -> str:
         ]
         for one in sets
     ]
-    lines = [markdown_table(header, rows), ""]
-    lines.append(
+    legend = (
         "Balance over class × size: normalised entropy (1 = all cells equal), coefficient of"
         " variation (0 = all cells equal)."
     )
-    lines += [
+    beyond = [
         f"{one.name}: {one.num_beyond:,} instances lie beyond the last size and are not counted."
         for one in sets
         if one.num_beyond
     ]
-    return "\n".join(lines)
+    return "\n".join([markdown_table(header, rows), "", legend, *beyond])
 
 
 def _cells(counts: Sequence[int]) -> list[str]:

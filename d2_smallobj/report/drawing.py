@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_VOID = 255
-
 
 def new_figure(width: float, height: float) -> Figure:
     """Make a figure (inches) with its own canvas: pyplot keeps global state, may open a display.
@@ -101,30 +99,20 @@ class GalleryRow:
     ious: Mapping[str, Mapping[int, float]]
 
 
-def draw_gallery(
-    path: str,
-    rows: Sequence[GalleryRow],
-    colors: Sequence[Sequence[int]],
-    *,
-    small_area: float = 32**2,
-) -> None:
+def draw_gallery(path: str, rows: Sequence[GalleryRow], colors: Sequence[Sequence[int]]) -> None:
     """Draw image, ground truth and predictions side by side, a row for each image.
 
-    Small instances are marked with their IoU in every prediction: red below 0.25, orange below
-    0.5, green above.
+    Instances of less than 32² pixels are marked with their IoU in every prediction: red below
+    0.25, orange below 0.5, green above.
 
     Args:
         path: PNG to write, atomically.
-        rows: images, all with the same models.
+        rows: images, at least one, all with the same models.
         colors: RGB of each class.
-        small_area: instances below this many pixels are marked.
 
     Raises:
-        ValueError: without a row.
         ImportError: matplotlib is missing.
     """
-    if not rows:
-        raise ValueError("rows must hold at least one image, got none")
     models = list(rows[0].predictions)
     titles = ["image", "ground truth", *models]
     figure = new_figure(2.1 * len(titles), 2.1 * len(rows))
@@ -138,7 +126,7 @@ def draw_gallery(
             if row is rows[0]:
                 axis.set_title(title, fontsize=9)
         for axis, model in zip(line[2:], models):
-            _mark_small(axis, row.instances, row.ious[model], small_area)
+            _mark_small(axis, row.instances, row.ious[model])
     save_figure(figure, path, dpi=110)
 
 
@@ -152,13 +140,11 @@ def _coloured(image: np.ndarray, labels: np.ndarray, colors: Sequence[Sequence[i
     return mixed.clip(0, 255).astype(np.uint8)
 
 
-def _mark_small(
-    axis: Axes, instances: np.ndarray, ious: Mapping[int, float], small_area: float
-) -> None:
+def _mark_small(axis: Axes, instances: np.ndarray, ious: Mapping[int, float]) -> None:
     """Write the IoU of every small instance above it."""
     for instance, iou in ious.items():
         rows, columns = np.nonzero(instances == instance)
-        if instance in (0, _VOID) or not 0 < len(rows) < small_area:
+        if instance in (0, 255) or not 0 < len(rows) < 32**2:
             continue
         color = "#d62728" if iou < 0.25 else "#ff9e2c" if iou < 0.5 else "#2ca02c"
         axis.text(

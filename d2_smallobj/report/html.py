@@ -133,13 +133,14 @@ def _cards(methods: Sequence[ScoredMethod]) -> list[dict[str, Any]]:
             {"method": method, "value": value, "is_best": len(methods) == 1 or position in best}
             for position, (method, value) in enumerate(zip(methods, values))
         ]
-        size = key.removeprefix("IA-mIoU_")
-        text = _HEADLINE_TEXTS.get(key)
-        if text is None:
-            number = thousands(methods[0].figure(f"instances_{size}"))
-            text = f"{size_word(size)} objects ({size_range(methods[0].bins, size)})"
-            text += f": {number} instances"
         is_size = key not in _HEADLINE_TEXTS
+        if is_size:
+            size = key.removeprefix("IA-mIoU_")
+            number = thousands(methods[0].figure(f"instances_{size}"))
+            where = size_range(methods[0].bins, size)
+            text = f"{size_word(size)} objects ({where}): {number} instances"
+        else:
+            text = _HEADLINE_TEXTS[key]
         cards.append({"key": key, "text": text, "is_size": is_size, "rows": rows})
     return cards
 
@@ -179,14 +180,12 @@ def _summary(methods: Sequence[ScoredMethod], *, paired: bool) -> list[str]:
     ]
     if len(methods) > 1:
         return sentences + _best_methods(methods, key, paired=paired)
-    if math.isnan(first.figure(key)):
-        return [*sentences, f"mIoU is {percent(first.figure('mIoU'))}."]
-    missed = first.outcome_shares(size)["missed"]
-    return [
-        *sentences,
-        f"mIoU is {percent(first.figure('mIoU'))}; on {size_word(size)} objects, IA-mIoU is"
-        f" {percent(first.figure(key))} and {percent(missed, 0)} % of them are missed altogether.",
-    ]
+    sentence = f"mIoU is {percent(first.figure('mIoU'))}"
+    if not math.isnan(first.figure(key)):
+        missed = percent(first.outcome_shares(size)["missed"], 0)
+        sentence += f"; on {size_word(size)} objects, IA-mIoU is {percent(first.figure(key))}"
+        sentence += f" and {missed} % of them are missed altogether"
+    return [*sentences, f"{sentence}."]
 
 
 def _best_methods(methods: Sequence[ScoredMethod], key: str, *, paired: bool) -> list[str]:
@@ -225,7 +224,11 @@ def _warnings(methods: Sequence[ScoredMethod], comparison: Comparison | None) ->
         found += [f"{who}{remark}" for remark in getattr(method.run, "remarks", ())]
     for method in methods[1:]:
         found += _mismatches(methods[0], method)
-    found += _rare_classes(methods[0])
+    first = methods[0]
+    few = few_instances(first.run.table, first.class_names, first.bins, stuff=first.stuff)
+    # A class that the data set lacks altogether needs no sentence about every size.
+    few = [one for one in few if first.figure(f"instances-{one.category}") > 0]
+    found += few_instances_warnings(few)
     if not any(method.intervals for method in methods):
         found.append(
             "No intervals were computed: differences of a point or two may be chance"
@@ -254,15 +257,6 @@ def _mismatches(first: ScoredMethod, other: ScoredMethod) -> list[str]:
                 f" {mine!r} and {theirs!r}."
             )
     return found
-
-
-def _rare_classes(method: ScoredMethod) -> list[str]:
-    """Classes and sizes with few instances or none."""
-    found = few_instances(method.run.table, method.class_names, method.bins, stuff=method.stuff)
-    # A class that the data set lacks altogether needs no sentence about every size.
-    return few_instances_warnings(
-        [one for one in found if method.figure(f"instances-{one.category}") > 0]
-    )
 
 
 def _options(methods: Sequence[ScoredMethod]) -> dict[str, list[str]]:

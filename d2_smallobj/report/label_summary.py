@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,7 @@ import numpy as np
 from d2_smallobj.metrics import OUTCOMES
 from d2_smallobj.pseudo_labels.misses import ALL, LabelSummary
 from d2_smallobj.report.drawing import hide_frame, new_figure, save_figure
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import write_csv
 from d2_smallobj.utils.tables import markdown_table, number
 
 if TYPE_CHECKING:
@@ -41,29 +39,24 @@ def format_label_summary(summary: LabelSummary) -> str:
     smallest = [row for row in rows if row["class"] != ALL and row["size"] == sizes[0]]
     by_class = [[row["class"], *_cells(row)] for row in smallest if row["instances"]]
     header_2 = [f"class, size {sizes[0]}", *header[1:]]
-    return "\n\n".join(
-        (
-            f"{summary.name} against the true instances of {summary.num_images} images, percent: "
-            f"{figures}",
-            markdown_table(header, by_size),
-            markdown_table(header_2, by_class),
-            "missed: not one of its pixels has its class; IA-IoU: mean over instances; labelled: "
-            "pixels of instances with the right class; ignored: 255, which counts as background "
-            "in all other columns.\n",
-        )
+    return (
+        f"{summary.name} against the true instances of {summary.num_images} images, percent: "
+        f"{figures}\n\n{markdown_table(header, by_size)}\n\n"
+        f"{markdown_table(header_2, by_class)}\n\n"
+        "missed: not one of its pixels has its class; IA-IoU: mean over instances; labelled: "
+        "pixels of instances with the right class; ignored: 255, which counts as background "
+        "in all other columns.\n"
     )
 
 
 def write_label_summary(path: str | os.PathLike[str], summary: LabelSummary) -> None:
     """Write one row per class and size as CSV; undefined figures are empty."""
     rows = summary.rows()
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["labels", *rows[0]], lineterminator="\n")
-    writer.writeheader()
+    lines = []
     for row in rows:
-        shares = {name: "" if math.isnan(row[name]) else f"{row[name]:.4f}" for name in _SHARES}
-        writer.writerow({"labels": summary.name, **row, **shares})
-    atomic_write_text(path, text.getvalue())
+        shares = {name: number(row[name], ".4f", "") for name in _SHARES}
+        lines.append([summary.name, *{**row, **shares}.values()])
+    write_csv(path, ["labels", *rows[0]], lines)
 
 
 def draw_label_summary(path: str | os.PathLike[str], summary: LabelSummary) -> None:
@@ -79,10 +72,9 @@ def draw_label_summary(path: str | os.PathLike[str], summary: LabelSummary) -> N
     ]
     classes.sort(key=lambda row: -row["missed"] / row["instances"])
     classes = classes[:_MOST_CLASSES]
-    figure = new_figure(4.6 + max(2.4, 0.24 * len(classes)), 3.4)
-    left, right = figure.subplots(
-        1, 2, gridspec_kw={"width_ratios": [4.6, max(2.4, 0.24 * len(classes))]}
-    )
+    widths = [4.6, max(2.4, 0.24 * len(classes))]
+    figure = new_figure(sum(widths), 3.4)
+    left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": widths})
     _draw_sizes(left, [row for row in rows if row["class"] == ALL], summary.name)
     _draw_classes(right, classes, smallest)
     save_figure(figure, path)

@@ -6,6 +6,7 @@ Legend: H, W height and width of a map.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from d2_smallobj.annotations.truth import GroundTruth, TruthImage
 
 IGNORE = 255
+PAIR_IDS = {"small": 1, "large": 2}
+"""Ids of the instances of a :class:`Pair`."""
+_LEAST_RATIO = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,23 +45,21 @@ def truth_images(truth: GroundTruth, num_classes: int) -> list[LabelledImage]:
 
     Every map is checked against the number of classes (background included) when it is read.
     """
+    load = functools.partial(_load, truth, num_classes)
+    return [LabelledImage(each.image_id, functools.partial(load, each)) for each in truth.images]
 
-    def loader(image: TruthImage) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-        def load() -> tuple[np.ndarray, np.ndarray]:
-            semantic, instances = truth.read(image)
-            check_label_values(semantic, num_classes, IGNORE, image.where)
-            if instances is None:
-                return semantic, component_instances(semantic)
-            if instances.shape != semantic.shape:
-                raise ValueError(
-                    f"{image.instances}: must have the size of {image.where}, {semantic.shape}, "
-                    f"got {instances.shape}"
-                )
-            return semantic, instances
 
-        return load
-
-    return [LabelledImage(image.image_id, loader(image)) for image in truth.images]
+def _load(truth: GroundTruth, classes: int, image: TruthImage) -> tuple[np.ndarray, np.ndarray]:
+    semantic, instances = truth.read(image)
+    check_label_values(semantic, classes, IGNORE, image.where)
+    if instances is None:
+        return semantic, component_instances(semantic)
+    if instances.shape != semantic.shape:
+        raise ValueError(
+            f"{image.instances}: must have the size of {image.where}, {semantic.shape}, "
+            f"got {instances.shape}"
+        )
+    return semantic, instances
 
 
 def component_instances(semantic: np.ndarray) -> np.ndarray:
@@ -71,12 +73,9 @@ def drawn_pair(size: int = 240) -> LabelledImage:
 
 
 def drawn_discs(discs: Sequence[tuple[float, float, float]], size: int, name: str) -> LabelledImage:
-    """Draw a square scene of discs of class 1, whose ids are 1, 2, ...
+    """Draw a square scene of discs of class 1, with ids 1, 2, ...
 
-    Args:
-        discs: (x of the centre, y, radius) in units of the side.
-        size: side of the scene in pixels.
-        name: id of the image.
+    ``discs`` are (x of the centre, y, radius) in units of the side, which is ``size`` pixels.
     """
 
     def load() -> tuple[np.ndarray, np.ndarray]:
@@ -89,12 +88,10 @@ def drawn_discs(discs: Sequence[tuple[float, float, float]], size: int, name: st
     return LabelledImage(name, load)
 
 
-def drawn_sizes(
-    count: int = 24, smallest: float = 8.0, largest: float = 200.0
-) -> list[LabelledImage]:
+def drawn_sizes(count: int = 24, largest: float = 200.0) -> list[LabelledImage]:
     """Draw the removal curve's scenes: one disc each, of geometrically growing diameter."""
     size = round(1.2 * largest)
-    diameters = np.geomspace(smallest, largest, count)
+    diameters = np.geomspace(8.0, largest, count)
     return [
         drawn_discs([(0.5, 0.5, float(diameter) / 2 / size)], size, f"disc {number:03d}")
         for number, diameter in enumerate(diameters)
@@ -119,8 +116,7 @@ class Pair:
     def areas(self) -> dict[str, int]:
         """Number of pixels of the ``small`` and the ``large`` one."""
         return {
-            name: int(np.count_nonzero(self.instances == number))
-            for name, number in (("small", 1), ("large", 2))
+            name: int(np.count_nonzero(self.instances == place)) for name, place in PAIR_IDS.items()
         }
 
 
@@ -130,7 +126,6 @@ def find_pair(
     *,
     class_name: str | None = None,
     min_area: int = 256,
-    min_ratio: float = 4.0,
 ) -> Pair:
     """Find the image in which two instances of one class differ most in area.
 
@@ -138,8 +133,7 @@ def find_pair(
         images: the data set.
         class_names: background first.
         class_name: look at this class only.
-        min_area: least number of pixels of the small one.
-        min_ratio: least ratio of their areas.
+        min_area: least number of pixels of the small one; the large one has four times as many.
 
     Raises:
         ValueError: if the class is unknown, or no image has such a pair.
@@ -154,21 +148,21 @@ def find_pair(
                 continue
             low, high = chosen[table.area[chosen].argmin()], chosen[table.area[chosen].argmax()]
             ratio = float(table.area[high] / table.area[low])
-            if ratio >= min_ratio and (best is None or ratio > best[0]):
+            if ratio >= _LEAST_RATIO and (best is None or ratio > best[0]):
                 ids = table.instance_id[[low, high]].tolist()
                 best = (ratio, image, label, *ids)
     if best is None:
         raise ValueError(
             f"no image has two instances of {class_name or 'one class'} of at least {min_area} "
-            f"pixels, one {min_ratio:g} times as large as the other: choose another class or data "
+            f"pixels, one {_LEAST_RATIO} times as large as the other: choose another class or data "
             "set"
         )
     _, image, label, low, high = best
     semantic, instances = image.load()
     kept = np.full(instances.shape, IGNORE, np.uint8)
     kept[(semantic == 0) & (instances != IGNORE)] = 0
-    for number, identity in enumerate((low, high), start=1):
-        kept[(instances == identity) & (semantic == label)] = number
+    for place, identity in zip(PAIR_IDS.values(), (low, high)):
+        kept[(instances == identity) & (semantic == label)] = place
     return Pair(image.image_id, class_names[label], kept)
 
 

@@ -29,48 +29,30 @@ class ScoredMethod:
 
     Attributes:
         run: the :class:`d2_smallobj.scoring.ScoredRun`, or anything with its attributes.
+        name: of the run.
         position: place of the run in the report, from 0; decides colour and marker.
+        class_names: by category.
+        bins: the size bins that the run was scored with.
+        stuff: ids of the stuff classes.
+        worst: share of the worst images, in percent.
+        ignore_label: label of ignored pixels.
         intervals: (low, high) in percent by figure; empty where none was computed.
     """
 
     run: Any
+    name: str
     position: int
+    class_names: list[str]
+    bins: SizeBins
+    stuff: tuple[int, ...]
+    worst: int
+    ignore_label: int
     intervals: Mapping[str, tuple[float, float]]
-
-    @property
-    def name(self) -> str:
-        """Name of the run."""
-        return str(self.run.name)
-
-    @functools.cached_property
-    def class_names(self) -> list[str]:
-        """Names by category."""
-        return [str(name) for name in self.run.class_names]
-
-    @functools.cached_property
-    def bins(self) -> SizeBins:
-        """The size bins that the run was scored with."""
-        return run_size_bins(self.run.options)
-
-    @functools.cached_property
-    def stuff(self) -> tuple[int, ...]:
-        """Ids of the stuff classes."""
-        return run_stuff(self.run.options)
 
     @property
     def thing_names(self) -> list[str]:
         """Names of the classes of objects."""
         return [name for place, name in enumerate(self.class_names) if place not in self.stuff]
-
-    @functools.cached_property
-    def worst(self) -> int:
-        """Share of the worst images, in percent."""
-        return run_worst(self.run.options)
-
-    @functools.cached_property
-    def ignore_label(self) -> int:
-        """Label of ignored pixels."""
-        return int(self.run.options.get("ignore_label", 255))
 
     @functools.cached_property
     def outcomes(self) -> dict[str, Any]:
@@ -132,8 +114,11 @@ def make_methods(
         raise ValueError(f"intervals: no run is called {unknown}; the runs are {names}")
     methods = []
     for position, (name, run) in enumerate(zip(names, runs)):
-        found = intervals.get(name, getattr(run, "intervals", {}))
-        methods.append(ScoredMethod(run, position, _bounds(found)))
+        options, classes = run.options, list(run.class_names)
+        shared = run_size_bins(options), run_stuff(options), run_worst(options)
+        ignore_label = int(options.get("ignore_label", 255))
+        found = _bounds(intervals.get(name, getattr(run, "intervals", {})))
+        methods.append(ScoredMethod(run, name, position, classes, *shared, ignore_label, found))
     first = methods[0]
     for other in methods[1:]:
         for attribute, words in _SHARED.items():
@@ -153,10 +138,8 @@ def size_word(name: str) -> str:
 
 def size_range(bins: SizeBins, name: str) -> str:
     """The bounds of a size bin as text, such as ``32² to 96² px``."""
-    names, bounds = list(bins), list(bins.values())
-    position = names.index(name)
-    low = bounds[position - 1] if position else 0.0
-    high = bounds[position]
+    high = bins[name]
+    low = max((bound for bound in bins.values() if bound < high), default=0.0)
     if math.isinf(high) or (bins.relative and high == 1):
         return f"from {_size(low, bins.relative)}" if low else "any size"
     if not low:
@@ -185,9 +168,8 @@ def _bounds(intervals: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """(low, high) by figure; undefined intervals left out."""
     found = {}
     for key, interval in intervals.items():
-        low, high = (
-            (interval.low, interval.high) if hasattr(interval, "low") else tuple(interval)[-2:]
-        )
-        if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+        given = hasattr(interval, "low")
+        low, high = (interval.low, interval.high) if given else tuple(interval)[-2:]
+        if None not in (low, high) and math.isfinite(low) and math.isfinite(high):
             found[str(key)] = (float(low), float(high))
     return found

@@ -10,14 +10,15 @@ import base64
 import functools
 import hashlib
 import importlib.resources
+import io
 import math
 import re
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from PIL import Image
 
-_FOLDER = "html_assets"
 # C0 controls and lone surrogates are no legal HTML and cannot all be written as UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -48,7 +49,7 @@ def template_environment() -> jinja2.Environment:
 
 def read_asset(name: str) -> str:
     """Read a template, style sheet or script of the package."""
-    folder = importlib.resources.files("d2_smallobj.report") / _FOLDER
+    folder = importlib.resources.files("d2_smallobj.report") / "html_assets"
     return (folder / name).read_text(encoding="utf-8")
 
 
@@ -59,6 +60,13 @@ def content_policy(script: str) -> str:
         "default-src 'none'; img-src data:; style-src 'unsafe-inline';"
         f" script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
+
+
+def jpeg_uri(picture: Image.Image, quality: int) -> str:
+    """The picture as a JPEG in a data URI, the only address that the policy allows."""
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=quality, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
 
 
 def percent(value: float, digits: int = 1) -> str:

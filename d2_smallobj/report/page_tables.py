@@ -87,13 +87,6 @@ class PageTable:
     choices: Sequence[str] = ()
     chosen: str = ""
 
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.columns):
-                raise ValueError(
-                    f"a row must have {len(self.columns)} cells, got {len(row)}: {row}"
-                )
-
 
 def best_positions(values: Sequence[float], *, lowest: bool = False) -> set[int]:
     """Positions of the best values; none where fewer than two are defined or all are equal."""
@@ -108,6 +101,18 @@ def figure_cell(value: float, *, note: str = "", bold: bool = False) -> TableCel
     """A cell with a percentage, shaded by it."""
     heat = None if math.isnan(value) else min(max(value, 0.0), 100.0)
     return TableCell(percent(value), value, note=note, bold=bold, heat=heat)
+
+
+def figure_cells(methods: Sequence[ScoredMethod], key: str) -> list[TableCell]:
+    """A cell with one figure for each method, the best one bold."""
+    values = [method.figure(key) for method in methods]
+    best = best_positions(values)
+    cells = []
+    for method, value in zip(methods, values):
+        few = method.few_instances(key)
+        note = f"n={thousands(few)}" if few else ""
+        cells.append(figure_cell(value, note=note, bold=method.position in best))
+    return cells
 
 
 def count_cell(value: float) -> TableCell:
@@ -130,12 +135,9 @@ def further_table(methods: Sequence[ScoredMethod]) -> PageTable:
     rows = []
     keys = split_headline(headline_names(methods[0].bins, methods[0].worst))[1]
     for place, key in enumerate(keys):
-        values = [method.figure(key) for method in methods]
-        best = best_positions(values)
         row = [TableCell(key, place), text_cell(_further_text(key))]
-        for position, (method, value) in enumerate(zip(methods, values)):
-            row.append(figure_cell(value, bold=position in best))
-            row += [_interval_cell(method, key)] if with_intervals else []
+        for method, cell in zip(methods, figure_cells(methods, key)):
+            row += [cell, _interval_cell(method, key)] if with_intervals else [cell]
         rows.append(row)
     caption = "By image, by the worst images, and how many objects are found"
     return PageTable("further-table", caption, columns, rows)
@@ -159,9 +161,7 @@ def size_table(methods: Sequence[ScoredMethod]) -> PageTable:
     rows = []
     for place, size in enumerate(["", *methods[0].bins]):
         key = f"IA-mIoU_{size or 'fg'}"
-        values = [method.figure(key) for method in methods]
-        best = best_positions(values)
-        for method, value in zip(methods, values):
+        for method, cell in zip(methods, figure_cells(methods, key)):
             shares = method.outcome_shares(size)
             lost = math.fsum(counts["lost"] for counts in method.outcome_row(size).values())
             blobs = method.blobs["sizes"][size] if size else method.blobs["all"]
@@ -169,7 +169,7 @@ def size_table(methods: Sequence[ScoredMethod]) -> PageTable:
                 [
                     _size_cell(size, place),
                     *([_method_cell(method)] if several else []),
-                    figure_cell(value, bold=method.position in best),
+                    cell,
                     *([_interval_cell(method, key)] if with_intervals else []),
                     count_cell(method.figure(f"instances_{size}" if size else "instances")),
                     TableCell(percent(shares["good"]), shares["good"]),
@@ -274,13 +274,8 @@ def _class_row(
     methods: Sequence[ScoredMethod], name: str, figures: Sequence[str]
 ) -> list[TableCell]:
     row = [text_cell(name)]
-    for key in (f"{figure}-{name}" for figure in figures):
-        values = [method.figure(key) for method in methods]
-        best = best_positions(values)
-        for method, value in zip(methods, values):
-            few = method.few_instances(key)
-            note = f"n={thousands(few)}" if few else ""
-            row.append(figure_cell(value, note=note, bold=method.position in best))
+    for figure in figures:
+        row += figure_cells(methods, f"{figure}-{name}")
     found = [method.outcomes["classes"].get(name) for method in methods]
     missed = [outcome_shares(one["all"])["missed"] if one else math.nan for one in found]
     best = best_positions(missed, lowest=True)

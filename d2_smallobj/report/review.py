@@ -30,7 +30,7 @@ from d2_smallobj.annotations.coco_file import Id
 from d2_smallobj.annotations.dataset_files import resolve_inside
 from d2_smallobj.metrics.records import COCO_SIZE_BINS
 from d2_smallobj.report.page import content_policy, read_asset, template_environment
-from d2_smallobj.report.review_images import ReviewImage, ReviewTask, draw_review_image
+from d2_smallobj.report.review_images import ReviewTask, draw_review_image
 from d2_smallobj.utils.files import atomic_write
 from d2_smallobj.utils.parallel import parallel_map
 from d2_smallobj.utils.problems import Problems
@@ -75,7 +75,6 @@ def open_review_set(
     image_dir: str | os.PathLike[str],
     *,
     suspicions: Mapping[Id, Sequence[str]] | None = None,
-    suspicious_first: bool = True,
     only_suspicious: bool = False,
 ) -> ReviewSet:
     """List the images to review; none is opened.
@@ -84,8 +83,7 @@ def open_review_set(
         json_path: COCO-format annotations. An image's entry may have a list ``suspicion`` of
             texts: reasons to look at it.
         image_dir: folder of the images, by their names or, for PASCAL-B, by COCO's.
-        suspicions: more such reasons, by image id.
-        suspicious_first: sort by number of reasons; otherwise as in the file.
+        suspicions: more such reasons, by image id. Images with the most reasons come first.
         only_suspicious: leave out images without reasons.
 
     Raises:
@@ -121,8 +119,7 @@ def open_review_set(
     problems.raise_if_any()
     if not tasks:
         raise ValueError(f"{json_path}: no image to review")
-    if suspicious_first:
-        tasks.sort(key=lambda task: -len(task.reasons))
+    tasks.sort(key=lambda task: -len(task.reasons))
     digest = hashlib.sha256(content).hexdigest()[:16]
     return ReviewSet(tasks, annotations.class_names, digest)
 
@@ -182,7 +179,6 @@ def write_review(
     *,
     per_sheet: int = 500,
     side: int = 512,
-    quality: int = 75,
     title: str = "Review of PASCAL-B candidates",
     jobs: int = 1,
     progress: bool = False,
@@ -194,7 +190,6 @@ def write_review(
         review: the images.
         per_sheet: most images of a sheet; 500 are some 25 MB.
         side: longest side of a picture in pixels.
-        quality: of the JPEGs, 1..95.
         title: heading of the sheets.
         jobs: number of processes; the sheets do not depend on it.
         progress: show a progress bar on stderr.
@@ -204,27 +199,20 @@ def write_review(
         ValueError: a number is out of range.
         OSError: a file cannot be written; older ones stay as they were.
     """
-    for name, value, low, high in (
-        ("per_sheet", per_sheet, 1, None),
-        ("side", side, 32, 4096),
-        ("quality", quality, 1, 95),
-    ):
-        if value < low or (high is not None and value > high):
-            raise ValueError(f"{name} must be in {low}..{high or ''}, got {value}")
+    for name, value, low, high in (("per_sheet", per_sheet, 1, math.inf), ("side", side, 32, 4096)):
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be in {low}..{high}, got {value}")
     path, sheets = Path(path), math.ceil(len(review.tasks) / per_sheet)
-    paths = [path]
-    if sheets > 1:
-        paths = [
-            path.with_name(f"{path.stem}-{n}-of-{sheets}{path.suffix}")
-            for n in range(1, sheets + 1)
-        ]
+    names = [f"{path.stem}-{n}-of-{sheets}{path.suffix}" for n in range(1, sheets + 1)]
+    paths = [path.with_name(name) for name in names] if sheets > 1 else [path]
     drawn = parallel_map(
-        functools.partial(draw_review_image, side=side, quality=quality),
+        functools.partial(draw_review_image, side=side),
         review.tasks,
         jobs=jobs,
         description="review sheets",
         progress=progress,
     )
+    pairs = zip(drawn, review.tasks)
     template = template_environment().get_template("review.html.j2")
     script = read_asset("report.js") + read_asset("review.js")
     problems = Problems()
@@ -246,7 +234,7 @@ def write_review(
                 policy=content_policy(script),
                 style=Markup(read_asset("report.css") + read_asset("review.css")),
                 script=Markup(script),
-                pictures=_pictures(itertools.islice(drawn, per_sheet), sheet["images"], problems),
+                pictures=_pictures(itertools.islice(pairs, per_sheet), sheet["images"], problems),
                 sheet=sheet,
             )
             file.writelines(chunk.encode("utf-8") for chunk in chunks)
@@ -255,27 +243,22 @@ def write_review(
 
 
 def _pictures(
-    drawn: Iterable[ReviewImage | str], entries: list[dict[str, Any]], problems: Problems
+    drawn: Iterable[tuple[dict[str, Any] | str, ReviewTask]],
+    entries: list[dict[str, Any]],
+    problems: Problems,
 ) -> Iterator[dict[str, Any]]:
     """Yield each image's data as it comes; adds the sheet's summary of it to ``entries``."""
-    for image in drawn:
+    for image, task in drawn:
         if isinstance(image, str):
             problems.add("image(s) that cannot be shown", image)
             continue
-        cells = Counter((each.class_id, each.size) for each in image.objects)
+        cells = Counter((category, size) for category, size, *_ in image["objects"])
         entries.append(
             {
-                "id": image.task.image_id,
-                "file": image.task.file_name,
-                "why": image.task.reasons,
+                "id": task.image_id,
+                "file": task.file_name,
+                "why": task.reasons,
                 "cells": [[*cell, count] for cell, count in sorted(cells.items())],
             }
         )
-        height, width = image.task.size
-        yield {
-            "picture": image.picture,
-            "view": image.view,
-            "size": [width, height],
-            "objects": [dataclasses.astuple(each) for each in image.objects],
-            "void": image.void,
-        }
+        yield image

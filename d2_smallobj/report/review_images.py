@@ -5,10 +5,9 @@ Legend: H, W height and width of an image; h, w of its picture in the sheet.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,10 +15,13 @@ from PIL import Image
 from d2_smallobj.annotations.coco import IGNORE_LABEL, Annotation, paint
 from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
 from d2_smallobj.metrics.records import COCO_SIZE_BINS
+from d2_smallobj.report.page import jpeg_uri
 from d2_smallobj.utils.opencv import cv2
 
 _TOLERANCE = 0.3
 """Largest distance of an outline from the mask's, in pixels of the picture."""
+_QUALITY = 75
+"""Of the JPEGs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,79 +47,43 @@ class ReviewTask:
     source: str
 
 
-@dataclasses.dataclass(frozen=True)
-class ReviewObject:
-    """A visible instance.
-
-    Attributes:
-        class_id: 1..C.
-        size: position of its size bin, 0 = S, 1 = M, 2 = L.
-        area: visible pixels at full resolution.
-        outline: SVG path in pixels of the picture.
-        box: left, top, width, height in pixels of the picture.
-    """
-
-    class_id: int
-    size: int
-    area: int
-    outline: str
-    box: tuple[float, float, float, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class ReviewImage:
-    """An image as the sheet shows it.
-
-    Attributes:
-        task: the image and its annotations.
-        picture: data URI of a JPEG.
-        view: w and h of the picture.
-        objects: the visible instances, smallest first.
-        void: SVG path of the ignored pixels; empty if there are none.
-    """
-
-    task: ReviewTask
-    picture: str
-    view: tuple[int, int]
-    objects: tuple[ReviewObject, ...]
-    void: str
-
-
-def draw_review_image(task: ReviewTask, *, side: int, quality: int) -> ReviewImage | str:
-    """Draw an image for the sheet.
-
-    Smaller images than ``side`` pixels stay as they are.
+def draw_review_image(task: ReviewTask, *, side: int) -> dict[str, Any] | str:
+    """Draw an image for the sheet, with a longest side of at most ``side`` pixels.
 
     Returns:
-        The image, or a sentence that says what is wrong with its files.
+        ``picture``: data URI of a JPEG; ``view``: w and h; ``size``: W and H; ``objects``: the
+        visible instances, smallest first, each with its class (1..C), position of its size bin,
+        visible pixels at full resolution, outline (SVG path) and box (left, top, width, height),
+        both in pixels of the picture; ``void``: outline of the ignored pixels, or empty.
+        Instead a sentence that says what is wrong with the files.
     """
     height, width = task.size
     try:
-        picture, view = _shrink(task, side, quality)
+        picture = _shrink(task, side)
         semantic, instances = paint(task.annotations, height, width, source=task.source)
     except (OSError, ValueError) as error:
         return str(error)
-    scale = view[0] / width
+    scale = picture.width / width
     objects = [
         _object(semantic, instances, int(number), scale)
         for number in np.unique(instances)
         if number not in (0, IGNORE_LABEL)
     ]
-    objects.sort(key=lambda each: each.area)
-    void = outline(semantic == IGNORE_LABEL, scale)
-    return ReviewImage(task, picture, view, tuple(objects), void)
+    objects.sort(key=lambda each: each[2])
+    return {
+        "picture": jpeg_uri(picture, _QUALITY),
+        "view": picture.size,
+        "size": [width, height],
+        "objects": objects,
+        "void": outline(semantic == IGNORE_LABEL, scale),
+    }
 
 
 def outline(mask: np.ndarray, scale: float, origin: tuple[int, int] = (0, 0)) -> str:
-    """The border of a mask as an SVG path, holes included (fill rule ``evenodd``).
+    """The border of a mask (H, W) as an SVG path, holes included (fill rule ``evenodd``).
 
-    Args:
-        mask: bool (H, W).
-        scale: pixels of the picture per pixel of the mask.
-        origin: left and top of the mask in its image.
-
-    Returns:
-        Closed polygons through the centres of border pixels; empty for an empty mask.
+    Runs through the centres of border pixels; ``scale`` is pixels of the picture per pixel of the
+    mask, ``origin`` left and top of the mask in its image.
     """
     found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     parts = []
@@ -128,24 +94,28 @@ def outline(mask: np.ndarray, scale: float, origin: tuple[int, int] = (0, 0)) ->
     return "".join(parts)
 
 
-def _object(semantic: np.ndarray, instances: np.ndarray, number: int, scale: float) -> ReviewObject:
-    """One instance of the maps (H, W)."""
+def _object(
+    semantic: np.ndarray, instances: np.ndarray, number: int, scale: float
+) -> tuple[int, int, int, str, list[float]]:
+    """One instance of the maps (H, W), as :func:`draw_review_image` says."""
     mask = instances == number
     left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
     crop = mask[top : top + height, left : left + width]
     area = int(np.count_nonzero(crop))
     row, column = np.argwhere(crop)[0]
-    return ReviewObject(
-        class_id=int(semantic[top + row, left + column]),
-        size=int(COCO_SIZE_BINS.positions(np.array([area]), mask.size)[0]),
-        area=area,
-        outline=outline(crop, scale, (left, top)),
-        box=tuple(round(value * scale, 1) for value in (left, top, width, height)),
+    size = int(COCO_SIZE_BINS.positions(np.array([area]), mask.size)[0])
+    box = [round(value * scale, 1) for value in (left, top, width, height)]
+    return (
+        int(semantic[top + row, left + column]),
+        size,
+        area,
+        outline(crop, scale, (left, top)),
+        box,
     )
 
 
-def _shrink(task: ReviewTask, side: int, quality: int) -> tuple[str, tuple[int, int]]:
-    """Data URI of the picture, and its width and height; ValueError if the image is unusable."""
+def _shrink(task: ReviewTask, side: int) -> Image.Image:
+    """The picture, RGB; ValueError if the image is unusable."""
     height, width = task.size
     scale = min(1.0, side / max(height, width))
     view = max(round(width * scale), 1), max(round(height * scale), 1)
@@ -165,7 +135,4 @@ def _shrink(task: ReviewTask, side: int, quality: int) -> tuple[str, tuple[int, 
         raise ValueError(
             f"{task.path}: {found[0]} x {found[1]} pixels, but {width} x {height} in {task.source}"
         )
-    content = io.BytesIO()
-    small.save(content, "JPEG", quality=quality, optimize=True)
-    encoded = base64.b64encode(content.getvalue()).decode("ascii")
-    return f"data:image/jpeg;base64,{encoded}", view
+    return small

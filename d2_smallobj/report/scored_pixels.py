@@ -5,10 +5,9 @@ Legend: H, W height and width of an image.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,19 +20,14 @@ Source = Union[str, "os.PathLike[str]", Callable[[], np.ndarray]]
 """A file (image, label map as PNG or ``.npy``), or a function that returns the array."""
 
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-_KINDS = {
-    "semantic": "semantic maps",
-    "instances": "instance maps",
-    "prediction": "predictions",
-}
+_KINDS = {"semantic": "semantic maps", "instances": "instance maps", "prediction": "predictions"}
 
 
 class SourceError(Exception):
     """The pixels of an image cannot be read; says why."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ScoredPixels:
+class ScoredPixels(NamedTuple):
     """Image and ground truth.
 
     Attributes:
@@ -110,17 +104,12 @@ def _read_image(source: Source | None, shape: tuple[int, int]) -> np.ndarray | N
             pixels = np.asarray(source())
         else:
             with Image.open(source) as image:
-                pixels = _upright(image, shape)
+                turned = ImageOps.exif_transpose(image)
+                # Turned as EXIF says where the label maps are turned so, too.
+                stored = image.size[::-1] == shape and turned.size[::-1] != shape
+                pixels = np.asarray((image if stored else turned).convert("RGB"))
     except _UNREADABLE:
         return None
     if pixels.shape[:2] != shape:
         pixels = cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA)
     return pixels
-
-
-def _upright(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
-    """RGB pixels, turned as EXIF says where the label maps are turned so, too."""
-    turned = ImageOps.exif_transpose(image)
-    stored = image.size[::-1] == shape
-    chosen = image if stored and turned.size[::-1] != shape else turned
-    return np.asarray(chosen.convert("RGB"))

@@ -9,7 +9,6 @@ Legend: H, W height and width of a map; N points of a curve.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from d2_smallobj.metrics import COCO_SIZE_BINS, InstanceTable, PixelTable, match
 from d2_smallobj.report.drawing import hide_frame, new_figure, save_figure
 from d2_smallobj.report.labelled_images import (
     IGNORE,
+    PAIR_IDS,
     LabelledImage,
     Pair,
     class_index,
@@ -27,6 +27,7 @@ from d2_smallobj.report.labelled_images import (
     perfect_match,
 )
 from d2_smallobj.utils.files import write_csv
+from d2_smallobj.utils.tables import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,33 +63,35 @@ class Curve:
     figures: Mapping[str, np.ndarray]
 
 
-def corner_case(pair: Pair, stages: Sequence[str], *, steps: int = 20, name: str = "") -> Curve:
-    """Let the prediction grow over the instances of a pair, one after the other.
+def corner_cases(pair: Pair, *, steps: int = 20) -> list[Curve]:
+    """Let the prediction grow over the instances of a pair, in the four ways of Fig. 4.
 
     Every step fills the same number of pixels, so that the IoU of the instance rises evenly.
 
     Args:
         pair: the two instances.
-        stages: ``"small"`` or ``"large"``, in the order in which they are filled.
-        steps: steps of one stage, >= 1.
-        name: of the curve.
+        steps: steps of one instance, >= 1.
 
     Returns:
-        ``steps * len(stages) + 1`` points, the first one of the empty prediction; columns
-        ``stage``, ``small`` and ``large`` (percent filled).
+        The cases of :data:`CORNER_CASES`, with ``steps`` points for every instance that is filled,
+        after one of the empty prediction; columns ``stage``, ``small`` and ``large`` (percent
+        filled).
 
     Raises:
         ValueError: if ``steps`` is below 1.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    numbers = {"small": 1, "large": 2}
-    orders = {key: growth_order(pair.instances == number) for key, number in numbers.items()}
+    return [_corner_case(pair, *case, steps) for case in CORNER_CASES.items()]
+
+
+def _corner_case(pair: Pair, name: str, stages: Sequence[str], steps: int) -> Curve:
+    """One case: its stages, one after the other."""
+    orders = {key: growth_order(pair.instances == place) for key, place in PAIR_IDS.items()}
     truth = np.where(pair.instances == IGNORE, IGNORE, pair.instances > 0).astype(np.uint8)
     prediction = np.zeros_like(truth)
     filled = {"small": 0.0, "large": 0.0}
-    columns: dict[str, list[object]] = {"stage": [], "small": [], "large": []}
-    points = []
+    done, points = [], []
     for position in range(steps * len(stages) + 1):
         stage = stages[max(position - 1, 0) // steps]
         if position:
@@ -96,16 +99,11 @@ def corner_case(pair: Pair, stages: Sequence[str], *, steps: int = 20, name: str
             order = orders[stage]
             prediction.ravel()[order[: share * len(order) // steps]] = 1
             filled[stage] = 100.0 * share / steps
-        for key, value in (("stage", stage), *filled.items()):
-            columns[key].append(value)
+        done.append({"stage": stage, **filled})
         match = match_image(prediction, truth, pair.instances, num_classes=2)
         points.append(_figures(match.table, match.confusion, ["", pair.class_name], 1))
+    columns = {key: [one[key] for one in done] for key in done[0]}
     return Curve(name, columns, _stack(points))
-
-
-def corner_cases(pair: Pair, *, steps: int = 20) -> list[Curve]:
-    """The four cases of Fig. 4, A to D; see :data:`CORNER_CASES` and :func:`corner_case`."""
-    return [corner_case(pair, how, steps=steps, name=name) for name, how in CORNER_CASES.items()]
 
 
 def removal_curve(
@@ -220,18 +218,11 @@ def _stack(points: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
 def write_curves(path: str | os.PathLike[str], curves: Sequence[Curve]) -> None:
     """Write curves as one CSV: name, what was done, figures in percent (undefined: empty)."""
     rows = [
-        [curve.name, *map(_cell, row)]
+        [curve.name, *(number(x, ".6f", "") if isinstance(x, float) else x for x in row)]
         for curve in curves
         for row in zip(*curve.columns.values(), *curve.figures.values())
     ]
     write_csv(path, ["curve", *curves[0].columns, *curves[0].figures], rows)
-
-
-def _cell(value: object) -> str:
-    """A CSV cell: floats to six places, NaN empty."""
-    if not isinstance(value, float):
-        return str(value)
-    return "" if math.isnan(value) else f"{value:.6f}"
 
 
 def draw_corner_cases(path: str | os.PathLike[str], pair: Pair, curves: Sequence[Curve]) -> None:
@@ -270,8 +261,8 @@ def _growth(pair: Pair, stages: Sequence[str]) -> np.ndarray:
     picture[pair.instances == 255] = 1.0
     flat = picture.reshape(-1, 3)
     start, end = np.array([1.0, 0.87, 0.75]), np.array([0.75, 0.22, 0.03])
-    for number, name in ((1, "small"), (2, "large")):
-        mask = pair.instances == number
+    for name, place in PAIR_IDS.items():
+        mask = pair.instances == place
         if name not in stages:
             picture[mask] = 0.75
             continue
@@ -285,15 +276,8 @@ def _growth(pair: Pair, stages: Sequence[str]) -> np.ndarray:
     return picture[top : rows.max() + 13, left : columns.max() + 13]
 
 
-def draw_removal(
-    path: str | os.PathLike[str], curve: Curve, *, sizes: Sequence[str] = ("S", "M", "L")
-) -> None:
+def draw_removal(path: str | os.PathLike[str], curve: Curve) -> None:
     """Draw a :func:`removal_curve` as PNG, with red dashes between the sizes.
-
-    Args:
-        path: the file to write, atomically.
-        curve: the curve.
-        sizes: names of the size bins, ascending.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -301,7 +285,8 @@ def draw_removal(
     figure = new_figure(6.4, 3.7)
     axis = figure.subplots()
     removed = np.array(curve.columns["removed"])
-    for key, color in zip([f"IA-IoU_{size}" for size in sizes], _SIZE_COLORS):
+    by_size = [key for key in curve.figures if key.startswith("IA-IoU_")]
+    for key, color in zip(by_size, _SIZE_COLORS):
         if not np.all(np.isnan(curve.figures[key])):
             axis.plot(removed, curve.figures[key], color=color, lw=1, label=key)
     _plot_figures(axis, removed, curve, width=2.2)

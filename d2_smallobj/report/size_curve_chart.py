@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,25 +17,18 @@ _MARKERS = 7
 _FEW_BANDS = 4
 
 
-@dataclasses.dataclass(frozen=True)
-class CurveLine:
-    """One method's curve.
+class CurveLine(NamedTuple):
+    """One method's curve over x (P,), ascending and positive, and its band; NaN breaks either.
 
-    Attributes:
-        name: of the method.
-        position: of the method; decides colour, marker and dash.
-        x: (P,) ascending, positive.
-        y: (P,) percent; NaN breaks the line.
-        low: (P,) lower bound of the band, or ``None``.
-        high: (P,) its upper bound, or ``None``.
+    ``position`` of the method decides colour, marker and dash; y, low and high (P,) are percent.
     """
 
     name: str
     position: int
     x: np.ndarray
     y: np.ndarray
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
+    low: np.ndarray
+    high: np.ndarray
 
 
 class SizeCurveChart:
@@ -97,8 +90,8 @@ class SizeCurveChart:
             if right - left > 1.5 * _TEXT_HEIGHT:
                 yield round((left + right) / 2, 1), self._top - 8, name, "middle"
 
-    def bars(self) -> Iterator[dict[str, float]]:
-        """Histogram of the instances, about four bars to a doubling of the size."""
+    def bars(self) -> Iterator[tuple[int, float, float, float, float]]:
+        """Histogram with about four bars to a doubling: instances, x, y, width and height."""
         if not len(self._sides):
             return
         count = max(round(4 * (self._high - self._low)), 1)
@@ -109,19 +102,12 @@ class SizeCurveChart:
             left, right = self._x(2.0**low), self._x(2.0**high)
             height = 0.22 * (self._bottom - self._top) * number / tallest
             if number:
-                yield {
-                    "number": number,
-                    "x": left,
-                    "y": round(self._bottom - height, 1),
-                    "width": round(right - left - 1, 1),
-                    "height": round(height, 1),
-                }
+                top, width = round(self._bottom - height, 1), round(right - left - 1, 1)
+                yield number, left, top, width, round(height, 1)
 
     def bands(self) -> Iterator[tuple[int, str]]:
         """Position of the method and corners of every band."""
         for line in self._lines:
-            if line.low is None or line.high is None:
-                continue
             good = np.isfinite(line.low) & np.isfinite(line.high)
             if np.count_nonzero(good) > 1:
                 x, low, high = line.x[good], line.low[good], line.high[good]

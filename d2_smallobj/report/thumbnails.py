@@ -5,9 +5,7 @@ Legend: H, W height and width of an image; h, w of a crop.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 from collections import Counter
 from collections.abc import Sequence
 
@@ -16,6 +14,7 @@ from PIL import Image
 
 from d2_smallobj.metrics.summary import OUTCOMES, classify
 from d2_smallobj.report.methods import ScoredMethod
+from d2_smallobj.report.page import jpeg_uri
 from d2_smallobj.report.scored_pixels import ScoredPixels, SourceError, read_map, read_scored_pixels
 from d2_smallobj.utils.opencv import cv2
 
@@ -84,21 +83,15 @@ def worst_small(methods: Sequence[ScoredMethod]) -> list[PoorObject]:
             one = found.setdefault(key, PoorObject(*key, area, {}, {}))
             one.ious[method.position] = iou
             one.outcomes[method.position] = OUTCOMES[outcome]
-    return _ordered([one for one in found.values() if one.mean_iou < 0.5])
-
-
-def _ordered(objects: Sequence[PoorObject]) -> list[PoorObject]:
-    """Sort as :func:`worst_small` says."""
-    first_to_last = sorted(
-        objects, key=lambda one: (one.severity, -one.area, one.image_id, one.category, one.instance)
-    )
+    poor = [one for one in found.values() if one.mean_iou < 0.5]
+    poor.sort(key=lambda one: (one.severity, -one.area, one.image_id, one.category, one.instance))
     shown: Counter[object] = Counter()
     turns = []
-    for place, one in enumerate(first_to_last):
+    for place, one in enumerate(poor):
         image, category = (one.severity, one.image_id), (one.severity, one.category)
         turns.append((one.severity, shown[image], shown[category], place))
         shown.update((image, category))
-    return [first_to_last[place] for *_, place in sorted(turns)]
+    return [poor[place] for *_, place in sorted(turns)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +219,7 @@ def _panel(
     # Less contrast below, so that the colours over it stay themselves.
     base = np.repeat((70 + 0.55 * grey.astype(np.float32))[..., None], 3, axis=2)
     canvas = _enlarge(base.astype(np.uint8)).astype(np.float32)
-    big = _nearest(labels.astype(np.int32))
+    big = _enlarge(labels.astype(np.int32), labels=True)
     for label, rgb in colours.items():
         inside = big == label
         canvas[inside] = 0.3 * canvas[inside] + 0.7 * np.array(rgb, np.float32)
@@ -239,7 +232,7 @@ def _outlined(canvas: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     It keeps off the object, whose pixels are what the picture is about.
     """
-    shape = _nearest(mask.astype(np.uint8))
+    shape = _enlarge(mask.astype(np.uint8), labels=True)
     inner, middle, outer = (
         cv2.dilate(shape, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * by + 1,) * 2))
         for by in (_GAP, _GAP + 2, _GAP + 3)
@@ -250,23 +243,13 @@ def _outlined(canvas: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return canvas
 
 
-def _size(shape: Sequence[int]) -> tuple[int, int]:
-    """Width and height that a crop (h, w, ...) is enlarged to."""
-    scale = _PANEL / max(shape[:2])
-    return max(round(shape[1] * scale), 1), max(round(shape[0] * scale), 1)
-
-
-def _enlarge(crop: np.ndarray) -> np.ndarray:
-    smaller = max(crop.shape[:2]) > _PANEL
-    way = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-    return cv2.resize(np.ascontiguousarray(crop), _size(crop.shape), interpolation=way)
-
-
-def _nearest(labels: np.ndarray) -> np.ndarray:
-    """Enlarge a label map without mixing labels."""
-    return cv2.resize(
-        np.ascontiguousarray(labels), _size(labels.shape), interpolation=cv2.INTER_NEAREST
-    )
+def _enlarge(crop: np.ndarray, *, labels: bool = False) -> np.ndarray:
+    """Enlarge a crop (h, w, ...) to a panel; labels are not mixed."""
+    scale = _PANEL / max(crop.shape[:2])
+    size = [max(round(length * scale), 1) for length in crop.shape[1::-1]]
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    way = cv2.INTER_NEAREST if labels else way
+    return cv2.resize(np.ascontiguousarray(crop), size, interpolation=way)
 
 
 def _describe(labels: np.ndarray, names: Sequence[str]) -> str:
@@ -292,7 +275,4 @@ def _legend(
 
 
 def _data_uri(pixels: np.ndarray) -> str:
-    """The pixels as a JPEG for the page."""
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "JPEG", quality=84, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+    return jpeg_uri(Image.fromarray(pixels), quality=84)

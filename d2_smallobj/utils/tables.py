@@ -23,9 +23,9 @@ def markdown_table(
     return tabulate(rows, header, "pipe", disable_numparse=True, colalign=align if rows else None)
 
 
-def number(value: float, form: str = ".2f") -> str:
-    """Format a number; ``-`` where it is undefined."""
-    return "-" if math.isnan(value) else format(value, form)
+def number(value: float, form: str = ".2f", undefined: str = "-") -> str:
+    """Format a number; ``undefined`` where it is NaN."""
+    return undefined if math.isnan(value) else format(value, form)
 
 
 def _escaped(cell: str) -> str:

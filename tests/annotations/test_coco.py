@@ -192,16 +192,6 @@ def test_a_file_with_more_classes_than_labels_can_be_read(read):
         found.maps(1)
 
 
-def test_polygons_are_rasterised_as_coco_does(read):
-    bow_tie = [2.0, 2.0, 25.0, 17.0, 25.0, 2.0, 2.0, 17.0]
-    content = _content(_annotation(1, 44, [bow_tie, [1, 1, 2, 2]]), _annotation(2, 7, []))
-    semantic, instances = read(content).maps(1)
-    expected = coco_mask.decode(coco_mask.frPyObjects([bow_tie], 20, 30))[..., 0]
-    np.testing.assert_array_equal(instances, expected)
-    np.testing.assert_array_equal(semantic, 2 * expected)
-    assert 0 < expected.sum() < 23 * 15
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -218,13 +208,6 @@ def test_polygons_are_rasterised_as_coco_does(read):
 def test_options_are_checked(read, options, message):
     with pytest.raises(ValueError, match=message):
         read(_content(), **options)
-
-
-def test_more_categories_than_labels_need_a_map(read):
-    content = {**_content(), "categories": [{"id": i, "name": str(i)} for i in range(255)]}
-    with pytest.raises(ValueError, match=r"255 categories do not fit .*give category_map"):
-        read(content)
-    assert read(content, category_map={200: 1}).class_names == ("background", "200")
 
 
 @pytest.mark.parametrize("name", ["tinycoco50_val2017", "coco_val2014_100"])

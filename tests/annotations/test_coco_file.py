@@ -45,9 +45,11 @@ def test_long_runs():
 
 def test_polygons_are_united():
     triangle, square = [1.0, 1.0, 7.0, 1.0, 1.0, 7.0], [4, 4, 9, 4, 9, 9, 4, 9]
-    expected = coco_mask.decode(coco_mask.frPyObjects([triangle, square], 10, 12)).any(2)
-    for outlines in ([triangle, square], [np.array(triangle), np.array(square)]):
-        np.testing.assert_array_equal(decode_mask(outlines, 10, 12, "x"), expected)
+    bow_tie = [2.0, 2.0, 11.0, 9.0, 11.0, 2.0, 2.0, 9.0]
+    for polygons in ([triangle, square], [np.array(triangle), square], [bow_tie]):
+        outlines = [np.asarray(polygon).tolist() for polygon in polygons]
+        expected = coco_mask.decode(coco_mask.frPyObjects(outlines, 10, 12)).any(2)
+        np.testing.assert_array_equal(decode_mask(polygons, 10, 12, "x"), expected)
     # Polygons without area are skipped; four numbers would be a box to pycocotools.
     assert not decode_mask([[1, 1, 5, 5], []], 10, 12, "x").any()
     assert not decode_mask([], 10, 12, "x").any()

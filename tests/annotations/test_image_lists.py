@@ -94,17 +94,13 @@ def test_one_error_for_missing_files(voc):
     assert f"\n  {voc}/JPEGImages/b.jpg\n  {voc}/PseudoLabels/irn/c.png\nRun this." in text
 
 
-def test_missing_folder_is_named_once(voc):
-    with pytest.raises(FileNotFoundError, match=r"1 path\(s\) missing") as caught:
+def test_missing_folders_are_named_once(voc):
+    with pytest.raises(FileNotFoundError, match=r"1 path\(s\) missing:\n  .*/PseudoLabels/amn/\n"):
         voc_dicts(voc, "val", label_dir="PseudoLabels/amn")
-    assert f"{voc}/PseudoLabels/amn/" in str(caught.value)
-
-
-def test_missing_list_and_folders_in_one_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"3 path\(s\) missing") as caught:
-        voc_dicts(tmp_path / "no", "val", label_dir="SegmentationClass")
+        voc_dicts(voc / "no", "val", label_dir="SegmentationClass")
     for path in ("ImageSets/Segmentation/val.txt", "JPEGImages/", "SegmentationClass/"):
-        assert str(tmp_path / "no" / path).rstrip("/") in str(caught.value)
+        assert f"{voc}/no/{path}\n" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -114,18 +110,18 @@ def test_real_lists(realdata, name, number):
     assert len(read_image_list(realdata / f"lists/{name}.txt")) == number
 
 
-def test_listing_opens_no_image_and_lists_each_folder_once(realdata, tmp_path, monkeypatch):
-    images = read_image_list(realdata / "lists/voc12_val.txt")
+def test_listing_opens_no_image_and_lists_each_folder_once(tmp_path, monkeypatch):
+    names = [f"{number:06d}" for number in range(100)]
     for folder, suffix in (("JPEGImages", "jpg"), ("Labels", "png")):
         (tmp_path / folder).mkdir()
-        for image in images:
-            (tmp_path / folder / f"{image.image_id}.{suffix}").touch()  # opening it would fail
-    (tmp_path / "l.txt").write_text("\n".join(image.image_id for image in images))
+        for name in names:
+            (tmp_path / folder / f"{name}.{suffix}").touch()  # opening it would fail
+    (tmp_path / "l.txt").write_text("\n".join(names))
     listed = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
     monkeypatch.setattr(os, "stat", None)  # not even looked at one by one
     dicts = voc_dicts(tmp_path, "val", label_dir="Labels", list_file="l.txt")
     monkeypatch.undo()
-    assert len(dicts) == 1449
+    assert [record["image_id"] for record in dicts] == names
     assert sorted(listed) == [str(tmp_path), str(tmp_path / "JPEGImages"), str(tmp_path / "Labels")]

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from small_scenes import write_ids
 
 from d2_smallobj.annotations.panoptic import (
     Segment,
@@ -16,15 +17,6 @@ from d2_smallobj.annotations.panoptic import (
     read_panoptic_ids,
     segments_of,
 )
-
-
-def write_ids(path, ids):
-    """A panoptic PNG: R + 256 G + 65536 B."""
-    ids = np.asarray(ids)
-    colours = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=2).astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(colours).save(path)
-    return path
 
 
 @pytest.fixture

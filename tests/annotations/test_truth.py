@@ -8,8 +8,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image
 from pycocotools import mask as coco_mask
+from small_scenes import write_ids
 
 from d2_smallobj.annotations.cityscapes import BENCHMARK_LABELS
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
@@ -228,37 +228,8 @@ def test_the_demo_by_name_equals_its_folders(tmp_path, registration):
         evaluate(Inputs(**named, dataset="smallobj_demo_vall"), QUICK)
 
 
-def test_a_registered_annotation_file(realdata, tmp_path):
-    pytest.importorskip("torch")
-    from d2_smallobj.data.ground_truth import open_dataset
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    path = realdata / "coco" / "tinycoco50_val2017.json"
-    annotations = InstanceAnnotations(path)
-    records = [
-        {"file_name": f"/x/{annotations.file_name(number)}", "image_id": number}
-        for number in annotations.image_ids
-    ]
-    name = "test_registered_annotations"
-    DatasetCatalog.register(name, lambda: records)
-    MetadataCatalog.get(name).set(
-        stuff_classes=list(COCO_CLASS_NAMES), instances_json=str(path), json_kind="coco"
-    )
-    try:
-        perfect(annotations, tmp_path, lambda number: annotations.file_name(number)[:-4])
-        scored = evaluate(
-            Inputs(predictions=str(tmp_path), dataset=name, open_dataset=open_dataset), QUICK
-        )
-        assert ious(scored.figures) == {100.0}
-        assert len(scored.images) == 50
-        assert scored.sources["6818"]["image"] == "/x/000000006818.jpg"
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
 def headline(figures):
-    return {k: v for k, v in figures.items() if k in ("mIoU", "IA-mIoU", "IA-mIoU_S", "instances")}
+    return [figures[name] for name in ("mIoU", "IA-mIoU", "IA-mIoU_S", "instances")]
 
 
 def encode(labels, name):
@@ -269,12 +240,6 @@ def encode(labels, name):
         runs = {"size": list(runs["size"]), "counts": runs["counts"].decode()}
         entries.append({"file_name": name, "category_id": label, "segmentation": runs})
     return entries
-
-
-def save_ids(path, ids):
-    colours = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=2).astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(colours).save(path)
 
 
 CATEGORIES = [
@@ -299,7 +264,7 @@ def panoptic(tmp_path):
     entries = []
     for number in (1, 2):
         name = f"{number:012d}.png"
-        save_ids(tmp_path / "maps" / name, ids)
+        write_ids(tmp_path / "maps" / name, ids)
         write_label_map(tmp_path / "preds" / name, guess, palette=False)
         entries.append({"image_id": number, "file_name": name, "segments_info": info})
     content = {"annotations": entries, "categories": CATEGORIES, "images": []}

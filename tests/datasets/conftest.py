@@ -24,8 +24,7 @@ def command(repository, capsys, monkeypatch):
         except SystemExit as stop:
             status = stop.code
         captured = capsys.readouterr()
-        if isinstance(status, str):
-            return 1, captured.out, captured.err + status
-        return status, captured.out, captured.err
+        message = status if isinstance(status, str) else ""
+        return 1 if message else status, captured.out, captured.err + message
 
     return run

@@ -18,17 +18,11 @@ def inputs(tmp_path):
         {**image, "id": n, "coco_url": f"http://images.cocodataset.org/val2017/{n:012d}.jpg"}
         for n in range(1, 13)
     ]
-    lvis_names = sorted(LVIS_RULES)
-    for name, names in (("lvis", lvis_names), ("coco", COCO_CLASS_NAMES[1:])):
-        cat = list(names).index("cat") + 1
+    for name, names in (("lvis", sorted(LVIS_RULES)), ("coco", COCO_CLASS_NAMES[1:])):
+        fields = {"category_id": list(names).index("cat") + 1}
         annotations = [
-            {
-                "id": n,
-                "image_id": n,
-                "category_id": cat,
-                "segmentation": [[5, 5, 5 + 4 * n, 5, 5 + 4 * n, 50, 5, 50]],
-            }
-            for n in range(1, 13)
+            {**fields, "id": n, "image_id": n, "segmentation": [[5, 5, x, 5, x, 50, 5, 50]]}
+            for n, x in ((n, 5 + 4 * n) for n in range(1, 13))
         ]
         categories = [{"id": i, "name": category} for i, category in enumerate(names, 1)]
         content = {"images": images, "annotations": annotations, "categories": categories}
@@ -43,7 +37,6 @@ def test_building_and_rebuilding(command, inputs, tmp_path):
     assert status == 0, err
     assert out.startswith(f"5 images, 5 instances in {tmp_path / 'set'}; distance to ")
     assert "\nthis set: normalised entropy " in out
-    assert "note: 60 of 60 cells" not in err
     assert "cells fall short of" in err
     assert len((tmp_path / "candidates.csv").read_text().splitlines()) == 13
     again = [*inputs[:-1], tmp_path / "again", "--manifest", tmp_path / "set/manifest.json"]
@@ -72,8 +65,7 @@ def test_options_reach_the_builder(command, inputs, tmp_path):
         "max_disagreement": 0.125,
         "max_void": 0.25,
     }
-    assert manifest["sampling"]["seed"] == 7
-    assert manifest["sampling"]["per_cell"] == 3
+    assert (manifest["sampling"]["seed"], manifest["sampling"]["per_cell"]) == (7, 3)
     assert manifest["image_ids"] == [2, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
@@ -82,6 +74,10 @@ def test_default_places(command, inputs, tmp_path, monkeypatch):
     status, _, err = command("prepare_pascal_b.py", "--annotations-only")
     assert status == 1
     assert f"{tmp_path / 'data/lvis/lvis_v1_train.json'}" in err
+    place = [argument for argument in inputs if argument != "--annotations-only"]
+    status, _, err = command("prepare_pascal_b.py", *place)
+    assert status == 1
+    assert "expected COCO's train2017 and val2017 in it, found neither" in err
 
 
 @pytest.mark.parametrize(
@@ -96,15 +92,6 @@ def test_default_places(command, inputs, tmp_path, monkeypatch):
 )
 def test_errors_are_one_message(command, inputs, tmp_path, more, message):
     status, out, err = command("prepare_pascal_b.py", *inputs, *more)
-    assert status == 1
+    assert (status, out) == (1, "")
     assert message in err
-    assert "Traceback" not in err
-    assert out == ""
     assert not (tmp_path / "set").exists()
-
-
-def test_images_are_needed_unless_told(command, inputs, tmp_path):
-    place = [argument for argument in inputs if argument != "--annotations-only"]
-    status, _, err = command("prepare_pascal_b.py", *place, "--images", tmp_path / "coco")
-    assert status == 1
-    assert "expected COCO's train2017 and val2017 in it, found neither" in err

@@ -6,11 +6,15 @@ import base64
 import json
 import os
 import select
-import shutil
 import subprocess
 import time
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+    *("--remote-debugging-pipe", "--no-first-run", "--disable-background-networking"),
+    "--hide-scrollbars",
+)
 _TIMEOUT = 60
 
 # Least WCAG contrast of all text, and where: colours are read off a canvas, which knows every
@@ -46,11 +50,6 @@ _CONTRAST = """(() => {
 })()"""
 
 
-def find_browser():
-    """Path of an installed Chromium or Chrome, or None."""
-    return next((path for path in map(shutil.which, NAMES) if path), None)
-
-
 class Browser:
     """One browser process with one page, without network."""
 
@@ -66,19 +65,7 @@ class Browser:
             os.dup2(write, 4)
 
         self._process = subprocess.Popen(
-            [
-                executable,
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-dev-shm-usage",
-                "--remote-debugging-pipe",
-                "--no-first-run",
-                "--disable-background-networking",
-                "--hide-scrollbars",
-                f"--user-data-dir={profile}",
-                "about:blank",
-            ],
+            [executable, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
             preexec_fn=connect,
             close_fds=False,
             stdout=subprocess.DEVNULL,
@@ -94,13 +81,8 @@ class Browser:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.call(
-            "Network.emulateNetworkConditions",
-            offline=True,
-            latency=0,
-            downloadThroughput=0,
-            uploadThroughput=0,
-        )
+        speed = {"latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+        self.call("Network.emulateNetworkConditions", offline=True, **speed)
 
     def close(self):
         self._process.terminate()
@@ -142,16 +124,11 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path, *, width=1280, height=900, scheme="light", scripts=True, scale=1):
+    def open(self, path, *, width=1280, scheme="light", scripts=True):
         """Load a file; forgets what was logged before."""
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=scale,
-            mobile=width < 600,
-        )
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
         self.scheme(scheme)
         self.events.clear()
         self.call("Page.navigate", url=path.as_uri())
@@ -182,65 +159,45 @@ class Browser:
 
     def click(self, selector):
         """A real click in the middle of an element."""
-        self.run(
-            f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block:'center',behavior:'instant'}})"
-        )
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.run(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
         x, y = self.run(
-            f"(r => [r.x + r.width / 2, r.y + r.height / 2])"
-            f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
+            f"(r => [r.x + r.width / 2, r.y + r.height / 2])({element}.getBoundingClientRect())"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def key(self, key, code):
         """A real key stroke."""
-        text = {"Enter": "\r", " ": " "}.get(key, "")
-        for kind in ("keyDown", "keyUp"):
-            self.call(
-                "Input.dispatchKeyEvent",
-                type=kind,
-                key=key,
-                code=key if len(key) > 1 else "Space",
-                windowsVirtualKeyCode=code,
-                **({"text": text} if text and kind == "keyDown" else {}),
-            )
+        stroke = {"key": key, "code": key if len(key) > 1 else "Space"}
+        stroke["windowsVirtualKeyCode"] = code
+        text = {"Enter": {"text": "\r"}, " ": {"text": " "}}.get(key, {})
+        self.call("Input.dispatchKeyEvent", type="keyDown", **stroke, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **stroke)
+
+    def logged(self, method):
+        """What a kind of event came with since the page was opened."""
+        self.call("Runtime.getIsolateId")
+        return [event["params"] for event in self.events if event.get("method") == method]
 
     def problems(self):
         """Everything that was logged as a warning, an error or an exception."""
-        self.call("Runtime.getIsolateId")
-        found = []
-        for event in self.events:
-            method, data = event.get("method"), event.get("params", {})
-            if method == "Runtime.exceptionThrown":
-                found.append(data["exceptionDetails"])
-            elif method == "Runtime.consoleAPICalled" and data["type"] in ("error", "warning"):
-                found.append(data["args"])
-            elif method == "Log.entryAdded" and data["entry"]["level"] in ("error", "warning"):
-                found.append(data["entry"]["text"])
-        return found
+        bad = ("error", "warning")
+        thrown = [data["exceptionDetails"] for data in self.logged("Runtime.exceptionThrown")]
+        said = [each for each in self.logged("Runtime.consoleAPICalled") if each["type"] in bad]
+        entries = [data["entry"] for data in self.logged("Log.entryAdded")]
+        return [*thrown, *said, *(each["text"] for each in entries if each["level"] in bad)]
 
     def requests(self):
         """Addresses asked for other than data within the page."""
-        self.call("Runtime.getIsolateId")
-        sent = [e["params"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
-        addresses = [event["request"]["url"] for event in sent]
-        return [address for address in addresses if not address.startswith("data:")]
+        sent = [each["request"]["url"] for each in self.logged("Network.requestWillBeSent")]
+        return [address for address in sent if not address.startswith("data:")]
 
     def blocked(self):
         """Number of requests that the page's own policy stopped."""
-        self.call("Runtime.getIsolateId")
-        failed = [e["params"] for e in self.events if e.get("method") == "Network.loadingFailed"]
-        return sum(event.get("blockedReason") == "csp" for event in failed)
-
-    def screenshot(self, path, *, whole=True):
-        """PNG of the page."""
-        size = self.run(
-            "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+        return sum(
+            each.get("blockedReason") == "csp" for each in self.logged("Network.loadingFailed")
         )
-        clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
-        extra = {"captureBeyondViewport": True, "clip": clip} if whole else {}
-        data = self.call("Page.captureScreenshot", format="png", **extra)["data"]
-        path.write_bytes(base64.b64decode(data))
 
     def pdf(self):
         """The printed page."""

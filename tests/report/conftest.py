@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from d2_smallobj.demo.dataset import draw_pseudo_label
 from d2_smallobj.demo.scenes import draw_scene
 from d2_smallobj.metrics import Accumulator
 from d2_smallobj.scoring.scored_run import ScoredRun
+from d2_smallobj.utils.files import atomic_write
 from d2_smallobj.utils.opencv import cv2
 
 
@@ -37,52 +38,31 @@ def flawed(labels, rng, fineness):
     return np.roll(back, int(rng.integers(-2, 3)), axis=int(rng.integers(2)))
 
 
-@dataclasses.dataclass
-class Scenes:
-    """Runs on the same scenes, and where their files are."""
-
-    folder: object
-    runs: list
-
-
-def make_scenes(folder, *, number=14, side=224, seed=3, class_names=DEMO_CLASS_NAMES):
-    """Draw scenes, write their files and score three made-up methods on them."""
-    rng = np.random.default_rng(seed)
-    methods = ("Coarse", "Fine", "Weak")
-    maps = {method: {} for method in methods}
-    sources = {method: {} for method in methods}
-    for index in range(number):
-        scene = draw_scene(rng, side)
-        image_id = f"scene_{index:03d}"
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """Runs of three made-up methods on drawn scenes, with their files."""
+    folder = tmp_path_factory.mktemp("scenes")
+    rng = np.random.default_rng(3)
+    maps, sources = ({name: {} for name in ("Coarse", "Fine", "Weak")} for _ in range(2))
+    for index in range(14):
+        scene, image_id = draw_scene(rng, 224), f"scene_{index:03d}"
         semantic = scene.classes[scene.instances]
-        predictions = {
+        labels = {
+            "semantic": semantic,
+            "instances": scene.instances,
             "Coarse": flawed(semantic, rng, 14),
             "Fine": flawed(semantic, rng, 6),
             "Weak": draw_pseudo_label(rng, scene),
         }
-        files = {
-            "image": folder / "images" / f"{image_id}.jpg",
-            "semantic": folder / "semantic" / f"{image_id}.png",
-            "instances": folder / "instances" / f"{image_id}.png",
-        }
-        files["image"].parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(scene.image).save(files["image"], quality=92)
-        write_label_map(files["semantic"], semantic)
-        write_label_map(files["instances"], scene.instances)
-        for method, labels in predictions.items():
-            path = folder / method / f"{image_id}.png"
-            write_label_map(path, labels)
-            maps[method][image_id] = (labels, semantic, scene.instances)
-            paths = {**files, "prediction": path}
-            sources[method][image_id] = {kind: str(file) for kind, file in paths.items()}
-    runs = [score(name, maps[name], class_names, sources=sources[name]) for name in methods]
-    return Scenes(folder, runs)
-
-
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory):
-    """Three methods on drawn scenes, with files."""
-    return make_scenes(tmp_path_factory.mktemp("scenes"))
+        files = {name: str(folder / name / f"{image_id}.png") for name in ("image", *labels)}
+        for name in labels:
+            write_label_map(files[name], labels[name])
+        with atomic_write(files["image"]) as file:
+            Image.fromarray(scene.image).save(file, "PNG")
+        for name in maps:
+            maps[name][image_id] = (labels[name], semantic, scene.instances)
+            sources[name][image_id] = {**files, "prediction": files[name]}
+    return [score(name, maps[name], DEMO_CLASS_NAMES, sources=sources[name]) for name in maps]
 
 
 @pytest.fixture
@@ -98,7 +78,7 @@ def browser(tmp_path_factory):
     spec = importlib.util.spec_from_file_location("report_browser", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    executable = module.find_browser()
+    executable = next(filter(None, map(shutil.which, module.NAMES)), None)
     if executable is None:
         pytest.skip(f"no browser: none of {', '.join(module.NAMES)} is installed")
     started = module.Browser(executable, tmp_path_factory.mktemp("profile"))
@@ -125,22 +105,18 @@ def hostile(tmp_path_factory):
     semantic = np.zeros((96, 96), np.uint8)
     for label in range(1, 6):
         semantic[15 * label : 15 * label + 8, 20:30] = label
-    instances = semantic.astype(np.uint16)
     wrong = np.roll(semantic, 40, axis=1)
     runs = []
     for index, method in enumerate(("<b>A</b><script>window.pwned=1</script>", HOSTILE[1])):
         maps, sources = {}, {}
         for number, image_id in enumerate((HOSTILE[0], HOSTILE[3])):
             prediction = wrong if (number + index) % 2 else np.zeros_like(semantic)
-            maps[image_id] = (prediction, semantic, instances)
+            maps[image_id] = (prediction, semantic, semantic)
             picture = folder / f"{number}.png"
             Image.fromarray(rng.integers(0, 255, (96, 96, 3), np.uint8)).save(picture)
-            sources[image_id] = {
-                "image": str(picture),
-                "semantic": lambda: semantic,
-                "instances": lambda: instances,
-                "prediction": lambda prediction=prediction: prediction,
-            }
+            arrays = {"semantic": semantic, "instances": semantic, "prediction": prediction}
+            sources[image_id] = {kind: lambda array=array: array for kind, array in arrays.items()}
+            sources[image_id]["image"] = str(picture)
         options = {"inputs": {HOSTILE[2]: HOSTILE[1]}, HOSTILE[4]: [HOSTILE[0]]}
         runs.append(score(method, maps, names, sources=sources, remarks=[HOSTILE[2]], **options))
     return runs

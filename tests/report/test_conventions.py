@@ -14,6 +14,7 @@ from d2_smallobj.report.conventions import (
     dilated,
     eroded,
     merged,
+    perturbed,
     shifted,
     write_conventions,
 )
@@ -40,39 +41,33 @@ def score(predict):
     return row
 
 
-def test_void_that_was_predicted_connects():
+@pytest.mark.parametrize("surplus", [20, 1])
+def test_predicted_void_connects_and_official_cuts_shares(surplus):
     def predict(image_id, semantic, instances):
-        # All void is class 1, which joins the two instances; 20 px more below the first one.
+        # All void is class 1, which joins the two instances; surplus below the first one.
         guess = np.where(semantic == 255, 1, semantic)
-        guess[16:18, 5:15] = 1
+        guess[16:18, 5:15].flat[:surplus] = 1
         return guess
 
     row = score(predict)
     exact, cleared = row.figures["exact"], row.figures["void dropped first"]
-    # Joined, both pay 10 of the 20 px; apart, and cut off from the first, nobody does.
-    assert exact["IA-mIoU_S"] == pytest.approx(100 * (100 / 110 + 1) / 2)
+    # Joined, both pay half of the surplus; apart, and cut off from the first, nobody does.
+    share = 100 / (100 + surplus / 2)
+    assert exact["IA-mIoU_S"] == pytest.approx(100 * (share + 1) / 2)
     assert cleared["IA-mIoU_S"] == pytest.approx(100.0)
     assert exact["mIoU"] == cleared["mIoU"]
-
-
-def test_official_cuts_shares():
-    def predict(image_id, semantic, instances):
-        guess = np.where(semantic == 255, 1, semantic)
-        guess[16, 5] = 1
-        return guess
-
-    row = score(predict)
-    # One pixel of surplus, half for each: 100 / 100.5, cut to none.
-    assert row.figures["exact"]["IA-mIoU_S"] == pytest.approx(100 * (100 / 100.5 + 1) / 2)
-    assert row.figures["official"]["IA-mIoU_S"] == 100.0
-    assert (row.instances, row.differing) == (3, 2)
-    assert row.largest == pytest.approx(100 * (1 - 100 / 100.5))
+    if surplus == 1:
+        # Half a pixel for each is cut to none.
+        assert row.figures["official"]["IA-mIoU_S"] == 100.0
+        assert (row.instances, row.differing) == (3, 2)
+        assert row.largest == pytest.approx(100 * (1 - share))
 
 
 def test_no_background_and_components():
-    row = score(shifted(3))
+    shift = perturbed(shifted, 3)
+    row = score(shift)
     semantic, instances = scene()
-    moved = shifted(3)("a", semantic, instances)
+    moved = shift("a", semantic, instances)
     truth = semantic == 0
     hit = np.count_nonzero(truth & (moved == 0))
     # Void counts nowhere, so what is missed of the background is lost to objects, and back.
@@ -87,8 +82,8 @@ def test_no_background_and_components():
 def test_perturbations():
     semantic, instances = scene()
     moved, less, more, closed = (
-        change("a", semantic, instances)
-        for change in (shifted(2), eroded(1), dilated(1), merged(3))
+        perturbed(change, pixels)("a", semantic, instances)
+        for change, pixels in ((shifted, 2), (eroded, 1), (dilated, 1), (merged, 3))
     )
     assert (moved[7:17, 7:17] == 1).all()
     assert not moved[:7].any()
@@ -100,15 +95,15 @@ def test_perturbations():
     assert not closed[:, 28:34].any()
     for prediction in (moved, less, more, closed):
         assert set(np.unique(prediction)) <= {0, 1, 2}
-
-
-def test_classes_do_not_grow_into_one_another():
+    # Classes do not grow into one another.
     semantic = np.array([[1, 1, 2, 2]], np.uint8)
-    assert dilated(2)("a", semantic, semantic).tolist() == [[1, 1, 2, 2]]
+    assert dilated(semantic, semantic, 2).tolist() == [[1, 1, 2, 2]]
 
 
 def test_table_and_file(tmp_path):
-    rows = compare_conventions([IMAGE], {"one": shifted(1), "two": eroded(1)}, NAMES)
+    rows = compare_conventions(
+        [IMAGE], {"one": perturbed(shifted, 1), "two": perturbed(eroded, 1)}, NAMES
+    )
     table, changes = (
         [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()]
         for part in convention_table(rows).split("\n\n")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -26,7 +24,6 @@ from d2_smallobj.report.labelled_images import (
     truth_images,
 )
 from d2_smallobj.report.sensitivity import (
-    corner_case,
     corner_cases,
     draw_corner_cases,
     draw_removal,
@@ -52,6 +49,11 @@ def pair(request):
 
 
 @pytest.fixture(scope="module")
+def removal():
+    return removal_curve(drawn_sizes(), NAMES, "disc")
+
+
+@pytest.fixture(scope="module")
 def cases(pair):
     return {curve.name: curve for curve in corner_cases(pair, steps=10)}
 
@@ -65,26 +67,19 @@ def parts(curve):
     }
 
 
-def test_the_pair_is_small_and_large(pair):
-    assert pair.areas["large"] > 20 * pair.areas["small"] >= 20 * 256
-
-
 @pytest.mark.parametrize("case", "ABCD")
-def test_ia_rises_steadily_in_every_case(pair, cases, case):
+def test_ia_rises_steadily_and_iou_with_the_large_one_only(pair, cases, case):
+    assert pair.areas["large"] > 20 * pair.areas["small"] >= 20 * 256
     steps = np.diff(cases[case].figures["IA-IoU"])
     # 10 steps fill one of two instances: 5 percent each, to the pixel of the small one.
     assert steps == pytest.approx(np.full(len(steps), 5.0), abs=50 / pair.areas["small"])
     # Over all classes, background included, too.
     assert (np.diff(cases[case].figures["IA-mIoU"]) > 1).all()
-
-
-@pytest.mark.parametrize("case", "ABCD")
-def test_iou_follows_the_large_one_only(pair, cases, case):
     share = 100 * pair.areas["small"] / sum(pair.areas.values())
+    assert share < 5
     moved = {name: steps["IoU"].sum() for name, steps in parts(cases[case]).items()}
     for name, expected in (("small", share), ("large", 100 - share)):
         assert moved.get(name, expected) == pytest.approx(expected)
-    assert share < 5
     # mIoU, with background: what the small one does is lost in what the large one does.
     total = {name: steps["mIoU"].sum() for name, steps in parts(cases[case]).items()}
     assert total.get("small", 0) < 3
@@ -98,18 +93,10 @@ def test_cases_end_where_they_should(cases):
     assert cases["B"].figures["IoU"][-1] < 5
     assert cases["C"].columns["small"][10:] == [100.0] * 11
     assert cases["D"].columns["large"][10:] == [100.0] * 11
-
-
-def test_miou_grows_ever_faster_with_the_large_one(cases):
     # "increase exponentially": with background in it, the curve bends upwards.
     for case in "AC":
         steps = parts(cases[case])["large"]["mIoU"]
         assert (np.diff(steps) > 0).all()
-
-
-def test_steps_must_be_positive(pair):
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        corner_case(pair, ["small"], steps=0)
 
 
 def test_growth_covers_the_mask_once_from_the_inside():
@@ -127,7 +114,7 @@ def test_growth_covers_the_mask_once_from_the_inside():
 @pytest.mark.parametrize("source", ["drawn", "voc", "coco"])
 def test_removal_falls_by_equal_steps_and_iou_collapses(source, request, realdata):
     if source == "drawn":
-        curve = removal_curve(drawn_sizes(), NAMES, "disc")
+        curve = request.getfixturevalue("removal")
     elif source == "voc":
         curve = removal_curve(request.getfixturevalue("voc_images"), VOC_CLASS_NAMES, "person")
     else:
@@ -135,10 +122,10 @@ def test_removal_falls_by_equal_steps_and_iou_collapses(source, request, realdat
 
         file = realdata / "coco" / "tinycoco50_val2017.json"
         truth = Inputs(predictions="", coco_json=str(file)).open_truth()
-        curve = removal_curve(truth_images(truth, 81), COCO_CLASS_NAMES, "person", points=10)
+        curve = removal_curve(truth_images(truth, 81)[:20], COCO_CLASS_NAMES, "person", points=5)
     removed, figures = np.array(curve.columns["removed"]), curve.figures
     count = removed[-1]
-    assert len(removed) == min(count, 10 if source == "coco" else 25) + 1
+    assert len(removed) == min(count, 5 if source == "coco" else 25) + 1
     assert figures["IA-IoU"] == pytest.approx(100 * (1 - removed / count))
     assert figures["IoU"][[0, -1]].tolist() == [100.0, 0.0]
     # Each deletion costs at least what the one before did, for areas ascend.
@@ -149,23 +136,26 @@ def test_removal_falls_by_equal_steps_and_iou_collapses(source, request, realdat
     assert list(curve.columns["area"]) == sorted(curve.columns["area"])
 
 
-def test_removal_by_size():
-    curve = removal_curve(drawn_sizes(), NAMES, "disc")
-    sizes = curve.columns["size"]
+def test_removal_by_size(removal, monkeypatch):
+    sizes = removal.columns["size"]
     assert list(dict.fromkeys(sizes)) == ["", "S", "M", "L"]
-    removed = np.array(curve.columns["removed"])
-    small = sizes.count("S")
-    expected = np.clip(100 * (1 - removed / small), 0, 100)
-    assert curve.figures["IA-IoU_S"] == pytest.approx(expected)
-    assert curve.figures["IA-IoU_L"][: small + 1].tolist() == [100.0] * (small + 1)
+    small, medium = (sizes.count(size) for size in "SM")
+    expected = np.clip(100 * (1 - np.array(removal.columns["removed"]) / small), 0, 100)
+    assert removal.figures["IA-IoU_S"] == pytest.approx(expected)
+    assert removal.figures["IA-IoU_L"][: small + 1].tolist() == [100.0] * (small + 1)
+    figures = []
+    monkeypatch.setattr(sensitivity, "save_figure", lambda figure, _: figures.append(figure))
+    draw_removal("unused.png", removal)
+    # Red dashes after the last S and after the last M.
+    red = [line for line in figures[0].axes[0].lines if line.get_color() == "#e03131"]
+    assert [line.get_xdata()[0] for line in red] == [small, small + medium]
 
 
 def test_points_thin_the_curve_without_changing_it():
-    whole = removal_curve(drawn_sizes(12), NAMES, "disc")
-    some = removal_curve(drawn_sizes(12), NAMES, "disc", points=4)
-    assert some.columns["removed"] == [0, 3, 6, 9, 12]
+    whole, some = (removal_curve(drawn_sizes(6), NAMES, "disc", points=n) for n in (6, 3))
+    assert some.columns["removed"] == [0, 2, 4, 6]
     for key, values in some.figures.items():
-        np.testing.assert_array_equal(values, whole.figures[key][::3])
+        np.testing.assert_array_equal(values, whole.figures[key][::2])
 
 
 def test_several_instances_of_one_image():
@@ -192,11 +182,7 @@ def test_relative_size_bins():
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (
-            NAMES,
-            {"class_name": "disk"},
-            "class_name: unknown value 'disk'.*did you mean 'disc'",
-        ),
+        (NAMES, {"class_name": "disk"}, "class_name: unknown value 'disk'.*did you mean 'disc'"),
         (NAMES, {"class_name": "background"}, "class_name: unknown value 'background'"),
         (NAMES, {"class_name": "disc", "points": 0}, "points must be at least 1, got 0"),
         ((*NAMES, "b"), {"class_name": "b"}, "class 'b' has no instance in these 2 images"),
@@ -207,9 +193,11 @@ def test_removal_errors(names, options, message):
         removal_curve(drawn_sizes(2), names, **options)
 
 
-def test_no_pair_is_an_error():
+def test_corner_errors():
     with pytest.raises(ValueError, match="no image has two instances of disc of at least 256"):
         find_pair(drawn_sizes(3), NAMES, class_name="disc")
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        corner_cases(find_pair([drawn_pair(120)], NAMES, min_area=64), steps=0)
 
 
 def test_components_skip_the_void_id():
@@ -217,9 +205,8 @@ def test_components_skip_the_void_id():
     semantic[::2, ::2] = 1
     semantic[39, 39] = 255
     found = component_instances(semantic)
-    ids = sorted(set(np.unique(found[semantic == 1]).tolist()))
-    assert len(ids) == 400
-    assert 255 not in ids
+    ids = np.unique(found[semantic == 1]).tolist()
+    assert (len(ids), 255 in ids) == (400, False)
     assert found[39, 39] == 255
 
 
@@ -236,30 +223,6 @@ def test_bad_maps_are_named(tmp_path, semantic, instances, message):
     truth = folder_truth(tmp_path / "semantic", tmp_path / "instances")
     with pytest.raises(ValueError, match=rf"a\.png: {message}"):
         truth_images(truth, 2)[0].load()
-
-
-def test_files_are_the_same_every_time(tmp_path):
-    pair = find_pair([drawn_pair(120)], NAMES, min_area=64)
-    for turn in ("1", "2"):
-        curves = corner_cases(pair, steps=3)
-        draw_corner_cases(tmp_path / f"corner{turn}.png", pair, curves[:2])
-        write_curves(tmp_path / f"corner{turn}.csv", curves)
-        curve = removal_curve(drawn_sizes(4, largest=60.0), NAMES, "disc")
-        draw_removal(tmp_path / f"removal{turn}.png", curve)
-    for name in ("corner{}.png", "corner{}.csv", "removal{}.png"):
-        first, second = (tmp_path / name.format(turn) for turn in "12")
-        assert first.read_bytes() == second.read_bytes()
-
-
-def test_red_dashes_lie_between_the_sizes(monkeypatch):
-    figures = []
-    monkeypatch.setattr(sensitivity, "save_figure", lambda figure, _: figures.append(figure))
-    curve = removal_curve(drawn_sizes(), NAMES, "disc")
-    draw_removal("unused.png", curve)
-    red = [line for line in figures[0].axes[0].lines if line.get_color() == "#e03131"]
-    # After the last S and after the last M.
-    small, medium = (curve.columns["size"].count(size) for size in "SM")
-    assert [line.get_xdata()[0] for line in red] == [small, small + medium]
 
 
 def rows(path):
@@ -288,26 +251,28 @@ def test_tool_on_folders(run_tool, tmp_path, realdata):
     assert [row["IA-IoU"] for row in removed][-1] == "0.000000"
     # Undefined figures are empty: no class has a small instance among those two.
     assert {row["IA-IoU_S"] for row in corner} == {""}
-    scored = {
-        row["convention"]: row["percent"]
-        for row in rows(tmp_path / "conventions.csv")
-        if row["figure"] == "IA-mIoU"
-    }
-    assert {scored[key] for key in scored} == {"100.000000"}
+    scored = [row for row in rows(tmp_path / "conventions.csv") if row["figure"] == "IA-mIoU"]
+    assert {row["percent"] for row in scored} == {"100.000000"}
     assert "| truth | 23 | 0 | 0.00 |" in " ".join(result.stdout.split())
     for name in ("corner_cases.png", "removal.png"):
         assert Image.open(tmp_path / name).size[0] > 400
 
 
-def test_tool_draws_scenes_of_its_own(run_tool, tmp_path):
-    result = run_tool("sensitivity", "--output", tmp_path, "--steps", 2, "--points", 3)
+def test_tool_draws_scenes_of_its_own_the_same_every_time(run_tool, tmp_path):
+    result = run_tool("sensitivity", "--output", tmp_path / "1", "--steps", 2, "--points", 3)
     assert result.returncode == 0, result.stderr
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "corner_cases.csv",
-        "corner_cases.png",
-        "removal.csv",
-        "removal.png",
-    ]
+    again = tmp_path / "2"
+    pair = find_pair([drawn_pair()], NAMES)
+    curves = corner_cases(pair, steps=2)
+    draw_corner_cases(again / "corner_cases.png", pair, curves)
+    write_curves(again / "corner_cases.csv", curves)
+    curve = removal_curve(drawn_sizes(), NAMES, "disc", points=3)
+    draw_removal(again / "removal.png", curve)
+    write_curves(again / "removal.csv", [curve])
+    first, second = (
+        {file.name: file.read_bytes() for file in (tmp_path / n).iterdir()} for n in "12"
+    )
+    assert first == second
 
 
 @pytest.mark.parametrize(
@@ -323,13 +288,3 @@ def test_tool_errors_are_one_line(run_tool, tmp_path, arguments, message):
     assert result.returncode == 1
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
-
-
-def test_tool_needs_no_torch(repository):
-    code = (
-        "import runpy, sys; sys.modules['torch'] = sys.modules['detectron2'] = None;"
-        f"runpy.run_path({str(repository / 'tools' / 'sensitivity.py')!r});"
-        f"sys.path.insert(0, {str(repository / 'docs')!r});"
-        "import draw_metric"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

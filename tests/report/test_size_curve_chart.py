@@ -20,6 +20,11 @@ def macro(name, *arguments):
     return str(getattr(module, name)(*arguments))
 
 
+def line(x, y, low=math.nan, high=math.nan):
+    x, y = np.array(x, float), np.array(y, float)
+    return CurveLine("m", 0, x, y, y + low, y + high)
+
+
 def chart(lines, sides=(), width=860, height=400):
     drawn = macro("size_curve", [SizeCurveChart("wide", width, height, lines, BOUNDS, sides)])
     return ElementTree.fromstring(re.search("<svg.*</svg>", drawn, re.DOTALL)[0])
@@ -29,7 +34,7 @@ def test_the_curve_lies_where_its_values_are():
     x = np.array([8.0, 16.0, 32.0, 64.0, 128.0])
     y = np.array([0.0, 25.0, 50.0, 75.0, 100.0])
     for width, height in ((860, 400), (400, 340)):
-        svg = chart([CurveLine("m", 0, x, y, y - 5, y + 5)], width=width, height=height)
+        svg = chart([line(x, y, -5, 5)], width=width, height=height)
         assert svg.get("viewBox") == f"0 0 {width} {height}"
         path = svg.find("path[@class='curve']").get("d")
         points = np.array([[float(v) for v in p.split(",")] for p in re.split("[ML]", path)[1:]])
@@ -46,22 +51,21 @@ def test_the_curve_lies_where_its_values_are():
 
 
 def test_undefined_points_break_the_curve():
-    x, y = np.array([8.0, 16.0, 32.0, 64.0]), np.array([10.0, math.nan, 30.0, 40.0])
-    path = chart([CurveLine("m", 0, x, y)]).find("path").get("d")
+    x = [8, 16, 32, 64]
+    path = chart([line(x, [10, math.nan, 30, 40])]).find("path").get("d")
     assert re.findall("[ML]", path) == ["M", "M", "L"]
-    assert chart([CurveLine("m", 0, x, np.full(4, np.nan), y, y)]).find("path") is None
+    assert chart([line(x, [math.nan] * 4)]).find("path") is None
 
 
 def test_the_histogram_counts_every_instance_once():
     sides = np.array([8.0, 8.0, 9.0, 30.0, 64.0])
-    line = CurveLine("m", 0, np.array([8.0, 64.0]), np.array([1.0, 2.0]))
-    bars = chart([line], sides).findall("rect")
+    bars = chart([line([8, 64], [1, 2])], sides).findall("rect")
     assert sum(int(bar.find("title").text.split()[0]) for bar in bars) == len(sides)
     assert all(float(bar.get("width")) > 0 and float(bar.get("height")) > 0 for bar in bars)
 
 
 def test_curves_of_almost_one_size_are_drawn():
-    svg = chart([CurveLine("m", 0, np.array([10.0, 10.001]), np.array([1.0, 2.0]))])
+    svg = chart([line([10, 10.001], [1, 2])])
     assert "nan" not in ElementTree.tostring(svg).decode()
 
 

@@ -197,7 +197,7 @@ def test_many_components_are_numbered_as_the_metric_does(make_run):
     ],
 )
 def test_the_report_says_why_pictures_are_missing(scenes, kept, what):
-    run = scenes.runs[0]
+    run = scenes[0]
     sources = {
         image: {kind: files[kind] for kind in kept} for image, files in run.sources.items() if kept
     }
@@ -208,7 +208,7 @@ def test_the_report_says_why_pictures_are_missing(scenes, kept, what):
 
 
 def test_changed_files_are_noticed(scenes, tmp_path):
-    run = scenes.runs[0]
+    run = scenes[0]
     first = run.images[0]
     blank = np.zeros((224, 224), np.uint8)
     write_label_map(tmp_path / "blank.png", blank)
@@ -240,7 +240,7 @@ def test_unreadable_sources_are_told_with_their_cause(scenes, tmp_path):
         raise FileNotFoundError(2, "no such file", "annotations.json")
 
     run = dataclasses.replace(
-        scenes.runs[0], sources={"a": {"semantic": str(tmp_path / "x.png"), "prediction": gone}}
+        scenes[0], sources={"a": {"semantic": str(tmp_path / "x.png"), "prediction": gone}}
     )
     with pytest.raises(SourceError, match=r"semantic maps cannot be read: .*x\.png"):
         read_map(run, "a", "semantic")
@@ -258,12 +258,12 @@ def test_unreadable_sources_are_told_with_their_cause(scenes, tmp_path):
 
 def test_pickled_arrays_are_refused(scenes, tmp_path):
     np.save(tmp_path / "x.npy", np.array([{"a": 1}]), allow_pickle=True)
-    run = dataclasses.replace(scenes.runs[0], sources={"a": {"semantic": str(tmp_path / "x.npy")}})
+    run = dataclasses.replace(scenes[0], sources={"a": {"semantic": str(tmp_path / "x.npy")}})
     with pytest.raises(SourceError, match=r"semantic maps cannot be read: .*allow_pickle"):
         read_map(run, "a", "semantic")
 
 
 def test_the_limit_holds(scenes):
-    text = render_report(scenes.runs, max_thumbnails=3)
+    text = render_report(scenes, max_thumbnails=3)
     assert text.count('<article class="thumb"') == 3
-    assert "no pictures were asked for" in render_report(scenes.runs, max_thumbnails=0)
+    assert "no pictures were asked for" in render_report(scenes, max_thumbnails=0)
