@@ -177,9 +177,9 @@ def test_sources_lead_to_the_pixels(dataset, sem_seg_json, tmp_path):
 
 
 def test_nothing_is_read_before_the_headers_fit(dataset, monkeypatch):
-    from d2_smallobj.annotations import png
+    from d2_smallobj.annotations import label_maps
 
-    monkeypatch.setattr(png, "decode_png", lambda *_: pytest.fail("a map was decoded"))
+    monkeypatch.setattr(label_maps, "decode_png", lambda *_: pytest.fail("a map was decoded"))
     assert len(scoring.prepare(Inputs(**dataset.options)).plan.tasks) == 7
 
 
