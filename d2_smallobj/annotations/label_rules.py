@@ -7,6 +7,7 @@ binary task keeps one class of a data set that has more. Legend: H, W height and
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
