@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,30 +81,25 @@ def _texts(root: Path) -> dict[Path, str]:
     return texts
 
 
-def _report(wrong: dict[Path, list[str]], root: Path) -> str:
-    """One line for each file with a reference that leads nowhere."""
-    found = {path.relative_to(root): names for path, names in wrong.items() if names}
-    return "\n".join(f"{path}: {', '.join(names)}" for path, names in found.items())
+def check_texts(root: Path, find: Callable[[Path, str], list[str]], suffix: str = "") -> None:
+    """Fail with one line for each file with a reference that leads nowhere."""
+    texts = {path: text for path, text in _texts(root).items() if path.suffix.endswith(suffix)}
+    assert root / "docs" / "method.md" in texts
+    found = {path.relative_to(root): find(path, text) for path, text in texts.items()}
+    report = "\n".join(f"{path}: {', '.join(names)}" for path, names in found.items() if names)
+    assert not report, f"references that lead nowhere:\n{report}"
 
 
 def test_no_document_outside_of_the_repository_is_cited(repository):
-    wrong = {path: outside(text) for path, text in _texts(repository).items()}
-    report = _report(wrong, repository)
-    assert not report, f"references that lead nowhere:\n{report}"
+    check_texts(repository, lambda _, text: outside(text))
 
 
 def test_cited_pages_and_headings_exist(repository):
-    wrong = {path: dead_pages(repository, text) for path, text in _texts(repository).items()}
-    report = _report(wrong, repository)
-    assert not report, f"references that lead nowhere:\n{report}"
+    check_texts(repository, lambda _, text: dead_pages(repository, text))
 
 
 def test_relative_links_exist(repository):
-    pages = {path: text for path, text in _texts(repository).items() if path.suffix == ".md"}
-    assert repository / "docs" / "method.md" in pages
-    wrong = {page: dead_links(page, text) for page, text in pages.items()}
-    report = _report(wrong, repository)
-    assert not report, f"references that lead nowhere:\n{report}"
+    check_texts(repository, dead_links, ".md")
 
 
 # ---- The checks above can fail -----------------------------------------------------------------

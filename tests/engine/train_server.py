@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -134,6 +135,8 @@ def serve() -> None:
     # The real host's report on the environment runs compilers to ask for their versions.
     if hasattr(defaults, "collect_env_info"):
         defaults.collect_env_info = str
+    # The collector of a child need not walk, and so copy, what this process has imported.
+    gc.freeze()
     answer({"ready": True})
     for line in sys.stdin:
         job = json.loads(line)

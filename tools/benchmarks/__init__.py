@@ -6,16 +6,18 @@ docstring as help. Modules are imported when they are run: ``metric`` and ``fold
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 
+import d2_smallobj
 from d2_smallobj.utils.opencv import cv2
 from d2_smallobj.utils.tables import markdown_table
 
@@ -75,18 +77,37 @@ def race(
     return found
 
 
-def race_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let OpenCV use one thread."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def race_table(rows: Mapping[str, Mapping[str, float]], unit: str = "ms") -> str:
     """Format the result of :func:`race` as a Markdown table."""
     forms = {"median": ".3f", "ratio": ".2f", "quiet": ".3f", "quiet_ratio": ".2f"}
     return markdown_table(
-        ["what", "median ms", "×", "best-round ms", "×"],
+        ["what", f"median {unit}", "×", f"best-round {unit}", "×"],
         [[what, *(format(row[k], f) for k, f in forms.items())] for what, row in rows.items()],
     )
 
 
 def machine() -> str:
     """Describe processor and library versions."""
-    return (
-        f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__},"
-        f" OpenCV {cv2.__version__}"
-    )
+    python = f"{platform.machine()}, Python {platform.python_version()}"
+    return f"{python}, numpy {np.__version__}, OpenCV {cv2.__version__}"
+
+
+def torch_machine() -> dict[str, str]:
+    """Describe the machine with torch, the host and the device that is used."""
+    import torch
+
+    host = d2_smallobj.host()
+    text = f"{machine()}, torch {torch.__version__}, {host.name} host {host.version}"
+    gpu = torch.cuda.is_available()
+    return {"machine": text, "device": torch.cuda.get_device_name() if gpu else "CPU"}

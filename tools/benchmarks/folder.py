@@ -30,9 +30,8 @@ from d2_smallobj.scoring.pipeline import Settings, prepare, score
 from d2_smallobj.scoring.scored_run import save_run
 from d2_smallobj.utils.cli import positive_int
 from d2_smallobj.utils.opencv import cv2
-from d2_smallobj.utils.tables import markdown_table
 
-from benchmarks import Measurement, machine, race
+from benchmarks import Measurement, machine, one_thread, race, race_table
 from benchmarks.scenes import FOLDERS, draw_folders
 
 TARGET = 1.3  # highest ratio of scoring to decoding with Pillow
@@ -68,10 +67,7 @@ def run(args: argparse.Namespace) -> Measurement:
 def measure_folder(
     folder: str | os.PathLike[str], *, jobs: int = 1, rounds: int = 5
 ) -> dict[str, dict[str, float]]:
-    """Time decoding and scoring of :func:`.scenes.draw_folders`: median and best seconds, ratios.
-
-    ``pillow`` is the yardstick of ``opencv``, ``verifying`` (our decoder) and ``score``.
-    """
+    """Time scoring and decoders in seconds; ``pillow`` is the yardstick."""
     folder = Path(folder)
     paths = [str(path) for kind in FOLDERS for path in sorted((folder / kind).glob("*.png"))]
     work: dict[str, Callable[[None], object]] = {
@@ -80,12 +76,8 @@ def measure_folder(
         "verifying": lambda _: _decode_all(_verifying, paths, jobs),
         "score": lambda _: _score(folder, jobs),
     }
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
+    with one_thread():
         rows = race([None], work, rounds)
-    finally:
-        cv2.setNumThreads(threads)
     for row in rows.values():
         row["seconds"] = row.pop("median") / 1e3
         row["quiet"] /= 1e3
@@ -128,19 +120,11 @@ def _verifying(paths: Sequence[str]) -> int:
 def _format(figures: dict[str, Any]) -> str:
     """Format the figures as Markdown."""
     lines = [f"{figures['machine']}; {figures['settings']}"]
-    names = {
-        "pillow": "decoding, Pillow",
-        "opencv": "decoding, OpenCV",
-        "verifying": "decoding, checksums verified",
-        "score": f"scoring, target {TARGET} × Pillow",
-    }
+    names = {"pillow": "decoding, Pillow", "opencv": "decoding, OpenCV"}
+    names["verifying"] = "decoding, checksums verified"
+    names["score"] = f"scoring, target {TARGET} × Pillow"
     for title, rows in figures.items():
-        if not title.startswith("jobs"):
-            continue
-        forms = {"seconds": ".3f", "ratio": ".2f", "quiet": ".3f", "quiet_ratio": ".2f"}
-        table = markdown_table(
-            ["what", "median", "×", "best round", "×"],
-            [[t, *(format(rows[n][k], f) for k, f in forms.items())] for n, t in names.items()],
-        )
-        lines += ["", f"{title}, seconds", "", table]
+        if title.startswith("jobs"):
+            shown = {t: {**rows[n], "median": rows[n]["seconds"]} for n, t in names.items()}
+            lines += ["", title, "", race_table(shown, "s")]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ discarded: the evaluator gets scores of predictions drawn beforehand, on the dev
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,6 @@ import numpy as np
 import torch
 from torch import nn
 
-import d2_smallobj
 from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.engine import build_config
@@ -32,7 +32,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from detectron2.modeling import build_model
 
-from benchmarks import Measurement, machine, race, race_table
+from benchmarks import Measurement, race, race_table, torch_machine
 from benchmarks.scenes import CLASSES, FOLDERS, VOC_SIZE, VOID, draw_folders
 
 TARGET = 1.05  # highest ratio to the yardstick with worker threads on a GPU
@@ -43,12 +43,9 @@ _MOST_DRAWN = 32  # their scores stay on the device, 16 MB each
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="a model of 21 classes; default: configs/Base-DeepLabV2-R101.yaml with a GPU, "
-        "configs/Base-Demo.yaml without",
-    )
+    text = "a model of 21 classes; default: configs/Base-DeepLabV2-R101.yaml with a GPU, "
+    text += "configs/Base-Demo.yaml without"
+    parser.add_argument("--config-file", metavar="FILE", help=text)
     parser.add_argument("--images", type=positive_int, help="default: 300 with a GPU, 20 without")
     parser.add_argument("--workers", type=positive_int, default=EVALUATOR_WORKERS, help="threads")
     parser.add_argument("--rounds", type=positive_int, default=5, help="timings of each")
@@ -58,26 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Measurement:
     """Measure on the GPU, or where there is none on the CPU."""
     gpu = torch.cuda.is_available()
-    images = (300 if gpu else 20) if args.images is None else args.images
+    images = args.images or (300 if gpu else 20)
     default = _CONFIGS / ("Base-DeepLabV2-R101.yaml" if gpu else "Base-Demo.yaml")
     config = args.config_file or str(default)
     model = build(config, args.seed)
     with tempfile.TemporaryDirectory(prefix="d2_smallobj_") as folder:
         batches = make_batches(folder, images, args.seed)
         rows = measure(_Replay(model, batches), batches, args.workers, args.rounds)
-    host = d2_smallobj.host()
-    figures = {
-        "machine": f"{machine()}, torch {torch.__version__}, {host.name} host {host.version}",
-        "device": torch.cuda.get_device_name() if gpu else "CPU",
-        "settings": {
-            "config": Path(config).name,
-            "images": images,
-            "workers": args.workers,
-            "rounds": args.rounds,
-            "seed": args.seed,
-        },
-        "runs": rows,
-    }
+    given = {name: getattr(args, name) for name in ("workers", "rounds", "seed")}
+    settings = {"config": Path(config).name, "images": images, **given}
+    figures = {**torch_machine(), "settings": settings, "runs": rows}
     return Measurement(figures, _format(figures), _missed(rows, args.workers, gpu))
 
 
@@ -103,20 +90,14 @@ def make_batches(folder: str, images: int, seed: int) -> list[list[dict[str, Any
     names = draw_folders(folder, images=min(images, _MOST_DRAWN), seed=seed)
     width, height = VOC_SIZE
     noise = torch.Generator().manual_seed(seed)
-    pictures = [torch.randint(0, 256, (3, height, width), generator=noise) for _ in names]
+    size = (3, height, width)
+    pictures = [torch.randint(0, 256, size, generator=noise).to(torch.uint8) for _ in names]
     batches = []
-    for number in range(images):
-        name = names[number % len(names)]
-        guess, semantic, instances = (str(Path(folder, kind, f"{name}.png")) for kind in FOLDERS)
-        record = {
-            "image": pictures[number % len(names)].to(torch.uint8),
-            "file_name": f"{number}.jpg",
-            "image_id": str(number),
-            "prediction": guess,
-            "sem_seg_file_name": semantic,
-            "ins_seg_file_name": instances,
-        }
-        batches.append([record])
+    keys = ("prediction", "sem_seg_file_name", "ins_seg_file_name")
+    for number, (name, picture) in zip(range(images), itertools.cycle(zip(names, pictures))):
+        files = {k: str(Path(folder, kind, f"{name}.png")) for k, kind in zip(keys, FOLDERS)}
+        record = {"image": picture, "file_name": f"{number}.jpg", "image_id": str(number)}
+        batches.append([{**record, **files}])
     return batches
 
 
