@@ -25,10 +25,9 @@ from d2_smallobj.utils.problems import Problems
 def measure_instances(
     truth: GroundTruth, *, source: str, jobs: int = 1, progress: bool = False
 ) -> InstanceSizes:
-    """Measure all instances of a ground truth; ``source`` is its name in messages.
+    """Measure all instances of a ground truth, ``source`` in messages; InputError lists bad images.
 
-    ``jobs`` processes read label maps; annotation files are measured in this one, which takes less
-    time than sending them. All malformed images are one :class:`InputError`.
+    ``jobs`` processes read label maps; annotation files are measured in this one.
     """
     if not truth.images:
         raise ValueError(f"{source}: the data set has no images")

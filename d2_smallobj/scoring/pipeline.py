@@ -75,10 +75,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """Reads and matches images; picklable, so that every process has one.
-
-    ``label_ids``: predictions hold Cityscapes' label ids.
-    """
+    """Reads and matches images. ``label_ids``: predictions hold Cityscapes' label ids."""
 
     truth: GroundTruth
     mode: str
@@ -95,10 +92,7 @@ class Scorer:
         )
 
     def score(self, tasks: Sequence[Task]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Score some images; return an accumulator's state and the problems of the other images.
-
-        A state is a few long arrays, which are sent faster than hundreds of short ones.
-        """
+        """Score some images; return an accumulator's state and the problems of the other images."""
         accumulator, problems = self.new_accumulator(), Problems()
         misfit = (
             f"image(s) whose labels do not fit the {accumulator.num_classes} classes (--classes),"
@@ -122,10 +116,7 @@ class Scorer:
 
 @dataclasses.dataclass(frozen=True)
 class ScoringJob:
-    """Inputs that were opened and checked, ready to be scored.
-
-    ``options`` say how the run is made, for ``metrics.json``; ``remarks`` are sentences for it.
-    """
+    """Inputs that were opened and checked; options and remarks (sentences) for ``metrics.json``."""
 
     scorer: Scorer
     plan: Plan
@@ -223,7 +214,6 @@ def _image_set(truth: GroundTruth) -> str:
 
 def _files(task: Task, label_ids: bool) -> tuple[str, str, str, str]:
     """Files of an image by :data:`.SOURCE_KINDS`, empty where none can be shown as it is."""
-    plain = isinstance(task.prediction, str) and not label_ids
+    plain, truth = isinstance(task.prediction, str) and not label_ids, task.truth
     prediction = task.prediction if plain else ""
-    truth = task.truth
     return prediction, truth.semantic or "", truth.instances or "", truth.picture or ""

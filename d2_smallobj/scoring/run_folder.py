@@ -144,10 +144,10 @@ def _check_shards(runs: Sequence[ScoredRun], folders: Sequence[Path]) -> None:
                     f"merge: shards of different runs: {key} is {mine!r} in {folders[0]}, "
                     f"{theirs!r} in {folder}"
                 )
-    counts = {parts for _, parts in where}
+    parts = shard[1]
+    counts = sorted({parts for _, parts in where})
     if len(counts) > 1:
-        raise ValueError(f"merge: shards of different numbers of shards, {sorted(counts)}")
-    parts = counts.pop()
+        raise ValueError(f"merge: shards of different numbers of shards, {counts}")
     missing = [f"{part}/{parts}" for part in range(1, parts + 1) if (part, parts) not in where]
     if missing:
         raise ValueError(f"merge: {len(missing)} shard(s) missing: {listed(missing)}")
