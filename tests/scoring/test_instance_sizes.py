@@ -111,18 +111,15 @@ def test_all_damaged_maps_are_listed(dataset, folders):
 
 
 def test_all_malformed_annotations_are_listed(tmp_path):
+    path = annotation_file(tmp_path / "none.json", images=[], annotations=[])
+    with pytest.raises(ValueError, match="mine: the data set has no images"):
+        measure_instances(open_truth("coco_json", str(path)), source="mine")
     wrong = {"category_id": 1, "segmentation": [[1, 2, 3]]}
     bad = [{"id": 10 + image, "image_id": image, **wrong} for image in (1, 2)]
     path = annotation_file(tmp_path / "bad.json", annotations=bad)
     with pytest.raises(InputError, match=r"2 image\(s\)[\s\S]*bad\.json: annotation 11") as caught:
         measure_instances(open_truth("coco_json", str(path)), source="x")
     assert "annotation 12" in str(caught.value)
-
-
-def test_no_images(tmp_path):
-    path = annotation_file(tmp_path / "none.json", images=[], annotations=[])
-    with pytest.raises(ValueError, match="mine: the data set has no images"):
-        measure_instances(open_truth("coco_json", str(path)), source="mine")
 
 
 @pytest.mark.parametrize("kind", ["semantic", "coco_json"])
