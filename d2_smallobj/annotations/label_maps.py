@@ -34,6 +34,7 @@ _COLOURS = {2: "RGB", 4: "LA", 6: "RGBA"}
 # Pillow's own bound against decompression bombs.
 _MOST_PIXELS = 178_956_970
 
+SUFFIXES = (".png", ".npy")
 CORRUPT_IMAGE = (
     OSError,
     SyntaxError,
@@ -247,13 +248,10 @@ def voc_palette() -> np.ndarray:
     return colours
 
 
-SUFFIXES = (".png", ".npy")
-
-
 def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Read height and width of a label map from its header; errors as :func:`read_labels`."""
     if os.fspath(path).lower().endswith(".npy"):
-        return _check_array(_load_array(path, header_only=True), path).shape
+        return _read_array(path, header_only=True).shape
     header = parse_header(read_png(path, 33), path)
     return header.height, header.width
 
@@ -264,28 +262,22 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
     Returns (H, W) integers, of a ``.npy`` of its own dtype; errors are the same.
     """
     if os.fspath(path).lower().endswith(".npy"):
-        return _check_array(_load_array(path, header_only=False), path)
+        return _read_array(path, header_only=False)
     return read_label_map(path)
 
 
-def _load_array(path: str | os.PathLike[str], *, header_only: bool) -> np.ndarray:
-    """Load a ``.npy`` file without ever unpickling."""
+def _read_array(path: str | os.PathLike[str], *, header_only: bool) -> np.ndarray:
+    """Read a label map from a ``.npy`` file without ever unpickling."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return np.load(path, mmap_mode="r" if header_only else None, allow_pickle=False)
+            labels = np.load(path, mmap_mode="r" if header_only else None, allow_pickle=False)
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, "no such label map", os.fspath(path)) from error
     except (PermissionError, IsADirectoryError):
         raise
     except (OSError, ValueError, EOFError, SyntaxError, struct.error) as error:
-        raise ValueError(
-            f"{Path(path)}: not a complete .npy file of plain numbers ({error})"
-        ) from error
-
-
-def _check_array(labels: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
-    """Refuse arrays that are no label map."""
+        raise ValueError(f"{path}: not a complete .npy file of plain numbers ({error})") from error
     if not isinstance(labels, np.ndarray):
         raise ValueError(f"{path}: a label map is one array, this is an archive of several")
     if labels.ndim == 2 and labels.dtype.kind in "iu" and labels.size:
