@@ -35,14 +35,11 @@ _COLOURS = {2: "RGB", 4: "LA", 6: "RGBA"}
 _MOST_PIXELS = 178_956_970
 
 SUFFIXES = (".png", ".npy")
-CORRUPT_IMAGE = (
-    OSError,
-    SyntaxError,
-    EOFError,
-    ValueError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+_INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "1", "I")
+# ADE20K's full set stores TIFFs.
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
+_DAMAGE = (OSError, SyntaxError, EOFError, ValueError, struct.error)
+CORRUPT_IMAGE = (*_DAMAGE, Image.DecompressionBombError)
 """Errors that Pillow raises on damaged files, depending on the place of the damage."""
 
 
@@ -57,7 +54,7 @@ class Header(NamedTuple):
 
 
 def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a label map: a PNG of mode L, P or 16-bit grey; checksums are verified.
+    """Read a label map: a PNG or TIFF of mode L, P or 16-bit grey; a PNG's checksums are verified.
 
     Returns:
         (H, W), uint8, or uint16 for a 16-bit file: the stored indices.
@@ -66,29 +63,40 @@ def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is corrupt or truncated, or holds colours instead of indices.
     """
-    return decode_png(read_png(path), path)
+    content = read_content(path)
+    if content.startswith(SIGNATURE):
+        return decode_png(content, path)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            mode, labels = image.mode, np.asarray(image)
+    except CORRUPT_IMAGE as error:
+        raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
+    if mode not in _INDEX_MODES or labels.min() < 0 or labels.max() > 65535:
+        raise ValueError(
+            f"{path}: a label map holds class indices in 0..65535; this one is a picture of mode "
+            f"{mode}. Give the file with indices, not its rendering"
+        )
+    # 16-bit grey comes as int32 from the Pillow versions that open it in mode I.
+    return labels.astype(np.uint8 if labels.dtype.itemsize == 1 else np.uint16)
 
 
-def read_png(path: str | os.PathLike[str], size: int = -1) -> bytes:
-    """The beginning of a PNG file, or all of it."""
+def read_content(path: str | os.PathLike[str], size: int = -1) -> bytes:
+    """Read the beginning of a PNG or TIFF file, or all of it."""
     try:
         with open(path, "rb") as file:
             content = file.read(size)
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, "no such label map", os.fspath(path)) from error
-    if not content.startswith(SIGNATURE):
+    if not content.startswith((SIGNATURE, *_TIFF_SIGNATURES)):
         raise ValueError(
-            f"{path}: corrupt or truncated label map, or no PNG, which stores indices without loss"
+            f"{path}: corrupt or truncated label map, or neither PNG nor TIFF, which store indices "
+            "without loss"
         )
     return content
 
 
 def decode_png(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
-    """Decode a whole PNG file of mode L, P or 16-bit grey.
-
-    Returns the stored indices (H, W), uint8, or uint16 for a 16-bit file. Raises ValueError,
-    beginning with ``path``, if the file is corrupt or truncated, or holds colours.
-    """
+    """Decode a whole PNG file; result and errors as :func:`read_label_map`."""
     header = parse_header(content, path)
     data = image_data(content, path)
     if header.depth < 8 or header.interlaced:
@@ -189,7 +197,7 @@ def _decode_packed(
     try:
         with Image.open(io.BytesIO(content)) as image:
             labels = np.asarray(image)
-    except (OSError, SyntaxError, EOFError, ValueError, struct.error) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
     if header.depth == 16:
         return labels.astype(np.uint16)
@@ -252,7 +260,10 @@ def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Read height and width of a label map from its header; errors as :func:`read_labels`."""
     if os.fspath(path).lower().endswith(".npy"):
         return _read_array(path, header_only=True).shape
-    header = parse_header(read_png(path, 33), path)
+    start = read_content(path, 33)
+    if not start.startswith(SIGNATURE):
+        return read_label_map(path).shape
+    header = parse_header(start, path)
     return header.height, header.width
 
 
@@ -276,7 +287,7 @@ def _read_array(path: str | os.PathLike[str], *, header_only: bool) -> np.ndarra
         raise FileNotFoundError(error.errno, "no such label map", os.fspath(path)) from error
     except (PermissionError, IsADirectoryError):
         raise
-    except (OSError, ValueError, EOFError, SyntaxError, struct.error) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path}: not a complete .npy file of plain numbers ({error})") from error
     if not isinstance(labels, np.ndarray):
         raise ValueError(f"{path}: a label map is one array, this is an archive of several")

@@ -16,7 +16,13 @@ import numpy as np
 
 from d2_smallobj.annotations.coco_file import Flag, Id, id_order, repeated
 from d2_smallobj.annotations.dataset_files import decode_json
-from d2_smallobj.annotations.label_maps import RGB, decode_plain, image_data, parse_header, read_png
+from d2_smallobj.annotations.label_maps import (
+    RGB,
+    decode_plain,
+    image_data,
+    parse_header,
+    read_content,
+)
 from d2_smallobj.annotations.label_rules import VOID, unique_by_runs
 from d2_smallobj.utils.messages import itemized, listed
 
@@ -59,7 +65,7 @@ def read_panoptic_ids(path: str | os.PathLike[str]) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is corrupt or no RGB PNG.
     """
-    content = read_png(path)
+    content = read_content(path)
     header = parse_header(content, path, colours=True)
     if header.colour != RGB or header.depth != 8:
         raise ValueError(
@@ -73,7 +79,7 @@ def read_panoptic_ids(path: str | os.PathLike[str]) -> np.ndarray:
 
 def panoptic_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Height and width of a panoptic PNG, from its header; errors as above."""
-    header = parse_header(read_png(path, 33), path, colours=True)
+    header = parse_header(read_content(path, 33), path, colours=True)
     return header.height, header.width
 
 
