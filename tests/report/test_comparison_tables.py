@@ -1,7 +1,5 @@
 """A comparison as Markdown and CSV."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """How far the metric's conventions move its figures."""
 
-from __future__ import annotations
-
 import csv
 
 import numpy as np
@@ -101,9 +99,8 @@ def test_perturbations():
 
 
 def test_table_and_file(tmp_path):
-    rows = compare_conventions(
-        [IMAGE], {"one": perturbed(shifted, 1), "two": perturbed(eroded, 1)}, NAMES
-    )
+    predictors = {"one": perturbed(shifted, 1), "two": perturbed(eroded, 1)}
+    rows = compare_conventions([IMAGE], predictors, NAMES)
     table, changes = (
         [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()]
         for part in convention_table(rows).split("\n\n")
@@ -112,7 +109,6 @@ def test_table_and_file(tmp_path):
     assert [row[0] for row in (*table[2:], *changes[2:])] == ["one", "two"] * 2
     assert {len(row) for row in table} == {len(CONVENTIONS) + 2}
     write_conventions(tmp_path / "a.csv", rows)
-    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
-        written = list(csv.DictReader(file))
+    written = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
     assert len(written) == 2 * len(CONVENTIONS) * 3
     assert float(written[0]["percent"]) == pytest.approx(rows[0].figures["exact"]["mIoU"])

@@ -1,7 +1,5 @@
 """Review sheets: what is in the files. How they behave is tested in test_review_browser.py."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import html
@@ -45,16 +43,14 @@ def candidates(tmp_path):
         images.append({"id": number, "width": 80, "height": 60, "file_name": name})
     images[2]["suspicion"] = ["heavy overlap", "degenerate mask"]
     images[4]["suspicion"] = ["heavy overlap"]
-    content = {
-        "images": images,
-        "categories": [{"id": 1, "name": "bird"}, {"id": 2, "name": "cat"}],
-        "annotations": [
-            annotation(1, 1, 1, (10, 10, 40, 40)),
-            annotation(2, 1, 2, (20, 20, 25, 25)),
-            annotation(3, 3, 2, (0, 0, 70, 50)),
-            annotation(4, 3, 1, (0, 0, 80, 60), iscrowd=1),
-        ],
-    }
+    annotations = [
+        annotation(1, 1, 1, (10, 10, 40, 40)),
+        annotation(2, 1, 2, (20, 20, 25, 25)),
+        annotation(3, 3, 2, (0, 0, 70, 50)),
+        annotation(4, 3, 1, (0, 0, 80, 60), iscrowd=1),
+    ]
+    categories = [{"id": 1, "name": "bird"}, {"id": 2, "name": "cat"}]
+    content = {"images": images, "categories": categories, "annotations": annotations}
     path = tmp_path / "candidates.json"
 
     def save():
@@ -67,9 +63,8 @@ def candidates(tmp_path):
 
 def data_of(path):
     """The JSON blocks of a sheet, by id."""
-    found = re.findall(
-        r'<script type="application/json" id="([^"]*)">(.*?)</script>', path.read_text("utf-8")
-    )
+    pattern = r'<script type="application/json" id="([^"]*)">(.*?)</script>'
+    found = re.findall(pattern, path.read_text("utf-8"))
     return {name: json.loads(text) for name, text in found}
 
 
@@ -143,14 +138,6 @@ def test_what_is_no_list_of_candidates(tmp_path, content, message):
         read_suspicions(path)
 
 
-def test_pictures_are_shrunk_but_not_enlarged(candidates, tmp_path):
-    review = open_review_set(*candidates[1]())
-    (path,) = write_review(tmp_path / "review.html", review, side=40)
-    data = data_of(path)["image-2"]  # image 1, after the two suspicious ones
-    assert (data["view"], data["size"]) == ([40, 30], [80, 60])
-    assert data["objects"][0][2:5:2] == [25, [10, 10, 2.5, 2.5]]
-
-
 def test_many_images_are_split_over_sheets_that_know_each_other(candidates, tmp_path):
     review = open_review_set(*candidates[1]())
     paths, again = (
@@ -212,27 +199,22 @@ def test_data_cannot_end_its_element(candidates, tmp_path):
     # A lone surrogate has no UTF-8; JSON escapes it.
     review = dataclasses.replace(review, set_id="\ud800")
     (path,) = write_review(tmp_path / "review.html", review, title=hostile)
-    blocks = re.findall(
-        '<script type="application/json".*>(.*)</script>\n', path.read_text("utf-8")
-    )
+    text = path.read_text("utf-8")
+    blocks = re.findall('<script type="application/json".*>(.*)</script>\n', text)
     assert not set("".join(blocks)) & set("<>&\u2028")
-    assert (len(blocks), path.read_text("utf-8").count("</script>")) == (6, 7)
+    assert (len(blocks), text.count("</script>")) == (6, 7)
     sheet = json.loads(blocks[-1])
     assert (sheet["classes"][0], sheet["set"]) == (hostile, "\ud800")
     assert [hostile] in [image["why"] for image in sheet["images"]]
 
 
+OUTSIDE = ("../secret.jpg", "val2017/../../x.jpg", "C:/x.jpg", "")
 NO_NAME = r"1 image\(s\) without a usable file name[\s\S]*image 2"
+# An absolute name means one below the folder.
+ABSOLUTE = ("{folder}/secret.jpg", r"1 image file\(s\) missing:\n  {folder}/images/")
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        *((name, NO_NAME) for name in ("../secret.jpg", "val2017/../../x.jpg", "C:/x.jpg", "")),
-        # An absolute name means one below the folder.
-        ("{folder}/secret.jpg", r"1 image file\(s\) missing:\n  {folder}/images/"),
-    ],
-)
+@pytest.mark.parametrize(("name", "message"), [*((n, NO_NAME) for n in OUTSIDE), ABSOLUTE])
 def test_file_names_that_lead_out_of_the_folder_are_refused(candidates, tmp_path, name, message):
     content, save = candidates
     (tmp_path / "secret.jpg").write_bytes(b"secret")
@@ -257,6 +239,9 @@ def test_a_built_set_finds_its_images_where_coco_has_them(candidates):
 def test_refusals(candidates):
     content, save = candidates
     path, folder = save()
+    for option, value in (("per_sheet", 0), ("side", 8), ("side", 5000)):
+        with pytest.raises(ValueError, match=rf"{option} must be in .*, got {value}"):
+            write_review("review.html", open_review_set(path, folder), **{option: value})
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder of images"):
         open_review_set(path, folder / "nowhere")
     for number in (0, 3):
@@ -295,6 +280,13 @@ def test_damaged_images_are_listed_and_no_sheet_is_written(candidates, tmp_path)
     assert os.listdir(output.parent) == []
 
 
+def test_large_pictures_are_shrunk(candidates):
+    task = open_review_set(*candidates[1]()).tasks[2]
+    image = draw_review_image(task, side=40)
+    assert (image["view"], image["size"]) == ((40, 30), [80, 60])
+    assert image["objects"][0][2:5:2] == (25, [10, 10, 2.5, 2.5])
+
+
 def test_grey_images_and_pngs_are_shown_too_and_a_vanished_one_is_named(tmp_path):
     task = ReviewTask(1, "x.jpg", tmp_path / "x.jpg", (4, 4), (), (), "a.json")
     assert draw_review_image(task, side=64) == f"{tmp_path / 'x.jpg'}: no such image"
@@ -304,13 +296,6 @@ def test_grey_images_and_pngs_are_shown_too_and_a_vanished_one_is_named(tmp_path
     image = draw_review_image(task, side=64)
     assert image["view"] == (9, 5)
     assert [area for _, _, area, *_ in image["objects"]] == [9]
-
-
-@pytest.mark.parametrize(("option", "value"), [("per_sheet", 0), ("side", 8), ("side", 5000)])
-def test_numbers_out_of_range(candidates, tmp_path, option, value):
-    review = open_review_set(*candidates[1]())
-    with pytest.raises(ValueError, match=rf"{option} must be in .*, got {value}"):
-        write_review(tmp_path / "review.html", review, **{option: value})
 
 
 @pytest.fixture
@@ -345,15 +330,12 @@ def test_the_command(command, candidates, tmp_path, capsys):
         run("--pascal-b", built, "--images", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_what_to_review_must_be_said(command, capsys):
+    for arguments, message in (
         ([], "give either --pascal-b or --json"),
         (["--json", "a", "--pascal-b", "b"], "give either --pascal-b or --json"),
         (["--json", "a"], "--json needs the folder of its images"),
-    ],
-)
-def test_what_to_review_must_be_said(command, capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        command([*arguments, "--output", "x.html"])
-    assert message in capsys.readouterr().err
+    ):
+        with pytest.raises(SystemExit):
+            command([*arguments, "--output", "x.html"])
+        assert message in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """The size curve, interval tracks and stacked bars."""
 
-from __future__ import annotations
-
 import math
 import re
 import types
