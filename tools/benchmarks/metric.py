@@ -234,7 +234,8 @@ def measure_summary(
             if took > limit:
                 what = f"summary of {classes} classes"
                 missed.append(f"{what} takes {took:.0f} {unit}, not {limit:.0f}")
-    columns = {"seconds": ("seconds", ".1f"), "plain seconds": ("without intervals", ".1f")}
+    columns = {"seconds": ("seconds", ".1f")}
+    columns["plain seconds"] = ("of these without intervals", ".1f")
     columns |= {"MiB": ("peak MiB", ".0f"), "MiB before": ("with the tables only", ".0f")}
     title = f"Summary of {images} images with {instances} instances, {samples} resamples"
     title += " (targets: 81 classes 60 s, 2048 MiB)"
