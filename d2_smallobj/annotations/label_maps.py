@@ -20,6 +20,7 @@ from d2_smallobj.annotations import png
 from d2_smallobj.utils.files import atomic_write
 from d2_smallobj.utils.messages import listed
 
+SUFFIXES = (".png", ".npy")
 CORRUPT_IMAGE = (
     OSError,
     SyntaxError,
@@ -126,9 +127,6 @@ def check_label_values(
     )
 
 
-SUFFIXES = (".png", ".npy")
-
-
 def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Read height and width of a ``.png`` or ``.npy`` label map from its header.
 
@@ -137,7 +135,7 @@ def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ValueError: the header is damaged, or of a colour picture or of scores.
     """
     if os.fspath(path).lower().endswith(".npy"):
-        return _check_array(_load_array(path, header_only=True), path).shape
+        return _read_array(path, header_only=True).shape
     header = png.parse_header(read_png(path, 33), path)
     return header.height, header.width
 
@@ -153,28 +151,22 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
         ValueError: the file is corrupt or truncated, or holds colours or scores.
     """
     if os.fspath(path).lower().endswith(".npy"):
-        return _check_array(_load_array(path, header_only=False), path)
+        return _read_array(path, header_only=False)
     return read_label_map(path)
 
 
-def _load_array(path: str | os.PathLike[str], *, header_only: bool) -> np.ndarray:
-    """Load a ``.npy`` file without ever unpickling."""
+def _read_array(path: str | os.PathLike[str], *, header_only: bool) -> np.ndarray:
+    """Read a label map from a ``.npy`` file without ever unpickling."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return np.load(path, mmap_mode="r" if header_only else None, allow_pickle=False)
+            labels = np.load(path, mmap_mode="r" if header_only else None, allow_pickle=False)
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, "no such label map", os.fspath(path)) from error
     except (PermissionError, IsADirectoryError):
         raise
     except (OSError, ValueError, EOFError, SyntaxError, struct.error) as error:
-        raise ValueError(
-            f"{Path(path)}: not a complete .npy file of plain numbers ({error})"
-        ) from error
-
-
-def _check_array(labels: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
-    """Refuse arrays that are no label map."""
+        raise ValueError(f"{path}: not a complete .npy file of plain numbers ({error})") from error
     if not isinstance(labels, np.ndarray):
         raise ValueError(f"{path}: a label map is one array, this is an archive of several")
     if labels.ndim == 2 and labels.dtype.kind in "iu" and labels.size:

@@ -20,7 +20,7 @@ SMALL, LARGE = 32**2, 96**2
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets") / "smallobj_demo"
-    make_demo(root, num_train=45, num_val=1)
+    make_demo(root, num_train=36, num_val=1)
     return root
 
 

@@ -187,7 +187,7 @@ objects = st.lists(st.tuples(boxes, classes, roles), max_size=7)
 checks = st.lists(st.tuples(boxes, classes, st.booleans()), max_size=5)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(objects, checks)
 def test_painting_is_by_area_and_every_pixel_is_told(lvis, coco):
     """Against pixels: counted areas, COCO's pixels never background, no class without LVIS."""
