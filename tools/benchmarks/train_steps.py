@@ -211,8 +211,8 @@ def _persistent(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
 
 def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Memory of tensors in bytes, shared storages counted once."""
-    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
-    return sum(storages.values())
+    storages = (x.untyped_storage() for x in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
