@@ -21,6 +21,9 @@ from d2_smallobj.utils.files import atomic_write
 from d2_smallobj.utils.messages import listed
 
 SUFFIXES = (".png", ".npy")
+_INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "1", "I")
+# ADE20K's full set stores TIFFs.
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 CORRUPT_IMAGE = (
     OSError,
     SyntaxError,
@@ -33,7 +36,7 @@ CORRUPT_IMAGE = (
 
 
 def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a label map: a PNG of mode L, P or 16-bit grey; checksums are verified.
+    """Read a label map: a PNG or TIFF of mode L, P or 16-bit grey; a PNG's checksums are verified.
 
     Returns:
         (H, W), uint8, or uint16 for a 16-bit file: the stored indices.
@@ -42,19 +45,34 @@ def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is corrupt or truncated, or holds colours instead of indices.
     """
-    return png.decode_png(read_png(path), path)
+    content = read_content(path)
+    if content.startswith(png.SIGNATURE):
+        return png.decode_png(content, path)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            mode, labels = image.mode, np.asarray(image)
+    except CORRUPT_IMAGE as error:
+        raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
+    if mode not in _INDEX_MODES or labels.min() < 0 or labels.max() > 65535:
+        raise ValueError(
+            f"{path}: a label map holds class indices in 0..65535; this one is a picture of mode "
+            f"{mode}. Give the file with indices, not its rendering"
+        )
+    # 16-bit grey comes as int32 from the Pillow versions that open it in mode I.
+    return labels.astype(np.uint8 if labels.dtype.itemsize == 1 else np.uint16)
 
 
-def read_png(path: str | os.PathLike[str], size: int = -1) -> bytes:
-    """The beginning of a PNG file, or all of it."""
+def read_content(path: str | os.PathLike[str], size: int = -1) -> bytes:
+    """Read the beginning of a PNG or TIFF file, or all of it."""
     try:
         with open(path, "rb") as file:
             content = file.read(size)
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, "no such label map", os.fspath(path)) from error
-    if not content.startswith(png.SIGNATURE):
+    if not content.startswith((png.SIGNATURE, *_TIFF_SIGNATURES)):
         raise ValueError(
-            f"{path}: corrupt or truncated label map, or no PNG, which stores indices without loss"
+            f"{path}: corrupt or truncated label map, or neither PNG nor TIFF, which store indices "
+            "without loss"
         )
     return content
 
@@ -128,7 +146,7 @@ def check_label_values(
 
 
 def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Read height and width of a ``.png`` or ``.npy`` label map from its header.
+    """Read height and width of a label map, of a ``.png`` or ``.npy`` from its header.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -136,7 +154,10 @@ def label_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
     if os.fspath(path).lower().endswith(".npy"):
         return _read_array(path, header_only=True).shape
-    header = png.parse_header(read_png(path, 33), path)
+    start = read_content(path, 33)
+    if not start.startswith(png.SIGNATURE):
+        return read_label_map(path).shape
+    header = png.parse_header(start, path)
     return header.height, header.width
 
 

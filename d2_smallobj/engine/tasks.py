@@ -131,8 +131,8 @@ class TaskSwitch(HookBase):
                 "has no task A (SMALLOBJ.TASK_A.ITERS 0): set it to 'empirical', which needs the "
                 "weights only, or SMALLOBJ.EWC.LAMBDA to 0"
             )
-        held = ewc.anchor()
-        logger.info(f"EWC matched {held.tensors} parameter tensors ({held.parameters:,} weights)")
+        tensors, weights = ewc.anchor()
+        logger.info(f"EWC matched {tensors} parameter tensors ({weights:,} weights)")
         self._check_stability(ewc)
 
     def _check_stability(self, ewc: ElasticWeightConsolidation) -> None:
@@ -142,8 +142,8 @@ class TaskSwitch(HookBase):
         schedule = build_schedule(self.cfg)
         peak = max(schedule.at(i) for i in range(self.trainer.iter, self.cfg.SOLVER.MAX_ITER))
         groups = self.trainer._trainer.optimizer.param_groups
-        at_peak = torch.optim.SGD([{**g, "lr": g["initial_lr"] * peak} for g in groups], lr=0.0)
-        ewc.check_stability(ewc.groups(at_peak))
+        at_peak = [{**group, "lr": group["initial_lr"] * peak} for group in groups]
+        ewc.check_stability(torch.optim.SGD(at_peak, lr=0.0))
 
     def _empirical_fisher(self) -> dict[str, torch.Tensor]:
         """Estimate it over ``NUM_IMAGES`` images, shared among processes."""

@@ -160,8 +160,9 @@ def test_markdown_gives_mean_and_sample_deviation():
         figures = {**dict.fromkeys(HEADLINE, value), HEADLINE[-1]: last or value}
         return {"data set": "set", "variant": variant, **figures}
 
-    rows = [row("a", 1.0), row("b", 5.0), row("a", 2.0), row("a", 6.0), row("c", 5.0, math.nan)]
-    lines = seed_table([*rows, row("d", 5.0, math.nan), row("d", 5.0, math.nan)]).splitlines()
+    rows = [row("a", 1.0), row("b", 5.0), row("a", 2.0), row("a", 6.0)]
+    rows += [row(variant, 5.0, math.nan) for variant in "cdd"]
+    lines = seed_table(rows).splitlines()
     # Mean 3, squared deviations 4 + 1 + 9 over n - 1 = 2: 7.
     assert lines[2] == "| set | a |" + " 3.0 ± 2.6 |" * len(HEADLINE) + " 3 |"
     assert lines[3] == "| set | b |" + " 5.0 |" * len(HEADLINE) + " 1 |"

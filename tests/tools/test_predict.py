@@ -91,11 +91,9 @@ def test_files_and_folders(predict, photos, tmp_path):
     result = predict("--input", photos, other, "--overlay")
     assert result.code == 0, result.stderr
     assert "wrote 4 label maps" in result.stdout
-    names = ["a.b", "c", "other", "sub/d"]
-    assert written(tmp_path / "out") == sorted(
-        [f"{name}.png" for name in names] + [f"overlay/{name}.jpg" for name in names]
-    )
-    out = tmp_path / "out"
+    names, out = ["a.b", "c", "other", "sub/d"], tmp_path / "out"
+    expected = [f"{name}.png" for name in names] + [f"overlay/{name}.jpg" for name in names]
+    assert written(out) == sorted(expected)
     assert np.array_equal(*(read_label_map(out / f"{name}.png") for name in ("a.b", "other")))
     labels = read_label_map(out / "c.png")
     assert labels.shape == (34, 50)
@@ -134,10 +132,7 @@ def test_bad_images_are_named_and_the_rest_is_done(predict, photos, tmp_path, wo
 
 
 def test_a_missing_checkpoint_is_one_line(predict, tmp_path):
-    for path, told in (
-        ("/nowhere/model.pth", "/nowhere/model.pth"),
-        ("", "must name a checkpoint"),
-    ):
+    for path, told in (("/nowhere/a.pth", "/nowhere/a.pth"), ("", "must name a checkpoint")):
         result = predict(**{"MODEL.WEIGHTS": path})
         assert result.code == 1
         assert told in result.stderr
@@ -170,11 +165,11 @@ def test_found_images(photos, tmp_path):
             find_images([tmp_path / folder], tmp_path / output)
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "", ".."])
-def test_names_do_not_lead_out_of_the_folder(name, tmp_path):
+def test_names_do_not_lead_out_of_the_folder(tmp_path):
     assert output_path(tmp_path, "a/b.c", ".png") == tmp_path / "a" / "b.c.png"
-    with pytest.raises(ValueError, match="its name leads out of the folder"):
-        output_path(tmp_path, name, ".png")
+    for name in ("../x", "a/../../x", "/etc/x", "", ".."):
+        with pytest.raises(ValueError, match="its name leads out of the folder"):
+            output_path(tmp_path, name, ".png")
 
 
 def test_overlays_keep_the_background():

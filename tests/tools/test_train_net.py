@@ -42,9 +42,6 @@ def train(train_server, tmp_path):
     [
         ("SMALLOBJ.TAUU", 3, "SMALLOBJ.TAUU"),
         ("SMALLOBJ.TAU", 0.5, "SMALLOBJ.TAU must be .*>= 1.*got 0.5"),
-        ("SMALLOBJ.TAU", "many", "SMALLOBJ.TAU"),
-        ("SMALLOBJ.EWC.LAMBDA", -1.0, r"SMALLOBJ.EWC.LAMBDA must be .*>= 0, got -1"),
-        ("SMALLOBJ.EWC.FISHER", "onlin", "SMALLOBJ.EWC.FISHER.*did you mean 'online'"),
         ("SMALLOBJ.TASK_A.ITERS", 9, "TASK_A.ITERS must be .*MAX_ITER = 8, got 9"),
         ("DATASETS.TRAIN", "('smallobj_demo_trian',)", "did you mean 'smallobj_demo_train'"),
         ("DATASETS.TEST", "('voc_2012_val_irn',)", "DATASETS: unknown value 'voc_2012_val_irn'"),
@@ -59,25 +56,18 @@ def test_wrong_option_is_named(train, option, value, told):
     assert re.search(told, message)
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"config": "/nowhere/c.yaml"}, "--config-file /nowhere/c.yaml does not exist"),
-        ({"arguments": ["--eval-only"]}, "give MODEL.WEIGHTS FILE, or --resume"),
-        (
-            {"arguments": ["--eval-only", "--resume"]},
-            "MODEL.WEIGHTS is empty.*no checkpoint to res",
-        ),
-    ],
-)
-def test_what_is_missing_is_named(train, options, told):
-    assert re.search(told, error_of(train(**options)))
+def test_what_is_missing_is_named(train):
+    absent = error_of(train(config="/nowhere/c.yaml"))
+    assert "--config-file /nowhere/c.yaml does not exist" in absent
+    assert "give MODEL.WEIGHTS FILE, or --resume" in error_of(train(arguments=["--eval-only"]))
+    message = error_of(train(arguments=["--eval-only", "--resume"]))
+    assert "MODEL.WEIGHTS is empty" in message
+    assert "no checkpoint to resume" in message
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("SMALLOBJ:\n  TAUX: 3\n", "SMALLOBJ.TAUX"),
         ("SMALLOBJ: [1, 2\nB: {", "line 2"),
         ("_BASE_: nothere.yaml\n", "nothere.yaml"),
         ("OUTPUT_DIR: !!python/object/apply:os.mkdir ['{folder}/pwned']\n", "os.mkdir"),
@@ -135,9 +125,7 @@ def broken_data(demo_root, tmp_path):
 
 
 def out_of_range(path):
-    labels = np.array(Image.open(path))
-    labels[3, 3] = 200
-    Image.fromarray(labels).save(path)
+    Image.fromarray(np.full_like(np.array(Image.open(path)), 200)).save(path)
 
 
 def other_size(path):
@@ -171,9 +159,7 @@ def test_bad_file_in_launched_processes_is_named(train, broken_data):
     done = train(arguments=["--num-gpus", "2", "--dist-url", "auto"], env=environment)
     assert done.code == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert "PseudoLabels/demo/train_000" in last
-    assert "found 200" in last
+    assert re.match(r"error: .*PseudoLabels/demo/train_000.*found 200", last)
 
 
 @pytest.mark.parametrize("tool", ["train_net.py", "ablation.py"])

@@ -6,9 +6,11 @@ docstring as help. Modules are imported when they are run: ``metric`` and ``fold
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import importlib
+import multiprocessing
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,12 +54,13 @@ def race(
     functions: Mapping[str, Callable[[_Case], object]],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
+    per: int = 1,
 ) -> dict[str, dict[str, float]]:
     """Time functions on cases, in turn, so that a busy machine slows all of them alike.
 
     Returns for each function ``median`` of all timings in milliseconds, ``quiet``, the median over
     cases of the best round (as on a machine without other work), and ``ratio`` and ``quiet_ratio``
-    of these to the first function's, the yardstick.
+    of these to the first function's, the yardstick. Of a case's ``per`` parts, one counts.
     """
     times = {name: np.empty((rounds, len(cases))) for name in functions}
     for turn in range(rounds):
@@ -65,7 +68,7 @@ def race(
             for name, function in functions.items():
                 begin = clock()
                 function(case)
-                times[name][turn, number] = 1e3 * (clock() - begin)
+                times[name][turn, number] = 1e3 * (clock() - begin) / per
     found = {
         name: {"median": float(np.median(t)), "quiet": float(np.median(t.min(axis=0)))}
         for name, t in times.items()
@@ -75,6 +78,13 @@ def race(
         row["ratio"] = row["median"] / base["median"]
         row["quiet_ratio"] = row["quiet"] / base["quiet"]
     return found
+
+
+def in_process(function: Callable[..., _Case], *arguments: object) -> _Case:
+    """Call a function in a fresh process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 @contextlib.contextmanager
@@ -90,11 +100,20 @@ def one_thread() -> Iterator[None]:
 
 def race_table(rows: Mapping[str, Mapping[str, float]], unit: str = "ms") -> str:
     """Format the result of :func:`race` as a Markdown table."""
-    forms = {"median": ".3f", "ratio": ".2f", "quiet": ".3f", "quiet_ratio": ".2f"}
-    return markdown_table(
-        ["what", f"median {unit}", "×", f"best-round {unit}", "×"],
-        [[what, *(format(row[k], f) for k, f in forms.items())] for what, row in rows.items()],
-    )
+    columns = {"median": (f"median {unit}", ".3f"), "ratio": ("×", ".2f")}
+    columns |= {"quiet": (f"best-round {unit}", ".3f"), "quiet_ratio": ("×", ".2f")}
+    return table(rows, "what", columns)
+
+
+def table(
+    rows: Mapping[str, Mapping[str, float]], what: str, columns: Mapping[str, tuple[str, str]]
+) -> str:
+    """Format rows as a Markdown table; columns are a title and a format by key."""
+    cells = [
+        [name, *(format(row[k], f) if k in row else "" for k, (_, f) in columns.items())]
+        for name, row in rows.items()
+    ]
+    return markdown_table([what, *(title for title, _ in columns.values())], cells)
 
 
 def machine() -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import multiprocessing
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> Measurement:
     with tempfile.TemporaryDirectory(prefix="d2_smallobj_") as folder:
         draw_folders(folder, images=args.images, seed=args.seed)
         for jobs in args.jobs:
-            figures[f"jobs {jobs}"] = measure_folder(folder, jobs=jobs, rounds=args.rounds)
+            figures[f"jobs {jobs}"] = measure_folder(Path(folder), jobs, args.rounds)
     missed = [
         f"scoring takes {rows['score']['ratio']:.2f} times decoding with {name}, not {TARGET}"
         for name, rows in figures.items()
@@ -64,18 +63,13 @@ def run(args: argparse.Namespace) -> Measurement:
     return Measurement(figures, _format(figures), missed)
 
 
-def measure_folder(
-    folder: str | os.PathLike[str], *, jobs: int = 1, rounds: int = 5
-) -> dict[str, dict[str, float]]:
+def measure_folder(folder: Path, jobs: int, rounds: int) -> dict[str, dict[str, float]]:
     """Time scoring and decoders in seconds; ``pillow`` is the yardstick."""
-    folder = Path(folder)
     paths = [str(path) for kind in FOLDERS for path in sorted((folder / kind).glob("*.png"))]
-    work: dict[str, Callable[[None], object]] = {
-        "pillow": lambda _: _decode_all(_pillow, paths, jobs),
-        "opencv": lambda _: _decode_all(_opencv, paths, jobs),
-        "verifying": lambda _: _decode_all(_verifying, paths, jobs),
-        "score": lambda _: _score(folder, jobs),
-    }
+    work: dict[str, Callable[[None], object]] = {}
+    for name, decode in (("pillow", _pillow), ("opencv", _opencv), ("verifying", _verifying)):
+        work[name] = lambda _, decode=decode: _decode_all(decode, paths, jobs)
+    work["score"] = lambda _: _score(folder, jobs)
     with one_thread():
         rows = race([None], work, rounds)
     for row in rows.values():
@@ -102,11 +96,7 @@ def _decode_all(decode: Callable[[Sequence[str]], int], paths: Sequence[str], jo
 
 
 def _pillow(paths: Sequence[str]) -> int:
-    pixels = 0
-    for path in paths:
-        with Image.open(path) as image:
-            pixels += np.asarray(image).size
-    return pixels
+    return sum(np.asarray(Image.open(path)).size for path in paths)
 
 
 def _opencv(paths: Sequence[str]) -> int:

@@ -12,9 +12,10 @@ discarded: the evaluator gets scores of predictions drawn beforehand, on the dev
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from benchmarks.scenes import CLASSES, FOLDERS, VOC_SIZE, VOID, draw_folders
 TARGET = 1.05  # highest ratio to the yardstick with worker threads on a GPU
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _DATASET = "benchmark_inference"
+_Batches = Sequence[Sequence[dict[str, Any]]]
 _MOST_DRAWN = 32  # their scores stay on the device, 16 MB each
 
 
@@ -73,11 +75,10 @@ def build(config_file: str, seed: int) -> nn.Module:
     cfg = build_config(config_file, ["MODEL.WEIGHTS", ""])
     if config_file == str(_CONFIGS / "Base-Demo.yaml"):
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES
-    if cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES != CLASSES:
-        raise ValueError(
-            f"{config_file}: MODEL.SEM_SEG_HEAD.NUM_CLASSES must be {CLASSES}, as the images' are"
-            f" VOC's classes, got {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}"
-        )
+    found = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if found != CLASSES:
+        rule = f"MODEL.SEM_SEG_HEAD.NUM_CLASSES must be {CLASSES}, the number of VOC's classes"
+        raise ValueError(f"{config_file}: {rule}, got {found}")
     torch.manual_seed(seed)
     return build_model(cfg).eval()
 
@@ -102,30 +103,27 @@ def make_batches(folder: str, images: int, seed: int) -> list[list[dict[str, Any
 
 
 def measure(
-    model: nn.Module, batches: Sequence[Sequence[dict[str, Any]]], workers: int, rounds: int
+    model: nn.Module, batches: _Batches, workers: int, rounds: int
 ) -> dict[str, dict[str, float]]:
     """Time whole runs: milliseconds per image, ratios to the run without evaluator."""
     metadata = MetadataCatalog.get(_DATASET)
     metadata.set(stuff_classes=list(VOC_CLASS_NAMES), ignore_label=VOID)
     try:
         inference_on_dataset(model, batches[:5], DatasetEvaluators([]))
-        functions = {"no evaluator": _runner(model, DatasetEvaluators([]))}
+        evaluators: dict[str, DatasetEvaluator] = {"no evaluator": DatasetEvaluators([])}
         for count in (0, workers):
             evaluator = SmallObjectEvaluator(_DATASET, distributed=False, num_workers=count)
-            functions[_title(count)] = _runner(model, evaluator)
-        rows = race([batches], functions, rounds)
+            evaluators[_title(count)] = evaluator
+        functions = {n: functools.partial(_evaluate, model, e) for n, e in evaluators.items()}
+        return race([batches], functions, rounds, per=len(batches))
     finally:
         MetadataCatalog.pop(_DATASET)
-    for row in rows.values():
-        row["median"] /= len(batches)
-        row["quiet"] /= len(batches)
-    return rows
 
 
 class _Replay(nn.Module):
     """Runs a model, then answers with the scores of the predictions drawn for ``batches``."""
 
-    def __init__(self, model: nn.Module, batches: Sequence[Sequence[dict[str, Any]]]) -> None:
+    def __init__(self, model: nn.Module, batches: _Batches) -> None:
         super().__init__()
         self.model = model
         classes = torch.arange(CLASSES, device=model.device)[:, None, None]
@@ -139,15 +137,10 @@ class _Replay(nn.Module):
         return [{"sem_seg": self._scores[record["prediction"]]} for record in batch]
 
 
-def _runner(
-    model: nn.Module, evaluator: DatasetEvaluator
-) -> Callable[[Sequence[Sequence[dict[str, Any]]]], None]:
-    def work(batches: Sequence[Sequence[dict[str, Any]]]) -> None:
-        inference_on_dataset(model, batches, evaluator)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    return work
+def _evaluate(model: nn.Module, evaluator: DatasetEvaluator, batches: _Batches) -> None:
+    inference_on_dataset(model, batches, evaluator)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _title(workers: int) -> str:
@@ -158,9 +151,8 @@ def _missed(rows: dict[str, dict[str, float]], workers: int, gpu: bool) -> list[
     if not gpu:
         return [f"the target of {TARGET} × is one of a GPU, and there is none here"]
     ratio = rows[_title(workers)]["ratio"]
-    if ratio <= TARGET:
-        return []
-    return [f"with the evaluator a run takes {ratio:.3f} times that without it, not {TARGET}"]
+    text = f"with the evaluator a run takes {ratio:.3f} times that without it, not {TARGET}"
+    return [text] if ratio > TARGET else []
 
 
 def _format(figures: dict[str, Any]) -> str:

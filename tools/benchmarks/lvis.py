@@ -13,7 +13,6 @@ whatever time each has its own. It may take 5 minutes and 6 GiB.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import contextlib
 import multiprocessing
 import os
@@ -23,15 +22,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from d2_smallobj.pascal_b import IMAGES, BuildOptions, BuildPaths, build_pascal_b
 from d2_smallobj.utils.cli import positive_int
-from d2_smallobj.utils.tables import markdown_table
 
-from benchmarks import Measurement, machine
+from benchmarks import Measurement, in_process, machine, table
 from benchmarks.lvis_files import COCO_NAME, LVIS_NAME, draw_annotation_files
 
 SECONDS, GIBIBYTES = 300.0, 6.0
@@ -67,83 +65,72 @@ def run(args: argparse.Namespace) -> Measurement:
 
 def measure(lvis: Path, coco: Path, *, number: int, jobs: int, seed: int) -> dict[str, Any]:
     """Build a set of ``number`` images in a process of its own; figures of :func:`_build`."""
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=lvis.parent) as folder:
         paths = BuildPaths([lvis], [coco], Path(folder, "pascal_b"), jobs=jobs, progress=True)
-        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-            return pool.submit(_build, paths, BuildOptions(number=number, seed=seed)).result()
+        return in_process(_build, paths, BuildOptions(number=number, seed=seed))
 
 
 def _build(paths: BuildPaths, options: BuildOptions) -> dict[str, Any]:
     """Build, and measure time and memory; runs in a fresh process."""
     begin = time.perf_counter()
-    with _PeakMemory() as memory:
+    with _peak_memory() as gibibytes:
         manifest = build_pascal_b(paths, options).manifest
     seconds = time.perf_counter() - begin
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     sampling = {k: v for k, v in manifest["sampling"].items() if k != "cells"}
+    columns = ("kind", "bytes", "images", "annotations")
     return {
         "seconds": seconds,
         "cpu_seconds": sum(usage.ru_utime + usage.ru_stime for usage in usages),
-        "peak_gib": memory.gibibytes,
+        "peak_gib": gibibytes(),
         "load_average": os.getloadavg()[0],
-        "input": [
-            {key: entry[key] for key in ("kind", "bytes", "images", "annotations")}
-            for entry in manifest["inputs"]
-        ],
+        "input": [{key: entry[key] for key in columns} for entry in manifest["inputs"]],
         "instances": manifest["outputs"]["instances"],
         "sampling": sampling,
         "balance": manifest["balance"],
     }
 
 
-class _PeakMemory:
-    """Peak memory of this process plus those of its child processes, each at its own time.
+@contextlib.contextmanager
+def _peak_memory() -> Iterator[Callable[[], float]]:
+    """Give the sum of the peaks, in GiB, of this process and its children, each at its own time.
 
     getrusage would count what the parent held when a child was started, so the children's peaks
     are read from /proc while they run, where there is one.
     """
+    children: dict[int, int] = {}
+    done = threading.Event()
 
-    def __init__(self) -> None:
-        self._children: dict[int, int] = {}
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> _PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    @property
-    def gibibytes(self) -> float:
-        """The sum of the peaks."""
-        # Kilobytes on Linux, bytes on macOS.
-        unit = 1 if sys.platform == "darwin" else 1024
-        own = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return (own + 1024 * sum(self._children.values())) / 2**30
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.2):
+    def watch() -> None:
+        while not done.wait(0.2):
             for child in multiprocessing.active_children():
                 with contextlib.suppress(OSError):
                     status = Path(f"/proc/{child.pid}/status").read_text()
                     found = re.search(r"VmHWM:\s+(\d+) kB", status)
                     if found:
-                        self._children[child.pid] = int(found[1])
+                        children[child.pid] = int(found[1])
+
+    def gibibytes() -> float:
+        unit = 1 if sys.platform == "darwin" else 1024  # kilobytes on Linux, bytes on macOS
+        own = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return (own + 1024 * sum(children.values())) / 2**30
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield gibibytes
+    finally:
+        done.set()
+        thread.join()
 
 
 def _format(figures: Mapping[str, Any]) -> str:
     """Format the figures as Markdown."""
     balance, sampling = figures["balance"], figures["sampling"]
     lines = [f"{figures['machine']}; {figures['settings']['jobs']} processes", ""]
-    lines += [
-        f"{entry['kind']}: {entry['images']:,} images, {entry['annotations']:,} annotations, "
-        f"{entry['bytes'] / 1e9:.2f} GB"
-        for entry in figures["input"]
-    ]
+    for entry in figures["input"]:
+        counts = f"{entry['images']:,} images, {entry['annotations']:,} annotations"
+        lines.append(f"{entry['kind']}: {counts}, {entry['bytes'] / 1e9:.2f} GB")
     lines += [
         "",
         f"{figures['seconds']:.0f} s (limit {SECONDS:.0f}), {figures['cpu_seconds']:.0f} s of CPU, "
@@ -154,15 +141,9 @@ def _format(figures: Mapping[str, Any]) -> str:
         f"{sampling['bound']}",
         "",
     ]
-    labels = {
-        "source": f"all {balance['source']['images']:,} fit images",
-        "random": f"as many at random, mean of {balance['random']['draws']}",
-        "achieved": "the set",
-    }
-    columns = ("normalized_entropy", "coefficient_of_variation")
-    table = markdown_table(
-        ["instances over class × size", "normalised entropy", "coefficient of variation"],
-        [[t, *(f"{balance[name][k]:.3f}" for k in columns)] for name, t in labels.items()],
-    )
-    lines.append(table)
-    return "\n".join(lines)
+    rows = {f"all {balance['source']['images']:,} fit images": balance["source"]}
+    rows[f"as many at random, mean of {balance['random']['draws']}"] = balance["random"]
+    rows["the set"] = balance["achieved"]
+    columns = {"normalized_entropy": ("normalised entropy", ".3f")}
+    columns["coefficient_of_variation"] = ("coefficient of variation", ".3f")
+    return "\n".join([*lines, table(rows, "instances over class × size", columns)])

@@ -24,9 +24,7 @@ validation set, with their intervals, by themselves in a process each.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import functools
-import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,9 +36,8 @@ from d2_smallobj.metrics import Accumulator, match_image
 from d2_smallobj.metrics.summary import summarize
 from d2_smallobj.statistics.intervals import bootstrap
 from d2_smallobj.utils.cli import positive_int
-from d2_smallobj.utils.tables import markdown_table
 
-from benchmarks import Measurement, machine, one_thread, race, race_table, scenes
+from benchmarks import Measurement, in_process, machine, one_thread, race, race_table, scenes, table
 from benchmarks.scenes import CLASSES, MOST_INSTANCES, VOC_SIZE, VOID, Maps, draw_maps
 
 CROWDED_SIZE, CROWDED_INSTANCES = (1500, 1125), 36
@@ -128,11 +125,7 @@ def race_images(
     images: Sequence[Any], functions: Mapping[str, Callable[[Any], object]], rounds: int
 ) -> dict[str, dict[str, float]]:
     """Time functions of all images, the first one the yardstick; processor time per image."""
-    rows = race([images], functions, rounds, clock=time.process_time)
-    for row in rows.values():
-        for kind in ("median", "quiet"):
-            row[kind] /= len(images)
-    return rows
+    return race([images], functions, rounds, time.process_time, per=len(images))
 
 
 def count_labels(maps: Maps) -> np.ndarray:
@@ -230,12 +223,10 @@ def measure_summary(
     seed: int, images: int = 40_000, instances: int = 300_000, samples: int = 1000
 ) -> Measurement:
     """Summarise made-up data sets with 81, 150 and 847 classes."""
-    figures = {}
-    for classes in SUMMARY_CLASSES:
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-            job = pool.submit(_summarize_alone, images, instances, classes, samples, seed)
-            figures[str(classes)] = job.result()
+    figures = {
+        str(classes): in_process(_summarize_alone, images, instances, classes, samples, seed)
+        for classes in SUMMARY_CLASSES
+    }
     missed = []
     for classes, limits in SUMMARY_TARGETS.items():
         for unit, limit in limits.items():
@@ -243,16 +234,12 @@ def measure_summary(
             if took > limit:
                 what = f"summary of {classes} classes"
                 missed.append(f"{what} takes {took:.0f} {unit}, not {limit:.0f}")
-    forms = {"seconds": ".1f", "plain seconds": ".1f", "MiB": ".0f", "MiB before": ".0f"}
-    table = markdown_table(
-        ["classes", "seconds", "of these without intervals", "peak MiB", "with the tables only"],
-        [[c, *(format(row[k], f) for k, f in forms.items())] for c, row in figures.items()],
-    )
-    title = (
-        f"Summary of {images} images with {instances} instances, {samples} resamples"
-        " (targets: 81 classes 60 s, 2048 MiB)"
-    )
-    return Measurement(figures, f"{title}\n\n{table}", missed)
+    columns = {"seconds": ("seconds", ".1f")}
+    columns["plain seconds"] = ("of these without intervals", ".1f")
+    columns |= {"MiB": ("peak MiB", ".0f"), "MiB before": ("with the tables only", ".0f")}
+    title = f"Summary of {images} images with {instances} instances, {samples} resamples"
+    title += " (targets: 81 classes 60 s, 2048 MiB)"
+    return Measurement(figures, f"{title}\n\n{table(figures, 'classes', columns)}", missed)
 
 
 def _summarize_alone(

@@ -24,9 +24,8 @@ from typing import Any
 import torch
 
 from d2_smallobj.utils.cli import at_least, positive_int
-from d2_smallobj.utils.tables import markdown_table
 
-from benchmarks import Measurement, race, torch_machine, train_steps
+from benchmarks import Measurement, race, table, torch_machine, train_steps
 from benchmarks.train_steps import LOSSES, PLAIN, OurSteps, PlainSteps, Problem
 
 YARDSTICK = "plain CE, float32"
@@ -129,10 +128,10 @@ def measure_steps(
         rows[name] = {"peak_mib": (peak + kept) / 2**20}
 
     timed = {n: lambda _, f=run: (f(count), train_steps.wait(device)) for n, run in runs.items()}
-    times = race([None], timed, rounds, train_steps.clock(device))
+    times = race([None], timed, rounds, train_steps.clock(device), per=count)
     for name, row in rows.items():
-        milliseconds = times[name]["median"] / count
-        row.update(ms=milliseconds, images_per_s=1e3 * batch / milliseconds)
+        row["ms"] = times[name]["median"]
+        row["images_per_s"] = 1e3 * batch / row["ms"]
         row["speedup"] = 1 / times[name]["ratio"]
         kind = name.rsplit(", ", 1)[1]
         if not name.startswith("plain"):
@@ -187,25 +186,14 @@ def find_missed(figures: Mapping[str, Any], gpu: bool) -> list[str]:
     return missed
 
 
-def _table(
-    rows: Mapping[str, Mapping[str, float]], what: str, columns: Mapping[str, tuple[str, str]]
-) -> str:
-    """Format rows as a Markdown table; columns are a title and a format by key."""
-    cells = [
-        [name, *(format(row[k], f) if k in row else "" for k, (_, f) in columns.items())]
-        for name, row in rows.items()
-    ]
-    return markdown_table([what, *(title for title, _ in columns.values())], cells)
-
-
 def format_figures(figures: Mapping[str, Any]) -> str:
     """Format the figures as Markdown."""
     lines = [figures["machine"], f"{figures['device']}; {figures['settings']}"]
     if figures["device"] == "CPU":
         lines.append("On a CPU, so a narrow net: mixed precision here says nothing of GPUs.")
     text = "Each option by itself in our CE step; relative changes of its loss and gradient:"
-    lines += ["", _table(figures["steps"], "step", _STEP_COLUMNS), "", text, ""]
-    lines.append(_table(figures["options"], "option", _OPTION_COLUMNS))
+    lines += ["", table(figures["steps"], "step", _STEP_COLUMNS), "", text, ""]
+    lines.append(table(figures["options"], "option", _OPTION_COLUMNS))
     penalty, weights = figures["penalty"], figures["weights"]
     times = ", ".join(f"{name} {ms:.2f}" for name, ms in penalty["ms"].items())
     lines += [

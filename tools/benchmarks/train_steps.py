@@ -211,8 +211,8 @@ def _persistent(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
 
 def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Memory of tensors in bytes, shared storages counted once."""
-    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
-    return sum(storages.values())
+    storages = (x.untyped_storage() for x in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
@@ -250,14 +250,15 @@ def measure_penalty(steps: OurSteps, rounds: int) -> dict[str, Any]:
         parameter.grad = torch.zeros_like(parameter)
 
     def autograd() -> None:
-        ewc.penalty(differentiable=True).backward()
+        triples = zip(trained, ewc.anchor_values.values(), ewc.fisher.values())
+        (ewc.strength * sum((f * (p - a) ** 2).sum() for p, a, f in triples)).backward()
 
     work = {
         "SGD step": steps.optimizer.step,
         "analytic": ewc.add_gradient_,
         "autograd": autograd,
         "Fisher recorded": steps.ewc[FISHER].record_gradients,
-        "proximal step": lambda: ewc.proximal_step_([0.0] * len(trained)),
+        "proximal step": lambda: ewc.proximal_step_(dict.fromkeys(ewc.names, 0.0)),
     }
 
     timed = {name: lambda _, run=run: (run(), wait(device)) for name, run in work.items()}
