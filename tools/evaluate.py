@@ -33,8 +33,8 @@ from d2_smallobj.utils.cli import checked, make_parser, natural_int, positive_in
 with readable_errors():
     from d2_smallobj import scoring
     from d2_smallobj.metrics import parse_size_bins
-    from d2_smallobj.metrics.image_runs import MODES
     from d2_smallobj.metrics.summary import WORST_PERCENT, check_worst
+    from d2_smallobj.metrics.validation import MODES
     from d2_smallobj.report.comparison_tables import format_comparison
     from d2_smallobj.scoring import Inputs, ScoredRun, Settings, check_writable, load_runs
     from d2_smallobj.scoring.inputs import PREDICTION_IDS

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from d2_smallobj.annotations import png as decoder
+from d2_smallobj.annotations import label_maps as decoder
 from d2_smallobj.annotations.label_maps import (
-    check_label_values,
     encode_label_map,
     label_size,
     read_label_map,
@@ -24,6 +23,7 @@ from d2_smallobj.annotations.label_maps import (
     voc_palette,
     write_label_map,
 )
+from d2_smallobj.annotations.label_rules import check_label_values
 from d2_smallobj.utils.opencv import cv2
 
 

@@ -142,7 +142,9 @@ def test_a_watched_step_leaves_what_the_loss_saw(uncertain, boxed, resolution):
         assert torch.equal(seen.true_labels, padded(boxed, "true_sem_seg", 255))
     for x in boxed:
         del x["true_sem_seg"]
+    model.loss.bootstrapping = False
     model(boxed)
+    assert not model.observation.relabelled.any()
     assert model.observation.true_labels is None
 
 
