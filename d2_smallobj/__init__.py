@@ -1,9 +1,8 @@
 """d2_smallobj: IA-mIoU, size-balanced cross-entropy and their tools for detectron2.
 
-Importing this package is cheap: it installs the import hook that makes the embedded stand-in
-host available where no detectron2 is installed (:mod:`d2_smallobj._host`) and nothing else.
-Public names of the plugin, e.g. ``d2_smallobj.add_small_objects``, are resolved on
-first use from :mod:`d2_smallobj.plugin`, whose import registers the architectures;
+Importing this package only installs the import hook for the host (:mod:`d2_smallobj._host`).
+Public names, e.g. ``d2_smallobj.add_small_objects``, are resolved on first use from
+:mod:`d2_smallobj.plugin`, whose import registers the architectures;
 ``d2_smallobj.metrics`` and ``d2_smallobj.annotations`` never need torch.
 """
 

@@ -37,12 +37,9 @@ _announced = False
 
 
 class Host(NamedTuple):
-    """The host in use.
+    """The host in use: ``"embedded"`` or ``"detectron2"``, its version and its folder.
 
-    Attributes:
-        name: ``"embedded"`` or ``"detectron2"``.
-        version: its ``__version__``, ``"unknown"`` if it states none.
-        path: folder of the package.
+    The version is ``"unknown"`` where the package states none.
     """
 
     name: str
@@ -56,9 +53,8 @@ class Host(NamedTuple):
 class HostFinder(importlib.abc.MetaPathFinder):
     """Answers for the top-level name ``detectron2`` and for nothing else.
 
-    It stands first in ``sys.meta_path`` and asks the other finders itself, instead of standing
-    last: a mere folder called ``detectron2`` on the path (the parent of a git clone, say) is a
-    namespace package to the standard finder, which would answer before a finder at the end.
+    It stands first in ``sys.meta_path`` and asks the others itself: to the standard finder a mere
+    folder called ``detectron2`` (in the parent of a git clone, say) is a namespace package.
     """
 
     def find_spec(
@@ -94,11 +90,7 @@ def install() -> None:
 
 
 def requested_mode() -> str:
-    """Return the mode that ``D2_SMALLOBJ_HOST`` asks for.
-
-    Raises:
-        ValueError: if the variable holds anything but one of :data:`MODES`.
-    """
+    """Return the mode that ``D2_SMALLOBJ_HOST`` asks for; ``ValueError`` if it is none."""
     return look_up_option(VARIABLE, os.environ.get(VARIABLE) or "auto", MODES)
 
 
@@ -150,11 +142,7 @@ def call_in_child(local_rank: int, worker: str, *args: Any) -> None:
 
 
 def rebuild(module: str, qualname: str, state: dict[str, Any]) -> object:
-    """Unpickle an object of the embedded host in a process that may not know the finder yet.
-
-    The counterpart of ``__reduce__`` of the embedded data sets, which data-loader workers
-    started by spawn or forkserver receive.
-    """
+    """Unpickle an embedded data set in a loader worker, which may not know the finder yet."""
     cls = getattr(importlib.import_module(module), qualname)
     instance = cls.__new__(cls)
     instance.__dict__.update(state)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -217,8 +219,7 @@ def validate_config(cfg: CN) -> None:
     for key, choices in _choices().items():
         look_up_option(f"SMALLOBJ.{key}", _get(node, key), choices)
     for key, rule, holds in _numeric_rules(cfg):
-        value = _get(node, key)
-        if not holds(value):
+        if not holds(value := _get(node, key)):
             raise ValueError(f"SMALLOBJ.{key} must be {rule}, got {value!r}")
 
 
@@ -252,15 +253,14 @@ def _choices() -> dict[str, Sequence[str]]:
 def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
     """Yield (key, rule in words, whether a value keeps it)."""
     max_iter, stride = cfg.SOLVER.MAX_ITER, cfg.SMALLOBJ.OUTPUT_STRIDE
-    factors = "a list of factors > 0"
+    finite, factors = "a finite number", "a list of factors > 0"
     for rule, holds, keys in (
         ("> 0", _positive, "ASPP_INIT_STD TASK_A.LR_FACTOR TASK_B.LR_FACTOR POLY_POWER"),
         ("> 0", _positive, "HEAD_LR_FACTOR HEAD_BIAS_LR_FACTOR UNCERTAINTY.SIGMA_INIT"),
         ("> 0", _positive, "UNCERTAINTY.BOOTSTRAP.THRESHOLD TEST.CRF.GAUSSIAN_SXY"),
         ("> 0", _positive, "TEST.CRF.BILATERAL_SXY TEST.CRF.BILATERAL_SRGB"),
-        ("a finite number >= 0", _not_negative, "EWC.LAMBDA BIAS_WEIGHT_DECAY"),
-        ("a finite number >= 0", _not_negative, "TEST.CRF.GAUSSIAN_WEIGHT"),
-        ("a finite number >= 0", _not_negative, "TEST.CRF.BILATERAL_WEIGHT"),
+        (f"{finite} >= 0", _not_negative, "EWC.LAMBDA BIAS_WEIGHT_DECAY TEST.CRF.GAUSSIAN_WEIGHT"),
+        (f"{finite} >= 0", _not_negative, "TEST.CRF.BILATERAL_WEIGHT"),
         ("an integer >= 1", _integer_from(1), "EWC.NUM_IMAGES POLY_HOLD ACCUMULATE"),
         ("an integer >= 1", _integer_from(1), "SUPERVISION.MASK_REPEAT SPEED.LOSS_PERIOD"),
         ("an integer >= 1", _integer_from(1), "TEST.CRF.ITERATIONS PICTURES.NUM_IMAGES"),
@@ -273,11 +273,7 @@ def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
         (factors, _list_of(_positive), "SCALES TEST.SCALES"),
         ("a list of integers >= 1", _list_of(_integer_from(1)), "ASPP_DILATIONS"),
         ("4, 8, 16 or 32", lambda v: _integer(v) and v in (4, 8, 16, 32), "OUTPUT_STRIDE"),
-        (
-            "a finite number >= 1 (1 is the plain cross-entropy)",
-            lambda v: _number(v) and v >= 1,
-            "TAU",
-        ),
+        (f"{finite} >= 1 (1 is the plain cross-entropy)", lambda v: _number(v) and v >= 1, "TAU"),
     ):
         for key in keys.split():
             yield key, rule, holds
@@ -330,9 +326,7 @@ def _list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def _get(node: CN, key: str) -> Any:
     """The value at a dotted key."""
-    for part in key.split("."):
-        node = node[part]
-    return node
+    return functools.reduce(operator.getitem, key.split("."), node)
 
 
 def task_a_iterations(cfg: CN) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import os
 import pathlib
@@ -26,12 +27,17 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--run-slow"):
-        return
     skip = pytest.mark.skip(reason="slow: give --run-slow to run it")
     for item in items:
-        if "slow" in item.keywords:
+        if "slow" in item.keywords and not config.getoption("--run-slow"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    # What was imported stays: without this, the collector walks it again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +52,8 @@ def load_tool(repository):
 
     @functools.lru_cache
     def load(name):
-        spec = importlib.util.spec_from_file_location(
-            f"tool_{name}", repository / f"tools/{name}.py"
-        )
+        path = repository / "tools" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"tool_{name}", path)
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -72,11 +77,10 @@ def run_tool(load_tool, monkeypatch, capfd):
             code = stop.code
         finally:
             cv2.setNumThreads(threads)
-        done = capfd.readouterr()
-        message = f"{code}\n" if isinstance(code, str) else ""
-        return SimpleNamespace(
-            returncode=1 if message else code, stdout=done.out, stderr=done.err + message
-        )
+        out, error = capfd.readouterr()
+        if isinstance(code, str):
+            code, error = 1, f"{error}{code}\n"
+        return SimpleNamespace(returncode=code, stdout=out, stderr=error)
 
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -21,18 +22,13 @@ _CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 CONFIGS = sorted(path.stem for path in _CONFIGS.glob("*.yaml"))
 OF_THE_REAL_HOST = ("deeplabv3plus", "semfpn")
 NAN, INF = math.nan, math.inf
+ONCE = "a list of factors > 0, each given once and none 1"
+PAIR = "two integers (height, width), at least one output stride (8) each"
 
 
-def config(**values):
-    """A config with values set at dotted keys below SMALLOBJ, unchecked."""
+def config():
     cfg = get_cfg()
     add_smallobj_config(cfg)
-    for key, value in values.items():
-        node, *path = cfg.SMALLOBJ, *key.split("__")
-        for part in path[:-1]:
-            node = node[part]
-        assert path[-1] in node, key
-        node[path[-1]] = value
     return cfg
 
 
@@ -57,21 +53,13 @@ NUMBERS = {  # some keys with values that break the rule, and values at its limi
     "OUTPUT_STRIDE": ("4, 8, 16 or 32", (0, 12, 8.0), (4, 32)),
     "ASPP_DILATIONS": ("a list of integers >= 1", ([], [0], [1.5], 6), ([1], (6, 12))),
     "ASPP_INIT_STD": ("> 0", (0.0, -1.0, NAN, INF, "x"), (1e-9,)),
-    "MSC.SCALES": (
-        "a list of factors > 0, each given once and none 1",
-        ([], [0.0], [NAN], ["a"], [1.0], [0.5, 0.5], 0.5),
-        ([0.5], [0.5, 0.75, 1.25]),
-    ),
+    "MSC.SCALES": (ONCE, ([], [0.0], [NAN], ["a"], [1.0], [0.5, 0.5], 0.5), ([0.5], [0.5, 1.25])),
     "TAU": ("a finite number >= 1", (0.999, NAN, INF, "5"), (1, 1.0, 1e6)),
     "TASK_A.ITERS": ("between 0 and SOLVER.MAX_ITER = 100", (-2, 101, 1.5), (-1, 0, 100)),
     "EWC.LAMBDA": ("a finite number >= 0", (-0.001, NAN, INF), (0, 0.0, 1e9)),
     "EWC.ALPHA": ("in [0, 1)", (-0.1, 1.0, NAN), (0, 0.999)),
     "EWC.NUM_IMAGES": ("an integer >= 1", (0, -1, 1.5, True), (1,)),
-    "CROP_SIZE": (
-        "two integers (height, width), at least one output stride (8) each",
-        ([321], [321, 321, 3], [7, 321], [321.5, 321], 321),
-        ([8, 8], (321, 500)),
-    ),
+    "CROP_SIZE": (PAIR, ([8], [8, 8, 3], [7, 8], [8.5, 8], 8), ([8, 8], (321, 500))),
     "FLIP_PROB": ("in [0, 1]", (-0.1, 1.1, NAN), (0, 1, 1.0)),
     "SUPERVISION.MASK_FRACTION": ("in (0, 1]", (0, 1.1, NAN), (1e-3, 1)),
     "SUPERVISION.SPLIT_SEED": ("an integer >= -1", (-2, 1.5, True), (-1, 7)),
@@ -80,7 +68,12 @@ NUMBERS = {  # some keys with values that break the rule, and values at its limi
 
 
 def check(key, value):
-    cfg = config(**{key.replace(".", "__"): value})
+    """Validate a config with one value changed, whose type yacs would not check."""
+    cfg = config()
+    *path, name = key.split(".")
+    node = functools.reduce(getattr, path, cfg.SMALLOBJ)
+    assert name in node
+    node[name] = value
     cfg.SOLVER.MAX_ITER = 100
     validate_config(cfg)
 
@@ -95,9 +88,8 @@ def test_every_key_has_a_rule(key):
     with pytest.raises(ValueError, match=rf"SMALLOBJ\.{re.escape(key)}(:| must be) .*None"):
         check(key, None)
     if isinstance(default, str):
-        with pytest.raises(
-            ValueError, match=rf"unknown value '{default}x'.*did you mean '{default}'"
-        ):
+        told = rf"unknown value '{default}x'.*did you mean '{default}'"
+        with pytest.raises(ValueError, match=told):
             check(key, f"{default}x")
 
 
@@ -173,10 +165,8 @@ def test_the_demo_pair_differs_in_the_second_task_only(repository):
 
 
 def test_options_override_the_file(repository):
-    cfg = build_config(
-        str(repository / "configs/demo_sbce.yaml"),
-        ["SMALLOBJ.TAU", "2.5", "SMALLOBJ.EWC.FISHER", "online", "SEED", "7"],
-    )
+    options = ["SMALLOBJ.TAU", "2.5", "SMALLOBJ.EWC.FISHER", "online", "SEED", "7"]
+    cfg = build_config(str(repository / "configs/demo_sbce.yaml"), options)
     assert (cfg.SMALLOBJ.TAU, cfg.SMALLOBJ.EWC.FISHER, cfg.SEED) == (2.5, "online", 7)
 
 
@@ -184,50 +174,52 @@ def test_options_override_the_file(repository):
 def write(tmp_path):
     def write(text):
         path = tmp_path / "mine.yaml"
-        path.write_text(text, encoding="utf-8")
+        path.write_text(f"{text}\nVERSION: 2\n", encoding="utf-8")
         return str(path)
 
     return write
 
 
+NOT_A_KEY = r"^{path}: .*Non-existent config key: "
+
+
 @pytest.mark.parametrize(
-    ("text", "key"),
+    ("text", "message"),
     [
-        ("SMALLOBJ:\n  TUA: 3.0\nVERSION: 2\n", "SMALLOBJ.TUA"),
-        ("SMALLOBJ:\n  EWC:\n    LAMDA: 3.0\nVERSION: 2\n", "SMALLOBJ.EWC.LAMDA"),
-        ("SMALLOBJECT:\n  TAU: 3.0\nVERSION: 2\n", "SMALLOBJECT"),
+        ("SMALLOBJ:\n  TUA: 3.0", NOT_A_KEY + r"SMALLOBJ\.TUA"),
+        ("SMALLOBJ:\n  EWC:\n    LAMDA: 3.0", NOT_A_KEY + r"SMALLOBJ\.EWC\.LAMDA"),
+        ("SMALLOBJECT:\n  TAU: 3.0", NOT_A_KEY + "SMALLOBJECT"),
+        ('SMALLOBJ:\n  TAU: "five"', r"{path}.*mismatch.*SMALLOBJ\.TAU"),
+        (
+            "MODEL:\n  META_ARCHITECTURE: SizeBalancedSegmenter",
+            r"MODEL\.META_ARCHITECTURE: unknown .*did you mean 'SizeBalancedSegmentor'\?",
+        ),
     ],
 )
-def test_an_unknown_key_in_a_file(write, text, key):
+def test_files_that_are_refused(write, text, message):
     path = write(text)
-    with pytest.raises(
-        ValueError, match=rf"^{re.escape(path)}: .*Non-existent config key: {re.escape(key)}"
-    ):
-        build_config(path)
-
-
-def test_a_value_of_another_type(write):
-    path = write('SMALLOBJ:\n  TAU: "five"\nVERSION: 2\n')
-    with pytest.raises(ValueError, match=rf"{re.escape(path)}.*mismatch.*SMALLOBJ\.TAU"):
+    with pytest.raises(ValueError, match=message.replace("{path}", re.escape(path))):
         build_config(path)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["SMALLOBJ.TUA", "3.0"], r"command-line options .*Non-existent key: SMALLOBJ\.TUA"),
-        (["SMALLOBJ.TAU"], r"KEY VALUE pairs, got 1: \['SMALLOBJ\.TAU'\]"),
-        (["SMALLOBJ.TAU", "five"], r"command-line options .*mismatch.*SMALLOBJ\.TAU"),
+        ("SMALLOBJ.TUA 3.0", r"command-line options .*Non-existent key: SMALLOBJ\.TUA"),
+        ("SMALLOBJ.TAU", r"KEY VALUE pairs, got 1: \['SMALLOBJ\.TAU'\]"),
+        ("SMALLOBJ.TAU five", r"command-line options .*mismatch.*SMALLOBJ\.TAU"),
+        ("SMALLOBJ.TAU True", "mismatch"),
+        ("SMALLOBJ.POLY_HOLD 1.5", "mismatch"),
     ],
 )
 def test_options_that_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        build_config("", options)
+        build_config("", options.split())
 
 
 def test_integers_stand_for_decimals(write):
     """yacs takes a decimal for a decimal only."""
-    path = write("SMALLOBJ:\n  TAU: 3\n  EWC:\n    LAMBDA: 50\nSOLVER:\n  BASE_LR: 1\nVERSION: 2\n")
+    path = write("SMALLOBJ:\n  TAU: 3\n  EWC:\n    LAMBDA: 50\nSOLVER:\n  BASE_LR: 1")
     cfg = build_config(path, ["SMALLOBJ.POLY_POWER", "1", "SMALLOBJ.TASK_A.ITERS", "7"])
     found = [cfg.SMALLOBJ.TAU, cfg.SMALLOBJ.EWC.LAMBDA, cfg.SOLVER.BASE_LR, cfg.SMALLOBJ.POLY_POWER]
     assert found == [3.0, 50.0, 1.0, 1.0]
@@ -236,28 +228,14 @@ def test_integers_stand_for_decimals(write):
     assert build_config(path, ["SMALLOBJ.TAU", "4"]).SMALLOBJ.TAU == 4.0
     with pytest.raises(ValueError, match=r"SMALLOBJ\.TAU must be .* >= 1 .*got 0\.0"):
         build_config(path, ["SMALLOBJ.TAU", "0"])
-    for option in (["SMALLOBJ.POLY_HOLD", "1.5"], ["SMALLOBJ.TAU", "True"]):
-        with pytest.raises(ValueError, match="mismatch"):
-            build_config("", option)
-
-
-def test_an_unknown_architecture(write):
-    path = write("MODEL:\n  META_ARCHITECTURE: SizeBalancedSegmenter\nVERSION: 2\n")
-    with pytest.raises(
-        ValueError,
-        match=r"MODEL\.META_ARCHITECTURE: unknown value .*did you mean 'SizeBalancedSegmentor'\?",
-    ):
-        build_config(path)
 
 
 def test_the_hosts_own_default_architecture_is_left_to_the_run():
     """Without a config file the config can still be built, on either host."""
     cfg = build_config()
-    registered = [name for name, _ in META_ARCH_REGISTRY]
-    if cfg.MODEL.META_ARCHITECTURE not in registered:
-        with pytest.raises(ValueError, match=r"META_ARCHITECTURE: unknown value 'GeneralizedRCNN'"):
-            check_architecture(cfg)
-    else:
+    known = cfg.MODEL.META_ARCHITECTURE in [name for name, _ in META_ARCH_REGISTRY]
+    told = r"META_ARCHITECTURE: unknown value 'GeneralizedRCNN'"
+    with contextlib.nullcontext() if known else pytest.raises(ValueError, match=told):
         check_architecture(cfg)
 
 

@@ -15,40 +15,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From bottom to top: a floor may import itself and those before it.
 FLOORS = [
-    "utils",
-    "_host",
-    "metrics",
-    "statistics",
-    "annotations",
-    "pseudo_labels",
-    "pascal_b",
-    "demo",
-    "scoring",
-    "report",
-    "postprocessing",
-    "losses",
-    "integrations",
-    "config",
-    "modeling",
-    "data",
-    "evaluation",
-    "engine",
-    "experiments",
-    "plugin",
+    *("utils", "_host", "metrics", "statistics", "annotations", "pseudo_labels", "pascal_b"),
+    *("demo", "scoring", "report", "postprocessing", "losses", "integrations", "config"),
+    *("modeling", "data", "evaluation", "engine", "experiments", "plugin"),
 ]
 LONGEST, SHORTEST = 350, 80
 
 
-def module_name(path: Path) -> str:
-    """The dotted name of a file below the root."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
 @functools.lru_cache(maxsize=1)
-def modules() -> dict[str, Path]:
-    """The package's modules by name; the embedded host, which repeats detectron2's, aside."""
-    files = sorted((ROOT / "d2_smallobj").rglob("*.py"))
-    return {module_name(path): path for path in files if "_embedded" not in path.parts}
+def modules() -> dict[str, str]:
+    """Sources of the package's modules; the embedded host, which repeats detectron2's, aside."""
+    sources = {}
+    for path in sorted((ROOT / "d2_smallobj").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if "_embedded" not in path.parts:
+            sources[name.removesuffix(".__init__")] = path.read_text("utf-8")
+    return sources
 
 
 def imported(source: str, known: set[str]) -> set[str]:
@@ -60,16 +42,14 @@ def imported(source: str, known: set[str]) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found.update(names & known or {node.module})
-    return {name for name in found if name in known}
+    return found & known
 
 
 @functools.lru_cache(maxsize=1)
 def imports() -> dict[str, set[str]]:
     """Which modules each module imports."""
     known = set(modules())
-    return {
-        name: imported(path.read_text("utf-8"), known) - {name} for name, path in modules().items()
-    }
+    return {name: imported(source, known) - {name} for name, source in modules().items()}
 
 
 def floor(name: str) -> str:
@@ -112,23 +92,12 @@ def report(wrong: list[str]) -> None:
         pytest.fail("\n".join(wrong), pytrace=False)
 
 
-def public_classes() -> list[tuple[str, str]]:
-    """Public classes and where they are."""
-    return [
-        (node.name, module)
-        for module, path in modules().items()
-        for node in ast.parse(path.read_text("utf-8")).body
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
-    ]
-
-
 def test_every_folder_has_a_floor():
     assert {floor(name) for name in modules()} == set(FLOORS)
 
 
 def test_no_import_goes_up():
-    wrong = upward(imports())
-    report(wrong)
+    report(upward(imports()))
 
 
 def test_no_circle_of_modules():
@@ -136,17 +105,20 @@ def test_no_circle_of_modules():
     report(circle(imports()))
 
 
-def test_a_name_belongs_to_one_module():
-    names = [
-        (path.stem, module)
-        for module, path in modules().items()
-        if path.stem not in ("__init__", "__main__")
+def test_a_name_belongs_to_one_module_and_to_one_public_class():
+    report(repeated([(name.rpartition(".")[2], name) for name in modules() if is_step(name)]))
+    classes = [
+        (node.name, name)
+        for name, source in modules().items()
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     ]
-    report(repeated(names))
+    report(repeated(classes))
 
 
-def test_a_name_belongs_to_one_public_class():
-    report(repeated(public_classes()))
+def is_step(name: str) -> bool:
+    """Whether a module is more than the front of its folder."""
+    return not (ROOT / name.replace(".", "/")).is_dir() and not name.endswith("__main__")
 
 
 def test_modules_are_neither_long_nor_short():
@@ -155,10 +127,10 @@ def test_modules_are_neither_long_nor_short():
         for other in others:
             importers[other].add(name)
     wrong = []
-    for name, path in modules().items():
-        lines = len(path.read_text("utf-8").splitlines())
-        is_step = path.stem not in ("__init__", "__main__") and len(importers[name]) == 1
-        if lines > LONGEST or (lines < SHORTEST and is_step):
+    for name, source in modules().items():
+        lines = len(source.splitlines())
+        single = is_step(name) and len(importers[name]) == 1
+        if lines > LONGEST or (lines < SHORTEST and single):
             wrong.append(f"{name}: {lines} lines, {len(importers[name])} importers")
     report(wrong)
 

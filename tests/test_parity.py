@@ -42,18 +42,11 @@ def runs(repository, tmp_path_factory):
             *("SOLVER.IMS_PER_BATCH", "4", "SMALLOBJ.CROP_SIZE", "[64, 64]"),
             *("SMALLOBJ.EWC.NUM_IMAGES", "3", "OUTPUT_DIR", str(folders[host])),
         ]
-        environment = {
-            **os.environ,
-            "D2_SMALLOBJ_HOST": host,
-            "DETECTRON2_DATASETS": str(root / "datasets"),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(
-                [str(repository), *filter(None, [os.environ.get("PYTHONPATH")])]
-            ),
-        }
-        done = subprocess.run(
-            command, cwd=repository, env=environment, capture_output=True, text=True, check=False
-        )
+        search = filter(None, [str(repository), os.environ.get("PYTHONPATH")])
+        changes = {"D2_SMALLOBJ_HOST": host, "DETECTRON2_DATASETS": str(root / "datasets")}
+        changes |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(search)}
+        options = {"cwd": repository, "env": {**os.environ, **changes}}
+        done = subprocess.run(command, **options, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         log = (folders[host] / "log.txt").read_text(encoding="utf-8")
         assert f"Host: {host} " in log

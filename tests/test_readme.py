@@ -15,8 +15,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import d2_smallobj
+from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.config import add_smallobj_config
 from d2_smallobj.data import dataset_dicts
 from d2_smallobj.demo.dataset import make_demo
@@ -38,24 +41,16 @@ def demo_datasets(tmp_path, registration):
 
 
 def test_evaluator_example(repository, tmp_path, monkeypatch, capsys, demo_datasets):
-    import torch
-
-    from d2_smallobj.annotations.label_maps import read_label_map
-
     class Perfect(torch.nn.Module):
         """Answers with the ground truth."""
 
         def forward(self, inputs):
-            labels = [read_label_map(x["sem_seg_file_name"]) for x in inputs]
-            return [
-                {"sem_seg": torch.from_numpy(np.where(x == 255, 0, x).astype(np.int64))}
-                for x in labels
-            ]
+            labels = [read_label_map(x["sem_seg_file_name"]).astype(np.int64) for x in inputs]
+            return [{"sem_seg": torch.from_numpy(np.where(x == 255, 0, x))} for x in labels]
 
     monkeypatch.chdir(tmp_path)
     code = _block(repository, "evaluator example").replace("voc_2012_seg_val", "smallobj_demo_val")
-    loader = [[x] for x in dataset_dicts(["smallobj_demo_val"])] * 1
-    # inference_on_dataset warms up on the first images, of which three are enough here.
+    loader = [[x] for x in dataset_dicts(["smallobj_demo_val"])]
     others = DatasetEvaluators([])
     exec(code, {"model": Perfect(), "data_loader": loader, "evaluators": others})
     # Void borders are predicted as background here, which IA-mIoU leaves out.
@@ -83,9 +78,6 @@ def test_the_two_lines_of_a_train_net(repository, tmp_path, demo_datasets):
 
 
 def test_prediction_examples(repository, tmp_path, demo_datasets):
-    import torch
-    from PIL import Image
-
     name = "smallobj_demo_val"
     record = dataset_dicts([name])[0]
     shape = (96, 96)
@@ -111,21 +103,13 @@ def test_metric_example(repository, capsys):
     semantic = np.zeros((40, 40), dtype=np.uint8)
     semantic[5:15, 5:15] = 3
     names = ["background", *(f"class {index}" for index in range(1, 21))]
-    exec(
-        _block(repository, "metric example"),
-        {
-            "prediction": np.where(semantic == 3, 3, 0),
-            "semantic": semantic,
-            "instances": (semantic == 3).astype(np.uint8),
-            "class_names": names,
-        },
-    )
+    maps = {"prediction": semantic.astype(int), "semantic": semantic}
+    maps["instances"] = (semantic == 3).astype(np.uint8)
+    exec(_block(repository, "metric example"), {**maps, "class_names": names})
     assert float(capsys.readouterr().out) == pytest.approx(100.0)
 
 
 def test_loss_example(repository):
-    import torch
-
     torch.manual_seed(0)
     labels = torch.randint(0, 4, (2, 6, 7))
     tensors = {
@@ -139,10 +123,10 @@ def test_loss_example(repository):
     assert 0 < tensors["value"] != plain
 
 
-PAGES = [
-    "README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/evaluator.md", "docs/method.md",
-    "docs/metric.md", "docs/mixed.md", "docs/results.md", "docs/training.md",
-]  # fmt: skip
+PAGES = ["README.md", "CONTRIBUTING.md", "datasets/README.md"]
+PAGES += [
+    f"docs/{name}.md" for name in ["evaluator", "method", "metric", "mixed", "results", "training"]
+]
 # A command in a block or in backticks, up to its end or its comment.
 COMMAND = re.compile(
     r"\b(tools|datasets|docs)/(\w+)\.py([^`\n#]*)|-m (d2_smallobj\.data)([^`\n#]*)"

@@ -7,7 +7,6 @@ labels resized by PIL, components from SciPy, and SGD written out.
 from __future__ import annotations
 
 import itertools
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,10 +35,8 @@ STEPS = 3
 def unit(x, w, name, **options):
     """Convolution and frozen BatchNorm."""
     x = F.conv2d(x, w[f"{name}.weight"], **options)
-    gamma, beta, mean, variance = (
-        w[f"{name}.norm.{part}"][:, None, None]
-        for part in ("weight", "bias", "running_mean", "running_var")
-    )
+    parts = ("weight", "bias", "running_mean", "running_var")
+    gamma, beta, mean, variance = (w[f"{name}.norm.{part}"][:, None, None] for part in parts)
     return gamma * (x - mean) / torch.sqrt(variance + 1e-5) + beta
 
 
@@ -55,17 +52,11 @@ def network(x, w):
             y = F.relu(unit(y, w, f"{name}.conv2", padding=dilation, dilation=dilation))
             y = unit(y, w, f"{name}.conv3")
             x = F.relu(y + (unit(x, w, f"{name}.shortcut", stride=s) if block == 0 else x))
-    branches = (
-        F.conv2d(
-            x,
-            w[f"sem_seg_head.aspp.{i}.weight"],
-            w[f"sem_seg_head.aspp.{i}.bias"],
-            padding=rate,
-            dilation=rate,
-        )
-        for i, rate in enumerate((6, 12, 18, 24))
-    )
-    return sum(branches)
+    logits = 0
+    for i, rate in enumerate((6, 12, 18, 24)):
+        branch = (w[f"sem_seg_head.aspp.{i}.{part}"] for part in ("weight", "bias"))
+        logits = logits + F.conv2d(x, *branch, padding=rate, dilation=rate)
+    return logits
 
 
 def bilinear(x, **size):
@@ -110,7 +101,7 @@ def loss_of(logits, labels, *, weighted, resolution):
 
 def group_of(name):
     """(factor of the learning rate, weight decay) of a trained tensor, None for a fixed one."""
-    if re.search(r"\.norm\.", name):
+    if ".norm." in name:
         return None
     if name.startswith("sem_seg_head"):
         return (20, 0.0) if name.endswith("bias") else (10, DECAY)
@@ -224,13 +215,8 @@ def build_pair(make_cfg, flags):
         *("SMALLOBJ.ACCUMULATE", accumulate),
     )
     model = randomized(cfg)
-    recipe = Recipe(
-        model.state_dict(),
-        weighted="weighted" in flags,
-        resolution=resolution,
-        msc="msc" in flags,
-        accumulate=accumulate,
-    )
+    same = {"weighted": "weighted" in flags, "resolution": resolution, "msc": "msc" in flags}
+    recipe = Recipe(model.state_dict(), **same, accumulate=accumulate)
     batches = make_batches(STEPS * accumulate)
     optimizer = build_optimizer(cfg, model)
     ours = SimpleNamespace(
@@ -259,9 +245,8 @@ def test_steps_from_equal_weights(make_cfg, flags):
             for name, gradient in gradients.items():
                 scale = gradient.abs().max()
                 assert scale > 0, name
-                torch.testing.assert_close(
-                    found[name], gradient, rtol=1e-5, atol=1e-5 * scale.item(), msg=name
-                )
+                limits = {"rtol": 1e-5, "atol": 1e-5 * scale.item()}
+                torch.testing.assert_close(found[name], gradient, **limits, msg=name)
                 moved = state[name] - recipe.weights[name]
                 assert moved.abs().max() <= 1e-5 * LR * max(scale.item(), 1), name
             for name in set(state) - set(gradients):
@@ -332,12 +317,9 @@ def restated_crops(image, labels):
         small = np.pad(small, ((0, below), (0, right)), constant_values=255)
         rows, columns = (range(side - CROP + 1) for side in small.shape)
         for top, left, flip in itertools.product(rows, columns, (1, -1)):
-            window = np.s_[top : top + CROP, left : left + CROP]
-            yield (
-                (scale, top, left, flip),
-                padded[(..., *window)][..., ::flip],
-                small[window][:, ::flip],
-            )
+            window = np.s_[..., top : top + CROP, left : left + CROP]
+            drawn = (scale, top, left, flip)
+            yield drawn, padded[window][..., ::flip], small[window][:, ::flip]
 
 
 def test_augmentation(repository, tmp_path, make_cfg):
@@ -349,10 +331,8 @@ def test_augmentation(repository, tmp_path, make_cfg):
     bgr = picture[..., ::-1].astype(np.float32)
     outcomes = {y.tobytes(): (drawn, x) for drawn, x, y in restated_crops(bgr, labels)}
     mapper = SemSegMapper(make_cfg("SMALLOBJ.CROP_SIZE", [CROP, CROP]), True)
-    files = {
-        "file_name": str(tmp_path / "image.png"),
-        "sem_seg_file_name": str(tmp_path / "labels.png"),
-    }
+    names = {"file_name": "image.png", "sem_seg_file_name": "labels.png"}
+    files = {key: str(tmp_path / name) for key, name in names.items()}
     seen = []
     for position in range(300):
         sample = mapper({**files, "stream_position": position})

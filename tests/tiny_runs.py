@@ -88,14 +88,9 @@ def demo_root(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny():
     """The options of the tiny net, and the paths to run it."""
-    return SimpleNamespace(
-        options=TINY,
-        ONLINE=ONLINE,
-        EMPIRICAL=EMPIRICAL,
-        config_file=str(CONFIG),
-        as_options=as_options,
-        repository=REPOSITORY,
-    )
+    kinds = {"options": TINY, "ONLINE": ONLINE, "EMPIRICAL": EMPIRICAL}
+    paths = {"config_file": str(CONFIG), "repository": REPOSITORY}
+    return SimpleNamespace(**kinds, **paths, as_options=as_options)
 
 
 class TrainServer:
@@ -104,21 +99,13 @@ class TrainServer:
     def __init__(self, demo_root, folder):
         self.folder = folder
         self.numbers = itertools.count()
-        search = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, search)),
-            "OMP_NUM_THREADS": "1",
-            "DETECTRON2_DATASETS": str(demo_root),
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "engine" / "train_server.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=folder,
-        )
+        search = filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])
+        changes = {"OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(demo_root)}
+        changes["PYTHONPATH"] = os.pathsep.join(search)
+        command = [sys.executable, str(HERE / "engine" / "train_server.py")]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        environment = {**os.environ, **changes}
+        self.process = subprocess.Popen(command, **pipes, env=environment, cwd=folder)
         assert json.loads(self.process.stdout.readline())["ready"]
 
     def ask(self, *argv, **job):
@@ -181,9 +168,7 @@ def assert_same():
             for key in a:
                 compare(a[key], b[key], f"{where}/{key}")
         elif isinstance(a, (list, tuple)):
-            assert len(a) == len(b), where
-            for index, pair in enumerate(zip(a, b)):
-                compare(*pair, f"{where}/{index}")
+            compare(dict(enumerate(a)), dict(enumerate(b)), where)
         else:
             assert a == b or (a != a and b != b), where
 

@@ -19,38 +19,29 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from d2_smallobj.utils.cli import readable_errors
+from d2_smallobj.utils.cli import make_parser, readable_errors
 
 with readable_errors():
     from d2_smallobj.engine import build_config
     from d2_smallobj.engine.setup import check_datasets
+    from d2_smallobj.experiments import sweep
     from d2_smallobj.experiments.ablation import KINDS, Ablation, build_variants
-    from d2_smallobj.experiments.sweep import (
-        add_run_arguments,
-        run_and_report,
-        split_by_method,
-        write_all_tables,
-    )
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = make_parser(__doc__)
+    sweep.add_run_arguments(
+        parser, config_file="configs/demo_sbce.yaml", output_dir="output/ablation"
     )
-    add_run_arguments(parser, config_file="configs/demo_sbce.yaml", output_dir="output/ablation")
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        metavar="NAME[=DATA_SET]",
-        help="whose labels to train on; a name alone takes the place of the last part of the "
-        "config's training set; default: the config's training set",
-    )
-    parser.add_argument("--variants", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument(
-        "--lambda-online", type=float, nargs="+", help="one variant each; default: EWC.LAMBDA"
-    )
-    parser.add_argument("--lambda-empirical", type=float, nargs="+", help="one variant each")
+    text = "whose labels to train on; a name alone takes the place of the last part of the "
+    text += "config's training set; default: the config's training set"
+    add = parser.add_argument
+    add("--methods", nargs="+", metavar="NAME[=DATA_SET]", help=text)
+    add("--variants", nargs="+", choices=KINDS, default=list(KINDS))
+    text = "one variant each; default: EWC.LAMBDA"
+    add("--lambda-online", type=float, nargs="+", help=text)
+    add("--lambda-empirical", type=float, nargs="+", help="one variant each")
     return parser.parse_args()
 
 
@@ -62,32 +53,31 @@ def build_ablations(args: argparse.Namespace) -> list[Ablation]:
             f"{args.config_file}: the ablation needs two tasks; SMALLOBJ.TASK_A.ITERS must be "
             f"between 1 and {cfg.SOLVER.MAX_ITER - 1}, got {cfg.SMALLOBJ.TASK_A.ITERS}"
         )
+    default = [cfg.SMALLOBJ.EWC.LAMBDA]
     ablation = Ablation(
         train_net=Path(__file__).with_name("train_net.py"),
         config_file=args.config_file,
         output_dir=args.output_dir,
         variants=build_variants(
-            args.lambda_online or [cfg.SMALLOBJ.EWC.LAMBDA],
-            args.lambda_empirical or [cfg.SMALLOBJ.EWC.LAMBDA],
-            args.variants,
+            args.lambda_online or default, args.lambda_empirical or default, args.variants
         ),
         seeds=args.seeds,
         num_gpus=args.num_gpus,
         options=tuple(args.opts),
     )
-    ablations = split_by_method(ablation, args.methods) if args.methods else [ablation]
+    ablations = sweep.split_by_method(ablation, args.methods) if args.methods else [ablation]
     for each in ablations:
         check_datasets(build_config(each.config_file, each.options))
     return ablations
 
 
+@readable_errors()
 def main() -> None:
     """Run all incomplete runs; write the tables of the complete ones."""
     args = parse_arguments()
-    ablations = build_ablations(args)
-    run_and_report(args, ablations, lambda: write_all_tables(ablations, args.output_dir))
+    ablations, folder = build_ablations(args), args.output_dir
+    sweep.run_and_report(args, ablations, lambda: sweep.write_all_tables(ablations, folder))
 
 
 if __name__ == "__main__":
-    with readable_errors():
-        main()
+    main()

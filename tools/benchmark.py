@@ -19,7 +19,7 @@ from collections.abc import Sequence
 # Before numpy, OpenCV and torch start their threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from d2_smallobj.utils.cli import readable_errors
+from d2_smallobj.utils.cli import make_parser, readable_errors
 
 with readable_errors():
     from benchmarks import BENCHMARKS, Measurement, load
@@ -29,9 +29,7 @@ with readable_errors():
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; only the module of the benchmark named is imported."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     commands = parser.add_subparsers(dest="name", metavar="NAME", required=True)
     for name, summary in BENCHMARKS.items():
         command = commands.add_parser(

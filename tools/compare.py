@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2_smallobj.utils.cli import readable_errors
+from d2_smallobj.utils.cli import make_parser, readable_errors
 
 with readable_errors():
     from tqdm import tqdm
@@ -28,42 +28,27 @@ with readable_errors():
     from d2_smallobj.statistics.comparison import Comparison, compare_runs
     from d2_smallobj.utils.files import atomic_write_text
 
-_SUFFIXES = (".md", ".csv")
-
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="*", metavar="[NAME=]FOLDER", help="scored runs, at least 2")
-    parser.add_argument(
-        "--published",
-        nargs="?",
-        const="all",
-        choices=("all", *TITLES),
-        help="print the paper's tables (default: all of them) instead of comparing runs",
-    )
-    parser.add_argument("--baseline", metavar="NAME", help="compare with this run only")
-    parser.add_argument(
-        "--samples", type=int, default=10000, help="resamples and permutations (default: 10000)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--level", type=float, default=0.95, help="of intervals (default: 0.95)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="also write the tables: .md or .csv; may be given more than once",
-    )
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("runs", nargs="*", metavar="[NAME=]FOLDER", help="scored runs, at least 2")
+    text = "print the paper's tables (default: all of them) instead of comparing runs"
+    add("--published", nargs="?", const="all", choices=("all", *TITLES), help=text)
+    add("--baseline", metavar="NAME", help="compare with this run only")
+    text = "resamples and permutations (default: 10000)"
+    add("--samples", type=int, default=10000, help=text)
+    add("--seed", type=int, default=0)
+    add("--level", type=float, default=0.95, help="of intervals (default: 0.95)")
+    text = "also write the tables: .md or .csv; may be given more than once"
+    add("--output", type=Path, action="append", default=[], metavar="FILE", help=text)
     args = parser.parse_args()
     if (args.published is None) == (not args.runs):
         parser.error("give scored runs to compare, or --published")
     if args.runs and len(args.runs) < 2:
         parser.error(f"at least two runs are needed, got {args.runs[0]}")
-    wrong = [str(path) for path in args.output if path.suffix not in _SUFFIXES]
+    wrong = [str(path) for path in args.output if path.suffix not in (".md", ".csv")]
     if wrong:
         parser.error(f"--output must end in .md or .csv, got {', '.join(wrong)}")
     if args.published and any(path.suffix == ".csv" for path in args.output):
@@ -95,14 +80,9 @@ def compare(args: argparse.Namespace) -> Comparison:
             bar.total = total
             bar.update(done - bar.n)
 
-        return compare_runs(
-            runs,
-            samples=args.samples,
-            seed=args.seed,
-            level=args.level,
-            baseline=args.baseline,
-            progress=progress,
-        )
+        names = ("samples", "seed", "level", "baseline")
+        given = {name: getattr(args, name) for name in names}
+        return compare_runs(runs, **given, progress=progress)
 
 
 def load(texts: Sequence[str]) -> list[ScoredRun]:

@@ -28,18 +28,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.utils.cli import checked, positive_int, readable_errors
+from d2_smallobj.utils.cli import checked, make_parser, positive_int, readable_errors
 
 with readable_errors():
+    from evaluate import open_dataset
+
     from d2_smallobj.metrics import parse_size_bins
-    from d2_smallobj.report.dataset_summary import (
-        draw_class_bars,
-        draw_size_boxes,
-        format_balance,
-        format_counts,
-        write_balance,
-        write_counts,
-    )
+    from d2_smallobj.report import dataset_summary
     from d2_smallobj.scoring import Inputs, check_writable
     from d2_smallobj.scoring.inputs import PARTNERS
     from d2_smallobj.scoring.instance_sizes import measure_instances
@@ -47,11 +42,9 @@ with readable_errors():
     from d2_smallobj.utils.opencv import cv2
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     data = parser.add_argument_group(
         "data sets", "one or more, in the order of tables and figures; [NAME=] names one there"
     )
@@ -80,28 +73,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     stuff.add_argument("--no-stuff", action="store_true", help="all classes are objects")
     more.add_argument("--category-map", metavar="FILE", help="class of each category")
     more.add_argument("--list", metavar="FILE", help="images to use; default: all")
+    add = parser.add_argument
     text = "coco (default), S:1024,M:9216,L:inf, or relative:S:0.01,M:0.1,L:1"
-    bins = {"type": checked(parse_size_bins), "default": "coco", "metavar": "BINS"}
-    parser.add_argument("--size-bins", help=text, **bins)
-    parser.add_argument("--log", action="store_true", help="logarithmic axes")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    add("--size-bins", type=checked(parse_size_bins), default="coco", metavar="BINS", help=text)
+    add("--log", action="store_true", help="logarithmic axes")
+    add("--output", type=Path, required=True, metavar="DIR")
     text = "processes for folders (default: %(default)s)"
-    parser.add_argument("--jobs", type=positive_int, default=1, help=text)
-    parser.add_argument("--no-figures", action="store_true", help="tables only, no matplotlib")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no tables")
-    args = parser.parse_args(arguments)
-    with readable_errors():
-        args.sources = read_sources(args.sources)
-        check(args)
-    return args
+    add("--jobs", type=positive_int, default=1, help=text)
+    add("--no-figures", action="store_true", help="tables only, no matplotlib")
+    add("--quiet", action="store_true", help="no progress bar, no tables")
+    return parser.parse_args()
 
 
 def read_sources(given: Sequence[Any]) -> dict[str, dict[str, str]]:
-    """Turn (option, value) pairs into arguments of Inputs by data set, in the order of the options.
-
-    Raises:
-        ValueError: there is none, --instances has no --semantic, or two share a name.
-    """
+    """Turn (option, value) pairs into arguments of Inputs by data set, in their order."""
     sources: dict[str, dict[str, str]] = {}
     last: dict[str, str] = {}
     for entry in given:
@@ -121,10 +106,8 @@ def read_sources(given: Sequence[Any]) -> dict[str, dict[str, str]]:
         if maps:
             last["panoptic_maps"] = maps[0][1]
     if not sources:
-        raise ValueError(
-            "no data set: give --dataset, --coco-json, --lvis-json, --panoptic, --cityscapes or "
-            "--semantic"
-        )
+        options = "--dataset, --coco-json, --lvis-json, --panoptic, --cityscapes or --semantic"
+        raise ValueError(f"no data set: give {options}")
     return sources
 
 
@@ -157,27 +140,23 @@ def measure(name: str, options: dict[str, Any], args: argparse.Namespace) -> Siz
     return size_statistics(name, sizes, truth.class_names, stuff=truth.stuff, bins=args.size_bins)
 
 
-def open_dataset(name: str, **options: Any) -> Any:
-    """Open a registered data set; this alone needs torch."""
-    from d2_smallobj.data.ground_truth import open_dataset as open_registered
-
-    return open_registered(name, **options)
-
-
 def main() -> None:
     """Measure, write the files, print the tables."""
     args = parse_arguments()
     with readable_errors():
+        args.sources = read_sources(args.sources)
+        check(args)
         # Processes share the processors; inside one, threads would not be faster.
         cv2.setNumThreads(1)
         sets = [measure(*source, args) for source in args.sources.items()]
-        write_counts(args.output / "counts.csv", sets)
-        write_balance(args.output / "balance.csv", sets)
+        dataset_summary.write_counts(args.output / "counts.csv", sets)
+        dataset_summary.write_balance(args.output / "balance.csv", sets)
         if not args.no_figures:
-            draw_class_bars(args.output / "classes.png", sets, log=args.log)
-            draw_size_boxes(args.output / "sizes.png", sets, log=args.log)
+            dataset_summary.draw_class_bars(args.output / "classes.png", sets, log=args.log)
+            dataset_summary.draw_size_boxes(args.output / "sizes.png", sets, log=args.log)
     if not args.quiet:
-        print("\n\n".join([*map(format_counts, sets), format_balance(sets)]))
+        counts = map(dataset_summary.format_counts, sets)
+        print("\n\n".join([*counts, dataset_summary.format_balance(sets)]))
 
 
 if __name__ == "__main__":

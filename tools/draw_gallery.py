@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_smallobj.utils.cli import positive_int, readable_errors
+from d2_smallobj.utils.cli import make_parser, positive_int, readable_errors
 
 with readable_errors():
     from d2_smallobj import TwoTaskTrainer
@@ -32,20 +32,18 @@ with readable_errors():
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", nargs="+", required=True, metavar="NAME=FILE")
     parser.add_argument("--output", required=True, metavar="PNG")
     parser.add_argument("--num-images", type=positive_int, default=4)
     parser.add_argument("--min-area", type=int, default=100, help="pixels")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides, last"
-    )
+    text = "KEY VALUE overrides, last"
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help=text)
     return parser.parse_args()
 
 
+@readable_errors()
 def main() -> None:
     """Draw the gallery."""
     args = parse_arguments()
@@ -97,5 +95,4 @@ def make_row(cfg: CfgNode, x: dict[str, Any], models: dict[str, torch.nn.Module]
 
 
 if __name__ == "__main__":
-    with readable_errors():
-        main()
+    main()

@@ -28,23 +28,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.utils.cli import checked, natural_int, positive_int, readable_errors
+from d2_smallobj.utils.cli import checked, make_parser, natural_int, positive_int, readable_errors
 
 with readable_errors():
+    from d2_smallobj import scoring
     from d2_smallobj.metrics import parse_size_bins
-    from d2_smallobj.metrics.image_runs import MODES
     from d2_smallobj.metrics.summary import WORST_PERCENT, check_worst
+    from d2_smallobj.metrics.validation import MODES
     from d2_smallobj.report.comparison_tables import format_comparison
-    from d2_smallobj.scoring import (
-        Inputs,
-        ScoredRun,
-        Settings,
-        check_writable,
-        evaluate,
-        load_runs,
-        merge,
-        save_run,
-    )
+    from d2_smallobj.scoring import Inputs, ScoredRun, Settings, check_writable, load_runs
     from d2_smallobj.scoring.inputs import PREDICTION_IDS
     from d2_smallobj.scoring.pipeline import parse_shard
     from d2_smallobj.scoring.run_tables import format_run
@@ -55,13 +47,14 @@ with readable_errors():
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line of a run."""
-    parser = _parser("Score predictions. `evaluate.py merge --help`: put shards together.")
-    predictions = (
+    text = "Score predictions. `evaluate.py merge --help`: put shards together."
+    parser = make_parser(f"{__doc__}\n{text}")
+    text = (
         "folder of <image>.png (mode L, P or 16-bit grey) or <image>.npy (integer labels), or the "
         "sem_seg_predictions.json of detectron2's SemSegEvaluator (its category_id is the label; "
         "with --panoptic, and with --dataset if its metadata number categories, their id)"
     )
-    parser.add_argument("--predictions", required=True, metavar="PATH", help=predictions)
+    parser.add_argument("--predictions", required=True, metavar="PATH", help=text)
     truth = parser.add_argument_group("ground truth, one of")
     maps = "COCO panoptic file and the folder of its PNGs; labels follow the order of category ids"
     truth.add_argument("--panoptic", nargs=2, metavar=("JSON", "DIR"), help=maps)
@@ -128,7 +121,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def parse_merge_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line of a merge."""
-    parser = _parser("Put the shards of a run together, to the bit as if it had been one.")
+    what = "Put the shards of a run together, to the bit as if it had been one."
+    parser = make_parser(f"{__doc__}\n{what}")
     parser.prog += " merge"
     parser.add_argument("shards", nargs="+", metavar="SHARD_DIR", help="folders of all shards")
     _add_output(parser)
@@ -141,20 +135,16 @@ def score(args: argparse.Namespace) -> ScoredRun:
     cv2.setNumThreads(1)
     for module in args.modules:
         _import(module)
-    given = {name: value for name, value in vars(args).items() if name in Inputs.__annotations__}
+
+    def fields(kind: type) -> dict[str, Any]:
+        return {name: value for name, value in vars(args).items() if name in kind.__annotations__}
+
+    given = fields(Inputs)
     given |= {"image_list": args.list, "pictures": args.images, "open_dataset": open_dataset}
     given["panoptic"], given["panoptic_maps"] = args.panoptic or (None, None)
     given["stuff"] = () if args.no_stuff else args.stuff and tuple(args.stuff)
-    settings = Settings(
-        mode=args.mode,
-        ignore_label=args.ignore_label,
-        size_bins=args.size_bins,
-        worst=args.worst,
-        samples=args.bootstrap,
-        seed=args.seed,
-        shard=args.shard,
-    )
-    return evaluate(Inputs(**given), settings, jobs=args.jobs, progress=not args.quiet)
+    settings = Settings(samples=args.bootstrap, **fields(Settings))
+    return scoring.evaluate(Inputs(**given), settings, jobs=args.jobs, progress=not args.quiet)
 
 
 def open_dataset(name: str, **options: Any) -> Any:
@@ -175,8 +165,8 @@ def main() -> None:
             check_writable(args.report.parent)
         # Read before the work: a wrong folder should not cost a run.
         others = load_runs(args.compare, open_dataset=open_dataset) if args.compare else []
-        run = merge(args.shards, open_dataset=open_dataset) if merging else score(args)
-        save_run(args.output, run)
+        run = scoring.merge(args.shards, open_dataset=open_dataset) if merging else score(args)
+        scoring.save_run(args.output, run)
         for line in warnings(run):
             print(f"warning: {line}", file=sys.stderr)
         if not args.quiet:
@@ -184,13 +174,11 @@ def main() -> None:
         _compare_and_report(args, run, others)
 
 
-def _compare_and_report(
-    args: argparse.Namespace, run: ScoredRun, others: Sequence[ScoredRun]
-) -> None:
+def _compare_and_report(args: argparse.Namespace, run: ScoredRun, others: list[ScoredRun]) -> None:
     """Print the comparison and write the report, as asked for."""
-    names = {other.name for other in others}
     own = Path(args.output).resolve()
-    run = dataclasses.replace(run, name=own.name if own.name not in names else str(own))
+    taken = own.name in {other.name for other in others}
+    run = dataclasses.replace(run, name=str(own) if taken else own.name)
     comparison = compare_runs([*others, run]) if others else None
     if comparison is not None:
         print(format_comparison(comparison))
@@ -198,13 +186,6 @@ def _compare_and_report(
         from d2_smallobj.report.html import write_report
 
         write_report(args.report, [run, *others], comparison=comparison)
-
-
-def _parser(description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        description=f"{__doc__}\n{description}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from d2_smallobj.utils.cli import readable_errors
+from d2_smallobj.utils.cli import make_parser, readable_errors
 
 with readable_errors():
     from d2_smallobj.engine import build_config
@@ -29,19 +29,12 @@ with readable_errors():
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_run_arguments(parser, config_file="configs/demo_mixed.yaml", output_dir="output/mixed")
     parser.add_argument("--variants", nargs="*", choices=mixed.KINDS, default=list(mixed.KINDS))
-    parser.add_argument(
-        "--vary",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar=("KEY", "VALUE"),
-        help="one more bootstrapped variant for each value of a config key; can be repeated",
-    )
+    text = "one more bootstrapped variant for each value of a config key; can be repeated"
+    pair = ("KEY", "VALUE")
+    parser.add_argument("--vary", nargs="+", action="append", default=[], metavar=pair, help=text)
     return parser.parse_args()
 
 
@@ -74,6 +67,7 @@ def build_comparison(args: argparse.Namespace) -> mixed.MixedSupervision:
     )
 
 
+@readable_errors()
 def main() -> None:
     """Run all incomplete runs; write the tables of the complete ones."""
     args = parse_arguments()
@@ -82,5 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with readable_errors():
-        main()
+    main()

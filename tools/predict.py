@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from d2_smallobj.utils.cli import readable_errors
+from d2_smallobj.utils.cli import make_parser, readable_errors
 from d2_smallobj.utils.messages import itemized
 
 with readable_errors():
@@ -31,9 +31,7 @@ with readable_errors():
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument(
         "--input", nargs="+", metavar="PATH", help="images and folders; another option must follow"
@@ -46,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@readable_errors()
 def main() -> None:
     """Predict every image; those that cannot be read are named at the end."""
     args = parse_arguments()
@@ -72,5 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with readable_errors():
-        main()
+    main()

@@ -22,37 +22,18 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from d2_smallobj.utils.cli import checked, readable_errors
+from d2_smallobj.utils.cli import checked, make_parser, readable_errors
 
 with readable_errors():
     import numpy as np
+    from evaluate import open_dataset
 
     from d2_smallobj.annotations.truth import GroundTruth
     from d2_smallobj.metrics import parse_size_bins
-    from d2_smallobj.report.conventions import (
-        PERTURBATIONS,
-        Predictor,
-        compare_conventions,
-        convention_table,
-        write_conventions,
-    )
-    from d2_smallobj.report.labelled_images import (
-        IGNORE,
-        LabelledImage,
-        drawn_pair,
-        drawn_sizes,
-        find_pair,
-        truth_images,
-    )
-    from d2_smallobj.report.sensitivity import (
-        corner_cases,
-        draw_corner_cases,
-        draw_removal,
-        removal_curve,
-        write_curves,
-    )
+    from d2_smallobj.report import conventions, sensitivity
+    from d2_smallobj.report import labelled_images as labelled
+    from d2_smallobj.report.labelled_images import IGNORE, LabelledImage
     from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
     from d2_smallobj.scoring.predictions import open_predictions, read_prediction
     from d2_smallobj.utils.files import atomic_write_text
@@ -64,9 +45,7 @@ _OPTIONS = ("instances", "classes", "category_map", "list")
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR")
     add("--experiments", nargs="+", choices=EXPERIMENTS, default=["corner", "removal"])
@@ -96,11 +75,11 @@ def main() -> None:
         truth = open_truth(args)
         if truth is None:
             class_names = ("background", "disc")
-            sources = {"corner": [drawn_pair()], "removal": drawn_sizes()}
+            sources = {"corner": [labelled.drawn_pair()], "removal": labelled.drawn_sizes()}
             sources["conventions"] = [*sources["corner"], *sources["removal"]]
         else:
             class_names = truth.class_names
-            sources = dict.fromkeys(EXPERIMENTS, truth_images(truth, len(class_names)))
+            sources = dict.fromkeys(EXPERIMENTS, labelled.truth_images(truth, len(class_names)))
         for experiment in args.experiments:
             images = sources[experiment]
             if experiment == "corner":
@@ -126,21 +105,14 @@ def open_truth(args: argparse.Namespace) -> GroundTruth | None:
     return truth
 
 
-def open_dataset(name: str, **options: Any) -> Any:
-    """Open a registered data set; this alone needs torch."""
-    from d2_smallobj.data.ground_truth import open_dataset as open_registered
-
-    return open_registered(name, **options)
-
-
 def run_corner(
     args: argparse.Namespace, images: Sequence[LabelledImage], class_names: Sequence[str]
 ) -> None:
     """Draw Fig. 4 of the paper."""
-    pair = find_pair(images, class_names, class_name=args.class_name)
-    curves = corner_cases(pair, steps=args.steps)
-    write_curves(args.output / "corner_cases.csv", curves)
-    draw_corner_cases(args.output / "corner_cases.png", pair, curves)
+    pair = labelled.find_pair(images, class_names, class_name=args.class_name)
+    curves = sensitivity.corner_cases(pair, steps=args.steps)
+    sensitivity.write_curves(args.output / "corner_cases.csv", curves)
+    sensitivity.draw_corner_cases(args.output / "corner_cases.png", pair, curves)
     print(f"wrote {args.output / 'corner_cases.png'} and .csv ({pair.class_name})")
 
 
@@ -150,9 +122,9 @@ def run_removal(
     """Draw Fig. 5 of the paper."""
     name = args.class_name or most_instances(images, class_names)
     options = {"points": args.points, "size_bins": args.size_bins}
-    curve = removal_curve(images, class_names, name, **options)
-    write_curves(args.output / "removal.csv", [curve])
-    draw_removal(args.output / "removal.png", curve)
+    curve = sensitivity.removal_curve(images, class_names, name, **options)
+    sensitivity.write_curves(args.output / "removal.csv", [curve])
+    sensitivity.draw_removal(args.output / "removal.png", curve)
     print(f"wrote {args.output / 'removal.png'} and .csv ({name})")
 
 
@@ -176,20 +148,19 @@ def run_conventions(
     truth: GroundTruth | None,
 ) -> None:
     """Compute the figures under every convention."""
-    predictors = dict(PERTURBATIONS)
+    predictors = dict(conventions.PERTURBATIONS)
     if args.predictions:
         if truth is None:
-            raise ValueError(
-                "--predictions: of which ground truth? Give --semantic, --dataset or a JSON file"
-            )
+            truths = "--semantic, --dataset or a JSON file"
+            raise ValueError(f"--predictions: of which ground truth? Give {truths}")
         predictors = dict(file_predictor(entry, truth) for entry in args.predictions)
-    rows = compare_conventions(images, predictors, class_names)
-    write_conventions(args.output / "conventions.csv", rows)
-    atomic_write_text(args.output / "conventions.md", convention_table(rows) + "\n")
-    print(convention_table(rows))
+    rows = conventions.compare_conventions(images, predictors, class_names)
+    conventions.write_conventions(args.output / "conventions.csv", rows)
+    atomic_write_text(args.output / "conventions.md", conventions.convention_table(rows) + "\n")
+    print(conventions.convention_table(rows))
 
 
-def file_predictor(entry: str, truth: GroundTruth) -> tuple[str, Predictor]:
+def file_predictor(entry: str, truth: GroundTruth) -> tuple[str, conventions.Predictor]:
     """Return name and reader of predictions given as NAME=PATH."""
     name, separator, path = entry.partition("=")
     if not separator:

@@ -208,6 +208,15 @@ def encode_mask(segmentation: Any, height: int, width: int, where: str) -> dict[
     return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
+def describe_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Write a mask, bool (H, W), as COCO does: ``segmentation``, ``area`` and ``bbox``."""
+    runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    size = [int(side) for side in runs["size"]]
+    segmentation = {"size": size, "counts": runs["counts"].decode("ascii")}
+    bbox = [float(value) for value in coco_mask.toBbox(runs)]
+    return {"segmentation": segmentation, "area": int(coco_mask.area(runs)), "bbox": bbox}
+
+
 def parse_runs(text: str | bytes, where: str) -> list[int]:
     """Read COCO's compressed run lengths; ValueError for bytes outside the code.
 

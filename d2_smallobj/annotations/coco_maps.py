@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
@@ -253,12 +252,10 @@ def account(
         for image_id in annotations.image_ids
     ]
     options = {"painting": annotations.painting, "source": str(annotations.path)}
-    find_fates = functools.partial(image_fates, **options)
+    find = functools.partial(image_fates, **options)
     counts: dict[Id, Counter[str]] = {}
     errors: list[str] = []
-    results = parallel_map(
-        find_fates, images, jobs=jobs, description="annotations", progress=progress
-    )
+    results = parallel_map(find, images, jobs=jobs, description="annotations", progress=progress)
     for (found, _, _), (fates, wrong) in zip(images, results):
         errors += wrong
         for annotation, fate in zip(found, fates):
@@ -294,12 +291,7 @@ def image_fates(
         except ValueError as error:
             masks.append(None)
             errors.append(str(error))
-    # Classes do not matter here, and LVIS has more than a semantic map can hold.
-    readable = [
-        msgspec.structs.replace(annotation, class_id=1)
-        for annotation, mask in zip(annotations, masks)
-        if mask is not None
-    ]
+    readable = [a for a, mask in zip(annotations, masks) if mask is not None]
     painted = [mask for mask in masks if mask is not None]
     _, instances = paint(readable, height, width, painting=painting, masks=painted)
     visible = set(np.unique(instances).tolist())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -18,17 +17,14 @@ IMAGE_FOLDER = "JPEGImages"
 LIST_FOLDER = "ImageSets/Segmentation"
 
 
-@dataclasses.dataclass(frozen=True)
-class ListedImage:
-    """One line of an image list.
+class ListedImage(NamedTuple):
+    """An image of a list: its name without folder and suffix; its path below the data set's root.
 
-    The id is the image's name without folder and suffix; the paths of image and label map below
-    the data set's root are None if the list gives bare ids.
+    The path is None if the list gives bare ids.
     """
 
     image_id: str
     image: str | None = None
-    label: str | None = None
 
 
 def read_image_list(path: str | os.PathLike[str]) -> list[ListedImage]:
@@ -67,10 +63,8 @@ def _parse(fields: list[str], where: str) -> ListedImage:
     if len(fields) == 1 and not set(fields[0]) & set("/\\") and fields[0] not in (".", ".."):
         return ListedImage(fields[0])
     if len(fields) == 2 and all("/" in field for field in fields):
-        image, label = (
-            resolve_inside(Path(), field, where).as_posix().lstrip("/") for field in fields
-        )
-        return ListedImage(PurePosixPath(image).stem, image, label)
+        image, _ = (resolve_inside(Path(), field, where).as_posix() for field in fields)
+        return ListedImage(PurePosixPath(image).stem, image)
     raise ValueError(
         f"{where}: expected an image id, or an image path and a label path; got "
         f"{' '.join(fields)!r}"

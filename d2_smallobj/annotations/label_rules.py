@@ -7,6 +7,7 @@ binary task keeps one class of a data set that has more. Legend: H, W height and
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -264,3 +265,22 @@ def dict_annotations(
 def size_text(shape: Sequence[int]) -> str:
     """Height and width for messages."""
     return " x ".join(map(str, shape))
+
+
+def check_label_values(
+    labels: np.ndarray, num_classes: int, ignore_label: int, path: str | os.PathLike[str]
+) -> None:
+    """Check that a semantic map holds nothing but class indices and the ignore label.
+
+    Raises:
+        ValueError: other values than 0..num_classes-1 and ``ignore_label`` occur; names the file,
+            the first ten of them and their number of pixels.
+    """
+    bad = (labels < 0) | (labels >= num_classes)
+    bad &= labels != ignore_label
+    if not bad.any():
+        return
+    raise ValueError(
+        f"{path}: label values must be 0..{num_classes - 1} or {ignore_label} (ignored); "
+        f"found {listed(np.unique(labels[bad]))} in {np.count_nonzero(bad)} of {labels.size} pixels"
+    )

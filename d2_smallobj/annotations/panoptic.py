@@ -14,10 +14,15 @@ from typing import Any, NamedTuple, Union
 import msgspec
 import numpy as np
 
-from d2_smallobj.annotations import png
 from d2_smallobj.annotations.coco_file import Flag, Id, id_order, repeated
 from d2_smallobj.annotations.dataset_files import decode_json
-from d2_smallobj.annotations.label_maps import read_png
+from d2_smallobj.annotations.label_maps import (
+    RGB,
+    decode_plain,
+    image_data,
+    parse_header,
+    read_content,
+)
 from d2_smallobj.annotations.label_rules import VOID, unique_by_runs
 from d2_smallobj.utils.messages import itemized, listed
 
@@ -60,13 +65,21 @@ def read_panoptic_ids(path: str | os.PathLike[str]) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is corrupt or no RGB PNG.
     """
-    colours = png.decode_colours(read_png(path), path).astype(np.int32)
-    return colours[:, :, 0] | colours[:, :, 1] << 8 | colours[:, :, 2] << 16
+    content = read_content(path)
+    header = parse_header(content, path, colours=True)
+    if header.colour != RGB or header.depth != 8:
+        raise ValueError(
+            f"{path}: expected a PNG of mode RGB with 8 bits a channel (panoptic: id = R + 256 G + "
+            f"65536 B), got PNG colour type {header.colour} with {header.depth} bits; is it a "
+            "semantic map?"
+        )
+    blue, green, red = np.moveaxis(decode_plain(header, image_data(content, path), path), 2, 0)
+    return red.astype(np.int32) | green.astype(np.int32) << 8 | blue.astype(np.int32) << 16
 
 
 def panoptic_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Height and width of a panoptic PNG, from its header; errors as above."""
-    header = png.parse_header(read_png(path, 33), path, colours=True)
+    header = parse_header(read_content(path, 33), path, colours=True)
     return header.height, header.width
 
 

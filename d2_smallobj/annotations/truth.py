@@ -45,12 +45,12 @@ class GroundTruth:
     Args:
         images: its images, in any order.
         reader: reads them.
-        remarks: what was decided about it without being asked for, one sentence each.
         json_classes: class by the ``category_id`` that detectron2's evaluator writes for it;
             ``None``: that is the class.
 
     Attributes:
-        images: as given; also ``json_classes`` and ``remarks``.
+        images: as given; also ``json_classes``.
+        remarks: what was decided about it without being asked for, one sentence each.
         class_names: names of its classes; ``None``: it has none.
         stuff: ids of the classes without instances; ``None``: it does not know.
         ignore_label: its label of ignored pixels; ``None``: it has none of its own.
@@ -65,7 +65,6 @@ class GroundTruth:
         images: Iterable[TruthImage],
         reader: SourceReader | None = None,
         *,
-        remarks: Sequence[str] = (),
         json_classes: Mapping[int, int] | None = None,
     ) -> None:
         reader = reader or SourceReader()
@@ -75,7 +74,7 @@ class GroundTruth:
         self.ignore_label = reader.ignore_label
         self.annotations = reader.annotations
         self.json_classes = json_classes
-        self.remarks = tuple(remarks)
+        self.remarks: tuple[str, ...] = ()
         self._given = reader
 
     @property
@@ -235,7 +234,9 @@ def panoptic_truth(
         images.append(TruthImage(number, tuple(dict.fromkeys(filter(None, stems))), source))
         if not files.exists(path):
             problems.add(f"panoptic PNG(s) of {json_file} that are not in {folder}", name)
-    images = choose(images, listed, str(json_file), problems)
+    if listed is None:
+        problems.raise_if_any()
+    images = choose(images, listed, str(json_file))
     ignore_label = 255 if len(content.class_names) <= 255 else 65535
     reader = SourceReader(content.class_names, content.stuff, ignore_label)
     return GroundTruth(images, reader, json_classes=content.class_ids)
@@ -277,32 +278,25 @@ def cityscapes_truth(
         picture = os.path.join(os.path.dirname(picture), f"{name}_leftImg8bit.png")
         found_picture = picture if files.exists(picture) else None
         images.append(TruthImage(name, stems, source, found_picture))
-    names = None if listed is None else [bare_name(entry) for entry in listed]
-    images = choose(images, names, str(folder), problems)
+    if listed is None:
+        problems.raise_if_any()
+    else:
+        images = choose(images, [bare_name(entry) for entry in listed], str(folder))
     return GroundTruth(images, SourceReader(tuple(BENCHMARK_LABELS), BENCHMARK_STUFF, 255))
 
 
 def choose(
-    images: Sequence[TruthImage],
-    listed: Sequence[str] | None,
-    source: str,
-    problems: Problems | None = None,
+    images: Sequence[TruthImage], listed: Sequence[str] | None, source: str
 ) -> list[TruthImage]:
-    """The images that a list names by id or file name; without one all, of which none has problems.
-
-    Raises:
-        InputError: a listed image does not exist, or there is no list and there are problems.
-    """
-    problems = problems or Problems()
+    """The images that a list names by id or file name, or all; InputError for names of no image."""
     if listed is None:
-        problems.raise_if_any()
         return list(images)
     by_name = {name: image for image in images for name in (*image.stems, image.image_id)}
-    unknown = Problems()
+    problems = Problems()
     for name in listed:
         if name not in by_name:
-            unknown.add(f"image(s) of --list that {source} does not have", name)
-    unknown.raise_if_any()
+            problems.add(f"image(s) of --list that {source} does not have", name)
+    problems.raise_if_any()
     return list({by_name[name].image_id: by_name[name] for name in listed}.values())
 
 

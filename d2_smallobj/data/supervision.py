@@ -27,7 +27,8 @@ from d2_smallobj.annotations.boxes import (
     instance_boxes,
     number_boxes,
 )
-from d2_smallobj.annotations.label_maps import check_label_values, read_label_map
+from d2_smallobj.annotations.label_maps import read_label_map
+from d2_smallobj.annotations.label_rules import check_label_values
 from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode

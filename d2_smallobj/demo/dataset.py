@@ -31,10 +31,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
+from d2_smallobj.annotations.coco_file import describe_mask
 from d2_smallobj.annotations.label_maps import encode_label_map
 from d2_smallobj.demo.scenes import Array, Scene, draw_scene, smooth_noise
 from d2_smallobj.utils.opencv import cv2
@@ -53,18 +53,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class DemoOptions:
-    """Options on which the files of a demo depend.
+    """Options on which the files of a demo depend."""
 
-    Attributes:
-        seed: seed of all scenes, >= 0.
-        num_train, num_val: number of scenes, 1..99999.
-        size: side of the scenes in pixels, 64..1024; below 132 there are no objects of size L.
-    """
-
-    seed: int = 0
-    num_train: int = 300
+    seed: int = 0  # of all scenes, >= 0
+    num_train: int = 300  # number of scenes, 1..99999, like num_val
     num_val: int = 100
-    size: int = 192
+    size: int = 192  # side in pixels, 64..1024; below 132 there are no objects of size L
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -93,9 +87,8 @@ def make_demo(
 
     Files are byte-identical for a seed (with the same Pillow and OpenCV), and scene i does not
     depend on how many are made. They are built in a folder beside ``root`` that is renamed when
-    complete; a process that loses a race uses what the other one made.
-
-    ``force`` replaces a demo with other options (see :class:`DemoOptions`) or an incomplete one.
+    complete; a process that loses a race uses what the other one made. ``force`` replaces a demo
+    with other options (see :class:`DemoOptions`) or an incomplete one.
 
     Raises:
         ValueError, TypeError: an option is out of its range.
@@ -141,16 +134,12 @@ def ensure_demo(root: str | os.PathLike[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """The demo that is found at a root.
-
-    ``complete``: of this version, with all its files; ``foreign``: files that were not made here,
-    empty if the folder may be replaced.
-    """
+    """The demo that is found at a root."""
 
     exists: bool = True
-    complete: bool = False
+    complete: bool = False  # of this version, with all its files
     options: DemoOptions | None = None
-    foreign: str = ""
+    foreign: str = ""  # files that were not made here; empty if the folder may be replaced
 
 
 def _inspect(root: Path) -> _Found:
@@ -193,9 +182,8 @@ def _put_in_place(built: Path, root: Path, old: Path, options: DemoOptions, *, f
         os.rename(built, root)
     except OSError:
         found = _inspect(root)
-        if found.complete and found.options == options:
-            return
-        raise
+        if not found.complete or found.options != options:
+            raise
 
 
 def write_demo(root: Path, options: DemoOptions) -> None:
@@ -211,17 +199,14 @@ def write_demo(root: Path, options: DemoOptions) -> None:
         for number, (split, count) in enumerate(splits.items()):
             content: dict[str, Any] = {
                 "info": {"description": "d2_smallobj demo scenes"},
-                "licenses": [],
-                "images": [],
-                "annotations": [],
+                **{"licenses": [], "images": [], "annotations": []},
                 "categories": [
                     {"id": class_id, "name": name, "supercategory": "demo"}
                     for class_id, name in enumerate(DEMO_CLASS_NAMES[1:], start=1)
                 ],
             }
             for index in range(count):
-                stream = np.random.PCG64(np.random.SeedSequence([options.seed, number, index]))
-                rng = np.random.Generator(stream)
+                rng = np.random.default_rng([options.seed, number, index])
                 scene = draw_scene(rng, options.size)
                 name = f"{split}_{index:05d}"
                 _write_scene(voc, name, scene, draw_pseudo_label(rng, scene))
@@ -232,20 +217,15 @@ def write_demo(root: Path, options: DemoOptions) -> None:
             lists.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
             path = root / "annotations" / f"instances_{split}.json"
             path.write_text(json.dumps(content), encoding="utf-8")
-    marker = {
-        "version": _VERSION,
-        "options": dataclasses.asdict(options),
-        "files": _count_files(root),
-    }
+    own = dataclasses.asdict(options)
+    marker = {"version": _VERSION, "options": own, "files": _count_files(root)}
     (root / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_scene(voc: Path, name: str, scene: Scene, pseudo: np.ndarray) -> None:
     """Write the picture and the three label maps of a scene."""
-    picture = Image.fromarray(scene.image)
-    picture.save(
-        voc / "JPEGImages" / f"{name}.jpg", quality=90, subsampling="4:2:0", optimize=False
-    )
+    path = voc / "JPEGImages" / f"{name}.jpg"
+    Image.fromarray(scene.image).save(path, quality=90, subsampling="4:2:0", optimize=False)
     for folder, labels in (
         ("SegmentationClass", np.where(scene.border, _IGNORE, scene.semantic)),
         ("SegmentationObject", np.where(scene.border, _IGNORE, scene.instances)),
@@ -260,19 +240,12 @@ def _add_scene(content: dict[str, Any], image_id: int, file_name: str, scene: Sc
     image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
     content["images"].append(image)
     for instance_id in range(1, len(scene.classes)):
-        mask = np.asfortranarray(scene.instances == instance_id, dtype=np.uint8)
-        runs = coco_mask.encode(mask)
         content["annotations"].append(
             {
                 "id": len(content["annotations"]) + 1,
                 "image_id": image_id,
                 "category_id": int(scene.classes[instance_id]),
-                "segmentation": {
-                    "size": [int(side) for side in runs["size"]],
-                    "counts": runs["counts"].decode("ascii"),
-                },
-                "area": int(np.count_nonzero(mask)),
-                "bbox": [float(value) for value in coco_mask.toBbox(runs)],
+                **describe_mask(scene.instances == instance_id),
                 "iscrowd": 0,
             }
         )
@@ -345,5 +318,5 @@ def _signed_distance(mask: Array) -> Array:
 def _coarse(score: Array) -> Array:
     """Reduce to a quarter of the resolution and interpolate back: details are lost."""
     size = score.shape[0]
-    small = cv2.resize(score, (max(size // 4, 1),) * 2, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(score, (size // 4,) * 2, interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (size, size), interpolation=cv2.INTER_LINEAR)

@@ -23,20 +23,14 @@ Array = np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class ObjectClass:
-    """One kind of object.
-
-    Attributes:
-        inside: ``(u, v) -> bool``, the outline.
-        pattern: ``(u, v, r, period) -> float in [-1, 1]``, the surface; ``period`` in pixels.
-        area: area of the outline in units of ``r**2``.
-        hue: centre of its hues in degrees; they reach `HUE_SPREAD` to both sides.
-    """
+    """One kind of object."""
 
     name: str
-    inside: Callable[[Array, Array], Array]
+    inside: Callable[[Array, Array], Array]  # (u, v) -> bool, the outline
+    # (u, v, r, period) -> float in [-1, 1], the surface; period in pixels.
     pattern: Callable[[Array, Array, float, float], Array]
-    area: float
-    hue: float
+    area: float  # of the outline in units of r**2
+    hue: float  # centre of its hues in degrees
 
 
 HUE_SPREAD = 20.0  # half the width of a class's hues in degrees: those of neighbours overlap

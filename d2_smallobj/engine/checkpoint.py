@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
+import math
 import os
 import re
+import zipfile
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
+import torch
 from torch import nn
 
 from d2_smallobj.config import has_penalty, task_a_iterations
 from d2_smallobj.engine.distributed import from_main_process
 from d2_smallobj.engine.setup import check_resumable, fingerprint, warn_of_other_model
-from d2_smallobj.engine.weight_files import read_weights_file, save_torch_file
 from d2_smallobj.modeling.initial_weights import load_weights
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import atomic_write, atomic_write_text
+from d2_smallobj.utils.messages import listed
+from d2_smallobj.utils.safe_pickle import read_array_pickle
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 
@@ -32,8 +38,7 @@ class SafeCheckpointer(DetectionCheckpointer):
       kill or on a full disk the previous checkpoint stays valid.
     - Loading runs no code: ``weights_only=True``, and ``.pkl`` files may hold numpy arrays and
       plain containers only. A damaged file is one error that names it.
-    - Weights load from every layout of :mod:`d2_smallobj.modeling.weight_layouts`; the log names
-      the tensors that did not load.
+    - Weights load from every layout of :mod:`d2_smallobj.modeling.weight_layouts`.
     - A run resumes only its own config's checkpoints. If the last one is damaged, it resumes the
       one before and logs it.
 
@@ -85,13 +90,13 @@ class SafeCheckpointer(DetectionCheckpointer):
     def resume_or_load(
         self, path: str, *, resume: bool = True, complete: bool = False
     ) -> dict[str, Any]:
-        """Continue the run in ``save_dir``, or load weights alone.
+        """Continue the run in ``save_dir``, or load the weights in ``path`` alone (empty: none).
 
         The main process looks into the folder for all. A checkpointer without checkpointables (an
         evaluation) takes the weights of the last checkpoint or none.
 
         Args:
-            path: weights to load when there is nothing to resume; empty: none.
+            path: weights to load when there is nothing to resume.
             resume: whether to look for a last checkpoint.
             complete: whether the weights must be those of the whole model.
 
@@ -99,8 +104,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             The file's contents besides model and checkpointables.
 
         Raises:
-            ValueError: if the checkpoint is another config's, or neither it nor an earlier one
-                can be read; names them.
+            ValueError: if no checkpoint can be resumed; names those that were tried.
         """
         last = from_main_process(lambda: self._find_resumable() if resume else None)
         if last is None:
@@ -129,27 +133,15 @@ class SafeCheckpointer(DetectionCheckpointer):
             except (ValueError, OSError) as error:
                 failures.append(str(error))
                 continue
-            if self.checkpointables:
-                self._check_resumable(path, self._read[1])
+            if "trainer" in self.checkpointables:
+                check_resumable(self._read[1], self.cfg, path)
             if failures:
                 logger.warning(
                     f"{'; '.join(failures)}. The run resumes from the checkpoint before: {path}"
                 )
             return path
-        more = f"; … ({len(failures)} files in all)" if len(failures) > 10 else ""
         none = "; no checkpoint is left to resume from" if self.checkpointables else ""
-        raise ValueError("; ".join(failures[:10]) + more + none)
-
-    def _check_resumable(self, path: str, checkpoint: dict[str, Any]) -> None:
-        if "trainer" not in self.checkpointables:
-            return
-        if "iteration" not in checkpoint.get("trainer", ()):
-            raise ValueError(
-                f"{path} holds weights, but not the state of a training run: it cannot be "
-                "resumed. Give it as MODEL.WEIGHTS without --resume"
-            )
-        if self.cfg is not None:
-            check_resumable(checkpoint, self.cfg, path)
+        raise ValueError(listed(failures) + none)
 
     def load(
         self, path: str, checkpointables: list[str] | None = None, *, complete: bool = False
@@ -182,28 +174,24 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "no checkpoint to resume"
             )
         if "://" in path:
-            self._fetch(local)
+            try:
+                self.path_manager.get_local_path(local)
+            except OSError as error:
+                if "download it" in str(error):  # the embedded host says it already
+                    raise
+                raise OSError(
+                    f"{local}: cannot be fetched ({error}). Without a network, download it "
+                    "elsewhere and give the local file instead (MODEL.WEIGHTS)"
+                ) from error
         self._match_by_suffix = parse_qs(url.query).get("matching_heuristics") == ["True"]
         self._complete = complete
         return super().load(path, checkpointables)
 
-    def _fetch(self, url: str) -> None:
-        """Bring a file into the cache, or say how to give it without a network."""
-        try:
-            self.path_manager.get_local_path(url)
-        except OSError as error:
-            if "download it" in str(error):  # the embedded host says it already
-                raise
-            raise OSError(
-                f"{url}: cannot be fetched ({error}). Without a network, download it elsewhere "
-                "and give the local file instead (MODEL.WEIGHTS)"
-            ) from error
-
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if self._read is not None and self._read[0] == filename:
-            loaded, self._read = self._read[1], None
-        else:
+        path, loaded = self._read or (None, None)
+        if path != filename:
             loaded = read_weights_file(filename)
+        self._read = None
         if self.cfg is not None and not self._resuming:
             warn_of_other_model(loaded, self.cfg, filename)
         return {**loaded, "source": filename}
@@ -223,29 +211,106 @@ class SafeCheckpointer(DetectionCheckpointer):
 def earlier_checkpoints(save_dir: str, last: str, cfg: CfgNode | None = None) -> list[str]:
     """List the checkpoints of a folder that were written before ``last``, newest first.
 
-    The iteration is read from their names, so that files which an older, longer run left in the
-    folder are not taken for this run's.
-
-    Args:
-        save_dir: the folder.
-        last: path of the last checkpoint; if its name tells no iteration, all count.
-        cfg: gives the iteration of ``model_task_a.pth``; None: that file does not count.
+    Names tell the iteration, so that files which an older, longer run left are not this run's; if
+    that of ``last`` does not, all count. Only ``cfg`` tells that of ``model_task_a.pth``.
     """
-    before = _iteration(os.path.basename(last), cfg)
-    found = []
-    for name in os.listdir(save_dir):
-        iteration = _iteration(name, cfg)
-        if iteration is not None and (before is None or iteration < before):
-            found.append((iteration, os.path.join(save_dir, name)))
-    return [path for _, path in sorted(found, reverse=True) if path != last]
+    named = {}
+    if cfg is not None:
+        named = {"model_task_a.pth": task_a_iterations(cfg) - 1}
+        named["model_final.pth"] = cfg.SOLVER.MAX_ITER - 1
+
+    def iteration_of(name: str) -> int | None:
+        numbered = re.fullmatch(r"model_(\d{7,})\.pth", name)
+        return int(numbered[1]) if numbered else named.get(name)
+
+    before = iteration_of(os.path.basename(last))
+    limit = math.inf if before is None else before
+    found = [(iteration_of(name), name) for name in os.listdir(save_dir)]
+    earlier = [pair for pair in found if pair[0] is not None and pair[0] < limit]
+    return [os.path.join(save_dir, name) for _, name in sorted(earlier, reverse=True)]
 
 
-def _iteration(name: str, cfg: CfgNode | None) -> int | None:
-    """Return the iteration after which a checkpoint of this name is written."""
-    numbered = re.fullmatch(r"model_(\d{7,})\.pth", name)
-    if numbered:
-        return int(numbered[1])
-    if cfg is None:
-        return None
-    named = {"model_task_a.pth": task_a_iterations(cfg), "model_final.pth": cfg.SOLVER.MAX_ITER}
-    return named[name] - 1 if name in named else None
+def read_weights_file(path: str) -> dict[str, Any]:
+    """Read a ``.pth`` or a model-zoo ``.pkl`` without running code.
+
+    Returns:
+        A dict with ``model``, name to tensor or numpy array, and whatever else the file holds.
+
+    Raises:
+        OSError: if the file cannot be opened or read; names it.
+        ValueError: names the file and why it cannot be read.
+    """
+    if path.endswith(".pkl"):
+        loaded = _model_zoo_layout(read_array_pickle(path))
+    else:
+        loaded = _with_model(load_torch_file(path))
+    if not loaded["model"]:
+        raise ValueError(f"{path} holds no weights")
+    return loaded
+
+
+def _with_model(loaded: dict[str, Any]) -> dict[str, Any]:
+    """Put the weights, which training code stores among other things, under ``model``."""
+    for key in ("model", "state_dict", "model_state", "model_state_dict"):
+        if isinstance(loaded.get(key), dict):
+            return {**{k: v for k, v in loaded.items() if k != key}, "model": loaded[key]}
+    return {"model": loaded}
+
+
+def save_torch_file(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
+    """``torch.save``, atomically; an ``OSError`` names the file."""
+    # Serialised in memory first: torch reports a failing disk as an internal assertion.
+    buffer = io.BytesIO()
+    torch.save(data, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def load_torch_file(path: str) -> dict[str, Any]:
+    """``torch.load`` of tensors and plain containers, on the CPU.
+
+    Raises:
+        ValueError: if the file is damaged or could run code; names it and the reason.
+        OSError: if it cannot be opened or read; names it.
+    """
+    try:
+        _check_sums(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage surfaces as whatever the damaged instruction does
+        # EINVAL: a damaged table of contents that points to before the file's beginning.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise OSError(error.errno, f"could not read {path}: {error.strerror}") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint of tensors: it is corrupt, or it holds "
+            f"objects whose loading could run code ({_reason(error)})"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a dict of tensors")
+    return loaded
+
+
+def _check_sums(path: str) -> None:
+    """Compare the file with its checksums: torch does not, and would load damaged weights."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"its part {damaged} does not have the checksum it was written with")
+
+
+def _model_zoo_layout(data: dict[str, Any]) -> dict[str, Any]:
+    """Read a ``.pkl`` of detectron2's model zoo, or the blobs of a Caffe2 solver."""
+    if isinstance(data.get("model"), dict):
+        return data
+    blobs = data["blobs"] if isinstance(data.get("blobs"), dict) else data
+    model = {n: blob for n, blob in blobs.items() if not str(n).endswith("_momentum")}
+    return {"model": model, "matching_heuristics": True}
+
+
+def _reason(error: BaseException) -> str:
+    """Return the line that says what is wrong, less torch's advice to load it unsafely."""
+    advice = ("Weights only load failed", "Please file an issue", "Check the documentation")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(advice)] or lines
+    return telling[0] if telling else type(error).__name__

@@ -31,17 +31,12 @@ from detectron2.engine import create_ddp_model, launch
 from detectron2.utils import comm
 
 _TIMEOUT = timedelta(minutes=30)  # how long processes wait for each other, as in detectron2
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
-_DEFAULT_PORT = 29500  # torch's own
 
 
 def check_batch_size(cfg: CfgNode, processes: int) -> None:
-    """Check that the batch of all processes divides among them.
-
-    Raises:
-        ValueError: if it does not; names the nearest sizes that do.
-    """
+    """Refuse a batch of all processes that does not divide among them; name sizes that do."""
     batch = cfg.SOLVER.IMS_PER_BATCH
     if batch >= 1 and batch % processes == 0:
         return
@@ -84,12 +79,7 @@ def synchronize_buffers(model: nn.Module) -> None:
 
 
 def from_main_process(function: Callable[[], Any]) -> Any:
-    """Call a function on the main process and give its result, or its error, to all processes.
-
-    Raises:
-        ValueError: as ``function`` on the main process.
-        OSError: as ``function`` on the main process.
-    """
+    """Call a function on the main process and give all its result, or its ValueError or OSError."""
     result = error = None
     if comm.is_main_process():
         try:
@@ -107,33 +97,21 @@ def from_main_process(function: Callable[[], Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The place of this process among all of a training.
+    """The place of this process among all of a training."""
 
-    Attributes:
-        launcher: that started it.
-        rank: from 0.
-        world_size: number of processes.
-        local_rank: on its machine, also the index of its GPU.
-        local_size: processes on each machine.
-        url: where they meet.
-    """
-
-    launcher: str
+    launcher: str  # that started it
     rank: int
     world_size: int
-    local_rank: int
-    local_size: int
-    url: str
+    local_rank: int  # on its machine, also the index of its GPU
+    local_size: int  # processes on each machine
+    url: str  # where they meet
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
     """Read the place of this process from the variables of ``torchrun`` or ``srun``.
 
-    Returns:
-        None if neither started this process, or if it is the only one.
-
-    Raises:
-        ValueError: if a variable is missing or makes no sense; names it.
+    None if neither started it, or if it is the only one; a ``ValueError`` names a variable that is
+    missing or makes no sense.
     """
     place = None
     if "RANK" in environment and "WORLD_SIZE" in environment:
@@ -158,21 +136,15 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
 
 def _torchrun_place(environment: Mapping[str, str]) -> Place:
     _require(environment, "torchrun", _TORCHRUN)
-    world_size = _integer(environment, "WORLD_SIZE")
-    local_size = world_size
-    if "LOCAL_WORLD_SIZE" in environment:
-        local_size = _integer(environment, "LOCAL_WORLD_SIZE")
-    elif torch.cuda.is_available():
-        local_size = min(world_size, torch.cuda.device_count())
-    address = f"{environment['MASTER_ADDR']}:{environment.get('MASTER_PORT', _DEFAULT_PORT)}"
+    address = f"tcp://{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
     return Place(
         launcher="torchrun",
         rank=_integer(environment, "RANK"),
-        world_size=world_size,
+        world_size=_integer(environment, "WORLD_SIZE"),
         local_rank=_integer(environment, "LOCAL_RANK"),
-        local_size=local_size,
+        local_size=_integer(environment, "LOCAL_WORLD_SIZE"),
         # torchrun's agent may hold the port already, for all to meet at.
-        url="env://" if "TORCHELASTIC_RUN_ID" in environment else f"tcp://{address}",
+        url="env://" if "TORCHELASTIC_RUN_ID" in environment else address,
     )
 
 
@@ -201,11 +173,7 @@ def _slurm_place(environment: Mapping[str, str]) -> Place:
 
 
 def first_host(nodes: str) -> str:
-    """Return the first name of a node list of SLURM, e.g. ``gpu007`` of ``gpu[007-009,012],cpu1``.
-
-    Raises:
-        ValueError: if it is not such a list.
-    """
+    """Return the first name of SLURM's node list: ``gpu007`` of ``gpu[007-009,012],cpu1``."""
     found = re.match(r"([^\[\],]+)(?:\[(\w+)[\w,-]*\])?([^\[\],]*)(?:,|$)", nodes)
     name = "".join(part or "" for part in found.groups()) if found else ""
     if not name:
@@ -247,14 +215,12 @@ def run(
     """
     asked = arguments.num_gpus * arguments.num_machines
     place = find_place(os.environ)
-    if place is not None and asked > 1:
-        if place.launcher == "torchrun":
-            raise ValueError(
-                f"torchrun has started {place.world_size} processes: leave out --num-gpus and "
-                f"--num-machines, got {arguments.num_gpus} and {arguments.num_machines}"
-            )
-        place = None
-    if place is not None:
+    if place is not None and place.launcher == "torchrun" and asked > 1:
+        raise ValueError(
+            f"torchrun has started {place.world_size} processes: leave out --num-gpus and "
+            f"--num-machines, got {arguments.num_gpus} and {arguments.num_machines}"
+        )
+    if place is not None and asked <= 1:
         with joined(place):
             _main_process_first(lambda: check(place.world_size))
             main(arguments)
@@ -282,11 +248,7 @@ def _run_and_leave(
 
 @contextlib.contextmanager
 def joined(place: Place) -> Iterator[None]:
-    """Be one of several processes inside the block: nccl with GPUs, gloo without.
-
-    Raises:
-        ValueError: if this machine has fewer GPUs than processes.
-    """
+    """Be one of several processes inside the block: nccl with GPUs, gloo without."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if 0 < gpus <= place.local_rank:
         raise ValueError(
@@ -312,10 +274,9 @@ def joined(place: Place) -> Iterator[None]:
 
 def _main_process_first(check: Callable[[], Any]) -> None:
     """Let the main process check for all; where it fails, the others exit silently."""
-    failed = [False]
+    failed = [comm.is_main_process()]
     try:
         if comm.is_main_process():
-            failed = [True]
             check()
             failed = [False]
     finally:

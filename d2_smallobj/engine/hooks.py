@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -99,17 +97,15 @@ class TrainingPictures(HookBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
-        self.period = cfg.SMALLOBJ.PICTURES.PERIOD
         self.size_weights = build_size_weights(cfg)
         self._samples: list[dict[str, Any]] = []
 
     def after_step(self) -> None:
         """Draw, if it is time."""
-        if not _is_due(self.trainer, self.period):
+        if not _is_due(self.trainer, self.cfg.SMALLOBJ.PICTURES.PERIOD):
             return
-        self._samples = self._samples or first_samples(
-            self.cfg, self.cfg.SMALLOBJ.PICTURES.NUM_IMAGES
-        )
+        count = self.cfg.SMALLOBJ.PICTURES.NUM_IMAGES
+        self._samples = self._samples or first_samples(self.cfg, count)
         model = unwrap(self.trainer._trainer.model)
         rows = [
             sample_row(
@@ -134,17 +130,11 @@ def first_samples(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
 
 def predict_sample(model: nn.Module, x: dict[str, Any]) -> np.ndarray:
     """Predict the label map int64 (H, W) of a sample with a model that is in training."""
-    with _evaluating(model), torch.no_grad():
-        return most_probable(model([{"image": x["image"]}])[0])
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode, and every module's own mode again afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with torch.no_grad():
+            return most_probable(model([{"image": x["image"]}])[0])
     finally:
         for module, training in modes:
             module.training = training
@@ -166,18 +156,14 @@ def sample_row(
 class BootstrapHook(HookBase):
     """Starts to relabel box pixels after the warm-up, and logs figures and pictures of it.
 
-    The method: docs/method.md#label-uncertainty. Every :data:`LOG_PERIOD` iterations the scalars
-    of :func:`bootstrap_figures` are logged with the prefix ``doubt/``, and every
-    ``SMALLOBJ.PICTURES.PERIOD`` and at the end a picture: of the main process's share of the batch.
+    The method: docs/method.md#label-uncertainty. Figures are logged every :data:`LOG_PERIOD`
+    iterations with the prefix ``doubt/``; pictures are of the main process's share of the batch.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        warmup = cfg.SMALLOBJ.UNCERTAINTY.BOOTSTRAP.WARMUP
-        self.start = round(warmup * cfg.SOLVER.MAX_ITER)
+        self.cfg = cfg
+        self.start = round(cfg.SMALLOBJ.UNCERTAINTY.BOOTSTRAP.WARMUP * cfg.SOLVER.MAX_ITER)
         self.picture_period = cfg.SMALLOBJ.PICTURES.PERIOD
-        self.mean = cfg.MODEL.PIXEL_MEAN
-        self.std = cfg.MODEL.PIXEL_STD
-        self.format = cfg.INPUT.FORMAT
 
     def before_step(self) -> None:
         """Set whether the loss of this iteration relabels, and whether it is observed."""
@@ -200,32 +186,30 @@ class BootstrapHook(HookBase):
         for name, value in bootstrap_figures(seen, model.ignore_label).items():
             self.trainer.storage.put_scalar(f"doubt/{name}", value, smoothing_hint=False)
         if _is_due(self.trainer, self.picture_period):
-            picture = bootstrap_picture(seen, self.mean, self.std, self.format)
+            node = self.cfg.MODEL
+            picture = bootstrap_picture(
+                seen, node.PIXEL_MEAN, node.PIXEL_STD, self.cfg.INPUT.FORMAT
+            )
             self.trainer.storage.put_image(BOOTSTRAP_PICTURE, torch.from_numpy(picture))
 
 
 def bootstrap_figures(seen: Observation, ignore_label: int) -> dict[str, float]:
     """Measure the labels of one step; figures without any pixel are left out.
 
-    Args:
-        seen: the loss's observation.
-        ignore_label: label of pixels that do not count.
-
     Returns:
         In percent of the pixels inside boxes: ``relabelled``, those with the model's own label;
-        ``changed``, those of them for which that is another one than the box's. In percent of the
-        pixels inside boxes whose true label is known: ``box_accuracy``, those whose box label is
-        true; ``accuracy``, those whose label is true as the loss used it. ``relabelled_accuracy``:
-        the share of relabelled pixels whose new label is true. And ``sigma``, the mean inside
-        boxes.
+        ``changed``, those of them for which that is another one than the box's. In percent of
+        those whose true label is known: ``box_accuracy`` of the box labels; ``accuracy`` of the
+        labels that the loss used; ``relabelled_accuracy`` of these, on relabelled pixels. And
+        ``sigma``, the mean inside boxes.
     """
     inside = seen.doubtable & (seen.labels != ignore_label)
     if not inside.any():
         return {}
     changed = seen.used != seen.labels
     figures = {
-        "relabelled": 100 * seen.relabelled[inside].double().mean().item(),
-        "changed": 100 * changed[inside].double().mean().item(),
+        "relabelled": _percent(seen.relabelled[inside]),
+        "changed": _percent(changed[inside]),
         "sigma": seen.sigma[inside].mean().item(),
     }
     if seen.true_labels is None:
@@ -237,9 +221,12 @@ def bootstrap_figures(seen: Observation, ignore_label: int) -> dict[str, float]:
         ("relabelled_accuracy", seen.used, known & seen.relabelled),
     ):
         if pixels.any():
-            right = labels[pixels] == seen.true_labels[pixels]
-            figures[name] = 100 * right.double().mean().item()
+            figures[name] = _percent(labels[pixels] == seen.true_labels[pixels])
     return figures
+
+
+def _percent(flags: torch.Tensor) -> float:
+    return 100 * flags.double().mean().item()
 
 
 def bootstrap_picture(
@@ -247,14 +234,8 @@ def bootstrap_picture(
 ) -> np.ndarray:
     """Draw the first image of a step beside its labels, the labels used, and sigma.
 
-    Args:
-        seen: the loss's observation.
-        mean: per channel, subtracted from the image.
-        std: per channel, by which it was divided.
-        image_format: order of the channels, ``"BGR"`` or ``"RGB"``.
-
-    Returns:
-        uint8 (3, H', 4 W'), RGB; sigma is black outside boxes, where it has no effect.
+    ``mean`` and ``std`` are those that the image was normalised with. The result is uint8
+    (3, H', 4 W'), RGB; sigma is black outside boxes, where it has no effect.
     """
     height, width = seen.labels.shape[1:]
     channels = [torch.tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (std, mean)]

@@ -33,32 +33,21 @@ _DEAD_WORKER = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The losses and samples of one optimiser step.
-
-    Attributes:
-        iteration: its number.
-        names: of the losses.
-        values: float32 (len(names),), on the device.
-        data_time: seconds that this process waited for data.
-        samples: for each image of this process the files and the position in the stream.
-    """
+    """The losses and samples of one optimiser step."""
 
     iteration: int
-    names: tuple[str, ...]
-    values: torch.Tensor
-    data_time: float
-    samples: list[dict[str, Any]]
+    names: tuple[str, ...]  # of the losses
+    values: torch.Tensor  # float32, one a name, on the device
+    data_time: float  # seconds that this process waited for data
+    samples: list[dict[str, Any]]  # of this process's images: files and position in the stream
 
 
 class LossLog:
     """Puts the losses, averaged over the processes, into the event storage of the main process.
 
     Reading a loss makes the host wait for all work of the device, so ``period`` steps are read at
-    once; each loss is still logged under its own iteration.
-
-    Args:
-        period: :meth:`add` reads after the iterations whose successor is a multiple of it, >= 1.
-        output_dir: where ``nan_batch.json`` is written if a loss is not finite; None: nowhere.
+    once, after iterations whose successor is a multiple of it; each loss is still logged under its
+    own iteration. ``output_dir`` gets ``nan_batch.json`` if a loss is not finite.
     """
 
     def __init__(self, period: int = 1, output_dir: str | None = None) -> None:
@@ -74,11 +63,7 @@ class LossLog:
         data_time: float,
         samples: list[dict[str, Any]],
     ) -> None:
-        """Keep the losses of a step (0-d tensors on one device), and flush if it is time.
-
-        Raises:
-            FloatingPointError: see :meth:`flush`.
-        """
+        """Keep the losses of a step (0-d tensors on one device), and flush if it is time."""
         names = tuple(losses)
         if self._steps and names != self._steps[0].names:
             self.flush()
@@ -143,9 +128,8 @@ def _stop_for_loss(
 ) -> None:
     """End the training because of a loss that is not finite; all processes call this together.
 
-    The main one writes ``nan_batch.json``: the iteration, its mean losses, and of every process
-    the losses and samples of that step and of the one before. The gradient of the latter is the
-    cause where all samples have finite losses by themselves.
+    The main one writes what each process had in that step and in the one before, whose gradient is
+    the cause where all samples have finite losses by themselves.
     """
     losses = dict(zip(step.names, map(_readable, means)))
     ranks = comm.gather({"rank": comm.get_rank(), "step": _record(step), "before": _record(before)})
@@ -184,11 +168,8 @@ def explained_errors(output_dir: str) -> Iterator[None]:
     """Raise errors that say what happened where the library underneath does not.
 
     - A write that names no file (a writer's flush to a full disk) becomes an ``OSError`` that
-      names the folder.
+      names ``output_dir``.
     - A loader worker that died becomes a ``ChildProcessError`` that names it and its signal.
-
-    Args:
-        output_dir: the run's folder.
     """
     try:
         yield
@@ -205,8 +186,7 @@ def explained_errors(output_dir: str) -> Iterator[None]:
 def explain_dead_worker(error: BaseException) -> str | None:
     """Describe an error that a loader worker's death has caused; None for other errors.
 
-    PyTorch notices the death by a signal, or because the connection breaks over which it fetches
-    a batch.
+    PyTorch notices it by a signal, or because the connection for batches breaks.
     """
     found = _DEAD_WORKER.search(str(error))
     if found is not None:
@@ -232,7 +212,7 @@ def _ending(code: object) -> str:
 
 
 def _workers_behind(error: BaseException) -> list[Any]:
-    """Return the worker processes of the loader in whose iteration an error was raised."""
+    """Return the workers of the loader in whose iteration an error was raised."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         workers = getattr(frame.f_locals.get("self"), "_workers", None)
         if isinstance(workers, list) and workers:

@@ -5,9 +5,10 @@ Shapes: K classes, H x W the size of an image file.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -40,8 +41,7 @@ def find_images(
         output: the folder that predictions will be written to.
 
     Returns:
-        Dicts with ``file_name`` and ``image_id``: the file's name without suffix, for an image of
-        a folder with its subfolders in front.
+        Dicts with ``file_name`` and ``image_id``: the path below the folder, without suffix.
 
     Raises:
         FileNotFoundError: names all paths that do not exist.
@@ -92,20 +92,17 @@ def build_prediction_loader(
     """Build a loader over dataset dicts, one image a batch, that goes on after bad files."""
     return build_detection_test_loader(
         list(dicts),
-        mapper=_TolerantMapper(SemSegMapper(cfg, False)),
+        mapper=_TolerantMapper(cfg, False),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
 
-class _TolerantMapper:
-    """A mapper that returns the dict of an unreadable file with an ``error``."""
-
-    def __init__(self, mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        self.mapper = mapper
+class _TolerantMapper(SemSegMapper):
+    """Returns the dict of an unreadable file with an ``error``."""
 
     def __call__(self, x: dict[str, Any]) -> dict[str, Any]:
         try:
-            return self.mapper(x)
+            return super().__call__(x)
         except (OSError, ValueError) as error:
             return {**x, "error": str(error)}
 
@@ -131,32 +128,19 @@ def predict(
     return problems
 
 
+@dataclasses.dataclass
 class PredictionWriter:
     """Writes the predictions of an image below a folder, which is made when missing.
 
     ``<name>.png``: the most probable class, P mode with the VOC palette. With ``overlay``
     ``overlay/<name>.jpg``: the image under the colours of its label map. With ``uncertainty``
     ``uncertainty/<name>.npy``, sigma as float16 (H, W), and ``uncertainty/<name>.png``, its grey.
-
-    Args:
-        folder: where to write.
-        image_format: ``INPUT.FORMAT`` of the mapper, ``"BGR"`` or ``"RGB"``.
-        overlay: whether to write overlays.
-        uncertainty: whether to write sigma.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        image_format: str,
-        *,
-        overlay: bool = False,
-        uncertainty: bool = False,
-    ) -> None:
-        self.folder = Path(folder)
-        self.image_format = image_format
-        self.overlay = overlay
-        self.uncertainty = uncertainty
+    folder: Path
+    image_format: str  # INPUT.FORMAT of the mapper, "BGR" or "RGB"
+    overlay: bool = False
+    uncertainty: bool = False
 
     def __call__(self, name: str, output: Mapping[str, Any], image: torch.Tensor) -> None:
         """Write a model's output (``sem_seg``: (K, H, W)) for a mapper's image (3, H, W).
@@ -202,11 +186,7 @@ def rgb_image(image: torch.Tensor, image_format: str) -> np.ndarray:
 
 
 def output_path(folder: Path, name: str, suffix: str) -> Path:
-    """Return the file of an image's result.
-
-    Raises:
-        ValueError: if the name would lead out of the folder.
-    """
+    """Return the file of an image's result; refuse a name that leads out of the folder."""
     parts = PurePath(name)
     if parts.is_absolute() or ".." in parts.parts or not parts.name:
         raise ValueError(

@@ -33,14 +33,9 @@ _ROOTS = ("MODEL", "INPUT.FORMAT", "DATASETS.TRAIN", "SEED", "SOLVER", "SMALLOBJ
 """Keys that decide the weights that a run ends with."""
 
 _WITHOUT_EFFECT = (
-    "MODEL.DEVICE",
     "MODEL.WEIGHTS",  # the checkpoint's take their place
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SMALLOBJ.EVAL_TASK_A",
-    "SMALLOBJ.METRIC_MODE",
-    "SMALLOBJ.TEST",
-    "SMALLOBJ.PICTURES",
-    "SMALLOBJ.SUPERVISION.LOG_ACCURACY",
+    *("MODEL.DEVICE", "SOLVER.CHECKPOINT_PERIOD", "SMALLOBJ.EVAL_TASK_A", "SMALLOBJ.METRIC_MODE"),
+    *("SMALLOBJ.TEST", "SMALLOBJ.PICTURES", "SMALLOBJ.SUPERVISION.LOG_ACCURACY"),
 )
 """Keys below the roots that change no weight."""
 
@@ -82,18 +77,18 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
     add_smallobj_config(cfg)
     add_project_configs(cfg, config_file, options)
     if config_file:
-        try:
-            with _integers_for_decimals(cfg, flatten(_read(config_file))):
+        with _named_errors(config_file):
+            # A file that is not a tree of keys is left to yacs.
+            tree = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+            given = flatten(tree) if isinstance(tree, Mapping) else ()
+            with _integers_for_decimals(cfg, given):
                 cfg.merge_from_file(config_file, allow_unsafe=False)
-        except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"{config_file}: {_message(error)}") from error
     if len(options) % 2:
         raise ValueError(f"options come as KEY VALUE pairs, got {len(options)}: {list(options)}")
-    try:
-        with _integers_for_decimals(cfg, zip(options[::2], map(_literal, options[1::2]))):
-            cfg.merge_from_list(list(options))
-    except (KeyError, AssertionError, ValueError) as error:
-        raise ValueError(f"command-line options {list(options)}: {_message(error)}") from error
+    given = zip(options[::2], map(_literal, options[1::2]))
+    source = f"command-line options {list(options)}"
+    with _named_errors(source), _integers_for_decimals(cfg, given):
+        cfg.merge_from_list(list(options))
     validate_config(cfg)
     if cfg.MODEL.META_ARCHITECTURE != get_cfg().MODEL.META_ARCHITECTURE:
         check_architecture(cfg)
@@ -102,6 +97,7 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
     return cfg
 
 
+<<<<<<< HEAD
 def shipped_configs() -> dict[str, str]:
     """Map the names of the configs that come with the package to their paths."""
     package = Path(d2_smallobj.__file__).parent
@@ -128,6 +124,17 @@ def find_config(name: str) -> str:
         f"--config-file {name} does not exist, and no config of this name comes with d2_smallobj; "
         f"the nearest: {', '.join(near)}"
     )
+=======
+@contextlib.contextmanager
+def _named_errors(source: str) -> Iterator[None]:
+    """Turn what yacs and YAML raise into a ``ValueError`` that names the source."""
+    try:
+        yield
+    except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
+        # str(KeyError) would show the message's repr.
+        told = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ValueError(f"{source}: {str(told) or type(error).__name__}") from error
+>>>>>>> main
 
 
 def check_architecture(cfg: CfgNode) -> None:
@@ -157,24 +164,11 @@ def _integers_for_decimals(cfg: CfgNode, given: Iterable[tuple[str, Any]]) -> It
         node[leaf] = float(node[leaf])
 
 
-def _read(config_file: str) -> Mapping[str, Any]:
-    """Read a config file and its bases; empty if it is not a tree of keys."""
-    tree = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
-    return tree if isinstance(tree, Mapping) else {}
-
-
 def _literal(text: str) -> Any:
     """Read an option's text as yacs does."""
     with contextlib.suppress(ValueError, SyntaxError):
         return ast.literal_eval(text)
     return text
-
-
-def _message(error: Exception) -> str:
-    """Return the message of an error; str(KeyError) would show its repr."""
-    if isinstance(error, KeyError) and error.args:
-        return str(error.args[0])
-    return str(error) or type(error).__name__
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -194,7 +188,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def check_datasets(cfg: CfgNode, eval_only: bool = False) -> None:
-    """List every data set of a run once, so that a missing one is reported before it starts.
+    """List every data set of a run, so that a missing one is reported before it starts.
 
     The demo scenes are made here when they do not exist yet.
 
@@ -230,18 +224,21 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", _plain(value)
 
 
-def check_resumable(checkpoint: Mapping[str, Any], cfg: CfgNode, path: str) -> None:
-    """Refuse to continue another run's checkpoint.
+def check_resumable(checkpoint: Mapping[str, Any], cfg: CfgNode | None, path: str) -> None:
+    """Refuse to continue weights alone, or another run's checkpoint than that of ``cfg``.
 
-    Args:
-        checkpoint: as saved by :class:`~.checkpoint.SafeCheckpointer`, with or without a
-            :func:`fingerprint`.
-        cfg: of the run that resumes.
-        path: the checkpoint's, for messages.
+    ``path`` is for messages. The checkpoint may have no :func:`fingerprint`.
 
     Raises:
         ValueError: listing every key that differs, with both values.
     """
+    if "iteration" not in checkpoint.get("trainer", ()):
+        raise ValueError(
+            f"{path} holds weights, but not the state of a training run: it cannot be "
+            "resumed. Give it as MODEL.WEIGHTS without --resume"
+        )
+    if cfg is None:
+        return
     task_a = task_a_iterations(cfg)
     iteration = checkpoint["trainer"]["iteration"]
     anchored = bool(checkpoint.get("ewc", {}).get("anchored"))
@@ -270,10 +267,7 @@ def warn_of_other_model(checkpoint: Mapping[str, Any], cfg: CfgNode, path: str) 
 
 
 def config_changes(checkpoint: Mapping[str, Any], cfg: CfgNode) -> dict[str, str]:
-    """Describe each key whose value differs between a checkpoint and a config.
-
-    Keys that one of them lacks (another version, another host) are left out.
-    """
+    """Describe each key that a checkpoint and a config know, with different values."""
     saved = checkpoint.get("config", {})
     return {
         key: f"{key} {saved[key]!r} there, {value!r} now"

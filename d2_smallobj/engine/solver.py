@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -27,10 +28,6 @@ _NORMS = (
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Split the trained parameters by learning rate and decay (docs/method.md#recipe).
 
-    Backbone x1, head weights x ``SMALLOBJ.HEAD_LR_FACTOR``, head biases x
-    ``SMALLOBJ.HEAD_BIAS_LR_FACTOR``; biases have their own decay, norms
-    ``SOLVER.WEIGHT_DECAY_NORM``.
-
     Returns:
         Optimiser groups with ``params``, ``lr``, ``weight_decay`` and a ``name`` for messages.
 
@@ -38,15 +35,11 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         ValueError: if nothing is trained.
     """
     solver, node = cfg.SOLVER, cfg.SMALLOBJ
-    decay = {
-        "weights": solver.WEIGHT_DECAY,
-        "biases": node.BIAS_WEIGHT_DECAY,
-        "norms": solver.WEIGHT_DECAY_NORM,
-    }
-    factor = {
-        "weights": node.HEAD_LR_FACTOR,
-        "biases": node.HEAD_BIAS_LR_FACTOR,
-        "norms": node.HEAD_LR_FACTOR,
+    # Decay, and the factor of the rate in the head.
+    kinds = {
+        "weights": (solver.WEIGHT_DECAY, node.HEAD_LR_FACTOR),
+        "biases": (node.BIAS_WEIGHT_DECAY, node.HEAD_BIAS_LR_FACTOR),
+        "norms": (solver.WEIGHT_DECAY_NORM, node.HEAD_LR_FACTOR),
     }
     groups: dict[str, dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
@@ -59,15 +52,11 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             kind = "biases" if name == "bias" else "weights"
             if isinstance(module, _NORMS):
                 kind = "norms"
-            group = groups.setdefault(
-                f"{part} {kind}",
-                {
-                    "params": [],
-                    "lr": solver.BASE_LR * (factor[kind] if part == "head" else 1.0),
-                    "weight_decay": decay[kind],
-                    "name": f"{part} {kind}",
-                },
-            )
+            decay, factor = kinds[kind]
+            rate = solver.BASE_LR * (factor if part == "head" else 1.0)
+            key = f"{part} {kind}"
+            new = {"params": [], "lr": rate, "weight_decay": decay, "name": key}
+            group = groups.setdefault(key, new)
             group["params"].append(parameter)
     if not groups:
         raise ValueError("the model has no parameter to train: everything is frozen")
@@ -109,36 +98,18 @@ def same_implementation(optimizer: torch.optim.Optimizer) -> Iterator[None]:
                     state[name] = torch.empty_like(parameter).copy_(value)
 
 
+@dataclasses.dataclass
 class TwoTaskPoly(ParamScheduler):
-    """Multiplier ``(1 - t/T)^power``, over the whole run or over each task on its own.
+    """Multiplier ``(1 - t/T)^power``, over the whole run or over each task on its own."""
 
-    Args:
-        max_iter: T, iterations of both tasks together.
-        task_a: iterations of task A.
-        power: exponent.
-        hold: the multiplier changes every ``hold`` iterations.
-        separate: whether each task has a schedule of its own (t and T are then the task's).
-        factors: multipliers on top, for task A and for task B.
-        warmup_iters: linear warm-up at the start of the run.
-        warmup_factor: multiplier that the warm-up starts from.
-    """
-
-    def __init__(
-        self,
-        *,
-        max_iter: int,
-        task_a: int,
-        power: float = 0.9,
-        hold: int = 1,
-        separate: bool = False,
-        factors: tuple[float, float] = (1.0, 1.0),
-        warmup_iters: int = 0,
-        warmup_factor: float = 1.0,
-    ) -> None:
-        self.max_iter, self.task_a = max_iter, task_a
-        self.power, self.hold, self.separate = power, hold, separate
-        self.factors = factors
-        self.warmup_iters, self.warmup_factor = warmup_iters, warmup_factor
+    max_iter: int  # T, iterations of both tasks together
+    task_a: int  # iterations of task A
+    power: float = 0.9
+    hold: int = 1  # iterations between two changes of the multiplier
+    separate: bool = False  # whether each task has a schedule, t and T of its own
+    factors: tuple[float, float] = (1.0, 1.0)  # on top, for task A and for task B
+    warmup_iters: int = 0  # of a linear warm-up at the start of the run
+    warmup_factor: float = 1.0  # multiplier that the warm-up starts from
 
     def __call__(self, where: float) -> float:
         """Return the multiplier at ``where`` = iteration / max_iter in [0, 1]."""
@@ -161,7 +132,7 @@ class TwoTaskPoly(ParamScheduler):
 
 
 def build_schedule(cfg: CfgNode) -> TwoTaskPoly:
-    """Build the multiplier that ``SMALLOBJ`` and ``SOLVER`` describe."""
+    """Build the multiplier of ``SMALLOBJ`` and ``SOLVER``."""
     node, solver = cfg.SMALLOBJ, cfg.SOLVER
     return TwoTaskPoly(
         max_iter=solver.MAX_ITER,
@@ -175,9 +146,6 @@ def build_schedule(cfg: CfgNode) -> TwoTaskPoly:
     )
 
 
-def build_lr_scheduler(
-    cfg: CfgNode, optimizer: torch.optim.Optimizer, last_iter: int | None = None
-) -> LRMultiplier:
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
     """Apply the poly schedule of ``SMALLOBJ`` to every parameter group."""
-    start = -1 if last_iter is None else last_iter
-    return LRMultiplier(optimizer, build_schedule(cfg), cfg.SOLVER.MAX_ITER, start)
+    return LRMultiplier(optimizer, build_schedule(cfg), cfg.SOLVER.MAX_ITER)

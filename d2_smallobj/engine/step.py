@@ -23,12 +23,10 @@ SMALLEST_SCALE = 2.0**-24
 class TaskStepTrainer(SimpleTrainer):
     """detectron2's inner trainer with Fisher information and penalty after the backward pass.
 
-    detectron2's hooks never see the gradients (its inner trainer has a hook list of its own,
-    and under AMP they would be scaled), so the Fisher information is recorded here and the
-    penalty's gradient is added here: after unscaling, and after DDP has averaged the gradients.
-
-    With batches on the device (:class:`~d2_smallobj.data.loaders.DeviceLoader`) the host waits
-    for the device only in steps in which the loss log is read.
+    detectron2's hooks never see the gradients (its inner trainer has a hook list of its own, and
+    under AMP they would be scaled): here they are unscaled, and DDP has averaged them. With batches
+    on the device (:class:`~d2_smallobj.data.loaders.DeviceLoader`) the host waits for the device
+    only in steps in which the loss log is read.
 
     Args:
         model: returns a dict of losses; may be wrapped in DDP.
@@ -62,7 +60,11 @@ class TaskStepTrainer(SimpleTrainer):
         #: Set by the task switch.
         self.in_task_b = False
         self.device_type = next(model.parameters()).device.type
-        self.grad_scaler = _new_scaler(self.device_type, enabled=amp_dtype is torch.float16)
+        scaled = amp_dtype is torch.float16
+        if hasattr(torch.amp, "GradScaler"):  # torch >= 2.3
+            self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=scaled)
+        else:
+            self.grad_scaler = torch.cuda.amp.GradScaler(enabled=scaled)
 
     @property
     def penalizes(self) -> bool:
@@ -90,19 +92,35 @@ class TaskStepTrainer(SimpleTrainer):
         self._optimizer_step()
         self.loss_log.add(self.iter, losses, data_time, samples)
         if self.grad_scaler.is_enabled() and (self.iter + 1) % self.loss_log.period == 0:
-            check_loss_scale(self.grad_scaler.get_scale(), self.iter)
+            self._check_loss_scale()
+
+    def _check_loss_scale(self) -> None:
+        """Refuse to continue when float16 overflows at every loss scale.
+
+        A single overflow is harmless: that step is skipped and the scale halved.
+        """
+        scale = self.grad_scaler.get_scale()
+        if scale < SMALLEST_SCALE:
+            raise FloatingPointError(
+                f"float16 gradients overflow in every step up to iteration={self.iter} (the loss "
+                f"scale has fallen to {scale:g}), so nothing is learned: use SMALLOBJ.AMP_DTYPE "
+                "bfloat16, or SOLVER.AMP.ENABLED False"
+            )
 
     def _backward_passes(self) -> tuple[dict[str, torch.Tensor], float, list[dict[str, Any]]]:
         """Add the gradients of ``accumulate`` batches; return mean losses, data time, samples."""
         totals: dict[str, torch.Tensor] = {}
         samples: list[dict[str, Any]] = []
         data_time = 0.0
+        distributed = isinstance(self.model, nn.parallel.DistributedDataParallel)
         for index in range(self.accumulate):
             start = time.perf_counter()
             data = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
             samples += samples_of(data)
-            with self._gradient_sync(last=index == self.accumulate - 1):
+            # DDP averages gradients over the processes in the last pass only.
+            early = distributed and index < self.accumulate - 1
+            with self.model.no_sync() if early else contextlib.nullcontext():
                 with torch.autocast(
                     self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
                 ):
@@ -112,12 +130,6 @@ class TaskStepTrainer(SimpleTrainer):
             for key, loss in losses.items():
                 totals[key] = totals.get(key, 0) + loss.detach()
         return totals, data_time, samples
-
-    def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager:
-        """Let DDP average gradients over processes in the last pass only."""
-        if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.model.no_sync()
 
     def _optimizer_step(self) -> None:
         self.grad_scaler.step(self.optimizer)
@@ -138,25 +150,3 @@ class TaskStepTrainer(SimpleTrainer):
             super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-
-
-def check_loss_scale(scale: float, iteration: int) -> None:
-    """Refuse to continue when float16 overflows at every loss scale.
-
-    A single overflow is harmless: that step is skipped and the scale halved.
-
-    Raises:
-        FloatingPointError: if the scale has fallen below :data:`SMALLEST_SCALE`.
-    """
-    if scale < SMALLEST_SCALE:
-        raise FloatingPointError(
-            f"float16 gradients overflow in every step up to iteration={iteration} (the loss scale "
-            f"has fallen to {scale:g}), so nothing is learned: use SMALLOBJ.AMP_DTYPE bfloat16, or "
-            "SOLVER.AMP.ENABLED False"
-        )
-
-
-def _new_scaler(device_type: str, *, enabled: bool) -> Any:
-    if hasattr(torch.amp, "GradScaler"):  # torch >= 2.3
-        return torch.amp.GradScaler(device_type, enabled=enabled)
-    return torch.cuda.amp.GradScaler(enabled=enabled)

@@ -49,10 +49,8 @@ class TaskSwitch(HookBase):
     theta* is taken. All of it follows from the iteration number and the checkpoint, so that a
     run killed at any moment resumes identically.
 
-    Args:
-        cfg: the config.
-        evaluate: called with the task's name at the end of task A; None: no evaluation.
-        fisher_batches: makes the batches of one image each for the empirical estimate.
+    ``evaluate`` is called with the task's name at the end of task A (None: no evaluation);
+    ``fisher_batches`` makes the batches of one image each for the empirical estimate.
     """
 
     def __init__(
@@ -66,15 +64,10 @@ class TaskSwitch(HookBase):
         self.task_a = task_a_iterations(cfg)
         self.evaluate = evaluate
         self.fisher_batches = fisher_batches
-
         self.has_task_b = self.task_a < cfg.SOLVER.MAX_ITER
 
     def before_train(self) -> None:
-        """Log the schedule.
-
-        Raises:
-            ValueError: if a task is size-weighted and the model's loss cannot be.
-        """
+        """Log the schedule; refuse a size-weighted task if the model's loss cannot be."""
         node, rest = self.cfg.SMALLOBJ, self.cfg.SOLVER.MAX_ITER - self.task_a
         losses = {"SMALLOBJ.TASK_A.LOSS": node.TASK_A.LOSS} if self.task_a > 0 else {}
         if self.has_task_b:
@@ -138,8 +131,8 @@ class TaskSwitch(HookBase):
                 "has no task A (SMALLOBJ.TASK_A.ITERS 0): set it to 'empirical', which needs the "
                 "weights only, or SMALLOBJ.EWC.LAMBDA to 0"
             )
-        held = ewc.anchor()
-        logger.info(f"EWC matched {held.tensors} parameter tensors ({held.parameters:,} weights)")
+        tensors, weights = ewc.anchor()
+        logger.info(f"EWC matched {tensors} parameter tensors ({weights:,} weights)")
         self._check_stability(ewc)
 
     def _check_stability(self, ewc: ElasticWeightConsolidation) -> None:
@@ -149,8 +142,8 @@ class TaskSwitch(HookBase):
         schedule = build_schedule(self.cfg)
         peak = max(schedule.at(i) for i in range(self.trainer.iter, self.cfg.SOLVER.MAX_ITER))
         groups = self.trainer._trainer.optimizer.param_groups
-        at_peak = torch.optim.SGD([{**g, "lr": g["initial_lr"] * peak} for g in groups], lr=0.0)
-        ewc.check_stability(ewc.groups(at_peak))
+        at_peak = [{**group, "lr": group["initial_lr"] * peak} for group in groups]
+        ewc.check_stability(torch.optim.SGD(at_peak, lr=0.0))
 
     def _empirical_fisher(self) -> dict[str, torch.Tensor]:
         """Estimate it over ``NUM_IMAGES`` images, shared among processes."""
@@ -169,28 +162,25 @@ class TaskSwitch(HookBase):
             )
 
 
+def _switchable(model: nn.Module) -> list[SizeWeightedCrossEntropy]:
+    return [module for module in model.modules() if isinstance(module, SizeWeightedCrossEntropy)]
+
+
 def set_loss(model: nn.Module, name: str) -> None:
     """Let every size-weighted cross-entropy in ``model`` compute the loss called ``name``."""
-    for module in model.modules():
-        if isinstance(module, SizeWeightedCrossEntropy):
-            module.size_weighted = name == "size_weighted"
+    for module in _switchable(model):
+        module.size_weighted = name == "size_weighted"
 
 
 def check_switchable(model: nn.Module, losses: Mapping[str, str]) -> None:
-    """Refuse a size-weighted task of a bare model that has no such loss.
-
-    Raises:
-        ValueError: names the key, of ``losses`` by config key, whose loss is "size_weighted".
-    """
-    if any(isinstance(module, SizeWeightedCrossEntropy) for module in model.modules()):
-        return
-    for key, name in losses.items():
-        if name == "size_weighted":
-            raise ValueError(
-                f"{key} is 'size_weighted', but no SizeWeightedCrossEntropy is in the model "
-                f"({type(model).__name__}): use MODEL.META_ARCHITECTURE SizeBalancedSegmentor, or "
-                "give the head such a loss"
-            )
+    """Refuse a size-weighted loss, in ``losses`` by config key, of a model that has none."""
+    keys = [key for key, name in losses.items() if name == "size_weighted"]
+    if keys and not _switchable(model):
+        raise ValueError(
+            f"{keys[0]} is 'size_weighted', but no SizeWeightedCrossEntropy is in the model "
+            f"({type(model).__name__}): use MODEL.META_ARCHITECTURE SizeBalancedSegmentor, or "
+            "give the head such a loss"
+        )
 
 
 @contextlib.contextmanager
@@ -199,12 +189,11 @@ def plain_loss(model: nn.Module) -> Iterator[None]:
 
     Each process divides by its own weights: they may have different numbers of images.
     """
-    modules = [m for m in model.modules() if isinstance(m, SizeWeightedCrossEntropy)]
-    before = [(module.size_weighted, module.global_divisor) for module in modules]
-    for module in modules:
+    before = [(x, x.size_weighted, x.global_divisor) for x in _switchable(model)]
+    for module, _, _ in before:
         module.size_weighted, module.global_divisor = False, False
     try:
         yield
     finally:
-        for module, values in zip(modules, before):
-            module.size_weighted, module.global_divisor = values
+        for module, size_weighted, global_divisor in before:
+            module.size_weighted, module.global_divisor = size_weighted, global_divisor

@@ -10,7 +10,7 @@ import os
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -115,7 +115,14 @@ class TwoTaskTrainer(DefaultTrainer):
         if comm.is_main_process() and results:
             has_task_b = task_a_iterations(self.cfg) < self.cfg.SOLVER.MAX_ITER
             self._note_results("B" if has_task_b else "A", results)
-            logger.info(f"Results (percent):\n{format_results(self._results)}")
+            rows = [
+                [f"task {task}", dataset, *(figures.get(name, math.nan) for name in HEADLINE)]
+                for task, by_dataset in sorted(self._results.items())
+                for dataset, figures in by_dataset.items()
+            ]
+            names = ["", "data set", *HEADLINE]
+            table = tabulate(rows, headers=names, floatfmt=".2f", tablefmt="github")
+            logger.info(f"Results (percent):\n{table}")
         return results
 
     def after_train(self) -> None:
@@ -148,12 +155,8 @@ class TwoTaskTrainer(DefaultTrainer):
         # On the main process the last hook is the writer, which must see what ours log.
         place = len(hooks) - comm.is_main_process()
         # The seed comes after the switch, which may evaluate.
-        ours = [
-            switch,
-            *training_hooks(self.cfg, self._trainer.model),
-            IterationSeed(self.cfg.SEED),
-        ]
-        hooks[place:place] = ours
+        others = training_hooks(self.cfg, self._trainer.model)
+        hooks[place:place] = [switch, *others, IterationSeed(self.cfg.SEED)]
         return hooks
 
     def evaluate_task(self, task: str) -> None:
@@ -239,22 +242,6 @@ class TwoTaskTrainer(DefaultTrainer):
         synchronize_buffers(model)  # all processes evaluate the same weights
         with varied_sizes():
             return super().test(cfg, build_inference(cfg, model), evaluators)
-
-
-def format_results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Lay out ``{task: {data set: {figure: percent}}}``, one row per task and data set.
-
-    Returns:
-        The table in plain text; empty when there is no result.
-    """
-    rows = [
-        [f"task {task}", dataset, *(figures.get(name, math.nan) for name in HEADLINE)]
-        for task, by_dataset in sorted(results.items())
-        for dataset, figures in by_dataset.items()
-    ]
-    if not rows:
-        return ""
-    return tabulate(rows, headers=["", "data set", *HEADLINE], floatfmt=".2f", tablefmt="github")
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:

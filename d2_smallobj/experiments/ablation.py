@@ -21,18 +21,16 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
+from d2_smallobj.engine.checkpoint import load_torch_file, save_torch_file
 from d2_smallobj.engine.setup import build_config, flatten
 from d2_smallobj.engine.tasks import TASK_A_CHECKPOINT
 from d2_smallobj.engine.trainer import HEADLINE
-from d2_smallobj.engine.weight_files import load_torch_file, save_torch_file
-from d2_smallobj.experiments.paper_tables import mean_and_deviation
+from d2_smallobj.experiments.paper_tables import BASELINE, mean_and_deviation
 from d2_smallobj.experiments.scheduling import Job, Resources, divide_machine, run_jobs
 from d2_smallobj.utils.files import atomic_write_text
 
 KINDS = ("ce", "sw", "ce_sw", "ce_sb_online", "ce_sb_empirical")
-BASELINE = "CE"
-"""Label of the variant that the others are compared with."""
-
+_TASK_A_FILE = f"{TASK_A_CHECKPOINT}.pth"
 _WITHOUT_EFFECT = (
     "DATALOADER.NUM_WORKERS",
     "MODEL.DEVICE",
@@ -45,24 +43,17 @@ _WITHOUT_EFFECT = (
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        name: short name, also of its folder.
-        label: its name in the table.
-        options: config overrides.
-        shares_task_a: whether its task A is the plain cross-entropy that others run too; it is
-            then trained once per seed.
-    """
-
-    name: str
+    name: str  # short, also of its folder
     label: str
-    options: tuple[str, ...]
+    options: tuple[str, ...]  # config overrides
+    # Whether its task A is the plain cross-entropy that others run too: trained once per seed.
     shares_task_a: bool = True
 
     @property
     def needs_online_fisher(self) -> bool:
-        """True if its task A must record the online Fisher information."""
+        """Whether its task A must record the online Fisher information."""
         return "online" in self.options
 
 
@@ -71,12 +62,9 @@ def build_variants(
     strengths_empirical: Sequence[float],
     kinds: Collection[str] = KINDS,
 ) -> list[Variant]:
-    """Build the variants of the ablation, in the order of the table.
+    """Build the variants of some of :data:`KINDS`, in the order of the table.
 
-    Args:
-        strengths_online: one variant with the online Fisher for each lambda.
-        strengths_empirical: one variant with the empirical Fisher for each lambda.
-        kinds: which of :data:`KINDS` to build.
+    There is one variant for each lambda of the online and of the empirical Fisher.
     """
     no_penalty = ("SMALLOBJ.EWC.LAMBDA", "0.0")
 
@@ -112,8 +100,7 @@ class Ablation:
         seeds: of the runs of each variant.
         num_gpus: GPUs of one run.
         options: config overrides of all runs.
-        method: what made the labels of the training set, where several are compared; the first
-            column of the table.
+        method: what made the labels of the training set, if several are compared.
     """
 
     train_net: Path
@@ -128,8 +115,7 @@ class Ablation:
     def jobs(self) -> list[Job]:
         """List the incomplete runs; for each seed, one variant makes the task A of the others.
 
-        Raises:
-            ValueError: if a folder holds a run with other settings; names it and them.
+        Raises ValueError if a folder holds a run with other settings; names it and them.
         """
         for seed in self.seeds:
             for variant in self.variants:
@@ -141,25 +127,24 @@ class Ablation:
         # the task A that all others start from.
         leader = None
         for variant in sorted(self.variants, key=lambda v: not v.needs_online_fisher):
-            if _is_complete(self.folder(variant, seed)):
+            folder = self.folder(variant, seed)
+            if _is_complete(folder):
                 continue
-            name = str(self.folder(variant, seed))
             run = functools.partial(self._run, variant, seed)
-            waits = variant.shares_task_a and not self._can_start(variant, seed)
-            yield Job(name, run, leader if waits else None)
+            begun = (folder / "last_checkpoint").exists()
+            waits = variant.shares_task_a and not begun and self._task_a(variant, seed) is None
+            yield Job(str(folder), run, leader if waits else None)
             if waits:
-                leader = leader or name
+                leader = leader or str(folder)
 
-    def _can_start(self, variant: Variant, seed: int) -> bool:
-        """Tell whether a run has begun, or finds a task A to start from."""
-        makers = [
-            other
-            for other in self.variants
-            if other.shares_task_a and other.needs_online_fisher >= variant.needs_online_fisher
-        ]
-        task_a = [self.folder(other, seed) / f"{TASK_A_CHECKPOINT}.pth" for other in makers]
-        begun = self.folder(variant, seed) / "last_checkpoint"
-        return any(path.exists() for path in (begun, *task_a))
+    def _task_a(self, variant: Variant, seed: int) -> Path | None:
+        """Find a finished task A from which a run can go on."""
+        for other in self.variants:
+            path = self.folder(other, seed) / _TASK_A_FILE
+            suits = other.needs_online_fisher or not variant.needs_online_fisher
+            if other.shares_task_a and suits and path.exists():
+                return path
+        return None
 
     def folder(self, variant: Variant, seed: int) -> Path:
         """Return the output folder of a run."""
@@ -167,22 +152,15 @@ class Ablation:
 
     def _start_from_task_a(self, variant: Variant, seed: int) -> None:
         """Let a run that has not begun continue from another variant's task A."""
-        folder = self.folder(variant, seed)
-        if (folder / "last_checkpoint").exists():
+        folder, source = self.folder(variant, seed), self._task_a(variant, seed)
+        if source is None or (folder / "last_checkpoint").exists():
             return
-        for other in self.variants:
-            source = self.folder(other, seed) / f"{TASK_A_CHECKPOINT}.pth"
-            if not other.shares_task_a or not source.exists() or source.parent == folder:
-                continue
-            state = load_torch_file(str(source))
-            if not variant.needs_online_fisher:
-                # The Fisher information belongs to another estimator.
-                state.pop("ewc", None)
-            elif state.get("ewc", {}).get("estimator") != "online":
-                continue
-            save_torch_file(folder / f"{TASK_A_CHECKPOINT}.pth", state)
-            atomic_write_text(folder / "last_checkpoint", f"{TASK_A_CHECKPOINT}.pth")
-            return
+        state = load_torch_file(str(source))
+        if not variant.needs_online_fisher:
+            # The Fisher information belongs to another estimator.
+            state.pop("ewc", None)
+        save_torch_file(folder / _TASK_A_FILE, state)
+        atomic_write_text(folder / "last_checkpoint", _TASK_A_FILE)
 
     def _run_options(self, variant: Variant, seed: int) -> list[str]:
         """List the config overrides of one run."""
@@ -215,14 +193,10 @@ class Ablation:
             *("--num-gpus", str(self.num_gpus), "--resume", "--dist-url", "auto"),
             *self._run_options(variant, seed),
         ]
-        log = folder / "console.txt"
+        log, environment = folder / "console.txt", resources.environment()
         with open(log, "ab") as file:
             code = subprocess.run(
-                command,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=resources.environment(),
-                check=False,
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
             ).returncode
         if code != 0 or not _is_complete(folder):
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -245,18 +219,17 @@ class Ablation:
 def run_all(
     ablations: Sequence[Ablation], jobs: int | None = 1, devices: Sequence[str] = ()
 ) -> None:
-    """Run all incomplete runs of one or several ablations.
+    """Run all incomplete runs of one or several ablations with the same ``num_gpus``.
 
     Args:
-        ablations: with the same ``num_gpus``.
-        jobs: runs at once; None: as many as the GPUs allow. Each gets its share of the CPU's
-            cores, and of the GPUs.
+        ablations: at least one.
+        jobs: runs at once; None: as many as the GPUs allow. Each gets its share of the machine.
         devices: all GPUs, as ``CUDA_VISIBLE_DEVICES`` names them; empty: none is assigned.
 
     Raises:
-        RuntimeError: if runs fail, after all others; names their logs.
-        ValueError: if a folder holds a run with other settings, or a run needs more GPUs than
-            there are; before any begins.
+        RuntimeError: runs failed, after all others; names their logs.
+        ValueError: before any begins: a folder holds a run with other settings, or a run needs
+            more GPUs than there are.
     """
     missing = [job for ablation in ablations for job in ablation.jobs()]
     shares = divide_machine(jobs, num_gpus=ablations[0].num_gpus, devices=devices)
@@ -272,14 +245,7 @@ def write_tables(
     name: str = "ablation",
     columns: Sequence[str] = HEADLINE,
 ) -> str:
-    """Write ``<name>.csv`` (every run) and ``<name>.md`` (mean ± sd over seeds, returned).
-
-    Args:
-        ablations: whose rows to write.
-        folder: where to.
-        name: of the files.
-        columns: the figures of the rows.
-    """
+    """Write ``<name>.csv`` (every run) and ``<name>.md`` (:func:`seed_table`, returned)."""
     rows = [row for ablation in ablations for row in ablation.rows()]
     method = ["method"] if ablations[0].method else []
     text = io.StringIO()
@@ -295,9 +261,7 @@ def write_tables(
 def seed_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = HEADLINE) -> str:
     """Lay out mean ± sample standard deviation over seeds as Markdown, as the paper's Table 4.
 
-    Args:
-        rows: from :meth:`Ablation.rows`; all with a method, or none.
-        columns: the figures to show.
+    The rows are those of :meth:`Ablation.rows`: all with a method, or none.
     """
     names = ["data set", *(["method"] if rows and "method" in rows[0] else []), "variant"]
     groups: dict[tuple[object, ...], list[Mapping[str, object]]] = {}
@@ -323,6 +287,5 @@ def final_results(folder: Path) -> dict[str, dict[str, float]]:
 def _is_complete(folder: Path) -> bool:
     """Tell whether a run has saved its last weights and the figures of its last task."""
     path = folder / "results.json"
-    if not (folder / "model_final.pth").exists() or not path.exists():
-        return False
-    return "B" in json.loads(path.read_text(encoding="utf-8"))
+    saved = (folder / "model_final.pth").exists() and path.exists()
+    return saved and "B" in json.loads(path.read_text(encoding="utf-8"))

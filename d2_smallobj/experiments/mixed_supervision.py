@@ -23,6 +23,9 @@ _UNCERTAIN = ("MODEL.META_ARCHITECTURE", "UncertainSegmentor")
 _NEVER = ("SMALLOBJ.UNCERTAINTY.BOOTSTRAP.WARMUP", "1.0")
 _ALL_MASKS = ("SMALLOBJ.SUPERVISION.MASK_FRACTION", "1.0")
 _NO_BOXES = ("SMALLOBJ.SUPERVISION.REST", "none")
+_NO_PENALTY = ("SMALLOBJ.EWC.LAMBDA", "0.0")
+# The figure of the tables is a mean over classes.
+_PER_CLASS = ("SMALLOBJ.TEST.PER_CLASS", "True")
 
 
 def build_variants(
@@ -41,55 +44,37 @@ def build_variants(
         varied: config keys and values; one more variant of ``bootstrap`` for each value.
     """
     masks, boxes = f"{100 * fraction:g} % masks", f"{100 * (1 - fraction):g} % boxes"
+    bootstrap = f"{masks} + {boxes}, doubted, bootstrapped"
+    # Task B alone, which can be size-weighted from the start.
+    one_task = ("SMALLOBJ.TASK_A.ITERS", "0", "SMALLOBJ.TASK_B.LOSS")
+    plain = (*one_task, "cross_entropy", *_NO_PENALTY)
+    weighted = (*one_task, "size_weighted", *_NO_PENALTY)
+    balanced = (
+        *("SMALLOBJ.TASK_A.ITERS", str(iterations // 2), "SMALLOBJ.TASK_A.LOSS", "cross_entropy"),
+        *("SMALLOBJ.TASK_B.LOSS", "size_weighted"),
+    )
     table = {
-        "full": ("full supervision, 100 % masks", (*_CERTAIN, *_ALL_MASKS)),
-        "masks": (f"{masks} only", (*_CERTAIN, *_NO_BOXES)),
-        "boxes": (f"{masks} + {boxes} as masks", _CERTAIN),
-        "uncertainty": (f"{masks} + {boxes}, doubted", (*_UNCERTAIN, *_NEVER)),
-        "bootstrap": (f"{masks} + {boxes}, doubted, bootstrapped", _UNCERTAIN),
-        "bootstrap_sw": ("the same with size weights", _UNCERTAIN),
-        "bootstrap_sb": ("the same with size weights and EWC in the second half", _UNCERTAIN),
+        "full": ("full supervision, 100 % masks", (*_CERTAIN, *_ALL_MASKS, *plain)),
+        "masks": (f"{masks} only", (*_CERTAIN, *_NO_BOXES, *plain)),
+        "boxes": (f"{masks} + {boxes} as masks", (*_CERTAIN, *plain)),
+        "uncertainty": (f"{masks} + {boxes}, doubted", (*_UNCERTAIN, *_NEVER, *plain)),
+        "bootstrap": (bootstrap, (*_UNCERTAIN, *plain)),
+        "bootstrap_sw": ("the same with size weights", (*_UNCERTAIN, *weighted)),
+        "bootstrap_sb": (
+            "the same with size weights and EWC in the second half",
+            (*_UNCERTAIN, *balanced),
+        ),
     }
-    losses = {
-        "bootstrap_sw": _one_task("size_weighted"),
-        "bootstrap_sb": _two_tasks(iterations // 2),
-    }
-    variants = [
-        _variant(kind, *table[kind], losses.get(kind, _one_task("cross_entropy")))
-        for kind in KINDS
-        if kind in kinds
-    ]
+    rows = [(kind, *table[kind]) for kind in KINDS if kind in kinds]
     for key, values in (varied or {}).items():
         leaf = key.rsplit(".", 1)[-1]
         for value in values:
-            label = f"{table['bootstrap'][0]}, {leaf} = {value}"
-            name, options = f"{leaf.lower()}_{value}", (*_UNCERTAIN, key, value)
-            variants.append(_variant(name, label, options, _one_task("cross_entropy")))
-    return variants
-
-
-def _variant(
-    name: str, label: str, options: tuple[str, ...], tasks: tuple[str, ...] = ()
-) -> Variant:
-    # The figure of the tables is a mean over classes.
-    per_class = ("SMALLOBJ.TEST.PER_CLASS", "True")
-    return Variant(name, label, (*options, *tasks, *per_class), shares_task_a=False)
-
-
-def _one_task(loss: str) -> tuple[str, ...]:
-    """Configure task B alone, which can be size-weighted from the start, without EWC."""
-    return (
-        *("SMALLOBJ.TASK_A.ITERS", "0", "SMALLOBJ.TASK_B.LOSS", loss),
-        *("SMALLOBJ.EWC.LAMBDA", "0.0"),
-    )
-
-
-def _two_tasks(iterations: int) -> tuple[str, ...]:
-    """Configure so many iterations of cross-entropy, then the size-balanced loss (Eq. 5)."""
-    return (
-        *("SMALLOBJ.TASK_A.ITERS", str(iterations), "SMALLOBJ.TASK_A.LOSS", "cross_entropy"),
-        *("SMALLOBJ.TASK_B.LOSS", "size_weighted"),
-    )
+            options = (*_UNCERTAIN, key, value, *plain)
+            rows.append((f"{leaf.lower()}_{value}", f"{bootstrap}, {leaf} = {value}", options))
+    return [
+        Variant(name, label, (*options, *_PER_CLASS), shares_task_a=False)
+        for name, label, options in rows
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +87,7 @@ class MixedSupervision(Ablation):
         ``% of full`` is the foreground IoU in percent of that of full supervision with the same
         seed; NaN where that run is not complete.
         """
-        reference = _variant("full", "", ())
+        reference = Variant("full", "", ())
         for variant in self.variants:
             for seed in self.seeds:
                 full = final_results(self.folder(reference, seed))
@@ -117,11 +102,7 @@ class MixedSupervision(Ablation):
 
 
 def foreground_iou(figures: Mapping[str, float]) -> float:
-    """Average the IoU over the foreground classes of an evaluation; NaN without any.
-
-    Args:
-        figures: percent, with ``IoU-<class>`` for every class.
-    """
+    """Average ``IoU-<class>`` over the foreground classes of an evaluation; NaN without any."""
     values = [
         value
         for name, value in figures.items()

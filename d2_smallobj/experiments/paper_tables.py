@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from d2_smallobj.statistics.ranking import RankTable, format_rank_table, rank_table, spearman
+from d2_smallobj.statistics.ranking import format_rank_table, rank_table, spearman
 from d2_smallobj.utils.files import atomic_write_text, write_csv
 from d2_smallobj.utils.options import look_up_option
 from d2_smallobj.utils.tables import markdown_table
@@ -33,82 +33,50 @@ TABLES: Mapping[str, tuple[str, str]] = {
 """File and title of the methods' table, by data set; others have the data set's name."""
 FULL_SUPERVISION = ("DeepLabV2", "full")
 """The paper's method and supervision of training on ground truth."""
+BASELINE = "CE"
+"""The variant of Tables 1 to 3, with which the others are compared."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedResult:
-    """One row of a published table.
+    """One row of a published table; figures in percent, :data:`PUBLISHED_FIGURES`."""
 
-    Attributes:
-        table: one of :data:`TITLES`.
-        data_set: of the evaluation.
-        method: name as docs/method.md#published-figures gives it.
-        supervision: ``image``, ``image + language``, ``image + saliency``, ``box`` or ``full``.
-        loss: ``CE``, ``L_SW`` or ``L_SB``.
-        figures: percent by figure, :data:`PUBLISHED_FIGURES`.
-    """
-
-    table: str
-    data_set: str
-    method: str
-    supervision: str
-    loss: str
+    table: str  # one of TITLES
+    data_set: str  # of the evaluation
+    method: str  # name as docs/method.md#published-figures gives it
+    supervision: str  # image, image + language, image + saliency, box or full
+    loss: str  # CE, L_SW or L_SB
     figures: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """The figures of one run on one data set.
+    """The figures of one run on one data set: percent by figure, NaN where undefined."""
 
-    Attributes:
-        method: what made its training labels, e.g. ``"irn"``, or ``"gt"``.
-        variant: the loss, e.g. ``"CE"``.
-        seed: of the run.
-        data_set: of the evaluation, by its registered name.
-        figures: percent by figure; NaN where undefined.
-    """
-
-    method: str
-    variant: str
+    method: str  # what made its training labels, e.g. "irn", or "gt"
+    variant: str  # the loss, e.g. "CE"
     seed: int
-    data_set: str
+    data_set: str  # of the evaluation, by its registered name
     figures: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """The change of a figure by a variant against the baseline; one bar of Fig. 8.
-
-    Attributes:
-        data_set: of the evaluation.
-        method: what made the training labels.
-        variant: the loss.
-        figure: one of the paper's figures.
-        baseline: mean of the baseline over the common seeds, percent.
-        value: mean of the variant over them.
-        gains: the difference of every common seed.
-    """
+    """The change of a figure by a variant against the baseline; one bar of Fig. 8."""
 
     data_set: str
     method: str
     variant: str
     figure: str
-    baseline: float
-    value: float
-    gains: tuple[float, ...]
+    baseline: float  # mean of the baseline over the common seeds, percent
+    value: float  # mean of the variant over them
+    gains: tuple[float, ...]  # the difference of every common seed
 
 
 def load_published(table: str | None = None) -> list[PublishedResult]:
-    """Read the published figures from the package's data.
+    """Read the rows of a table of :data:`TITLES`, or of all, in the paper's order.
 
-    Args:
-        table: ``voc``, ``pascal_b``, ``coco`` or ``ablation``; ``None``: all, in this order.
-
-    Returns:
-        The rows, in the paper's order.
-
-    Raises:
-        ValueError: if there is no such table.
+    Raises ValueError if there is no such table.
     """
     if table is not None:
         look_up_option("table", table, TITLES)
@@ -124,23 +92,14 @@ def load_published(table: str | None = None) -> list[PublishedResult]:
     ]
 
 
-def published_ranks(table: str) -> RankTable:
-    """Rank the methods of a published table, and correlate its figures.
-
-    Raises:
-        ValueError: if there is no such table.
-    """
-    return rank_table({row.method: row.figures for row in load_published(table)})
-
-
 def format_published(table: str) -> str:
     """Lay out a published table with ranks and rank correlations as Markdown.
 
-    Raises:
-        ValueError: if there is no such table.
+    Raises ValueError if there is no such table.
     """
-    ranks = published_ranks(table)
-    methods = {row.method: row.supervision for row in load_published(table)}
+    rows = load_published(table)
+    ranks = rank_table({row.method: row.figures for row in rows})
+    methods = {row.method: row.supervision for row in rows}
     shown = format_rank_table(ranks, extra=("supervision", methods), form=".1f")
     rho = ranks.spearman[0, 1]
     sentence = f"Spearman's rho between {ranks.figures[0]} and {ranks.figures[1]}: {rho:.3f}"
@@ -149,30 +108,24 @@ def format_published(table: str) -> str:
     return f"## {TITLES[table]}\n\n{shown}\n\n{sentence}.\n"
 
 
-def write_paper_tables(folder: Path, results: Sequence[RunResult], *, baseline: str = "CE") -> str:
-    """Write ``paper_tables.md``, every table of it as CSV, and ``fig8.csv``.
+def write_paper_tables(folder: Path, results: Sequence[RunResult]) -> str:
+    """Write ``paper_tables.md`` (returned), every table of it as CSV, and ``fig8.csv``.
 
     Tables 1 to 3 have a row per method, trained with the baseline; Table 4 has a row per variant.
-    Cells are means ± sample standard deviations over seeds.
-
-    Args:
-        folder: where to write.
-        results: in the order in which methods and variants shall stand.
-        baseline: the variant of Tables 1 to 3 and of the gains.
-
-    Returns:
-        The Markdown.
+    Cells are means ± sample standard deviations over seeds. Methods and variants stand in the
+    order of the results.
     """
     sections = []
-    for data_set in _in_order(result.data_set for result in results):
-        plain = [x for x in results if (x.data_set, x.variant) == (data_set, baseline)]
+    data_sets = _in_order(result.data_set for result in results)
+    for data_set in data_sets:
+        plain = [x for x in results if (x.data_set, x.variant) == (data_set, BASELINE)]
         if plain:
             name, title = TABLES.get(data_set, (f"table_{data_set}", data_set))
             groups = _grouped(plain, lambda x: method_name(x.method))
             _write_figures(folder / f"{name}.csv", ("method", "supervision"), groups)
             table = _markdown(("Method", "Sup."), groups)
-            sections.append(f"## {title}, {baseline}\n\n{table}\n{_agreement(groups)}")
-    for data_set in _in_order(result.data_set for result in results):
+            sections.append(f"## {title}, {BASELINE}\n\n{table}\n{_agreement(groups)}")
+    for data_set in data_sets:
         here = [result for result in results if result.data_set == data_set]
         groups = _grouped(here, lambda x: (f"{method_name(x.method)[0]}, {x.variant}",))
         table = _markdown(("Method",), groups)
@@ -180,33 +133,28 @@ def write_paper_tables(folder: Path, results: Sequence[RunResult], *, baseline: 
     columns = ("data_set", "method", "variant")
     groups = _grouped(results, lambda x: (x.data_set, method_name(x.method)[0], x.variant))
     _write_figures(folder / "table4.csv", columns, groups)
-    _write_gains(folder / "fig8.csv", measure_gains(results, baseline=baseline))
+    _write_gains(folder / "fig8.csv", measure_gains(results))
     text = "\n".join(sections)
     atomic_write_text(folder / "paper_tables.md", text)
     return text
 
 
-def measure_gains(results: Sequence[RunResult], *, baseline: str = "CE") -> list[Gain]:
+def measure_gains(results: Sequence[RunResult]) -> list[Gain]:
     """Compare every other variant with the baseline, seed by seed.
 
-    Args:
-        results: of any methods, variants, seeds and data sets.
-        baseline: the variant to compare with.
-
-    Returns:
-        One gain for each data set, method, variant and figure that have a seed in common with the
-        baseline, in the order of the results.
+    Returns one gain for each data set, method, variant and figure that have a seed in common with
+    the baseline, in the order of the results.
     """
     found = {(x.data_set, x.method, x.variant, x.seed): x.figures for x in results}
     gains = []
     for data_set, method, variant in _in_order((x.data_set, x.method, x.variant) for x in results):
         pairs = [
-            (found[data_set, method, baseline, x.seed], x.figures)
+            (found[data_set, method, BASELINE, x.seed], x.figures)
             for x in results
             if (x.data_set, x.method, x.variant) == (data_set, method, variant)
-            and (data_set, method, baseline, x.seed) in found
+            and (data_set, method, BASELINE, x.seed) in found
         ]
-        if variant == baseline or not pairs:
+        if variant == BASELINE or not pairs:
             continue
         for figure in PUBLISHED_FIGURES:
             before = [a.get(figure, math.nan) for a, _ in pairs]
@@ -230,8 +178,7 @@ def set_title(data_set: str) -> str:
 def method_name(name: str) -> tuple[str, str]:
     """Return the paper's name of a method and its supervision, or else ``(name, "-")``.
 
-    Args:
-        name: of a method (``"nsrom"``), or of a training set that ends with one.
+    The name is that of a method (``"nsrom"``), or of a training set that ends with one.
     """
     last = name.rsplit("_", 1)[-1]
     if last == "gt":
@@ -243,10 +190,7 @@ def method_name(name: str) -> tuple[str, str]:
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """Write ``mean ± sample standard deviation``; a dash where a value is undefined.
-
-    A figure is undefined where there is no instance of its size.
-    """
+    """Write ``mean ± sample standard deviation``; a dash if no instance has the figure's size."""
     if any(math.isnan(value) for value in values):
         return "–"
     mean = statistics.fmean(values)

@@ -17,9 +17,8 @@ from d2_smallobj.utils.messages import itemized
 class Resources:
     """The share of the machine that one run gets.
 
-    Attributes:
-        threads: CPU threads of each of its processes.
-        devices: its GPUs as ``CUDA_VISIBLE_DEVICES`` names them; empty: as the machine has them.
+    ``threads`` are those of each of its processes; ``devices`` its GPUs as ``CUDA_VISIBLE_DEVICES``
+    names them, empty: as the machine has them.
     """
 
     threads: int
@@ -37,10 +36,8 @@ class Resources:
 class Job:
     """Something to run.
 
-    Attributes:
-        name: unique.
-        run: called with its resources; raises RuntimeError, OSError or ValueError when it fails.
-        after: name of the job that must have succeeded before; None: it can start at once.
+    ``run`` is called with its resources, and raises RuntimeError, OSError or ValueError when it
+    fails; ``after`` is the name of a job that must have succeeded before.
     """
 
     name: str
@@ -94,28 +91,26 @@ def run_jobs(
     A failed job stops only those that come after it.
 
     Args:
-        jobs: with unique names; ``after`` names an earlier one.
+        jobs: with unique names.
         shares: at least one.
         progress: updated by 1 for every job that succeeds.
 
     Raises:
         RuntimeError: after all jobs that can run; lists the failures.
     """
-    number = {job.name: index for index, job in enumerate(jobs)}
-    followers: dict[str, list[Job]] = {}
-    for job in jobs:
-        if job.after is not None:
-            followers.setdefault(job.after, []).append(job)
-    ready = [job for job in jobs if job.after is None]
-    free = list(shares)
+    waiting, free = list(jobs), list(shares)
+    succeeded: set[str | None] = {None}
     failures: list[str] = []
-    succeeded = 0
     running: dict[concurrent.futures.Future, tuple[Job, Resources]] = {}
     with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
-        while ready or running:
-            while ready and free:
-                job, share = ready.pop(0), free.pop(0)
+        while True:
+            ready = [job for job in waiting if job.after in succeeded][: len(free)]
+            for job in ready:
+                waiting.remove(job)
+                share = free.pop(0)
                 running[pool.submit(job.run, share)] = job, share
+            if not running:
+                break
             finished, _ = concurrent.futures.wait(
                 running, return_when=concurrent.futures.FIRST_COMPLETED
             )
@@ -127,13 +122,9 @@ def run_jobs(
                 except (RuntimeError, OSError, ValueError) as error:
                     failures.append(str(error))
                     continue
-                succeeded += 1
-                ready = sorted(
-                    [*ready, *followers.get(job.name, ())], key=lambda job: number[job.name]
-                )
+                succeeded.add(job.name)
                 if progress is not None:
                     progress.update()
     if failures:
-        skipped = len(jobs) - succeeded - len(failures)
-        told = itemized("run(s) failed", failures)
-        raise RuntimeError(told + (f"\n{skipped} more depend on them" if skipped else ""))
+        skipped = f"\n{len(waiting)} more depend on them" if waiting else ""
+        raise RuntimeError(itemized("run(s) failed", failures) + skipped)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import logging
 import math
 import os
 import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2_smallobj.data import register_all
 from d2_smallobj.engine.setup import build_config
 from d2_smallobj.engine.trainer import HEADLINE
-from d2_smallobj.experiments.ablation import BASELINE, Ablation, run_all, write_tables
+from d2_smallobj.experiments.ablation import Ablation, run_all, write_tables
 from d2_smallobj.experiments.paper_tables import (
+    BASELINE,
     PUBLISHED_FIGURES,
     Gain,
     RunResult,
@@ -64,13 +66,8 @@ def run_and_report(
 ) -> None:
     """Run all incomplete runs, then write the tables of the complete ones, also after a failure.
 
-    Args:
-        args: with the arguments of :func:`add_run_arguments`.
-        ablations: the runs.
-        write: writes the tables and returns the one to print.
-
-    Raises:
-        SystemExit: with one line for the user, if a run failed.
+    ``args`` are those of :func:`add_run_arguments`; ``write`` writes the tables and returns the one
+    to print. Raises SystemExit with a message for the user if a run failed.
     """
     failure = None
     cpu = build_config(args.config_file, args.opts).MODEL.DEVICE == "cpu"
@@ -86,13 +83,9 @@ def run_and_report(
 def split_by_method(ablation: Ablation, methods: Sequence[str]) -> list[Ablation]:
     """Copy an ablation to the training set of every method, each in a folder of its own.
 
-    Args:
-        ablation: on the config's training set.
-        methods: ``NAME=DATA_SET``, or ``NAME`` alone: a registered data set, or the last part of
-            its name (``amn`` where the config has ``voc_2012_trainaug_irn``).
-
-    Raises:
-        ValueError: for an unknown data set, or a name that is given twice or is no folder's name.
+    A method is ``NAME=DATA_SET``, or ``NAME`` alone: a registered data set, or the last part of its
+    name (``amn`` where the config has ``voc_2012_trainaug_irn``). Raises ValueError for an unknown
+    data set, or a name that is given twice or is no folder's name.
     """
     register_all()
     split = []
@@ -121,23 +114,16 @@ def split_by_method(ablation: Ablation, methods: Sequence[str]) -> list[Ablation
 def write_all_tables(ablations: Sequence[Ablation], folder: Path) -> str:
     """Write all tables and plots of the complete runs.
 
-    ``ablation.csv`` and ``ablation.md`` with all figures, ``paper_tables.md`` with its CSVs in the
-    layout of the paper, and ``fig8.png`` where two variants can be compared.
-
-    Args:
-        ablations: one, or several from :func:`split_by_method`.
-        folder: where to write.
-
-    Returns:
-        The content of ``ablation.md``.
+    ``ablation.csv`` and ``ablation.md`` (returned) with all figures, ``paper_tables.md`` with its
+    CSVs in the layout of the paper, and ``fig8.png`` where two variants can be compared.
     """
     table = write_tables(ablations, folder)
     results = [result for ablation in ablations for result in _results(ablation)]
-    write_paper_tables(folder, results, baseline=BASELINE)
-    gains = measure_gains(results, baseline=BASELINE)
+    write_paper_tables(folder, results)
+    gains = measure_gains(results)
     if gains:
         try:
-            draw_gains(folder / "fig8.png", gains, baseline=BASELINE)
+            draw_gains(folder / "fig8.png", gains)
         except ImportError as error:
             logger.warning(f"fig8.png is left out: {error}")
     return table
@@ -160,48 +146,35 @@ def _results(ablation: Ablation) -> list[RunResult]:
     ]
 
 
-def draw_gains(
-    path: str | os.PathLike[str], gains: Sequence[Gain], *, baseline: str = "CE"
-) -> None:
+def draw_gains(path: str | os.PathLike[str], gains: Sequence[Gain]) -> None:
     """Draw Fig. 8: baseline and other variants as bars, a row per data set, a column per figure.
 
     The number on a bar is the mean gain over seeds, the whisker its standard error. (The paper's
-    text says what Fig. 8 shows, not how it is drawn.)
-
-    Args:
-        path: PNG to write, atomically.
-        gains: of :func:`.paper_tables.measure_gains`, at least one.
-        baseline: its name for the legend.
-
-    Raises:
-        ValueError: without a gain.
-        ImportError: matplotlib is missing.
+    text says what Fig. 8 shows, not how it is drawn.) Raises ImportError without matplotlib.
     """
-    if not gains:
-        raise ValueError(f"no gain to draw: no variant shares a seed with {baseline!r}")
     sets = list(dict.fromkeys(gain.data_set for gain in gains))
     methods = list(dict.fromkeys(gain.method for gain in gains))
-    variants = list(dict.fromkeys(gain.variant for gain in gains))
+    variants = dict.fromkeys(gain.variant for gain in gains)
+    colors = {BASELINE: _BASELINE_COLOR, **dict(zip(variants, itertools.cycle(_COLORS)))}
     width = max(3.0, 0.22 * len(methods) * (len(variants) + 1.5) + 0.6)
     figure = new_figure(width * len(PUBLISHED_FIGURES), 2.6 * len(sets) + 0.4)
     axes = figure.subplots(len(sets), len(PUBLISHED_FIGURES), squeeze=False)
     for data_set, row in zip(sets, axes):
         for name, axis in zip(PUBLISHED_FIGURES, row):
             here = [g for g in gains if (g.data_set, g.figure) == (data_set, name)]
-            _draw_panel(axis, here, methods, variants)
+            _draw_panel(axis, here, methods, colors)
             axis.set_title(f"{set_title(data_set)}: {name}", fontsize=9, parse_math=False)
         row[0].set_ylabel("percent", fontsize=8)
-    _add_legend(figure, [baseline, *variants])
+    _add_legend(figure, colors)
     save_figure(figure, path, dpi=120)
 
 
-def _add_legend(figure: Figure, names: Sequence[str]) -> None:
+def _add_legend(figure: Figure, colors: Mapping[str, str]) -> None:
     from matplotlib.patches import Patch
 
-    colors = [_BASELINE_COLOR, *map(_color, range(len(names) - 1))]
     legend = figure.legend(
-        [Patch(color=color) for color in colors],
-        names,
+        [Patch(color=color) for color in colors.values()],
+        list(colors),
         loc="outside upper center",
         ncols=3,
         fontsize=8,
@@ -212,19 +185,19 @@ def _add_legend(figure: Figure, names: Sequence[str]) -> None:
 
 
 def _draw_panel(
-    axis: Axes, gains: Sequence[Gain], methods: Sequence[str], variants: Sequence[str]
+    axis: Axes, gains: Sequence[Gain], methods: Sequence[str], colors: Mapping[str, str]
 ) -> None:
     """Draw the bars of one data set and figure."""
-    bar = 0.8 / (len(variants) + 1)
-    labelled = len(methods) * len(variants) <= _MOST_LABELS
+    bar = 0.8 / len(colors)
+    labelled = len(methods) * (len(colors) - 1) <= _MOST_LABELS
     for place, method in enumerate(methods):
         of_method = {gain.variant: gain for gain in gains if gain.method == method}
         for gain in list(of_method.values())[:1]:
-            axis.bar(place - 0.4 + bar / 2, gain.baseline, bar, color=_BASELINE_COLOR)
-        for number, variant in enumerate(variants):
+            axis.bar(place - 0.4 + bar / 2, gain.baseline, bar, color=colors[BASELINE])
+        for number, (variant, color) in enumerate(colors.items()):
             if variant in of_method:
-                x = place - 0.4 + bar * (number + 1.5)
-                _draw_bar(axis, x, bar, of_method[variant], _color(number), labelled)
+                x = place - 0.4 + bar * (number + 0.5)
+                _draw_bar(axis, x, bar, of_method[variant], color, labelled)
     axis.set_xticks(range(len(methods)), methods, fontsize=7, parse_math=False)
     axis.tick_params(axis="y", labelsize=7)
     axis.margins(y=0.15)
@@ -248,7 +221,3 @@ def _draw_bar(axis: Axes, x: float, width: float, gain: Gain, color: str, labell
             fontsize=6,
             rotation=90,
         )
-
-
-def _color(number: int) -> str:
-    return _COLORS[number % len(_COLORS)]

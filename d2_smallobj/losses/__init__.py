@@ -4,8 +4,8 @@ Pure PyTorch, numpy and OpenCV: usable in any training code. The names below are
 modules' own docstrings give formulas, shapes and errors.
 """
 
-from d2_smallobj.losses.ewc import Anchored, ElasticWeightConsolidation
-from d2_smallobj.losses.ewc_penalty import ParameterGroup, optimized_parameters, plain_name
+from d2_smallobj.losses.ewc import ElasticWeightConsolidation
+from d2_smallobj.losses.ewc_penalty import optimized_parameters, plain_name
 from d2_smallobj.losses.fisher import empirical_fisher
 from d2_smallobj.losses.size_balanced import (
     SizeWeightedCrossEntropy,
@@ -17,9 +17,7 @@ from d2_smallobj.losses.size_weights import SizeWeights, size_weights
 from d2_smallobj.losses.uncertainty import UncertaintyCrossEntropy, soften
 
 __all__ = [
-    "Anchored",
     "ElasticWeightConsolidation",
-    "ParameterGroup",
     "SizeWeightedCrossEntropy",
     "SizeWeights",
     "UncertaintyCrossEntropy",

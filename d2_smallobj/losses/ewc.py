@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from d2_smallobj.losses import ewc_penalty
-from d2_smallobj.losses.ewc_penalty import (
-    match_rates,
-    match_tensors,
-    state_dtype,
-    trained_parameters,
-)
+from d2_smallobj.losses.ewc_penalty import match_tensors, state_dtype, trained_parameters
 from d2_smallobj.losses.fisher import (
     FISHER_ESTIMATORS,
     check_fisher,
@@ -26,13 +21,6 @@ from d2_smallobj.losses.fisher import (
 from d2_smallobj.utils.options import look_up_option
 
 logger = logging.getLogger(__name__)
-
-
-class Anchored(NamedTuple):
-    """Size of what the penalty holds: numbers of tensors, and of parameters in them."""
-
-    tensors: int
-    parameters: int
 
 
 class ElasticWeightConsolidation:
@@ -56,6 +44,7 @@ class ElasticWeightConsolidation:
 
     Attributes:
         anchored: whether θ* is set.
+        names: plain names of the penalised parameters.
         strength: λ; may be changed at any time.
 
     Raises:
@@ -79,7 +68,7 @@ class ElasticWeightConsolidation:
         self.alpha = alpha
         self.anchored = False
         self._trained = trained_parameters(named_parameters)
-        self._names = list(self._trained)
+        self.names = tuple(self._trained)
         self._parameters = list(self._trained.values())
         # The online estimate starts at ones (the authors' code); the empirical one arrives whole.
         self._fisher: list[Tensor] | None = None
@@ -88,19 +77,14 @@ class ElasticWeightConsolidation:
         self._anchor: list[Tensor] | None = None
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Plain names of the penalised parameters."""
-        return tuple(self._names)
-
-    @property
     def fisher(self) -> dict[str, Tensor]:
         """The present F by parameter name, not copied; empty before :meth:`set_fisher`."""
-        return dict(zip(self._names, self._fisher or ()))
+        return dict(zip(self.names, self._fisher or ()))
 
     @property
     def anchor_values(self) -> dict[str, Tensor]:
         """θ* by parameter name, not copied; empty before :meth:`anchor`."""
-        return dict(zip(self._names, self._anchor or ()))
+        return dict(zip(self.names, self._anchor or ()))
 
     def record_gradients(self, scale: float = 1.0) -> Tensor:
         """Update the online estimate: ``F <- α g² + (1 - α) F``, g the gradient of the batch.
@@ -137,14 +121,14 @@ class ElasticWeightConsolidation:
         """
         self._check_call("set_fisher", anchored=False, estimator="empirical")
         tensors = match_tensors("fisher", fisher, self._trained, copy=False)
-        check_fisher(dict(zip(self._names, tensors)))
+        check_fisher(dict(zip(self.names, tensors)))
         self._fisher = tensors
 
-    def anchor(self) -> Anchored:
+    def anchor(self) -> tuple[int, int]:
         """Fix θ* at the present parameters, and F; min-max normalise the online estimate.
 
         Returns:
-            How many tensors and parameters the penalty holds.
+            How many tensors the penalty holds, and how many parameters are in them.
 
         Raises:
             ValueError: if F is not finite, or is zero everywhere although λ > 0.
@@ -165,21 +149,16 @@ class ElasticWeightConsolidation:
             normalize_min_max_(fisher)
         self._anchor = [p.detach().to(f.dtype, copy=True) for p, f in zip(self._parameters, fisher)]
         self.anchored = True
-        return Anchored(len(fisher), sum(tensor.numel() for tensor in fisher))
+        return len(fisher), sum(tensor.numel() for tensor in fisher)
 
-    def penalty(self, *, differentiable: bool = False) -> Tensor:
-        """Return ``λ Σ F (θ - θ*)²`` (paper, Eq. 5), a float32 0-d tensor.
-
-        Args:
-            differentiable: build the autograd graph; slower and larger than
-                :meth:`add_gradient_`, for tests and other optimisers.
+    def penalty(self) -> Tensor:
+        """Return ``λ Σ F (θ - θ*)²`` (paper, Eq. 5), a float32 0-d tensor without a graph.
 
         Raises:
             RuntimeError: if θ* is not set.
         """
         self._check_call("penalty", anchored=True)
-        value = ewc_penalty.differentiable_penalty if differentiable else ewc_penalty.penalty
-        return self.strength * value(self._parameters, self._anchor, self._fisher)
+        return self.strength * ewc_penalty.penalty(self._parameters, self._anchor, self._fisher)
 
     def add_gradient_(self, scale: float = 1.0) -> Tensor:
         """Add ``2 λ F (θ - θ*)`` to every ``.grad``, without autograd.
@@ -202,7 +181,7 @@ class ElasticWeightConsolidation:
             self._parameters, self._anchor, self._fisher, add_gradient=2 * self.strength * scale
         )
 
-    def proximal_step_(self, learning_rates: Mapping[str, float] | Sequence[float]) -> None:
+    def proximal_step_(self, learning_rates: Mapping[str, float]) -> None:
         """Step to ``(θ + c F θ*) / (1 + c F)`` with ``c = 2 λ lr``, after the optimiser's step.
 
         It is the implicit Euler step of the penalty, stable for every λ. It replaces
@@ -210,44 +189,43 @@ class ElasticWeightConsolidation:
         keeps weight decay out.
 
         Args:
-            learning_rates: the rate of every penalised parameter, by name or in the order of
-                :attr:`names`; see :meth:`learning_rates`.
+            learning_rates: the rate of every penalised parameter, by name; see
+                :meth:`learning_rates`.
 
         Raises:
             ValueError: if a rate is missing, negative or not finite.
             RuntimeError: if θ* is not set.
         """
         self._check_call("proximal_step_", anchored=True)
-        rates = match_rates(self._names, learning_rates)
+        rates = ewc_penalty.match_rates(self.names, learning_rates)
         factors = [2 * self.strength * rate for rate in rates]
         ewc_penalty.proximal_step_(self._parameters, self._anchor, self._fisher, factors)
-
-    def groups(self, optimizer: torch.optim.Optimizer) -> list[ewc_penalty.ParameterGroup]:
-        """The optimiser's groups by parameter name; see :func:`.ewc_penalty.optimizer_groups`."""
-        return ewc_penalty.optimizer_groups(optimizer, zip(self._names, self._parameters))
 
     def learning_rates(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         """The present rate of every penalised parameter; 0 for those the optimiser lacks."""
         rate_of = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
-        return {n: rate_of.get(id(p), 0.0) for n, p in zip(self._names, self._parameters)}
+        return {name: rate_of.get(id(p), 0.0) for name, p in self._trained.items()}
 
     def max_fisher(self) -> dict[str, float]:
         """Largest Fisher value of every parameter tensor, by name. Waits for the device once."""
         largest = torch.stack([tensor.max().float() for tensor in self._known_fisher()])
-        return dict(zip(self._names, largest.tolist()))
+        return dict(zip(self.names, largest.tolist()))
 
-    def check_stability(self, groups: Iterable[ewc_penalty.ParameterGroup]) -> None:
+    def check_stability(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse a λ at which :meth:`add_gradient_` would diverge; call it at the task switch.
 
         Args:
-            groups: from :meth:`groups`; with a warm-up still to come, give them its top rate.
+            optimizer: an SGD that moves all penalised parameters; with a warm-up still to come,
+                give its groups the top rate.
 
         Raises:
-            ValueError: naming group, rate, largest F and the largest λ allowed.
+            ValueError: naming group, rate, largest F and the largest λ allowed; or the penalised
+                parameters that the optimiser lacks.
+            TypeError: if it is another optimiser, whose bound is not known.
             RuntimeError: if θ* is not set: the online F is only final then.
         """
         self._check_call("check_stability", anchored=True)
-        ewc_penalty.check_strength(self.strength, groups, self.max_fisher())
+        ewc_penalty.check_strength(self.strength, optimizer, self._trained, self.max_fisher())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, in types that ``torch.load(weights_only=True)`` reads.
@@ -278,9 +256,9 @@ class ElasticWeightConsolidation:
         Raises:
             ValueError: if the estimator, names or shapes differ, or an entry is missing.
         """
-        required = ["anchored", "estimator", "fisher"] + ["anchor"] * bool(
-            state_dict.get("anchored")
-        )
+        required = ["anchored", "estimator", "fisher"]
+        if state_dict.get("anchored"):
+            required.append("anchor")
         missing = [key for key in required if key not in state_dict]
         if missing:
             raise ValueError(f"state_dict must hold {required}, but lacks {missing}")

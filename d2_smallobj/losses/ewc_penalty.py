@@ -12,7 +12,6 @@ The loss adds its own curvature to h, so the limit is necessary, not sufficient.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -40,7 +39,7 @@ def plain_name(name: str) -> str:
 def trained_parameters(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
 ) -> dict[str, nn.Parameter]:
-    """Keep the parameters that require a gradient, by plain name; names and parameters differ."""
+    """Keep the parameters that require a gradient, by plain name; refuse one that comes twice."""
     kept: dict[str, nn.Parameter] = {}
     name_of: dict[int, str] = {}
     for full_name, parameter in named_parameters:
@@ -111,26 +110,18 @@ def _as_state(tensor: Tensor, parameter: nn.Parameter, *, copy: bool) -> Tensor:
     return torch.empty_like(parameter, dtype=wanted.dtype).copy_(tensor).detach()
 
 
-def match_rates(
-    names: Sequence[str], learning_rates: Mapping[str, float] | Sequence[float]
-) -> list[float]:
-    """Return one rate >= 0 per plain name, given by name or in the order of ``names``."""
-    if isinstance(learning_rates, Mapping):
-        given = {plain_name(name): rate for name, rate in learning_rates.items()}
-        missing = [name for name in names if name not in given]
-        if missing:
-            raise ValueError(
-                f"learning_rates: none for {missing[:3]} ({len(missing)} of {len(names)} names)"
-            )
-        rates = [given[name] for name in names]
-    else:
-        rates = list(learning_rates)
-        if len(rates) != len(names):
-            raise ValueError(f"learning_rates must have {len(names)} entries, got {len(rates)}")
-    for name, rate in zip(names, rates):
-        if not (math.isfinite(rate) and rate >= 0):
-            raise ValueError(f"learning_rates: {name} must be finite and >= 0, got {rate!r}")
-    return [float(rate) for rate in rates]
+def match_rates(names: Sequence[str], learning_rates: Mapping[str, float]) -> list[float]:
+    """Return one rate >= 0 per plain name."""
+    given = {plain_name(name): float(rate) for name, rate in learning_rates.items()}
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise ValueError(
+            f"learning_rates: none for {missing[:3]} ({len(missing)} of {len(names)} names)"
+        )
+    for name in names:
+        if not (math.isfinite(given[name]) and given[name] >= 0):
+            raise ValueError(f"learning_rates: {name} must be finite and >= 0, got {given[name]!r}")
+    return [given[name] for name in names]
 
 
 def state_dtype(parameter: Tensor) -> torch.dtype:
@@ -149,14 +140,6 @@ def chunks(tensors: Sequence[Tensor]) -> Iterator[slice]:
         elements += tensor.numel()
     if start < len(tensors):
         yield slice(start, len(tensors))
-
-
-def differentiable_penalty(
-    parameters: Sequence[Tensor], anchor: Sequence[Tensor], fisher: Sequence[Tensor]
-) -> Tensor:
-    """Return ``Σ F (θ - θ*)²`` with its autograd graph, a float32 scalar."""
-    triples = zip(parameters, anchor, fisher)
-    return torch.stack([(f * (p - a) ** 2).sum().float() for p, a, f in triples]).sum()
 
 
 @torch.no_grad()
@@ -216,33 +199,28 @@ def proximal_step_(
         torch._foreach_addcdiv_(parameters[part], pull, divisor, factors[part])
 
 
-@dataclasses.dataclass(frozen=True)
-class ParameterGroup:
-    """Values that decide the largest stable λ of one optimiser group.
+def rate_limit(momentum: float, *, nesterov: bool = False) -> float:
+    """Return the value that ``lr * curvature`` must stay below; ``momentum`` is in [0, 1)."""
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
+    return 2 * (1 + momentum) / (1 + 2 * momentum if nesterov else 1)
 
-    Attributes:
-        name: for messages, e.g. ``"group 0 (backbone.stem.conv1.weight and 103 more)"``.
-        learning_rate: the largest rate the group has from now on, >= 0.
-        parameters: plain names of its parameters that the penalty knows.
-        momentum: in [0, 1).
-        nesterov: whether momentum is Nesterov's.
+
+def check_strength(
+    strength: float,
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    max_fisher: Mapping[str, float],
+) -> None:
+    """Refuse a λ (``strength``) at which SGD would diverge: ``lr 2λ max F >= 2 (1 + momentum)``.
+
+    ``parameters`` are the penalised ones; the optimiser must move them all.
     """
-
-    name: str
-    learning_rate: float
-    parameters: tuple[str, ...]
-    momentum: float = 0.0
-    nesterov: bool = False
-
-
-def optimizer_groups(
-    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]]
-) -> list[ParameterGroup]:
-    """Describe the groups of an SGD optimiser that hold penalised parameters, at present rates."""
-    name_of = {id(parameter): plain_name(name) for name, parameter in named_parameters}
-    groups = []
+    name_of = {id(parameter): name for name, parameter in parameters.items()}
+    limits: list[float] = []
+    unstable: list[str] = []
     for index, group in enumerate(optimizer.param_groups):
-        names = tuple(name_of.pop(id(p)) for p in group["params"] if id(p) in name_of)
+        names = [name_of.pop(id(p)) for p in group["params"] if id(p) in name_of]
         if not names:
             continue
         if "momentum" not in group:
@@ -251,58 +229,29 @@ def optimizer_groups(
                 f"{type(optimizer).__name__}; use the proximal step, which needs no bound"
             )
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        groups.append(
-            ParameterGroup(
-                name=f"group {index} ({names[0]}{more})",
-                learning_rate=float(group["lr"]),
-                parameters=names,
-                momentum=float(group["momentum"]),
-                nesterov=bool(group.get("nesterov", False)),
+        where = f"group {index} ({names[0]}{more})"
+        rate, momentum = float(group["lr"]), float(group["momentum"])
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(f"learning rate of {where} must be finite and >= 0, got {rate!r}")
+        bound = rate_limit(momentum, nesterov=bool(group["nesterov"]))
+        largest = max(max_fisher[name] for name in names)
+        # No limit where no parameter of the group both moves and is held.
+        limits.append(bound / (2 * rate * largest) if rate * largest > 0 else math.inf)
+        if strength >= limits[-1]:
+            unstable.append(
+                f"strength {strength:g} makes the penalty unstable in {where}: learning rate "
+                f"{rate:g} and max F {largest:g} give lr * 2 * strength * max F = "
+                f"{2 * rate * strength * largest:g}, which must stay below {bound:g} at momentum "
+                f"{momentum:g}"
             )
-        )
     if name_of:
         some = ", ".join(sorted(name_of.values())[:3])
         raise ValueError(
             f"optimizer does not move {len(name_of)} of the penalised parameters ({some}, ...); "
             "build the penalty from optimized_parameters(model.named_parameters(), optimizer)"
         )
-    return groups
-
-
-def rate_limit(momentum: float, *, nesterov: bool = False) -> float:
-    """Return the value that ``lr * curvature`` must stay below; ``momentum`` is in [0, 1)."""
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
-    return 2 * (1 + momentum) / (1 + 2 * momentum if nesterov else 1)
-
-
-def strength_limit(group: ParameterGroup, max_fisher: Mapping[str, float]) -> float:
-    """Return the λ that a group's penalty must stay below: ``(1 + momentum) / (lr max F)``.
-
-    It is infinite if no parameter of the group both moves and is held.
-    """
-    limit = rate_limit(group.momentum, nesterov=group.nesterov)
-    rate = group.learning_rate
-    if not (math.isfinite(rate) and rate >= 0):
-        raise ValueError(f"learning rate of {group.name} must be finite and >= 0, got {rate!r}")
-    curvature = 2 * rate * max((max_fisher[name] for name in group.parameters), default=0.0)
-    return limit / curvature if curvature > 0 else math.inf
-
-
-def check_strength(
-    strength: float, groups: Iterable[ParameterGroup], max_fisher: Mapping[str, float]
-) -> None:
-    """Refuse a λ (``strength``) at which SGD would diverge: ``lr 2λ max F >= 2 (1 + momentum)``."""
-    groups = list(groups)
-    limits = [strength_limit(group, max_fisher) for group in groups]
-    for group, limit in zip(groups, limits):
-        if strength >= limit:
-            largest = max(max_fisher[name] for name in group.parameters)
-            raise ValueError(
-                f"strength {strength:g} makes the penalty unstable in {group.name}: learning rate "
-                f"{group.learning_rate:g} and max F {largest:g} give lr * 2 * strength * max F = "
-                f"{2 * group.learning_rate * strength * largest:g}, which must stay below "
-                f"{rate_limit(group.momentum, nesterov=group.nesterov):g} at momentum "
-                f"{group.momentum:g}. Use a strength below {min(limits):g}, a smaller rate, or the "
-                "proximal step, which is stable for every strength"
-            )
+    if unstable:
+        raise ValueError(
+            f"{unstable[0]}. Use a strength below {min(limits):g}, a smaller rate, or the "
+            "proximal step, which is stable for every strength"
+        )

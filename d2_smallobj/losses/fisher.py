@@ -97,10 +97,10 @@ def empirical_fisher(
     """Mean over images of the squared per-image gradient of log p, at the present weights.
 
     "Empirical" because log p is taken at the data set's labels, not at labels drawn from the
-    model; the two agree where the model fits the data. Batch normalisation uses its running
-    statistics and dropout is off meanwhile, so that an image's likelihood depends on that image
-    alone; every other module keeps its mode (detectron2's models return losses in training mode
-    only). Gradients, modes and buffers are left as they were.
+    model. Batch normalisation uses its running statistics and dropout is off meanwhile, so that an
+    image's likelihood depends on that image alone; every other module keeps its mode
+    (detectron2's models return losses in training mode only). Gradients, modes and buffers are
+    left as they were.
 
     Args:
         model: the bare model; under DistributedDataParallel its ``.module``, whose gradients do
@@ -141,19 +141,17 @@ def _add_squared_gradient(
     loss: Tensor, parameters: dict[str, nn.Parameter], sums: dict[str, Tensor], image: int
 ) -> None:
     """Add the squared gradient of one image's loss to ``sums``, leaving ``.grad`` alone."""
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(
-            f"loss_fn must return a scalar tensor that depends on the parameters; "
-            f"for image {image} got {got}"
-            + (" without a gradient" if isinstance(loss, Tensor) and loss.numel() == 1 else "")
-        )
-    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    is_scalar = isinstance(loss, Tensor) and loss.numel() == 1
+    gradients: Sequence[Tensor | None] = ()
+    if is_scalar and loss.requires_grad:
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     pairs = [(s, g.to(s.dtype)) for s, g in zip(sums.values(), gradients) if g is not None]
     if not pairs:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        got = "one that depends on none of them" if is_scalar else shape
         raise ValueError(
-            f"loss_fn must return a loss that depends on the parameters; the one of image {image} "
-            "depends on none of them"
+            "loss_fn must return a scalar tensor that depends on the parameters; for image "
+            f"{image} got {got}"
         )
     targets, values = [s for s, _ in pairs], [g for _, g in pairs]
     if not _finite(values, values[0].device):

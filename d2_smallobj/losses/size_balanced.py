@@ -24,6 +24,7 @@ def size_weighted_cross_entropy(
     *,
     ignore_label: int = 255,
     normalize: str = "weights",
+    global_divisor: bool = False,
 ) -> Tensor:
     """Weighted mean of ``-log p`` over the valid pixels of a batch (paper, Eq. 4).
 
@@ -36,6 +37,10 @@ def size_weighted_cross_entropy(
         ignore_label: label of the pixels to leave out.
         normalize: ``"weights"`` divides by the sum of the weights (the authors' code);
             ``"pixels"`` by the number of valid pixels (Eq. 4 as printed).
+        global_divisor: average that divisor over the processes of a distributed training. The mean
+            of the processes' losses, and of their gradients, is then that of one process with all
+            images, however many pixels of each are ignored. All processes must compute every loss
+            together.
 
     Returns:
         float32 scalar. A batch without a valid pixel gives 0 with zero gradients, not NaN.
@@ -51,27 +56,41 @@ def size_weighted_cross_entropy(
             f"logits and labels must have one size, got {tuple(logits.shape[-2:])} and "
             f"{tuple(labels.shape[-2:])}; resize one of them first"
         )
-    _check_weights("weights", weights, labels)
-    return _weighted_mean(logits, labels, weights, ignore_label, normalize)
+    if weights is not None and weights.shape != labels.shape:
+        raise ValueError(
+            f"weights must have the labels' shape {tuple(labels.shape)}, got {tuple(weights.shape)}"
+        )
+    valid = labels != ignore_label
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.float()
+        if weights is None:
+            loss = F.cross_entropy(logits, labels, ignore_index=ignore_label, reduction="sum")
+            divisor = valid.sum()
+        else:
+            loss = F.cross_entropy(logits, labels, ignore_index=ignore_label, reduction="none")
+            weights = weights.float() * valid
+            loss = (weights * loss).sum()
+            divisor = weights.sum() if normalize == "weights" else valid.sum()
+        if global_divisor:
+            # In double precision: pixels are counted exactly beyond float32's 2^24.
+            divisor = mean_over_processes(divisor.double()).float()
+        # Without a valid pixel the sum is 0, and any divisor but 0 keeps it so. torch.where
+        # instead of a comparison in Python, which would wait for the device.
+        return loss / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 
 
 class SizeWeightedCrossEntropy(nn.Module):
     """:func:`size_weighted_cross_entropy` with its options, for any semantic head.
 
     Args:
-        ignore_label: label of the pixels to leave out.
+        ignore_label, normalize, global_divisor: see :func:`size_weighted_cross_entropy`.
         resolution: ``"input"``: logits are upsampled to the label map (bilinear,
             ``align_corners=False``), so that the smallest objects count. ``"logits"``: labels are
             resized to the logit map (:func:`resize_labels`) and weighed there, as the authors do
             for multi-scale training; objects under about the stride vanish.
-        normalize: ``"weights"`` or ``"pixels"``; see :func:`size_weighted_cross_entropy`.
         weights: the rule for weights that are computed here; ``None`` for the paper's.
         size_weighted: ``False`` gives plain cross-entropy, ``True`` the size-weighted one. The
             trainer sets the attribute from the iteration; it is not in the state dict.
-        global_divisor: average the divisor of the weighted mean over the processes of a
-            distributed training. The mean of the processes' losses, and of their gradients, is
-            then that of one process with all images, however many pixels of each are ignored. All
-            processes must compute every loss together.
 
     Raises:
         ValueError: if an option is unknown, or ``weights`` has another ignore label.
@@ -129,9 +148,13 @@ class SizeWeightedCrossEntropy(nn.Module):
             size_weights = None
         elif size_weights is None:
             size_weights = batch_size_weights(labels, self.weights)
-        _check_weights("size_weights", size_weights, labels)
-        return _weighted_mean(
-            logits, labels, size_weights, self.ignore_label, self.normalize, self.global_divisor
+        return size_weighted_cross_entropy(
+            logits,
+            labels,
+            size_weights,
+            ignore_label=self.ignore_label,
+            normalize=self.normalize,
+            global_divisor=self.global_divisor,
         )
 
     def extra_repr(self) -> str:
@@ -163,34 +186,6 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return labels[:, rows[:, None], columns]
 
 
-def _weighted_mean(
-    logits: Tensor,
-    labels: Tensor,
-    weights: Tensor | None,
-    ignore_label: int,
-    normalize: str,
-    global_divisor: bool = False,
-) -> Tensor:
-    """The loss itself, on checked arguments; see :class:`SizeWeightedCrossEntropy`."""
-    valid = labels != ignore_label
-    with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.float()
-        if weights is None:
-            loss = F.cross_entropy(logits, labels, ignore_index=ignore_label, reduction="sum")
-            divisor = valid.sum()
-        else:
-            loss = F.cross_entropy(logits, labels, ignore_index=ignore_label, reduction="none")
-            weights = weights.float() * valid
-            loss = (weights * loss).sum()
-            divisor = weights.sum() if normalize == "weights" else valid.sum()
-        if global_divisor:
-            # In double precision: pixels are counted exactly beyond float32's 2^24.
-            divisor = mean_over_processes(divisor.double()).float()
-        # Without a valid pixel the sum is 0, and any divisor but 0 keeps it so. torch.where
-        # instead of a comparison in Python, which would wait for the device.
-        return loss / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
-
-
 def mean_over_processes(tensor: Tensor) -> Tensor:
     """Average a tensor without gradient over all processes, which must call it together."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
@@ -202,14 +197,6 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
 def _nearest(source: int, target: int, device: torch.device) -> Tensor:
     centres = torch.arange(target, device=device) * 2 + 1
     return centres.mul_(source).div_(2 * target, rounding_mode="floor")
-
-
-def _check_weights(argument: str, weights: Tensor | None, labels: Tensor) -> None:
-    if weights is not None and weights.shape != labels.shape:
-        raise ValueError(
-            f"{argument} must have the labels' shape {tuple(labels.shape)}, "
-            f"got {tuple(weights.shape)}"
-        )
 
 
 def check_batch(logits: Tensor, labels: Tensor, ignore_label: int) -> None:

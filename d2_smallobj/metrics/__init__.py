@@ -1,8 +1,12 @@
 """Instance-aware IoU on label maps (docs/method.md); numpy and OpenCV only."""
 
 from d2_smallobj.metrics.accumulator import Accumulator
-from d2_smallobj.metrics.components import Components, class_components, label_components
-from d2_smallobj.metrics.image_runs import component_instances
+from d2_smallobj.metrics.components import (
+    Components,
+    class_components,
+    component_instances,
+    label_components,
+)
 from d2_smallobj.metrics.matching import ImageMatch, match_image
 from d2_smallobj.metrics.records import (
     COCO_SIZE_BINS,

@@ -10,11 +10,11 @@ from typing import Any, Union
 
 import numpy as np
 
-from d2_smallobj.metrics import validation
-from d2_smallobj.metrics.image_runs import ImageRuns, MatchSettings
+from d2_smallobj.metrics.image_runs import ImageRuns
 from d2_smallobj.metrics.matching import ImageMatch, match_images, read_or_match
 from d2_smallobj.metrics.records import COCO_SIZE_BINS, BlobTable, InstanceTable, PixelTable
 from d2_smallobj.metrics.summary import WORST_PERCENT, summarize
+from d2_smallobj.metrics.validation import VOID_INSTANCE, MatchSettings
 
 Table = Union[InstanceTable, BlobTable, PixelTable]
 _TABLES: dict[str, type[Table]] = {
@@ -57,7 +57,7 @@ class Accumulator:
         *,
         stuff: Collection[int] = (0,),
         ignore_label: int = 255,
-        void_instance: int | None = validation.VOID_INSTANCE,
+        void_instance: int | None = VOID_INSTANCE,
         mode: str = "exact",
     ) -> None:
         self._settings = MatchSettings(num_classes, stuff, ignore_label, void_instance, mode)

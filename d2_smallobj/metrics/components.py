@@ -10,6 +10,8 @@ from collections.abc import Collection
 
 import numpy as np
 
+from d2_smallobj.metrics.runs import Runs, find_runs, join_trees, run_components, stack_runs
+from d2_smallobj.metrics.validation import VOID_INSTANCE, check_maps
 from d2_smallobj.utils.opencv import cv2
 
 # cv2.calcHist returns float32, which counts exactly up to 2**24 pixels.
@@ -82,7 +84,8 @@ def class_components(
         TypeError: if ``labels`` is not an integer array.
         ValueError: if ``labels`` is not two-dimensional.
     """
-    labels = _checked(labels)
+    check_maps(labels=labels)
+    labels = narrow(labels)
     numbered = np.zeros(labels.shape, np.int32)
     class_of: list[np.ndarray] = []
     areas: list[np.ndarray] = []
@@ -123,16 +126,6 @@ def _fill(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return part, label_histogram(part, len(contours) + 1)[1:]
 
 
-def _checked(labels: np.ndarray) -> np.ndarray:
-    """Check a label map and bring it to uint8 where its values allow it."""
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
-        got = getattr(labels, "dtype", type(labels).__name__)
-        raise TypeError(f"labels must be an integer array, got {got}")
-    if labels.ndim != 2:
-        raise ValueError(f"labels must have shape (H, W), got shape {labels.shape}")
-    return narrow(labels)
-
-
 def _present(labels: np.ndarray) -> list[int]:
     """Label values that occur, ascending."""
     if labels.dtype == np.uint8:
@@ -163,3 +156,95 @@ def label_histogram(labels: np.ndarray, length: int) -> np.ndarray:
         counts = cv2.calcHist([narrowed], [0], None, [256], [0, 256]).ravel()
         return counts[:length].astype(np.int64)
     return np.bincount(labels.ravel(), minlength=length)
+
+
+def component_instances(
+    semantic: np.ndarray,
+    *,
+    stuff: Collection[int] = (0,),
+    ignore_label: int = 255,
+    void_instance: int | None = VOID_INSTANCE,
+) -> np.ndarray:
+    """Number the components that stand in for missing instance annotation (paper, Sec. 2.2).
+
+    Args:
+        semantic: (H, W) integers.
+        stuff: ids of the classes that have no instances.
+        ignore_label: semantic value that is left out.
+        void_instance: number that no component gets; ``None``: none is passed over.
+
+    Returns:
+        int64 (H, W), 0 on stuff and ignored pixels, elsewhere the ids that
+        :func:`.matching.match_image` gives records without an instance map: from 1, ascending
+        with the class, then with the first pixel in raster order.
+
+    Raises:
+        TypeError: if ``semantic`` is not an integer array.
+        ValueError: if it is not two-dimensional.
+    """
+    check_maps(semantic=semantic)
+    runs = find_runs(semantic)
+    ids = component_ids(runs, runs.sample(semantic), (*stuff, ignore_label), void_instance)
+    return np.repeat(ids, runs.length).reshape(semantic.shape)
+
+
+def component_ids(
+    runs: Runs, label: np.ndarray, skipped: Collection[int], void_instance: int | None
+) -> np.ndarray:
+    """Take the components of the semantic map for instances: their ids at the runs (R,)."""
+    chosen = (~np.isin(label, list(skipped))).nonzero()[0]
+    start, end, width = stack_runs([(runs, chosen)])
+    label = label[chosen]
+    tree, first = run_components(start, end, label, width)
+    class_of = label[first]
+    number = np.zeros(len(runs), np.int64)
+    number[chosen] = tree + 1
+    # The first run of a component holds its first pixel. Of several values the last one written
+    # stays, so they are written backwards.
+    first = np.zeros(len(class_of) + 1, np.int64)
+    first[number[::-1]] = np.arange(len(number))[::-1]
+    rank = np.zeros(len(class_of) + 1, np.int64)
+    rank[np.lexsort((first[1:], class_of)) + 1] = np.arange(1, len(class_of) + 1)
+    ids = rank[number]
+    return ids if void_instance is None else ids + (ids >= void_instance)
+
+
+def pixel_components(labels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the 8-connected components of wanted pixels, bool (H, W), in labels (H, W).
+
+    Faster than :func:`run_components` where most runs are short, as few of them touch then. Equal
+    labels are wanted or unwanted together.
+
+    Returns:
+        int64 (H, W), number 1..K of each pixel's component, 0 where not wanted; and int64 (K,), the
+        label of each component. Numbers are in no particular order, and not every one is used.
+    """
+    runs, width = find_runs(labels), labels.shape[1]
+    flat, inside = labels.ravel(), wanted.ravel()
+    run_of = np.arange(len(runs)).repeat(runs.length)
+    upper, lower = [], []
+    # Below, to the lower right and to the lower left; at the edges there is no such pixel.
+    for step, edge in ((width, None), (width + 1, width - 1), (width - 1, 0)):
+        if edge is not None and width == 1:
+            continue
+        same = flat[: max(flat.size - step, 0)] == flat[step:]
+        same &= inside[step:]
+        if edge is not None:
+            same[edge::width] = False
+        above = same.nonzero()[0]
+        upper.append(run_of[above])
+        lower.append(run_of[above + step])
+    one, two = np.concatenate(upper), np.concatenate(lower)
+    # Only the runs that touch another one take part.
+    touched = np.zeros(len(runs), bool)
+    touched[one] = touched[two] = True
+    touched = touched.nonzero()[0]
+    number = np.empty(len(runs), np.int64)
+    number[touched] = np.arange(len(touched))
+    joined = join_trees(len(touched), number[one], number[two])
+    number = np.arange(1, len(runs) + 1)
+    if joined is not None:
+        number[touched] = touched[joined] + 1
+    number = number[run_of]
+    number *= inside
+    return number.reshape(labels.shape), runs.sample(labels)

@@ -1,89 +1,37 @@
-"""Check the label maps of an image and cut them into runs of equal pixels.
+"""Images as runs of equal pixels: their maps checked, components numbered, overlaps counted.
 
 Shapes: H, W image height and width; C number of classes; R number of runs; G number of regions,
-i.e. of pairs of a label and an instance that occur.
+i.e. of pairs of a label and an instance that occur; K number of predicted components; E number of
+overlaps, i.e. of pairs of a component and a region that occur; T number of records.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Collection
+from collections.abc import Sequence
 
 import numpy as np
 
 from d2_smallobj.metrics import validation
-from d2_smallobj.metrics.components import class_components
+from d2_smallobj.metrics.components import class_components, component_ids, pixel_components
 from d2_smallobj.metrics.runs import (
     Runs,
+    changes,
     find_runs,
-    pixel_components,
+    join,
+    number_regions,
     run_components,
     stack_runs,
 )
-from d2_smallobj.metrics.validation import VOID_INSTANCE
-from d2_smallobj.utils.options import look_up_option
-
-MODES = ("exact", "official")
+from d2_smallobj.metrics.validation import MatchSettings
 
 # Pixels of a run, on average, below which an image is looked at pixel by pixel.
 _SHORT_RUN = 4
 _SMALLEST_AREA = 1 << 12
-# Largest table of labels and instances; a larger one costs more than numbering the instances first.
-_LARGEST_TABLE = 1 << 14
-
-
-@dataclasses.dataclass(frozen=True)
-class MatchSettings:
-    """Settings of matching; checked when they are made.
-
-    Attributes:
-        num_classes: C.
-        stuff: ids of the classes whose pixels are no objects, ascending.
-        ignore_label: semantic value that is left out.
-        void_instance: value of instance pixels that are left out; ``None``: there are none.
-        mode: ``"exact"`` or ``"official"``.
-
-    Raises:
-        TypeError, ValueError: a value is of the wrong kind or out of range.
-    """
-
-    num_classes: int
-    stuff: tuple[int, ...] = (0,)
-    ignore_label: int = 255
-    void_instance: int | None = VOID_INSTANCE
-    mode: str = "exact"
-
-    def __post_init__(self) -> None:
-        """Check the values and bring them to plain ints."""
-        validation.check_classes(self.num_classes, self.ignore_label)
-        checked = {
-            "num_classes": int(self.num_classes),
-            "stuff": validation.check_stuff(self.stuff, self.num_classes),
-            "ignore_label": int(self.ignore_label),
-            "void_instance": validation.check_void_instance(self.void_instance),
-            "mode": look_up_option("mode", self.mode, MODES),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
-
-    @functools.cached_property
-    def is_thing(self) -> np.ndarray:
-        """Mark the classes of objects, bool (C + 1,); index -1, no class, is none."""
-        things = np.ones(self.num_classes + 1, bool)
-        things[[*self.stuff, -1]] = False
-        return things
-
-    @functools.cached_property
-    def stuff_number(self) -> np.ndarray:
-        """Number the stuff classes from 1, int64 (C + 1,); 0 for things and no class (-1)."""
-        number = np.zeros(self.num_classes + 1, np.int64)
-        number[list(self.stuff)] = np.arange(1, len(self.stuff) + 1)
-        return number
-
-
-match_settings = functools.lru_cache(maxsize=8, typed=True)(MatchSettings)
-"""Make settings, or take those that were made with the same arguments before."""
+# Largest table of components and regions, by run; a larger one costs more than sorting.
+_TABLE_PER_RUN = 4
+LARGEST_TABLE = 1 << 22
+"""Largest table of instance ids, or of regions and classes."""
 
 
 @dataclasses.dataclass
@@ -148,7 +96,7 @@ def read_image(
         validation.raise_for_values("semantic", semantic[kept], limit)
         validation.raise_for_values("prediction", prediction[kept], limit)
     if instances is None:
-        instance = _component_ids(
+        instance = component_ids(
             runs, label, (*settings.stuff, settings.ignore_label), settings.void_instance
         )
     else:
@@ -157,43 +105,13 @@ def read_image(
             validation.raise_for_values("instances", instances, np.iinfo(np.int64).max)
     # What is no class is ignored here, and the numbers of regions are kept small.
     np.minimum(label, limit, out=label)
-    region, label, instance = _regions(label, instance, limit + 1)
+    region, label, instance = number_regions(label, instance, limit + 1)
     label[label == limit] = settings.ignore_label
     image = ImageRuns(image_id, semantic.size, runs, predicted, region, label, instance)
     _check_instances(image, settings)
     if settings.mode == "official":
         image.number, image.class_of = predicted_components(image, prediction, settings)
     return image
-
-
-def component_instances(
-    semantic: np.ndarray,
-    *,
-    stuff: Collection[int] = (0,),
-    ignore_label: int = 255,
-    void_instance: int | None = VOID_INSTANCE,
-) -> np.ndarray:
-    """Number the components that stand in for missing instance annotation (paper, Sec. 2.2).
-
-    Args:
-        semantic: (H, W) integers.
-        stuff: ids of the classes that have no instances.
-        ignore_label: semantic value that is left out.
-        void_instance: number that no component gets; ``None``: none is passed over.
-
-    Returns:
-        int64 (H, W), 0 on stuff and ignored pixels, elsewhere the ids that
-        :func:`.matching.match_image` gives records without an instance map: from 1, ascending
-        with the class, then with the first pixel in raster order.
-
-    Raises:
-        TypeError: if ``semantic`` is not an integer array.
-        ValueError: if it is not two-dimensional.
-    """
-    validation.check_maps(semantic=semantic)
-    runs = find_runs(semantic)
-    ids = _component_ids(runs, runs.sample(semantic), (*stuff, ignore_label), void_instance)
-    return np.repeat(ids, runs.length).reshape(semantic.shape)
 
 
 def _has_negative(labels: np.ndarray, sample: np.ndarray) -> bool:
@@ -204,59 +122,6 @@ def _has_negative(labels: np.ndarray, sample: np.ndarray) -> bool:
 def _out_of_range(values: np.ndarray, limit: int) -> np.ndarray:
     """Mark int64 values outside 0..limit-1; negative ones are large without their sign."""
     return values.view(np.uint64) >= limit
-
-
-def _component_ids(
-    runs: Runs, label: np.ndarray, skipped: Collection[int], void_instance: int | None
-) -> np.ndarray:
-    """Take the components of the semantic map for instances: their ids at the runs (R,)."""
-    chosen = (~np.isin(label, list(skipped))).nonzero()[0]
-    start, end, width = stack_runs([(runs, chosen)])
-    label = label[chosen]
-    tree, first = run_components(start, end, label, width)
-    class_of = label[first]
-    number = np.zeros(len(runs), np.int64)
-    number[chosen] = tree + 1
-    # The first run of a component holds its first pixel. Of several values the last one written
-    # stays, so they are written backwards.
-    first = np.zeros(len(class_of) + 1, np.int64)
-    first[number[::-1]] = np.arange(len(number))[::-1]
-    rank = np.zeros(len(class_of) + 1, np.int64)
-    rank[np.lexsort((first[1:], class_of)) + 1] = np.arange(1, len(class_of) + 1)
-    ids = rank[number]
-    return ids if void_instance is None else ids + (ids >= void_instance)
-
-
-def _regions(
-    label: np.ndarray, instance: np.ndarray, labels: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number the pairs of label, in 0..labels-1, and instance.
-
-    Returns:
-        int64 (R,), number of each run's pair; label and instance of each pair, int64 (G,).
-    """
-    below, ids = int(instance.max(initial=0)) + 1, None
-    if below * labels > _LARGEST_TABLE:
-        ids, instance = _numbered(instance, below)
-        below = len(ids)
-    pair = instance * labels
-    pair += label
-    pairs, region = _numbered(pair, below * labels)
-    instance, label = np.divmod(pairs, labels)
-    return region, label, instance if ids is None else ids[instance]
-
-
-def _numbered(values: np.ndarray, below: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the distinct values of 0..below-1, ascending, and each one's position (R,) there."""
-    if below > 8 * _LARGEST_TABLE:
-        distinct, place = np.unique(values, return_inverse=True)
-        return distinct, place.ravel()
-    seen = np.zeros(below, bool)
-    seen[values] = True
-    distinct = seen.nonzero()[0]
-    number = np.empty(below, np.int64)
-    number[distinct] = np.arange(len(distinct))
-    return distinct, number[values]
 
 
 def _check_instances(image: ImageRuns, settings: MatchSettings) -> None:
@@ -291,3 +156,181 @@ def predicted_components(
     wanted &= settings.is_thing.take(prediction, mode="clip")
     number, class_of = pixel_components(prediction, wanted)
     return number.ravel()[image.runs.start], class_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlaps:
+    """Overlaps of components and regions, all int64 (E,), ascending by component.
+
+    Attributes:
+        component: number of the predicted component.
+        region: number of the region among those of all images.
+        image: position of the image.
+        instance: value of the instance map.
+        label: value of the semantic map.
+        count: number of pixels.
+    """
+
+    component: np.ndarray
+    region: np.ndarray
+    image: np.ndarray
+    instance: np.ndarray
+    label: np.ndarray
+    count: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictedComponents:
+    """The predicted components of the images; some numbers stand for no class.
+
+    Attributes:
+        of_run: int64 (R,), component of each run.
+        category: int64 (K,), class of each component.
+        image: int64 (K,), its image.
+        first_thing: number of the first one that is a thing.
+    """
+
+    of_run: np.ndarray
+    category: np.ndarray
+    image: np.ndarray
+    first_thing: int
+
+
+def sum_by(index: np.ndarray, values: np.ndarray, length: int) -> np.ndarray:
+    """Sum pixel counts by ``index``, int64 (length,); exact, as bincount is up to 2**53."""
+    return np.bincount(index, values, length).astype(np.int64)
+
+
+def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> PredictedComponents:
+    """Number the predicted components: of each image no class and stuff, then all things."""
+    kinds, total = 1 + len(settings.stuff), (1 + len(settings.stuff)) * len(images)
+    category = [np.array([0, *settings.stuff] * len(images), np.int64)]
+    image_of = [np.arange(len(images)).repeat(kinds)]
+    numbers, parts, classes, places = [], [], [], []
+    for place, image in enumerate(images):
+        number = settings.stuff_number[image.predicted]
+        if place:
+            number += place * kinds
+        numbers.append(number)
+        if image.number is None:
+            # From the runs, those of all images at once.
+            chosen = settings.is_thing[image.predicted].nonzero()[0]
+            parts.append((image.runs, chosen))
+            classes.append(image.predicted[chosen])
+            places.append(place)
+        else:
+            chosen = image.number.nonzero()[0]
+            number[chosen] = image.number[chosen] + (total - 1)
+            category.append(image.class_of)
+            image_of.append(np.full(len(image.class_of), place))
+            total += len(image.class_of)
+    if parts:
+        start, end, width = stack_runs(parts)
+        predicted = join(classes)
+        tree, first = run_components(start, end, predicted, width)
+        tree += total
+        ends = np.array([len(chosen) for _, chosen in parts]).cumsum()
+        begin = 0
+        for place, (_, chosen), stop in zip(places, parts, ends.tolist()):
+            numbers[place][chosen] = tree[begin:stop]
+            begin = stop
+        category.append(predicted[first])
+        image_of.append(np.array(places)[ends.searchsorted(first, side="right")])
+    return PredictedComponents(join(numbers), join(category), join(image_of), kinds * len(images))
+
+
+def count_overlaps(components: PredictedComponents, images: Sequence[ImageRuns]) -> Overlaps:
+    """Count the pixels of runs (R,) by component and region."""
+    regions = max(1, *(len(image.label) for image in images))
+    key = components.of_run * regions
+    key += join([image.region for image in images])
+    length = join([image.runs.length for image in images])
+    size = len(components.category) * regions
+    if size <= _TABLE_PER_RUN * len(key):
+        sums = sum_by(key, length, size)
+        key = sums.nonzero()[0]
+        count = sums[key]
+    else:
+        order = key.argsort()
+        key, length = key[order], length[order]
+        heads = changes(key)
+        count = np.add.reduceat(length, heads) if len(heads) else heads
+        key = key[heads]
+    component, region = np.divmod(key, regions)
+    if len(images) > 1:
+        first = np.cumsum([0, *(len(image.label) for image in images)])
+        region += first[components.image[component]]
+    return overlaps_of(component, region, count, images)
+
+
+def overlaps_of(
+    component: np.ndarray, region: np.ndarray, count: np.ndarray, images: Sequence[ImageRuns]
+) -> Overlaps:
+    """Look up image, instance and label of regions; all int64 (E,)."""
+    label = join([image.label for image in images])
+    instance = join([image.instance for image in images])
+    image = np.arange(len(images)).repeat([len(image.label) for image in images])
+    return Overlaps(component, region, image[region], instance[region], label[region], count)
+
+
+def find_records(
+    overlaps: Overlaps, valid: np.ndarray, images: int, settings: MatchSettings
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Find the stuff classes and the instances that have a valid pixel, in each image.
+
+    Returns:
+        Their columns image, instance_id, category_id, area and pixels, int64 (T,) each, stuff
+        first; and int64 (E,), the record of each overlap, T for none.
+    """
+    identity, label, count = overlaps.instance, overlaps.label, overlaps.count
+    classes, below = settings.num_classes, int(overlaps.instance.max(initial=0)) + 1
+    if images * below > max(LARGEST_TABLE, len(identity)):
+        distinct, identity = np.unique(identity, return_inverse=True)
+        below = len(distinct)
+    # An instance's image and id, and a label's image and class, as one number each.
+    category = label
+    if images > 1:
+        identity = overlaps.image * below + identity
+        category = overlaps.image * classes + label
+    is_object = overlaps.instance != 0
+    counted = valid.nonzero()[0]
+    # A stuff class is here by its valid pixels outside every instance.
+    on_stuff = counted[~is_object[counted]]
+    on_stuff = on_stuff[~settings.is_thing[label[on_stuff]]]
+    if settings.void_instance is not None:
+        is_object &= overlaps.instance != settings.void_instance
+    on_object = counted[is_object[counted]]
+    stuff = _present(category[on_stuff], images * classes)
+    ids = _present(identity[on_object], images * below)
+    total = len(stuff) + len(ids)
+    table = np.full(images * below, total)
+    table[ids] = np.arange(len(stuff), total)
+    record = np.where(is_object, table[identity], total)
+    table = np.empty(images * classes, np.int64)
+    table[stuff] = np.arange(len(stuff))
+    record[on_stuff] = table[category[on_stuff]]
+    # Any overlap of a record tells its image and instance, any valid one its class.
+    member = np.empty(total + 1, np.int64)
+    member[record[counted]] = counted
+    member = member[:total]
+    area = sum_by(record, count, total + 1)[:total]
+    if len(stuff):
+        # The void of the instance map belongs to the area of stuff, as it does to the others'.
+        everywhere = sum_by(category[counted], count[counted], images * classes)
+        area[: len(stuff)] = everywhere[stuff]
+    instance_id = overlaps.instance[member]
+    instance_id[: len(stuff)] = 0
+    return {
+        "image": overlaps.image[member],
+        "instance_id": instance_id,
+        "category_id": label[member],
+        "area": area,
+        "pixels": sum_by(record[counted], count[counted], total + 1)[:total],
+    }, record
+
+
+def _present(values: np.ndarray, length: int) -> np.ndarray:
+    """Distinct values of 0..length-1, ascending."""
+    seen = np.zeros(length, bool)
+    seen[values] = True
+    return seen.nonzero()[0]

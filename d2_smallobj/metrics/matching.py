@@ -4,40 +4,34 @@ Every image is cut into runs of equal pixels. The steps: check and read the maps
 predicted components, count their overlaps with the ground truth, find the instances, charge
 components to them, make the records. docs/method.md#instance-aware-iou has the definition.
 
-Shapes: H, W image height and width; C number of classes; R number of runs; K number of predicted
-components; E number of overlaps, i.e. of pairs of a component and a region (label and instance)
-that occur; T number of records.
+Shapes: H, W image height and width; C number of classes; K number of predicted components; E number
+of overlaps (see :mod:`.image_runs`); T number of records.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from d2_smallobj.metrics.image_runs import (
+    LARGEST_TABLE,
     ImageRuns,
-    MatchSettings,
-    match_settings,
-    predicted_components,
-    read_image,
-)
-from d2_smallobj.metrics.overlaps import (
     Overlaps,
     PredictedComponents,
-    charge_instances,
     count_overlaps,
+    find_records,
     number_components,
     overlaps_of,
+    predicted_components,
+    read_image,
     sum_by,
 )
 from d2_smallobj.metrics.records import BlobTable, InstanceTable, PixelTable
 from d2_smallobj.metrics.runs import changes
-from d2_smallobj.metrics.validation import VOID_INSTANCE
-
-# Largest table of instance ids, or of regions and classes.
-_LARGEST_TABLE = 1 << 22
+from d2_smallobj.metrics.validation import VOID_INSTANCE, MatchSettings, match_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +89,7 @@ def match_image(
         semantic: (H, W) integers in 0..C-1, or ``ignore_label``.
         instances: (H, W) integers, 0 = none, ``void_instance`` = void, any other id >= 1 (gaps
             allowed); ``None``: the 8-connected components of the thing classes of ``semantic``
-            are the instances, numbered as :func:`.image_runs.component_instances` does.
+            are the instances, numbered as :func:`.components.component_instances` does.
         num_classes: C.
         stuff: ids of the classes whose pixels are no objects; all others are things.
         ignore_label: semantic value that is left out.
@@ -130,7 +124,7 @@ def read_or_match(
     Arguments and errors are those of :func:`match_image`.
     """
     image = read_image(prediction, semantic, instances, settings, image_id)
-    few = len(image.label) * (settings.num_classes + 1) <= _LARGEST_TABLE
+    few = len(image.label) * (settings.num_classes + 1) <= LARGEST_TABLE
     return _match_noise(image, prediction, settings) if image.is_noise and few else image
 
 
@@ -143,7 +137,7 @@ def match_images(images: Sequence[ImageRuns], settings: MatchSettings) -> ImageM
     overlaps = count_overlaps(components, images)
     valid = overlaps.label != settings.ignore_label
     entries, pixels = _confusion(overlaps, valid, components, len(images), settings.num_classes)
-    records, record = _find_records(overlaps, valid, len(images), settings)
+    records, record = find_records(overlaps, valid, len(images), settings)
     if settings.void_instance is not None:
         valid &= overlaps.instance != settings.void_instance
     chosen = valid.nonzero()[0]
@@ -155,16 +149,12 @@ def match_images(images: Sequence[ImageRuns], settings: MatchSettings) -> ImageM
     category = np.append(records["category_id"], -1)
     same = (category[record] == components.category[component]).nonzero()[0]
     pairs = (component[same], record[same], count[same])
-    truncate = settings.mode == "official"
-    table, unmatched = charge_instances(size, pairs, components, records, truncate=truncate)
+    table, unmatched = _charge_instances(size, pairs, components, records, settings)
     return _make_match(images, settings, entries, pixels, table, unmatched)
 
 
 def _match_noise(image: ImageRuns, prediction: np.ndarray, settings: MatchSettings) -> ImageMatch:
-    """Match an image whose components are about as many as its pixels.
-
-    Overlaps are counted by class, not by component; the few pixels that are right tell the rest.
-    """
+    """Match an image of about as many components as pixels: count overlaps by class, then hits."""
     number, class_of = predicted_components(image, prediction, settings)
     regions, length = len(image.label), image.runs.length
     classes = PredictedComponents(
@@ -181,7 +171,7 @@ def _match_noise(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
     overlaps = overlaps_of(predicted, region, sums[present], [image])
     valid = overlaps.label != settings.ignore_label
     entries, pixels = _confusion(overlaps, valid, classes, 1, settings.num_classes)
-    records, record = _find_records(overlaps, valid, 1, settings)
+    records, record = find_records(overlaps, valid, 1, settings)
     # What is true of a region, and of a predicted class in it, looked up by the runs.
     counted = image.label != settings.ignore_label
     if settings.void_instance is not None:
@@ -209,8 +199,7 @@ def _match_noise(image: ImageRuns, prediction: np.ndarray, settings: MatchSettin
     heads = changes(pair)
     count = np.add.reduceat(length[hit[order]], heads) if len(heads) else heads
     pairs = (*np.divmod(pair[heads], max(total, 1)), count)
-    truncate = settings.mode == "official"
-    table, unmatched = charge_instances(size, pairs, components, records, truncate=truncate)
+    table, unmatched = _charge_instances(size, pairs, components, records, settings)
     return _make_match([image], settings, entries, pixels, table, unmatched)
 
 
@@ -279,64 +268,81 @@ def _confusion(
     }
 
 
-def _find_records(
-    overlaps: Overlaps, valid: np.ndarray, images: int, settings: MatchSettings
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Find the stuff classes and the instances that have a valid pixel, in each image.
+def _charge_instances(
+    size: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    components: PredictedComponents,
+    records: dict[str, np.ndarray],
+    settings: MatchSettings,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Charge components to the instances of their class that they overlap.
 
-    Returns:
-        Their columns image, instance_id, category_id, area and pixels, int64 (T,) each, stuff
-        first; and int64 (E,), the record of each overlap, T for none.
+    ``size``, int64 (K,), are counted pixels of each component; ``pairs`` component, record and
+    pixels of each overlap with an instance of the component's class, ascending by component.
+    Returns columns of the records and of the unmatched components.
     """
-    identity, label, count = overlaps.instance, overlaps.label, overlaps.count
-    classes, below = settings.num_classes, int(overlaps.instance.max(initial=0)) + 1
-    if images * below > max(_LARGEST_TABLE, len(identity)):
-        distinct, identity = np.unique(identity, return_inverse=True)
-        below = len(distinct)
-    # An instance's image and id, and a label's image and class, as one number each.
-    category = label
-    if images > 1:
-        identity = overlaps.image * below + identity
-        category = overlaps.image * classes + label
-    is_object = overlaps.instance != 0
-    counted = valid.nonzero()[0]
-    # A stuff class is here by its valid pixels outside every instance.
-    on_stuff = counted[~is_object[counted]]
-    on_stuff = on_stuff[~settings.is_thing[label[on_stuff]]]
-    if settings.void_instance is not None:
-        is_object &= overlaps.instance != settings.void_instance
-    on_object = counted[is_object[counted]]
-    stuff = _present(category[on_stuff], images * classes)
-    ids = _present(identity[on_object], images * below)
-    total = len(stuff) + len(ids)
-    table = np.full(images * below, total)
-    table[ids] = np.arange(len(stuff), total)
-    record = np.where(is_object, table[identity], total)
-    table = np.empty(images * classes, np.int64)
-    table[stuff] = np.arange(len(stuff))
-    record[on_stuff] = table[category[on_stuff]]
-    # Any overlap of a record tells its image and instance, any valid one its class.
-    member = np.empty(total + 1, np.int64)
-    member[record[counted]] = counted
-    member = member[:total]
-    area = sum_by(record, count, total + 1)[:total]
-    if len(stuff):
-        # The void of the instance map belongs to the area of stuff, as it does to the others'.
-        everywhere = sum_by(category[counted], count[counted], images * classes)
-        area[: len(stuff)] = everywhere[stuff]
-    instance_id = overlaps.instance[member]
-    instance_id[: len(stuff)] = 0
+    component, record, count = pairs
+    total = len(records["pixels"])
+    overlap = sum_by(component, count, len(size))
+    surplus, overlapped = (size - overlap)[component], overlap[component]
+    whole, rest = np.divmod(surplus * count, overlapped)
+    exact = settings.mode == "exact"
+    if not exact:
+        # The authors cut a floating-point product, which may be just short of a whole number.
+        whole = (count / overlapped * surplus).astype(np.int64)
+    intersection = sum_by(record, count, total)
+    charged = (intersection + sum_by(record, whole, total)).astype(np.float64)
+    if exact:
+        _add_fractions(charged, record, rest, overlapped)
+    unmatched = (overlap == 0) & (size > 0)
+    unmatched[: components.first_thing] = False
+    unmatched = unmatched.nonzero()[0]
     return {
-        "image": overlaps.image[member],
-        "instance_id": instance_id,
-        "category_id": label[member],
-        "area": area,
-        "pixels": sum_by(record[counted], count[counted], total + 1)[:total],
-    }, record
+        **records,
+        "intersection": intersection,
+        "charged": charged,
+        "components": np.bincount(record, minlength=total),
+        "shared": _count_sharing(component, record, total),
+    }, {
+        "image": components.image[unmatched],
+        "category_id": components.category[unmatched],
+        "area": size[unmatched],
+    }
 
 
-def _present(values: np.ndarray, length: int) -> np.ndarray:
-    """Distinct values of 0..length-1, ascending."""
-    seen = np.zeros(length, bool)
-    seen[values] = True
-    return seen.nonzero()[0]
+def _count_sharing(component: np.ndarray, record: np.ndarray, length: int) -> np.ndarray:
+    """Count the other instances that each one (T,) shares a component with; those ascend."""
+    shared = np.zeros(length, np.int64)
+    size = np.bincount(component, minlength=1)
+    joint = (size[component] > 1).nonzero()[0]
+    if len(joint) == 0:
+        return shared
+    component, record = component[joint], record[joint]
+    shared[record] = size[component] - 1
+    # Two instances may share several components, but count once.
+    groups: dict[int, set[int]] = {}
+    for pair in np.flatnonzero(np.bincount(record, minlength=length)[record] > 1).tolist():
+        start, end = np.searchsorted(component, [component[pair], component[pair] + 1]).tolist()
+        groups.setdefault(int(record[pair]), set()).update(record[start:end].tolist())
+    for one, group in groups.items():
+        shared[one] = len(group) - 1
+    return shared
+
+
+def _add_fractions(
+    charged: np.ndarray, record: np.ndarray, rest: np.ndarray, overlap: np.ndarray
+) -> None:
+    """Add Σ rest / overlap to ``charged``, in place and rounded once.
+
+    Integer arithmetic makes the sum independent of the order of components. Only components that
+    several instances share have a rest.
+    """
+    where = rest.nonzero()[0]
+    sums: dict[int, tuple[int, int]] = {}
+    for one, above, below in zip(*(x[where].tolist() for x in (record, rest, overlap))):
+        other, common = sums.get(one, (0, 1))
+        whole = math.lcm(common, below)
+        sums[one] = other * (whole // common) + above * (whole // below), whole
+    for one, (above, below) in sums.items():
+        # A quotient of Python's integers is rounded once.
+        charged[one] = (int(charged[one]) * below + above) / below

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# Largest table of labels and instances; a larger one costs more than numbering the instances first.
+_LARGEST_TABLE = 1 << 14
+
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
@@ -75,47 +78,6 @@ def _nonzero_bytes(values: np.ndarray) -> np.ndarray:
     place &= 7
     found += place
     return found
-
-
-def pixel_components(labels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the 8-connected components of wanted pixels, bool (H, W), in labels (H, W).
-
-    Faster than :func:`run_components` where most runs are short, as few of them touch then. Equal
-    labels are wanted or unwanted together.
-
-    Returns:
-        int64 (H, W), number 1..K of each pixel's component, 0 where not wanted; and int64 (K,), the
-        label of each component. Numbers are in no particular order, and not every one is used.
-    """
-    runs, width = find_runs(labels), labels.shape[1]
-    flat, inside = labels.ravel(), wanted.ravel()
-    run_of = np.arange(len(runs)).repeat(runs.length)
-    upper, lower = [], []
-    # Below, to the lower right and to the lower left; at the edges there is no such pixel.
-    for step, edge in ((width, None), (width + 1, width - 1), (width - 1, 0)):
-        if edge is not None and width == 1:
-            continue
-        same = flat[: max(flat.size - step, 0)] == flat[step:]
-        same &= inside[step:]
-        if edge is not None:
-            same[edge::width] = False
-        above = same.nonzero()[0]
-        upper.append(run_of[above])
-        lower.append(run_of[above + step])
-    one, two = np.concatenate(upper), np.concatenate(lower)
-    # Only the runs that touch another one take part.
-    touched = np.zeros(len(runs), bool)
-    touched[one] = touched[two] = True
-    touched = touched.nonzero()[0]
-    number = np.empty(len(runs), np.int64)
-    number[touched] = np.arange(len(touched))
-    joined = _join_trees(len(touched), number[one], number[two])
-    number = np.arange(1, len(runs) + 1)
-    if joined is not None:
-        number[touched] = touched[joined] + 1
-    number = number[run_of]
-    number *= inside
-    return number.reshape(labels.shape), runs.sample(labels)
 
 
 def stack_runs(
@@ -182,6 +144,38 @@ def run_components(
         tree, roots = _join(len(kept), *_touching(start, end, label[kept], width))
         tree, roots = tree[place], kept[roots]
     return tree.repeat(parts), heads[roots]
+
+
+def number_regions(
+    label: np.ndarray, instance: np.ndarray, labels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number the pairs of label, in 0..labels-1, and instance.
+
+    Returns:
+        int64 (R,), number of each run's pair; label and instance of each pair, int64 (G,).
+    """
+    below, ids = int(instance.max(initial=0)) + 1, None
+    if below * labels > _LARGEST_TABLE:
+        ids, instance = _distinct(instance, below)
+        below = len(ids)
+    pair = instance * labels
+    pair += label
+    pairs, region = _distinct(pair, below * labels)
+    instance, label = np.divmod(pairs, labels)
+    return region, label, instance if ids is None else ids[instance]
+
+
+def _distinct(values: np.ndarray, below: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the distinct values of 0..below-1, ascending, and each one's position (R,) there."""
+    if below > 8 * _LARGEST_TABLE:
+        distinct, place = np.unique(values, return_inverse=True)
+        return distinct, place.ravel()
+    seen = np.zeros(below, bool)
+    seen[values] = True
+    distinct = seen.nonzero()[0]
+    number = np.empty(below, np.int64)
+    number[distinct] = np.arange(len(distinct))
+    return distinct, number[values]
 
 
 def join(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -254,14 +248,14 @@ def _join(length: int, upper: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray
     tree = _numbered(_flatten(parent), roots)
     # ... and the edges left over join them: few trees, so that rounds are cheap.
     one, two = tree[upper[left]], tree[lower[left]]
-    joined = _join_trees(len(roots), one, two)
+    joined = join_trees(len(roots), one, two)
     if joined is None:
         return tree, roots
     kept = (joined == np.arange(len(roots))).nonzero()[0]
     return _numbered(joined, kept)[tree], roots[kept]
 
 
-def _join_trees(length: int, one: np.ndarray, two: np.ndarray) -> np.ndarray | None:
+def join_trees(length: int, one: np.ndarray, two: np.ndarray) -> np.ndarray | None:
     """Find each tree's root (length,) after joining trees by edges; ``None`` if nothing joins."""
     parent, downwards = None, False
     apart = one != two

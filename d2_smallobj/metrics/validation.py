@@ -1,10 +1,16 @@
-"""Checks of the metric's input; every error names the values found."""
+"""Settings of matching, and checks of the metric's input; every error names the values found."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Collection, Iterable
 
 import numpy as np
+
+from d2_smallobj.utils.options import look_up_option
+
+MODES = ("exact", "official")
 
 # Border and crowd pixels of VOC's instance maps.
 VOID_INSTANCE = 255
@@ -146,3 +152,56 @@ def raise_for_classes(
         f"every instance must lie on {rule}: {listed}"
         " (do the instance map and the semantic map belong to the same image?)"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchSettings:
+    """Settings of matching; checked when they are made.
+
+    Attributes:
+        num_classes: C.
+        stuff: ids of the classes whose pixels are no objects, ascending.
+        ignore_label: semantic value that is left out.
+        void_instance: value of instance pixels that are left out; ``None``: there are none.
+        mode: ``"exact"`` or ``"official"``.
+
+    Raises:
+        TypeError, ValueError: a value is of the wrong kind or out of range.
+    """
+
+    num_classes: int
+    stuff: tuple[int, ...] = (0,)
+    ignore_label: int = 255
+    void_instance: int | None = VOID_INSTANCE
+    mode: str = "exact"
+
+    def __post_init__(self) -> None:
+        """Check the values and bring them to plain ints."""
+        check_classes(self.num_classes, self.ignore_label)
+        checked = {
+            "num_classes": int(self.num_classes),
+            "stuff": check_stuff(self.stuff, self.num_classes),
+            "ignore_label": int(self.ignore_label),
+            "void_instance": check_void_instance(self.void_instance),
+            "mode": look_up_option("mode", self.mode, MODES),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @functools.cached_property
+    def is_thing(self) -> np.ndarray:
+        """Mark the classes of objects, bool (C + 1,); index -1, no class, is none."""
+        things = np.ones(self.num_classes + 1, bool)
+        things[[*self.stuff, -1]] = False
+        return things
+
+    @functools.cached_property
+    def stuff_number(self) -> np.ndarray:
+        """Number the stuff classes from 1, int64 (C + 1,); 0 for things and no class (-1)."""
+        number = np.zeros(self.num_classes + 1, np.int64)
+        number[list(self.stuff)] = np.arange(1, len(self.stuff) + 1)
+        return number
+
+
+match_settings = functools.lru_cache(maxsize=8, typed=True)(MatchSettings)
+"""Make settings, or take those that were made with the same arguments before."""

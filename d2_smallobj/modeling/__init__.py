@@ -5,7 +5,7 @@ from d2_smallobj.modeling.deeplab_v2 import (
     DilatedBasicBlock,
     build_dilated_resnet_backbone,
 )
-from d2_smallobj.modeling.segmentor import SizeBalancedSegmentor, build_loss, build_size_weights
+from d2_smallobj.modeling.segmentor import SizeBalancedSegmentor, build_size_weights
 from d2_smallobj.modeling.uncertain_segmentor import UncertainSegmentor
 
 __all__ = [
@@ -14,6 +14,5 @@ __all__ = [
     "SizeBalancedSegmentor",
     "UncertainSegmentor",
     "build_dilated_resnet_backbone",
-    "build_loss",
     "build_size_weights",
 ]

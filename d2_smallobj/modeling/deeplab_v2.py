@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from d2_smallobj.modeling.segmentor import brings_a_loss, build_loss
+from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
+from d2_smallobj.modeling.segmentor import brings_a_loss, loss_options, resized
 from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
@@ -28,16 +29,11 @@ BLOCKS_PER_STAGE = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-_STEM_STRIDE = 4
 _FEATURES = ("stem", "res2", "res3", "res4", "res5")
 
 
 class CeilPoolStem(BasicStem):
-    """detectron2's stem, with the sizes after the max pooling rounded up.
-
-    kazuto1011/deeplab-pytorch does so: at the scales 0.5 and 0.75 the recipe's crop of 321 gives
-    logit maps of 21 and 31.
-    """
+    """detectron2's stem, with sizes rounded up in the max pooling (kazuto1011/deeplab-pytorch)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, ~H / 4, ~W / 4)."""
@@ -53,26 +49,15 @@ class DilatedBasicBlock(CNNBlockBase):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        stride: int = 1,
-        dilation: int = 1,
-        norm: str = "BN",
+        self, in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1, norm: str
     ) -> None:
         super().__init__(in_channels, out_channels, stride)
 
         def convolution(channels: int, kernel: int, stride: int) -> Conv2d:
+            spread = {"padding": dilation, "dilation": dilation} if kernel > 1 else {}
+            own_norm = get_norm(norm, out_channels)
             layer = Conv2d(
-                channels,
-                out_channels,
-                kernel_size=kernel,
-                stride=stride,
-                padding=dilation * (kernel // 2),
-                dilation=dilation if kernel > 1 else 1,
-                bias=False,
-                norm=get_norm(norm, out_channels),
+                channels, out_channels, kernel, stride=stride, bias=False, norm=own_norm, **spread
             )
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             return layer
@@ -106,14 +91,22 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
     stem = stem_class(
         in_channels=input_shape.channels, out_channels=options.STEM_OUT_CHANNELS, norm=options.NORM
     )
+    block: dict[str, Any] = {"block_class": DilatedBasicBlock}
+    if options.DEPTH >= 50:
+        block = {
+            "block_class": BottleneckBlock,
+            "num_groups": options.NUM_GROUPS,
+            "stride_in_1x1": options.STRIDE_IN_1X1,
+        }
     stages = []
-    in_channels, stride = options.STEM_OUT_CHANNELS, _STEM_STRIDE
-    dilation = 1
+    in_channels, stride, dilation = options.STEM_OUT_CHANNELS, stem.stride, 1
     for index, num_blocks in enumerate(BLOCKS_PER_STAGE[options.DEPTH]):
         first_stride = 2 if index > 0 and stride * 2 <= cfg.SMALLOBJ.OUTPUT_STRIDE else 1
         stride *= first_stride
         dilation *= 2 if index > 0 and first_stride == 1 else 1
         out_channels = options.RES2_OUT_CHANNELS * 2**index
+        if options.DEPTH >= 50:
+            block["bottleneck_channels"] = options.NUM_GROUPS * options.WIDTH_PER_GROUP * 2**index
         stages.append(
             ResNet.make_stage(
                 num_blocks=num_blocks,
@@ -122,25 +115,12 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
                 out_channels=out_channels,
                 dilation=dilation,
                 norm=options.NORM,
-                **_block_arguments(cfg, index),
+                **block,
             )
         )
         in_channels = out_channels
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
     return ResNet(stem, stages, out_features=options.OUT_FEATURES, freeze_at=freeze_at)
-
-
-def _block_arguments(cfg: CfgNode, stage: int) -> dict:
-    """Arguments of ``ResNet.make_stage`` that depend on the depth: the block class and its own."""
-    options = cfg.MODEL.RESNETS
-    if options.DEPTH < 50:
-        return {"block_class": DilatedBasicBlock}
-    return {
-        "block_class": BottleneckBlock,
-        "bottleneck_channels": options.NUM_GROUPS * options.WIDTH_PER_GROUP * 2**stage,
-        "num_groups": options.NUM_GROUPS,
-        "stride_in_1x1": options.STRIDE_IN_1X1,
-    }
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -158,8 +138,7 @@ class DeepLabV2Head(nn.Module):
         init_std: standard deviation of the initial weights; biases start at 0.
         loss: called as ``loss(logits, labels)``, returns a scalar; ``None`` where the
             meta-architecture has the loss.
-        ignore_value: label of pixels without a class; ``SemanticSegmentor`` reads it from here
-            to pad the labels of smaller images.
+        ignore_value: label with which ``SemanticSegmentor`` pads smaller images.
     """
 
     @configurable
@@ -208,7 +187,7 @@ class DeepLabV2Head(nn.Module):
             "num_classes": head.NUM_CLASSES,
             "dilations": cfg.SMALLOBJ.ASPP_DILATIONS,
             "init_std": cfg.SMALLOBJ.ASPP_INIT_STD,
-            "loss": None if brings_a_loss(cfg) else build_loss(cfg),
+            "loss": None if brings_a_loss(cfg) else SizeWeightedCrossEntropy(**loss_options(cfg)),
             "ignore_value": head.IGNORE_VALUE,
         }
 
@@ -224,7 +203,5 @@ class DeepLabV2Head(nn.Module):
         logits = self.layers(features)
         if self.training:
             return None, {"loss_sem_seg": self.loss(logits, targets)}
-        logits = F.interpolate(
-            logits.float(), scale_factor=self.common_stride, mode="bilinear", align_corners=False
-        )
-        return logits, {}
+        size = [side * self.common_stride for side in logits.shape[-2:]]
+        return resized(logits.float(), size), {}

@@ -6,6 +6,7 @@ DeepLab are registered, and their config keys added, when a config names them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,12 +18,10 @@ from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
-DEEPLAB = "detectron2.projects.deeplab"
-PROJECT_PARTS: Mapping[str, str] = {
-    "DeepLabV3Head": DEEPLAB,
-    "DeepLabV3PlusHead": DEEPLAB,
-    "build_resnet_deeplab_backbone": DEEPLAB,
-}
+PROJECT_PARTS: Mapping[str, str] = dict.fromkeys(
+    ("DeepLabV3Head", "DeepLabV3PlusHead", "build_resnet_deeplab_backbone"),
+    "detectron2.projects.deeplab",
+)
 """Name in a config to the project of detectron2 that registers it."""
 _REAL_HOST_ONLY = {"SemSegFPNHead", "build_resnet_fpn_backbone", *PROJECT_PARTS}
 _REGISTRIES = {
@@ -34,8 +33,8 @@ _REGISTRIES = {
 def add_project_configs(cfg: CfgNode, config_file: str, options: Sequence[str]) -> None:
     """Register the backbone and head that a YAML file ("": none) and ``KEY VALUE`` options name.
 
-    ``cfg`` gets their config keys. A file that cannot be read is left to the config's reader. A
-    part that is unknown, or that the embedded host lacks, is a ``ValueError``.
+    ``cfg`` gets their config keys. A part that is unknown, or that the embedded host lacks, is a
+    ``ValueError``.
     """
     named = _named_parts(config_file, options)
     for project in sorted({PROJECT_PARTS[x] for x in named.values() if x in PROJECT_PARTS}):
@@ -66,7 +65,11 @@ def _add_project(cfg: CfgNode, project: str, named: Mapping[str, str]) -> None:
 
 def _named_parts(config_file: str, options: Sequence[str]) -> dict[str, str]:
     """``{dotted key: name}`` of the backbone and the head that are named."""
-    tree = _read_tree(config_file)
+    tree: Mapping[str, Any] = {}
+    # A file that cannot be read is left to the config's own reader, which says why.
+    with contextlib.suppress(OSError, KeyError, AssertionError, ValueError, yaml.YAMLError):
+        if config_file:
+            tree = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
     given = dict(zip(options[::2], options[1::2]))
     named = {}
     for path in _REGISTRIES:
@@ -78,12 +81,3 @@ def _named_parts(config_file: str, options: Sequence[str]) -> dict[str, str]:
         if isinstance(value, str):
             named[key] = value
     return named
-
-
-def _read_tree(config_file: str) -> Mapping[str, Any]:
-    if not config_file:
-        return {}
-    try:
-        return CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
-    except (OSError, KeyError, AssertionError, ValueError, yaml.YAMLError):
-        return {}

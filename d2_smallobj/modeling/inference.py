@@ -5,15 +5,16 @@ Shapes: K classes, H x W the input image, H' x W' the wanted output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Callable
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from d2_smallobj.config import AVERAGES
+from d2_smallobj.modeling.segmentor import resized
 from d2_smallobj.postprocessing import CrfOptions, DenseCrf
 from d2_smallobj.utils.options import look_up_option
 from detectron2.config import CfgNode
@@ -45,9 +46,7 @@ class MultiViewInference(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.views = [
-            (scale, mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]
-        ]
+        self.views = list(itertools.product(scales, (False, True)[: 1 + flip]))
         self.average = look_up_option("average", average, AVERAGES)
         self.refine = refine
         # Evaluation restores the mode that it finds, on the whole tree.
@@ -132,5 +131,4 @@ def _resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """A (3, H, W) image at another size; the same tensor when it has that size."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    batch = image[None].float()
-    return F.interpolate(batch, size=tuple(size), mode="bilinear", align_corners=False)[0]
+    return resized(image[None].float(), size)[0]

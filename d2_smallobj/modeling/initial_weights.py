@@ -26,7 +26,6 @@ from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
 
-_GROUPS = 20
 # Counters, and the normalisation of images, which the config decides.
 _NOT_WEIGHTS = re.compile(r"(?:^|\.)(?:num_batches_tracked|pixel_mean|pixel_std)$")
 _STATISTICS = re.compile(r"^(.*\.norm)\.running_(?:mean|var)$")
@@ -44,12 +43,10 @@ class Match:
         unused: names in the file that the model has no place for.
     """
 
-    pairs: dict[str, str] = dataclasses.field(default_factory=dict)
-    wrong_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = dataclasses.field(
-        default_factory=dict
-    )
-    missing: list[str] = dataclasses.field(default_factory=list)
-    unused: list[str] = dataclasses.field(default_factory=list)
+    pairs: dict[str, str]
+    wrong_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    missing: list[str]
+    unused: list[str]
 
     def resnet_differences(self) -> dict[str, list[str]]:
         """Names in which the file's ResNet differs from the model's, by kind of difference.
@@ -58,12 +55,12 @@ class Match:
         """
         keys = (*self.pairs, *self.wrong_shape, *self.missing)
         stages = {stage for key in keys for stage in _RESNET.findall(key)}
-        in_stages = [n for n in self.unused if stages.intersection(_RESNET.findall(n))]
+        # Caffe's first convolution comes with a bias of about 1e-9.
+        unused = [name for name in self.unused if not name.endswith("stem.conv1.bias")]
         kinds = {
             "with other shapes": [key for key in self.wrong_shape if _RESNET.search(key)],
             "only in the model": [key for key in self.missing if _RESNET.search(key)],
-            # Caffe's first convolution comes with a bias of about 1e-9.
-            "only in the file": [n for n in in_stages if not n.endswith("stem.conv1.bias")],
+            "only in the file": [n for n in unused if stages.intersection(_RESNET.findall(n))],
         }
         return {kind: names for kind, names in kinds.items() if names}
 
@@ -89,8 +86,8 @@ def match_weights(
     With ``by_suffix`` a name in the file may be the end of the model's, after a dot; the longest
     wins. One tensor of the file for two of the model is an error.
     """
-    match = Match()
     taken: dict[str, str] = {}
+    match = Match({}, {}, [], [])
     for key, value in model.items():
         parts = key.split(".")
         ends = (".".join(parts[i:]) for i in range(len(parts) if by_suffix else 1))
@@ -140,12 +137,8 @@ def load_weights(
     ``source`` and ``author`` (detectron2's ``__author__``) describe the file. ``by_suffix`` matches
     the ends of names even in detectron2's own layout (``matching_heuristics``). ``complete``
     requires every tensor of the model, as an evaluation does; otherwise a head for other classes
-    is named in a warning and keeps its initialisation. ``cfg`` is compared with the weights'
-    conventions; a difference is a warning.
-
-    Raises:
-        ValueError: if nothing matches, values are not finite, the file's ResNet is another one, or
-            ``complete`` and something is missing.
+    is named in a warning and keeps its initialisation. A ``cfg`` that does not fit the weights'
+    conventions is a warning too; a file that does not fit the model is a ``ValueError``.
     """
     tensors, skipped = _tensors(weights, source)
     layout = detect_layout(tensors)
@@ -182,8 +175,7 @@ def load_weights(
     conventions = layout.conventions
     if layout is DETECTRON2 and author == "torchvision":
         conventions = TORCHVISION_CONVENTIONS
-    mismatches = convention_mismatches(cfg, conventions) if cfg and conventions else []
-    if mismatches:
+    if cfg and conventions and (mismatches := convention_mismatches(cfg, conventions)):
         logger.warning(
             f"{source}: these weights were trained on another input or geometry than the config "
             f"gives them: {'; '.join(mismatches)}"
@@ -235,9 +227,9 @@ def _check(match: Match, source: str, complete: bool) -> None:
             f"{source} holds another ResNet than the model's ({kinds}). MODEL.RESNETS (DEPTH, "
             "widths, NORM) must be those of the file"
         )
-    if not complete and not match.pairs:
-        raise ValueError(f"{source} fits the model nowhere: {match.shape_message()}")
     problems = [match.shape_message()] if match.wrong_shape else []
+    if not complete and not match.pairs:
+        raise ValueError(f"{source} fits the model nowhere: {problems[0]}")
     if match.missing:
         problems.append(f"it lacks {listed(match.missing)}")
     if complete and problems:
@@ -249,4 +241,4 @@ def _grouped(names: Collection[str], limit: int = 10) -> str:
     if len(names) <= limit:
         return ", ".join(names)
     counts = Counter(".".join(name.split(".")[:2]) for name in names)
-    return listed([f"{name} ({count})" for name, count in counts.items()], _GROUPS)
+    return listed([f"{name} ({count})" for name, count in counts.items()], 20)

@@ -1,17 +1,14 @@
 """Meta-architecture: any backbone, any head with ``layers``, the size-balanced loss, MSC.
 
-Also the loss from the config, and the sizes of the logit maps that a config's model makes.
-
 Shapes: N images, K classes (background included), H x W the padded batch, h x w a logit map.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -75,7 +72,7 @@ class SizeBalancedSegmentor(nn.Module):
         return {
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
-            "loss": build_loss(cfg),
+            "loss": SizeWeightedCrossEntropy(**loss_options(cfg)),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
@@ -137,32 +134,27 @@ class SizeBalancedSegmentor(nn.Module):
         full = self.sem_seg_head.layers(self.backbone(images))
         if not self.msc_scales:
             return {"": full}
-        maps = {"_1": full}
+        maps, at_full_size = {"_1": full}, [full]
         for scale in self.msc_scales:
-            maps[f"_{scale:g}"] = self.sem_seg_head.layers(self.backbone(_rescale(images, scale)))
-        resized = [full] + [
-            F.interpolate(x, size=full.shape[-2:], mode="bilinear", align_corners=False)
-            for x in list(maps.values())[1:]
-        ]
-        maps["_max"] = torch.stack(resized).amax(dim=0)
+            x = self.sem_seg_head.layers(self.backbone(_rescale(images, scale)))
+            maps[f"_{scale:g}"] = x
+            at_full_size.append(resized(x, full.shape[-2:]))
+        maps["_max"] = torch.stack(at_full_size).amax(dim=0)
         return maps
 
     def upsampled_scores(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, H, W) of images (N, 3, H, W); the maximum map under MSC."""
         logits = list(self.logits(images).values())[-1]
-        return F.interpolate(
-            logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False
-        )
+        return resized(logits.float(), images.shape[-2:])
 
     def _labels(self, batched_inputs: Sequence[dict[str, Any]]) -> torch.Tensor:
         """The label maps of a training batch, int64 (N, H, W)."""
-        labels = self._stack(batched_inputs, "sem_seg", self.ignore_label)
-        if labels is None:
+        if "sem_seg" not in batched_inputs[0]:
             raise ValueError(
                 "training needs labels: the key 'sem_seg' is not in the batch, which holds "
                 f"{sorted(batched_inputs[0])}; map it with a training mapper"
             )
-        return labels
+        return self._stack(batched_inputs, "sem_seg", self.ignore_label)
 
     def _size_weights(
         self, batched_inputs: Sequence[dict[str, Any]]
@@ -195,8 +187,12 @@ def _rescale(images: torch.Tensor, scale: float) -> torch.Tensor:
     # a side of 321 halved to 160 would be sampled at steps of 321 / 160.
     if all(side * scale >= 1 for side in images.shape[-2:]):
         return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
-    size = [max(1, math.floor(side * scale)) for side in images.shape[-2:]]
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    return resized(images, [max(1, math.floor(side * scale)) for side in images.shape[-2:]])
+
+
+def resized(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Maps or images (N, C, H, W) at another size, bilinear."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def weights_for(
@@ -233,23 +229,14 @@ def loss_options(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def build_loss(cfg: CfgNode) -> SizeWeightedCrossEntropy:
-    """Build the loss from ``SMALLOBJ``."""
-    return SizeWeightedCrossEntropy(**loss_options(cfg))
-
-
 def brings_a_loss(cfg: CfgNode) -> bool:
     """True if the meta-architecture has a loss, so that the head needs none."""
     architecture = dict(META_ARCH_REGISTRY).get(cfg.MODEL.META_ARCHITECTURE, nn.Module)
     return isinstance(architecture, type) and issubclass(architecture, SizeBalancedSegmentor)
 
 
-@dataclasses.dataclass(frozen=True)
-class LogitSizes:
-    """Sizes that a training crop leads to: of the padded batch, and of its logit maps, each once.
-
-    There are no maps where they cannot be known beforehand.
-    """
+class LogitSizes(NamedTuple):
+    """Sizes of the padded batch and of its logit maps, each once; no maps where none are known."""
 
     padded: tuple[int, int]
     maps: tuple[tuple[int, int], ...]
@@ -259,9 +246,9 @@ _known_sizes: dict[str, LogitSizes] = {}
 
 
 def logit_sizes(cfg: CfgNode) -> LogitSizes:
-    """Find the sizes of a model's logit maps by running it on tensors without memory.
+    """Find the sizes that a training crop leads to by running the model without memory.
 
-    None are found for architectures other than ``SizeBalancedSegmentor``.
+    No maps are found for architectures other than ``SizeBalancedSegmentor``.
     """
     key = cfg.dump()
     if key not in _known_sizes:
@@ -277,10 +264,9 @@ def _find_sizes(cfg: CfgNode) -> LogitSizes:
     try:
         with torch.device("meta"):
             model = build_model(shapes_only).eval()
+        # Not on that device by default: padding computes with sizes in tensors.
         with torch.no_grad():
-            # Not on that device by default: padding computes with sizes in tensors.
-            crop = torch.empty(3, height, width, device="meta")
-            images = model._pad([crop], 0.0).tensor
+            images = model._pad([torch.empty(3, height, width, device="meta")], 0.0).tensor
             logits = model.logits(images)
     except (AttributeError, NotImplementedError, RuntimeError) as error:
         logger.info(f"Size weights are computed in the training step, which is slower ({error})")

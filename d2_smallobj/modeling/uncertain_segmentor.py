@@ -8,9 +8,8 @@ S spreads: C in the form "per_class", else 1; H x W the padded batch, h x w a lo
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -21,8 +20,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 
 
-@dataclasses.dataclass(frozen=True)
-class Observation:
+class Observation(NamedTuple):
     """Labels and sigma of one training step, for logs and pictures; tensors without gradient.
 
     ``image`` is the first one, normalised, (3, H, W); the others are (N, H', W'): ``labels`` of

@@ -7,9 +7,9 @@ places in a model.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
 
@@ -19,8 +19,7 @@ _TOLERANCE = 3.0
 _WRAPPERS = re.compile(r"^(?:(?:module|model|net|encoder|backbone|base|scale)\.)+")
 
 
-@dataclasses.dataclass(frozen=True)
-class Conventions:
+class Conventions(NamedTuple):
     """Input and geometry that a net was trained with; the config must give it the same.
 
     ``pixel_mean`` and ``pixel_std`` are in the order of ``image_format``, ``"BGR"`` or ``"RGB"``;
@@ -34,15 +33,13 @@ class Conventions:
     stem_pool_ceil: bool | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """One way to name the tensors of a ResNet or DeepLab.
 
     ``mark`` matches a name that only files of this layout hold; ``rename`` maps a name, less
     wrappers, to detectron2's.
     """
 
-    name: str
     description: str
     mark: re.Pattern[str]
     rename: Callable[[str], str]
@@ -115,27 +112,24 @@ TORCHVISION_CONVENTIONS = Conventions(
 )
 
 CAFFE2 = Layout(
-    "caffe2",
     "Caffe2 blobs (detectron2's MSRA models)",
     re.compile(r"^(?:.*/)?res2_0_branch2[ab]_w$"),
     _rename_caffe2,
     Conventions(*_CAFFE_INPUT, stride_in_1x1=True),
 )
 TORCHVISION = Layout(
-    "torchvision",
     "torchvision's ResNet",
     re.compile(r"^layer1\.0\.conv1\.weight$"),
     _rename_torchvision,
     TORCHVISION_CONVENTIONS,
 )
 KAZUTO = Layout(
-    "kazuto",
     "kazuto1011/deeplab-pytorch",
     re.compile(r"^layer2\.block1\.reduce\.conv\.weight$"),
     _rename_kazuto,
     Conventions(*_CAFFE_INPUT, stride_in_1x1=True, stem_pool_ceil=True),
 )
-DETECTRON2 = Layout("detectron2", "detectron2's names", re.compile(r"(?!)"), lambda name: name)
+DETECTRON2 = Layout("detectron2's names", re.compile(r"(?!)"), lambda name: name)
 
 
 def detect_layout(names: Iterable[str]) -> Layout:

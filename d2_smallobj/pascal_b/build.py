@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 from tqdm import tqdm
 
@@ -56,7 +56,7 @@ from d2_smallobj.pascal_b.sampling import import_scipy, select
 from d2_smallobj.pascal_b.screening import (
     ScreeningOptions,
     Verdict,
-    screen_candidates,
+    screen,
     write_candidate_list,
 )
 from d2_smallobj.utils.messages import itemized
@@ -111,8 +111,7 @@ class BuildOptions:
         seed: of the choice between equally balanced sets, >= 0.
         screening: requirements on an image.
         rejected: reject lists, see :func:`.candidates.read_reject_list`.
-        voc: a VOC folder (``VOCdevkit/VOC2012``) whose images must not be in the set; None:
-            not checked.
+        voc: ``VOCdevkit/VOC2012``, whose images must not be in the set; None: not checked.
         max_distance: bits, of 64, in which near-duplicates of VOC's images may differ.
         candidate_list: a CSV file to write with the verdict on every candidate.
     """
@@ -137,8 +136,7 @@ def _check_integer(name: str, value: object, low: int) -> None:
         raise ValueError(f"{name}: expected an integer >= {low}, got {value!r}")
 
 
-@dataclasses.dataclass(frozen=True)
-class BuildResult:
+class BuildResult(NamedTuple):
     """A set that was built: its folder, its manifest, and sentences for the user."""
 
     folder: Path
@@ -166,16 +164,18 @@ def build_pascal_b(paths: BuildPaths, options: BuildOptions) -> BuildResult:
         rejected.update(read_reject_list(path))
     pictures = _check_pictures(paths, options)
     sources = _read_sources(paths)
-    candidates, dropped = find_candidates(sources, options.screening.coco_class_ids, rejected)
-    verdicts = screen_candidates(sources, candidates, options.screening, **paths.parallel)
+    candidates, others = find_candidates(sources, options.screening.coco_class_ids, rejected)
+    judge = functools.partial(screen, paths=sources.paths, options=options.screening)
+    images = list(candidates.values())
+    verdicts = list(parallel_map(judge, images, description="screening", **paths.parallel))
     if options.candidate_list is not None:
         write_candidate_list(options.candidate_list, candidates, verdicts)
     wanted = {name: getattr(options, name) for name in ("number", "seed", "per_cell")}
-    selection = select(candidates, dropped, verdicts, pictures, **wanted)
+    selection = select(candidates, others, verdicts, pictures, **wanted)
     rendered, partial = _render(sources, selection.chosen, options.screening, paths)
     annotations = format_annotations(selection.chosen, rendered)
     outcomes = [(c, image.outcomes) for c, image in zip(selection.chosen, rendered)]
-    images = Counter(outcome.value for outcome in selection.dropped.values())
+    dropped = Counter(outcome.value for outcome in selection.dropped.values())
     duplicates = [duplicate._asdict() for duplicate in selection.near_duplicates]
     manifest = {
         "format": FORMAT,
@@ -187,7 +187,7 @@ def build_pascal_b(paths: BuildPaths, options: BuildOptions) -> BuildResult:
         "balance": describe_balance(selection.counts, selection.sample, options.seed),
         "images": {
             "in the set": len(selection.chosen),
-            **{o.value: images[o.value] for o in Outcome if images[o.value]},
+            **{o.value: dropped[o.value] for o in Outcome if dropped[o.value]},
         },
         "rejected": {str(n): rejected[n] for n in sorted(set(rejected) & set(selection.dropped))},
         "near_duplicates": None if options.voc is None else duplicates,
@@ -212,10 +212,9 @@ def rebuild_pascal_b(paths: BuildPaths, manifest_path: str | os.PathLike[str]) -
     """
     check_place(Path(paths.output), force=paths.force)
     manifest = read_manifest(manifest_path)
+    options = manifest["screening"]
     try:
-        screening = ScreeningOptions(
-            **{**manifest["screening"], "from_coco": tuple(manifest["screening"]["from_coco"])}
-        )
+        screening = ScreeningOptions(**{**options, "from_coco": tuple(options["from_coco"])})
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{manifest_path}: 'screening': {error}") from error
     sources = _read_sources(paths)
@@ -225,10 +224,8 @@ def rebuild_pascal_b(paths: BuildPaths, manifest_path: str | os.PathLike[str]) -
     ]
     chosen = [candidate for candidate in found if isinstance(candidate, Candidate)]
     if len(chosen) != len(found):
-        raise ValueError(
-            f"{manifest_path}: {len(found) - len(chosen)} of its images are no candidates in "
-            "the inputs"
-        )
+        missing = f"{len(found) - len(chosen)} of its images are no candidates in the inputs"
+        raise ValueError(f"{manifest_path}: {missing}")
     pictures = _check_pictures(paths, BuildOptions())
     if pictures is not None:
         pictures.near_duplicates(chosen)
@@ -248,13 +245,12 @@ def rebuild_pascal_b(paths: BuildPaths, manifest_path: str | os.PathLike[str]) -
 
 def _check_pictures(paths: BuildPaths, options: BuildOptions) -> PictureCheck | None:
     """Make the check of pictures; None without pictures."""
-    if paths.pictures is None:
-        if options.voc is not None:
-            raise ValueError("voc: near-duplicates can only be found with pictures, got none")
-        return None
-    return PictureCheck(
-        paths.pictures, options.voc, max_distance=options.max_distance, **paths.parallel
-    )
+    if paths.pictures is not None:
+        distance = options.max_distance
+        return PictureCheck(paths.pictures, options.voc, max_distance=distance, **paths.parallel)
+    if options.voc is not None:
+        raise ValueError("voc: near-duplicates can only be found with pictures, got none")
+    return None
 
 
 def _read_sources(paths: BuildPaths) -> AnnotationSources:

@@ -19,7 +19,6 @@ from d2_smallobj.pascal_b.index import (
     AnnotationIndex,
     CategoryRule,
     Image,
-    missing_coco_names,
     missing_lvis_names,
 )
 from d2_smallobj.utils.messages import itemized
@@ -77,24 +76,16 @@ class Piece(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """An image that could be in PASCAL-B.
+    """An image that could be in PASCAL-B, with its annotations of the 20 classes by their ids."""
 
-    Attributes:
-        image_id: COCO's id.
-        file_name: path below the folder of ``train2017`` and ``val2017``.
-        height, width: pixels.
-        lvis, coco: its annotations of the 20 classes, by annotation id.
-        verified: classes that LVIS looked for everywhere in the image: found and labelled
-            exhaustively, or found to be absent.
-        not_exhaustive: classes of which LVIS says that it labelled some instances only.
-    """
-
-    image_id: int
-    file_name: str
-    height: int
+    image_id: int  # COCO's
+    file_name: str  # path below the folder of train2017 and val2017
+    height: int  # pixels, as width
     width: int
     lvis: tuple[Piece, ...]
     coco: tuple[Piece, ...]
+    # Classes that LVIS looked for everywhere in the image: found and labelled exhaustively, or
+    # found to be absent; and those of which it says that it labelled some instances only.
     verified: frozenset[int]
     not_exhaustive: frozenset[int]
 
@@ -107,13 +98,9 @@ class Candidate:
 class AnnotationSources:
     """The LVIS files of one version and the COCO 2017 files together.
 
-    Attributes:
-        files: all of them, LVIS first.
-        missing: names of the classes' own categories that the LVIS files lack; sentences.
-
-    Raises:
-        ValueError: an image is in two files of a kind, a COCO file lacks a category of the 20
-            classes, or the LVIS files have none at all.
+    ``files`` are all of them, LVIS first; ``missing`` tells the classes' own categories that the
+    LVIS files lack. Raises ValueError if an image is in two files of a kind, a COCO file lacks a
+    category of the 20 classes, or the LVIS files have none at all.
     """
 
     def __init__(self, lvis: Sequence[AnnotationIndex], coco: Sequence[AnnotationIndex]) -> None:
@@ -129,7 +116,7 @@ class AnnotationSources:
             {line for file in lvis for line in missing_lvis_names(file.categories.values())}
         )
         for file in coco:
-            lacking = missing_coco_names(file.categories.values())
+            lacking = sorted(set(COCO_RULES) - set(file.categories.values()))
             if lacking:
                 raise ValueError(f"{file.path}: COCO's categories {lacking} are missing")
         if not any(self._rules[: len(lvis)]):
@@ -247,12 +234,8 @@ def read_reject_list(path: str | os.PathLike[str]) -> dict[int, str]:
     "reason": "..."}]}`` (a reason is optional), or plain text: one image id a line, the rest of
     a line after ``#`` being the reason.
 
-    Returns:
-        Reason by image id, empty where none is given.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has another form, or names an image twice; says where.
+    Returns the reason by image id, empty where none is given. Raises FileNotFoundError if there is
+    no such file, ValueError if it has another form or names an image twice; says where.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")

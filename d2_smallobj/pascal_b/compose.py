@@ -75,29 +75,27 @@ class Layer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Composition:
-    """An image, ready to be judged or painted.
+    """An image, ready to be judged or painted; shares are in 0..1."""
 
-    Attributes:
-        layers: from the bottom to the top; the instances are those that are not void.
-        outcomes: (N,) of the annotations.
-        disagreement: share of pixels, in 0..1, of those that LVIS or COCO labels as a class that
-            both looked for, on which they differ; counted by class.
-        overlap: largest intersection over union of two instances, before one hides another.
-        void_share: share of the image that is 255, in 0..1.
-        complete: whether COCO fills in wherever LVIS says that it labelled some instances only.
-    """
-
-    layers: tuple[Layer, ...]
-    outcomes: tuple[Outcome, ...]
+    layers: tuple[Layer, ...]  # from the bottom to the top; those that are not void are instances
+    outcomes: tuple[Outcome, ...]  # of the N annotations
+    # Share of pixels on which LVIS and COCO differ, of those that either labels as a class that
+    # both looked for; counted by class.
     disagreement: float
-    overlap: float
-    void_share: float
-    complete: bool
+    overlap: float  # largest intersection over union of two instances, before one hides another
+    void_share: float  # of the image
+    complete: bool  # COCO fills in wherever LVIS says that it labelled some instances only
 
     @property
     def instances(self) -> list[Layer]:
         """The layers of instances, in the order of their annotations."""
         return sorted((layer for layer in self.layers if not layer.void), key=lambda la: la.piece)
+
+    @property
+    def instance_ids(self) -> dict[int, int]:
+        """Id of every instance in the instance map, by its annotation: 1.., but never 255."""
+        pieces = (layer.piece for layer in self.instances)
+        return {piece: n if n < 255 else n + 1 for n, piece in enumerate(pieces, start=1)}
 
 
 def compose(
@@ -109,7 +107,6 @@ def compose(
     ``min_area`` visible pixels become void.
     """
     scene = _Scene(candidate, masks, from_coco)
-    scene.drop_empty()
     scene.paint_parts_into_trains()
     scene.drop_duplicates()
     scene.resolve_uncertain()
@@ -145,28 +142,20 @@ class _Scene:
         self._coco: list[int] = []
         self._uncertain: list[int] = []
         self._lvis: list[int] = []
+        self.outcomes = [Outcome.USED] * len(masks)
         for number, piece in enumerate(self._pieces):
-            if piece.crowd:
+            if not self._areas[number]:
+                self.outcomes[number] = Outcome.EMPTY
+            elif piece.crowd:
+                self.outcomes[number] = Outcome.CROWD
                 self._crowds.append(number)
             elif number >= len(candidate.lvis):
                 self._coco.append(number)
             elif piece.role in UNCERTAIN:
+                self.outcomes[number] = Outcome.VOID_AMBIGUOUS
                 self._uncertain.append(number)
             else:
                 self._lvis.append(number)
-        self.outcomes = [Outcome.USED] * len(masks)
-        for number in self._uncertain:
-            self.outcomes[number] = Outcome.VOID_AMBIGUOUS
-        for number in self._crowds:
-            self.outcomes[number] = Outcome.CROWD
-
-    def drop_empty(self) -> None:
-        """Leave out masks without a pixel."""
-        for number, area in enumerate(self._areas):
-            if not area:
-                self.outcomes[number] = Outcome.EMPTY
-        for group in (self._crowds, self._coco, self._uncertain, self._lvis):
-            group[:] = [n for n in group if self.outcomes[n] is not Outcome.EMPTY]
 
     def paint_parts_into_trains(self) -> None:
         """Join railway cars to the train that they overlap most; without one, they are trains."""

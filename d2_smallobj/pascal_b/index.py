@@ -15,6 +15,7 @@ import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,8 +33,7 @@ calls the object; a wider notion, of which LVIS may also name the kind."""
 UNCERTAIN = (AMBIGUOUS, GENERAL)
 
 
-@dataclasses.dataclass(frozen=True)
-class CategoryRule:
+class CategoryRule(NamedTuple):
     """VOC class, 1..20 (of an uncertain category, the one that it may be), and role."""
 
     class_id: int
@@ -41,59 +41,52 @@ class CategoryRule:
 
 
 # One of the names of a group must be in an LVIS file; v0.5 calls persons (person.n.01) "baby".
+_SAME_NAME = ("bicycle", "bird", "boat", "bottle", "cat", "chair", "cow", "dog", "horse", "sheep")
 _CORE: dict[str, tuple[tuple[str, ...], ...]] = {
+    **{name: ((name,),) for name in (*_SAME_NAME, "sofa")},
     "aeroplane": (("airplane",),),
-    "bicycle": (("bicycle",),),
-    "bird": (("bird",),),
-    "boat": (("boat",),),
-    "bottle": (("bottle",),),
     "bus": (("bus_(vehicle)",),),
     "car": (("car_(automobile)",),),
-    "cat": (("cat",),),
-    "chair": (("chair",),),
-    "cow": (("cow",),),
     "diningtable": (("dining_table",),),
-    "dog": (("dog",),),
-    "horse": (("horse",),),
     "motorbike": (("motorcycle",),),
     "person": (("person", "baby"),),
-    "sheep": (("sheep",),),
-    "sofa": (("sofa",),),
     "train": (("train_(railroad_vehicle)",),),
     "tvmonitor": (("television_set",), ("monitor_(computer_equipment) computer_monitor",)),
 }
-# Names separated by spaces.
-_EXTENSIONS = {
-    "aeroplane": "fighter_jet jet_plane seaplane",
-    "bicycle": "tricycle unicycle",
-    "bird": "duck duckling eagle falcon flamingo goose gull heron hummingbird mallard ostrich owl "
-    "parakeet parrot pelican penguin pigeon puffin seabird vulture crow cock chicken_(animal) "
-    "turkey_(bird)",
-    "boat": "barge canoe cargo_ship cruise_ship dinghy ferry gondola_(boat) houseboat kayak "
-    "passenger_ship river_boat yacht fishing_boat motorboat",
-    "bottle": "beer_bottle water_bottle wine_bottle",
-    "bus": "school_bus",
-    "car": "cab_(taxi) convertible_(automobile) jeep limousine minivan race_car",
-    "cat": "kitten",
-    "chair": "armchair deck_chair folding_chair rocking_chair recliner highchair wing_chair",
-    "cow": "bull calf",
-    "diningtable": "kitchen_table",
-    "dog": "bulldog dalmatian pug-dog puppy shepherd_dog Chihuahua dachshund",
-    "horse": "foal pony domestic_ass",
-    "motorbike": "dirt_bike motor_scooter",
-    "sheep": "black_sheep lamb_(animal) ram_(animal)",
-    "sofa": "loveseat",
-    "train": "bullet_train",
-}
-_PARTS = {
-    "train": "railcar_(part_of_a_train) passenger_car_(part_of_a_train) freight_car cabin_car"
-}
-_GENERAL = {"diningtable": "table"}
-_AMBIGUOUS = {
-    "bottle": "thermos_bottle",
-    "boat": "raft",
-    "car": "pickup_truck police_cruiser",
-    "sofa": "sofa_bed",
+# Other roles; names separated by spaces.
+_OTHERS = {
+    EXTENSION: {
+        "aeroplane": "fighter_jet jet_plane seaplane",
+        "bicycle": "tricycle unicycle",
+        "bird": "duck duckling eagle falcon flamingo goose gull heron hummingbird mallard ostrich "
+        "owl parakeet parrot pelican penguin pigeon puffin seabird vulture crow cock "
+        "chicken_(animal) turkey_(bird)",
+        "boat": "barge canoe cargo_ship cruise_ship dinghy ferry gondola_(boat) houseboat kayak "
+        "passenger_ship river_boat yacht fishing_boat motorboat",
+        "bottle": "beer_bottle water_bottle wine_bottle",
+        "bus": "school_bus",
+        "car": "cab_(taxi) convertible_(automobile) jeep limousine minivan race_car",
+        "cat": "kitten",
+        "chair": "armchair deck_chair folding_chair rocking_chair recliner highchair wing_chair",
+        "cow": "bull calf",
+        "diningtable": "kitchen_table",
+        "dog": "bulldog dalmatian pug-dog puppy shepherd_dog Chihuahua dachshund",
+        "horse": "foal pony domestic_ass",
+        "motorbike": "dirt_bike motor_scooter",
+        "sheep": "black_sheep lamb_(animal) ram_(animal)",
+        "sofa": "loveseat",
+        "train": "bullet_train",
+    },
+    PART: {
+        "train": "railcar_(part_of_a_train) passenger_car_(part_of_a_train) freight_car cabin_car"
+    },
+    GENERAL: {"diningtable": "table"},
+    AMBIGUOUS: {
+        "bottle": "thermos_bottle",
+        "boat": "raft",
+        "car": "pickup_truck police_cruiser",
+        "sofa": "sofa_bed",
+    },
 }
 # COCO's names where they are not VOC's.
 _COCO = {
@@ -111,32 +104,23 @@ COCO_CLASS_OPTIONS = ("pottedplant", "diningtable")
 
 def class_id(name: str) -> int:
     """Id of a VOC class, 1..20."""
-    return VOC_CLASS_NAMES.index(look_up_option("class", name, VOC_CLASS_NAMES[1:]))
+    return VOC_CLASS_NAMES.index(name)
 
 
-def _lvis_rules() -> dict[str, CategoryRule]:
-    """Rule of every LVIS category that is not background, by name."""
-    names = {
-        CORE: {name: [c for group in groups for c in group] for name, groups in _CORE.items()},
-        **{
-            role: {name: text.split() for name, text in table.items()}
-            for role, table in (
-                (EXTENSION, _EXTENSIONS),
-                (AMBIGUOUS, _AMBIGUOUS),
-                (GENERAL, _GENERAL),
-                (PART, _PARTS),
-            )
-        },
-    }
-    return {
+LVIS_RULES = {
+    **{
+        category: CategoryRule(class_id(name), CORE)
+        for name, groups in _CORE.items()
+        for group in groups
+        for category in group
+    },
+    **{
         category: CategoryRule(class_id(name), role)
-        for role, table in names.items()
-        for name, categories in table.items()
-        for category in categories
-    }
-
-
-LVIS_RULES = _lvis_rules()
+        for role, table in _OTHERS.items()
+        for name, text in table.items()
+        for category in text.split()
+    },
+}
 """Rule by LVIS category name; the names of v0.5 and v1 together."""
 COCO_RULES = {
     _COCO.get(name, name): CategoryRule(class_id(name), CORE) for name in VOC_CLASS_NAMES[1:]
@@ -157,11 +141,6 @@ def missing_lvis_names(names: Collection[str]) -> list[str]:
     ]
 
 
-def missing_coco_names(names: Iterable[str]) -> list[str]:
-    """List the categories of the 20 classes that are not among a COCO file's category names."""
-    return sorted(set(COCO_RULES) - set(names))
-
-
 KINDS = ("lvis", "coco")
 _LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 _LARGEST_ID = 1 << 62
@@ -169,49 +148,32 @@ _LARGEST_ID = 1 << 62
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """An image of an annotation file.
-
-    Attributes:
-        height, width: pixels.
-        file_name: path below the folder of ``train2017`` and ``val2017``, from the URL where
-            there is one (LVIS v0.5 names files as COCO 2014 does, v1 not at all).
-        negative: ids of categories that LVIS verified to be absent; none in COCO.
-        not_exhaustive: ids of categories of which LVIS labelled some instances only.
-    """
+    """An image of an annotation file, sizes in pixels."""
 
     height: int
     width: int
+    # Path below the folder of train2017 and val2017, from the URL where there is one (LVIS v0.5
+    # names files as COCO 2014 does, v1 not at all).
     file_name: str
-    negative: tuple[int, ...] = ()
-    not_exhaustive: tuple[int, ...] = ()
+    negative: tuple[int, ...] = ()  # ids of categories that LVIS verified to be absent
+    not_exhaustive: tuple[int, ...] = ()  # ids of those of which it labelled some instances only
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AnnotationIndex:
-    """Contents of a file; annotations in the order of image id and annotation id.
-
-    Attributes:
-        path: the file.
-        kind: ``"lvis"`` or ``"coco"``.
-        sha256, size: of its content; hexadecimal, bytes.
-        images: image by id.
-        categories: category name by id.
-        annotation_ids, image_ids, category_ids: int64 (A,).
-        crowd: bool (A,).
-        segmentations: JSON text by position, for annotations of the 20 classes.
-    """
+    """Contents of a file; annotations in the order of image id and annotation id."""
 
     path: Path
-    kind: str
-    sha256: str
-    size: int
-    images: Mapping[int, Image]
-    categories: Mapping[int, str]
-    annotation_ids: np.ndarray
+    kind: str  # of KINDS
+    sha256: str  # of its content, hexadecimal
+    size: int  # bytes
+    images: Mapping[int, Image]  # by id
+    categories: Mapping[int, str]  # names by id
+    annotation_ids: np.ndarray  # int64 (A,), as the next two
     image_ids: np.ndarray
     category_ids: np.ndarray
-    crowd: np.ndarray
-    segmentations: Mapping[int, bytes]
+    crowd: np.ndarray  # bool (A,)
+    segmentations: Mapping[int, bytes]  # JSON text by position, for annotations of the 20 classes
 
     def rows_of(self, image_id: int) -> range:
         """Positions of an image's annotations."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.resources
-import io
 import json
 import os
 import platform
@@ -23,6 +21,7 @@ from d2_smallobj.pascal_b.index import AnnotationIndex
 from d2_smallobj.pascal_b.sampling import Sample
 from d2_smallobj.pascal_b.screening import CLASSES_AND_SIZES
 from d2_smallobj.statistics.balance import coefficient_of_variation, normalized_entropy
+from d2_smallobj.utils.files import csv_text
 
 FORMAT, MANIFEST_VERSION = "d2_smallobj PASCAL-B manifest", 1
 MANIFEST_NAME = "manifest.json"
@@ -30,12 +29,13 @@ STATUSES = ("used", "void", "crowd", "background", "dropped")
 _PACKAGES = ("d2_smallobj", "numpy", "scipy", "pycocotools", "opencv-python", "Pillow")
 _RANDOM_DRAWS = 100
 _KEYS = ("image_ids", "inputs", "screening", "outputs", "balance", "sampling", "accounting")
+_COLUMNS = ("source", "category", "class", "annotations")
 _CODES = {outcome: code for code, outcome in enumerate(Outcome)}
 
 Manifest = dict[str, Any]
 AccountRow = dict[str, Any]
-"""``source`` (lvis or coco), ``category``, ``class`` ("" for background), ``annotations`` (their
-number) and ``outcomes`` (number by :class:`Outcome` value, zeros left out)."""
+"""``source``, ``category``, ``class`` ("" for background), ``annotations`` (their number) and
+``outcomes`` (number by :class:`Outcome` value, zeros left out)."""
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -59,11 +59,6 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     return content
 
 
-def format_manifest(manifest: Mapping[str, Any]) -> str:
-    """Format the manifest as JSON."""
-    return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-
-
 def describe_inputs(files: Sequence[AnnotationIndex]) -> list[dict[str, Any]]:
     """Describe the input files by kind and content."""
     return [
@@ -85,19 +80,16 @@ def check_inputs(
     """Check that the input files are those of the manifest at ``path``; ValueError names others."""
     wanted = {(entry["kind"], entry["sha256"]): entry["name"] for entry in manifest["inputs"]}
     given = {(file.kind, file.sha256): str(file.path) for file in files}
+    groups = (("missing", wanted, given), ("not in the manifest", given, wanted))
     lines = [
         f"{label}: {name} ({kind}, SHA-256 {sha256})"
-        for label, these, those in (
-            ("missing", wanted, given),
-            ("not in the manifest", given, wanted),
-        )
+        for label, these, those in groups
         for (kind, sha256), name in these.items()
         if (kind, sha256) not in those
     ]
     if lines:
-        raise ValueError(
-            f"{path}: these are not the files of this manifest:\n  " + "\n  ".join(lines)
-        )
+        listed = "\n  ".join(lines)
+        raise ValueError(f"{path}: these are not the files of this manifest:\n  {listed}")
 
 
 def versions() -> dict[str, str]:
@@ -143,7 +135,8 @@ def _balance_figures(counts: np.ndarray) -> dict[str, float]:
 
 def describe_sampling(sample: Sample, requested: int, seed: int) -> dict[str, Any]:
     """Describe the choice of images: distance, bound, and every class and size."""
-    cells = zip(CLASSES_AND_SIZES, sample.available, sample.target, sample.counts)
+    columns = (sample.available, sample.target, sample.counts)
+    cells = zip(CLASSES_AND_SIZES, *(column.tolist() for column in columns))
     return {
         "seed": seed,
         "requested_images": requested,
@@ -152,14 +145,8 @@ def describe_sampling(sample: Sample, requested: int, seed: int) -> dict[str, An
         "bound": sample.bound,
         "proven_optimal": sample.distance == sample.bound,
         "cells": [
-            {
-                "class": name,
-                "size": size,
-                "available": int(available),
-                "target": int(target),
-                "chosen": int(chosen),
-            }
-            for (name, size), available, target, chosen in cells
+            {"class": name, "size": size, **dict(zip(("available", "target", "chosen"), numbers))}
+            for (name, size), *numbers in cells
         ],
     }
 
@@ -230,14 +217,11 @@ def _total_outcomes(rows: Sequence[AccountRow]) -> dict[str, int]:
 def format_account(rows: Sequence[AccountRow]) -> str:
     """Format the account as CSV, with a column for each outcome that occurs."""
     outcomes = list(_total_outcomes(rows))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = ["source", "category", "class", "annotations"]
-    writer.writerow([*columns, *outcomes])
-    for row in rows:
-        counts = (row["outcomes"].get(outcome, 0) for outcome in outcomes)
-        writer.writerow([*(row[name] for name in columns), *counts])
-    return text.getvalue()
+    table = [
+        [*(row[name] for name in _COLUMNS), *(row["outcomes"].get(name, 0) for name in outcomes)]
+        for row in rows
+    ]
+    return csv_text([*_COLUMNS, *outcomes], table)
 
 
 def format_card(manifest: Mapping[str, Any]) -> str:
@@ -246,21 +230,16 @@ def format_card(manifest: Mapping[str, Any]) -> str:
     rows = manifest["accounting"]
     template = importlib.resources.files(__package__) / "data_card.md.j2"
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    chosen = {name: [cells[name, s]["chosen"] for s in COCO_SIZE_BINS] for name, _ in cells}
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         manifest,
         sizes=list(COCO_SIZE_BINS),
         statuses=list(STATUSES),
-        chosen=[
-            [name, *(cells[name, size]["chosen"] for size in COCO_SIZE_BINS)]
-            for name in VOC_CLASS_NAMES[1:]
-        ],
+        chosen=[[name, *numbers] for name, numbers in chosen.items()],
         short=describe_shortfalls(manifest["sampling"]),
         outcomes=_total_outcomes(rows),
         categories=[
-            [
-                *(row[name] for name in ("source", "category", "class", "annotations")),
-                *_count_statuses(row),
-            ]
+            [*(row[name] for name in _COLUMNS), *_count_statuses(row)]
             for row in rows
             if row["class"]
         ],

@@ -81,8 +81,8 @@ class NearDuplicate(NamedTuple):
 class PictureCheck:
     """Checks pictures below ``folder`` (``train2017``, ``val2017``), each of them once.
 
-    Near-duplicates differ in at most ``max_distance`` of 64 bits from an image of ``voc``, a VOC
-    folder (``VOCdevkit/VOC2012``); None: they are not looked for.
+    Near-duplicates differ in at most ``max_distance`` of 64 bits from an image of ``voc``, a folder
+    such as ``VOCdevkit/VOC2012``; None: they are not looked for.
     """
 
     def __init__(
@@ -154,8 +154,10 @@ def find_pictures(candidates: Iterable[Candidate], folder: Path) -> list[Path]:
         if "/" not in candidate.file_name:
             choices += [folder / split / candidate.file_name for split in _SPLITS]
         there = [path for path in choices if path.is_file()]
-        found += there[:1]
-        missing += choices[:1] if not there else []
+        if there:
+            found.append(there[0])
+        else:
+            missing.append(choices[0])
     if missing:
         total = len(found) + len(missing)
         paths = itemized(f"of {total} images of the set missing", [str(path) for path in missing])

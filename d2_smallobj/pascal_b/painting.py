@@ -21,6 +21,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
+from d2_smallobj.annotations.coco_file import describe_mask
 from d2_smallobj.annotations.image_lists import IMAGE_FOLDER
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.pascal_b.candidates import Candidate, Outcome
@@ -30,7 +31,6 @@ from d2_smallobj.pascal_b.manifest import (
     Manifest,
     format_account,
     format_card,
-    format_manifest,
     read_manifest,
 )
 from d2_smallobj.pascal_b.screening import ScreeningOptions, compose_candidate
@@ -69,8 +69,7 @@ def render(
 ) -> RenderedImage:
     """Paint an image and write its label maps, unless they are there from an interrupted run.
 
-    ``paths`` are :attr:`AnnotationSources.paths`, for messages; ``folder`` is that of
-    :func:`open_partial_folder`.
+    ``paths`` are :attr:`AnnotationSources.paths`; ``folder`` is of :func:`open_partial_folder`.
     """
     composition = compose_candidate(candidate, paths, options)
     semantic, instances, void_class = paint(composition, candidate.height, candidate.width)
@@ -97,7 +96,7 @@ def paint(
             annotations, has id k, or k + 1 from the 255th on.
         void_class: uint8 (H, W), the class that a void pixel could be, else 0.
     """
-    ids = {layer.piece: _instance_id(n) for n, layer in enumerate(composition.instances, start=1)}
+    ids = composition.instance_ids
     # In column order, as decoded masks are; only the boxes of the masks are written.
     canvas = np.zeros((height, width), np.int32, order="F")
     values = [(0, 0, 0)]
@@ -116,18 +115,14 @@ def paint(
     )
 
 
-def _instance_id(number: int) -> int:
-    """Id of the k-th instance."""
-    return number if number < VOID else number + 1
-
-
 def _annotations(
     candidate: Candidate, composition: Composition, instances: np.ndarray, void_class: np.ndarray
 ) -> list[dict[str, Any]]:
     """The COCO annotations of an image."""
     found = []
-    for number, layer in enumerate(composition.instances, start=1):
-        annotation = _annotation(layer.class_id, instances == _instance_id(number), crowd=False)
+    ids = composition.instance_ids
+    for layer in composition.instances:
+        annotation = _annotation(layer.class_id, instances == ids[layer.piece], crowd=False)
         source = "lvis" if layer.piece < len(candidate.lvis) else "coco"
         annotation["source"] = f"{source}:{candidate.pieces[layer.piece].annotation_id}"
         found.append(annotation)
@@ -138,17 +133,9 @@ def _annotations(
 
 def _annotation(class_id: int, mask: np.ndarray, *, crowd: bool) -> dict[str, Any]:
     """A mask as COCO annotation."""
-    runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {
-        "category_id": class_id,
-        "iscrowd": int(crowd),
-        "area": int(coco_mask.area(runs)),
-        "bbox": [float(value) for value in coco_mask.toBbox(runs)],
-        "segmentation": {
-            "size": [int(side) for side in runs["size"]],
-            "counts": runs["counts"].decode("ascii"),
-        },
-    }
+    found = describe_mask(mask)
+    fields = {key: found[key] for key in ("area", "bbox", "segmentation")}
+    return {"category_id": class_id, "iscrowd": int(crowd), **fields}
 
 
 def check_place(root: Path, *, force: bool) -> None:
@@ -244,6 +231,6 @@ def write_texts(partial: Path, annotations: str, manifest: Manifest) -> None:
         ("val.txt", names),
         ("DATA_CARD.md", format_card(manifest)),
         ("accounting.csv", format_account(manifest["accounting"])),
-        (MANIFEST_NAME, format_manifest(manifest)),
+        (MANIFEST_NAME, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"),
     ):
         atomic_write_text(partial / name, text)

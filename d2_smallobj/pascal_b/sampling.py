@@ -33,24 +33,15 @@ _NODES = 200
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """A choice of images.
+    """A choice of images; arrays are int64."""
 
-    Attributes:
-        chosen: int64 (N,), positions of the images, ascending.
-        counts: int64 (K,), instances of the chosen images.
-        available: int64 (K,), instances of all images.
-        per_cell: t, the number wanted of every cell.
-        target: int64 (K,), ``min(t, available)``.
-        distance: Σ |counts − target|; no choice of N images has less than ``bound``.
-    """
-
-    chosen: np.ndarray
-    counts: np.ndarray
-    available: np.ndarray
-    per_cell: int
-    target: np.ndarray
-    distance: int
-    bound: int
+    chosen: np.ndarray  # (N,), positions of the images, ascending
+    counts: np.ndarray  # (K,), instances of the chosen images
+    available: np.ndarray  # (K,), instances of all images
+    per_cell: int  # t, the number wanted of every cell
+    target: np.ndarray  # (K,), min(t, available)
+    distance: int  # Σ |counts − target|
+    bound: int  # no choice of N images has a smaller distance
 
 
 def sample_balanced(
@@ -58,15 +49,10 @@ def sample_balanced(
 ) -> Sample:
     """Choose N images whose instances are spread as evenly as possible.
 
-    ``counts`` are integers (M, K), instances of every image by cell, by image id; ``number`` is N
-    (all are chosen if there are fewer), ``per_cell`` t >= 1 (None: see the module's docstring);
-    the seed chooses between equally good sets. Raises ImportError without SciPy.
+    ``counts`` are int64 (M, K), M >= 1, instances of every image by cell; ``number`` is N >= 1 (all
+    are chosen if there are fewer), ``per_cell`` t >= 1 (None: see the module's docstring); the seed
+    chooses between equally good sets. Raises ImportError without SciPy.
     """
-    counts = np.asarray(counts, np.int64)
-    if counts.ndim != 2 or not counts.size:
-        raise ValueError(f"counts: expected shape (M, K), neither 0; got {counts.shape}")
-    if number < 1 or (per_cell is not None and per_cell < 1):
-        raise ValueError(f"number and per_cell: must be >= 1, got {number} and {per_cell}")
     number = min(number, len(counts))
     available = counts.sum(axis=0)
     if per_cell is None:
@@ -79,20 +65,16 @@ def sample_balanced(
     taken[order], bound = _solve(patterns[order], copies[order], target, number)
     chosen = _draw_members(rng, members.ravel(), taken)
     reached = counts[chosen].sum(axis=0)
-    distance = int(np.abs(reached - target).sum())
+    distance = _distance(patterns, taken, target)
     return Sample(chosen, reached, available, per_cell, target, distance, min(bound, distance))
 
 
 def water_level(available: np.ndarray, total: float) -> int:
     """The smallest t >= 1 for which Σ min(t, available) reaches a total, else the largest count."""
-    low, high = 1, max(1, int(available.max(initial=1)))
-    while low < high:
-        middle = (low + high) // 2
-        if np.minimum(available, middle).sum() >= total:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    # Number of cells with more than 0, 1, ... instances; summed up, the totals of t = 1, 2, ...
+    fuller = len(available) - np.cumsum(np.bincount(available))
+    level = int(np.searchsorted(np.cumsum(fuller), total)) + 1
+    return max(1, min(level, int(available.max())))
 
 
 def _solve(
@@ -186,21 +168,13 @@ def import_scipy() -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Selection:
-    """The chosen images.
-
-    Attributes:
-        chosen: by image id.
-        dropped: why each other image of the inputs is not chosen.
-        counts: int64 (M, 60), instances by class and size of all fit images.
-        sample: the choice among these.
-        near_duplicates: images left out because VOC has them.
-    """
+    """The chosen images, by image id."""
 
     chosen: tuple[Candidate, ...]
-    dropped: Mapping[int, Outcome]
-    counts: np.ndarray
-    sample: Sample
-    near_duplicates: tuple[NearDuplicate, ...]
+    dropped: Mapping[int, Outcome]  # why each other image of the inputs is not chosen
+    counts: np.ndarray  # int64 (M, 60), instances by class and size of all fit images
+    sample: Sample  # the choice among these
+    near_duplicates: tuple[NearDuplicate, ...]  # left out because VOC has them
 
 
 def select(
@@ -213,17 +187,10 @@ def select(
     seed: int,
     per_cell: int | None,
 ) -> Selection:
-    """Choose among the fit candidates.
+    """Choose among the fit candidates by :func:`sample_balanced`.
 
-    Args:
-        candidates: by image id.
-        dropped: why the other images are none.
-        verdicts: on every candidate.
-        pictures: checks the pictures of those that are chosen; near-duplicates of VOC's are left
-            out and the choice made again.
-        number: N, see :func:`sample_balanced`.
-        seed: see there.
-        per_cell: see there.
+    ``dropped`` says why the other images are no candidates. ``pictures`` checks the pictures of
+    those that are chosen: near-duplicates of VOC's are left out and the choice made again.
 
     Raises:
         ValueError: no candidate is fit, or a picture is unreadable or of another size.

@@ -5,10 +5,7 @@ This stands in for the weeks that the paper's authors spent on removing wrong an
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import functools
-import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,13 +17,12 @@ from pycocotools import mask as coco_mask
 from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco_file import encode_mask
 from d2_smallobj.metrics.records import COCO_SIZE_BINS
-from d2_smallobj.pascal_b.candidates import AnnotationSources, Candidate, Outcome
+from d2_smallobj.pascal_b.candidates import Candidate, Outcome
 from d2_smallobj.pascal_b.compose import Composition, Mask, compose
 from d2_smallobj.pascal_b.index import COCO_CLASS_OPTIONS, class_id
 from d2_smallobj.statistics.balance import class_size_counts
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import write_csv
 from d2_smallobj.utils.options import look_up_option
-from d2_smallobj.utils.parallel import parallel_map
 
 CLASSES_AND_SIZES = tuple((name, size) for name in VOC_CLASS_NAMES[1:] for size in COCO_SIZE_BINS)
 """Class and size of each of the 60 cells: S, M and L of a class in a row."""
@@ -45,7 +41,6 @@ class ScreeningOptions:
         max_disagreement: an image is dropped if LVIS and COCO differ on a larger share of the
             pixels that either labels; 0.5 means that their intersection over union is under 0.5.
         max_void: an image with a larger share of void pixels is dropped.
-
     """
 
     from_coco: tuple[str, ...] = ("pottedplant",)
@@ -72,22 +67,14 @@ class ScreeningOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Result of screening an image.
-
-    Attributes:
-        image_id: COCO's id.
-        outcome: why it is dropped; None: it is fit.
-        instances: (class id, visible pixels) of its instances.
-        disagreement, void_share: see :class:`Composition`; NaN if its masks cannot be read.
-        message: the error in a mask.
-    """
+    """Result of screening an image."""
 
     image_id: int
-    outcome: Outcome | None
-    instances: tuple[tuple[int, int], ...] = ()
-    disagreement: float = float("nan")
+    outcome: Outcome | None  # why it is dropped; None: it is fit
+    instances: tuple[tuple[int, int], ...] = ()  # class id and visible pixels
+    disagreement: float = float("nan")  # see Composition; NaN if a mask cannot be read
     void_share: float = float("nan")
-    message: str = ""
+    message: str = ""  # the error in a mask
 
     @property
     def counts(self) -> np.ndarray:
@@ -102,20 +89,6 @@ class MaskError(ValueError):
     def __init__(self, outcome: Outcome, message: str) -> None:
         super().__init__(message)
         self.outcome = outcome
-
-
-def screen_candidates(
-    sources: AnnotationSources,
-    candidates: Mapping[int, Candidate],
-    options: ScreeningOptions,
-    *,
-    jobs: int = 1,
-    progress: bool = False,
-) -> list[Verdict]:
-    """Screen every candidate, by image id."""
-    judge = functools.partial(screen, paths=sources.paths, options=options)
-    images = list(candidates.values())
-    return list(parallel_map(judge, images, jobs=jobs, description="screening", progress=progress))
 
 
 def screen(candidate: Candidate, paths: Sequence[str], options: ScreeningOptions) -> Verdict:
@@ -199,20 +172,17 @@ def write_candidate_list(
     path: str | os.PathLike[str], candidates: Mapping[int, Candidate], verdicts: Sequence[Verdict]
 ) -> None:
     """Write the verdict on every candidate as CSV, with its instances by class and size."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = ("image_id", "file_name", "verdict", "disagreement", "void_share", "message")
-    writer.writerow([*columns, *map(" ".join, CLASSES_AND_SIZES)])
-    for verdict in verdicts:
-        writer.writerow(
-            [
-                verdict.image_id,
-                candidates[verdict.image_id].file_name,
-                verdict.outcome.value if verdict.outcome else "fit",
-                f"{verdict.disagreement:.4f}",
-                f"{verdict.void_share:.4f}",
-                verdict.message,
-                *verdict.counts.tolist(),
-            ]
-        )
-    atomic_write_text(path, text.getvalue())
+    rows = [
+        [
+            verdict.image_id,
+            candidates[verdict.image_id].file_name,
+            verdict.outcome.value if verdict.outcome else "fit",
+            f"{verdict.disagreement:.4f}",
+            f"{verdict.void_share:.4f}",
+            verdict.message,
+            *verdict.counts.tolist(),
+        ]
+        for verdict in verdicts
+    ]
+    write_csv(path, [*columns, *map(" ".join, CLASSES_AND_SIZES)], rows)

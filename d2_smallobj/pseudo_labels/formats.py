@@ -18,10 +18,10 @@ from PIL import Image
 from d2_smallobj.annotations.dataset_files import METHODS as REGISTERED_METHODS
 from d2_smallobj.annotations.label_maps import (
     CORRUPT_IMAGE,
-    check_label_values,
     read_label_map,
     voc_palette,
 )
+from d2_smallobj.annotations.label_rules import check_label_values
 from d2_smallobj.utils.options import look_up_option
 from d2_smallobj.utils.safe_pickle import read_npy_dict
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2_smallobj import metrics
-from d2_smallobj.annotations.label_maps import check_label_values
+from d2_smallobj.annotations.label_rules import check_label_values
 from d2_smallobj.metrics import InstanceTable, match_image
 from d2_smallobj.utils.opencv import cv2
 from d2_smallobj.utils.options import look_up_option

@@ -70,13 +70,10 @@ class Inputs:
         cityscapes: folder ``gtFine``, or a split of it.
         dataset: name of a data set registered with detectron2; needs ``open_dataset``.
         stuff: names of the classes without instances; default: the ground truth's, or background.
-        missing_instances: with ``dataset``, how to treat images without instances: ``"error"``
-            (default), ``"components"`` or ``"void"``.
+        missing_instances: images without instances: ``"error"``, ``"components"`` or ``"void"``.
         unannotated: with ``dataset``, the class of pixels without annotation, or ``"void"``.
-        prediction_ids: with ``cityscapes``, ids in the predictions: ``"train"`` (default) or
-            ``"label"``.
-        classes: see :func:`.classes.read_class_names`; default: those of the annotation file, and
-            VOC's for folders.
+        prediction_ids: with ``cityscapes``, ids in the predictions: ``"train"`` or ``"label"``.
+        classes: see :func:`.classes.read_class_names`; default: the file's, or VOC's for folders.
         category_map: see :func:`.classes.choose_categories`.
         image_list: text file of the images to score; default: all images.
         pictures: folder of the pictures, for a report.
@@ -123,8 +120,7 @@ class Inputs:
 
     def describe(self) -> dict[str, str]:
         """Return all paths and names that are given, as text for ``metrics.json``."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        given = {k: v for k, v in values.items() if v is not None and k != "open_dataset"}
+        given = {k: v for k, v in vars(self).items() if v is not None and k != "open_dataset"}
         if self.stuff is not None:
             # JSON, since names may hold any character.
             given["stuff"] = json.dumps(list(self.stuff), ensure_ascii=False)
@@ -144,10 +140,9 @@ class Inputs:
             raise ValueError(f"inputs: {error}") from error
 
     def open_truth(self, *, label_maps: bool = True) -> GroundTruth:
-        """Open the ground truth, with its class names and stuff classes.
+        """Open the ground truth; OSError, ValueError, or ImportError (``dataset`` without torch).
 
-        Without ``label_maps``, an annotation file may have more categories than an 8-bit label map
-        has labels. Raises OSError, ValueError or ImportError (a registered data set without torch).
+        Without ``label_maps``, an annotation file may have more categories than a map has labels.
         """
         listed = None
         if self.image_list is not None:
@@ -258,7 +253,7 @@ class PixelSources(Sources):
         return len(self.files)
 
     def _truth_map(self, image_id: str, which: int) -> np.ndarray:
-        truth, _ = self._truth
+        truth = self._opened[1]
         maps = truth.read(self._image(image_id))
         if maps[which] is not None:
             return maps[which]
@@ -266,31 +261,30 @@ class PixelSources(Sources):
         return component_instances(maps[0], stuff=truth.stuff, ignore_label=ignore_label)
 
     def _prediction(self, image_id: str) -> np.ndarray:
-        image = self._image(image_id)
+        image, (inputs, truth, _) = self._image(image_id), self._opened
         found = self._predictions.find(image)
         if found is None:
             raise ValueError(
                 f"prediction of {image_id!r} not found; were the predictions changed since scoring?"
             )
-        size, label_ids = self._truth[0].size(image), self._inputs.prediction_ids == "label"
-        return read_prediction(found[1], size, f"prediction of {image_id}", label_ids=label_ids)
+        where, label_ids = f"prediction of {image_id}", inputs.prediction_ids == "label"
+        return read_prediction(found[1], truth.size(image), where, label_ids=label_ids)
 
     def _image(self, image_id: str) -> TruthImage:
-        if image_id not in self._truth[1]:
+        image = self._opened[2].get(image_id)
+        if image is None:
             raise ValueError(
                 f"ground truth of {image_id!r} not found; were the inputs moved since scoring?"
             )
-        return self._truth[1][image_id]
+        return image
 
     @functools.cached_property
-    def _inputs(self) -> Inputs:
-        return Inputs.from_description(self._description, self._open_dataset)
-
-    @functools.cached_property
-    def _truth(self) -> tuple[GroundTruth, dict[str, TruthImage]]:
-        truth = self._inputs.open_truth()
-        return truth, {image.image_id: image for image in truth.images}
+    def _opened(self) -> tuple[Inputs, GroundTruth, dict[str, TruthImage]]:
+        inputs = Inputs.from_description(self._description, self._open_dataset)
+        truth = inputs.open_truth()
+        return inputs, truth, {image.image_id: image for image in truth.images}
 
     @functools.cached_property
     def _predictions(self) -> Predictions:
-        return open_predictions(self._inputs.predictions, self._truth[0].json_classes)
+        inputs, truth, _ = self._opened
+        return open_predictions(inputs.predictions, truth.json_classes)

@@ -25,24 +25,19 @@ from d2_smallobj.utils.problems import Problems
 def measure_instances(
     truth: GroundTruth, *, source: str, jobs: int = 1, progress: bool = False
 ) -> InstanceSizes:
-    """Measure all instances of a ground truth; ``source`` is its name in messages.
+    """Measure all instances of a ground truth, ``source`` in messages; InputError lists bad images.
 
-    ``jobs`` processes read label maps; annotation files are measured in this one, which takes less
-    time than sending them. All malformed images are one :class:`InputError`.
+    ``jobs`` processes read label maps; annotation files are measured in this one.
     """
     if not truth.images:
         raise ValueError(f"{source}: the data set has no images")
-    if truth.painted:
-        measure, jobs = functools.partial(_measure_annotations, truth=truth), 1
-    else:
-        # Each process gets the images that it reads, not all of them.
-        lean = copy.copy(truth)
-        lean.images = []
-        measure = functools.partial(_measure_files, truth=lean)
+    # Each process gets the images that it reads, not all of them.
+    images, painted, truth = truth.images, truth.painted, copy.copy(truth)
+    truth.images = []
+    measure = functools.partial(_measure, truth=truth, painted=painted)
+    jobs = 1 if painted else jobs
     sizes, problems = [], Problems()
-    for result in parallel_map(
-        measure, truth.images, jobs=jobs, description=source, progress=progress
-    ):
+    for result in parallel_map(measure, images, jobs=jobs, description=source, progress=progress):
         if isinstance(result, str):
             problems.add("image(s) that cannot be measured", result)
         else:
@@ -51,13 +46,18 @@ def measure_instances(
     return InstanceSizes.concatenate(sizes)
 
 
-def _measure_files(image: TruthImage, *, truth: GroundTruth) -> InstanceSizes | str:
-    """Measure an image in files, or return what is wrong with it."""
+def _measure(image: TruthImage, *, truth: GroundTruth, painted: bool) -> InstanceSizes | str:
+    """Measure an image, or return what is wrong with it."""
+    where = ""
     try:
+        if painted:
+            annotations, number = truth.annotations, image.source.number
+            found, size = annotations.annotations(number), annotations.image_size(number)
+            sizes = annotation_sizes(found, *size, str(annotations.path))
+            declared = stuff_beside_background(truth.stuff, truth.class_names)
+            return sizes.select(~np.isin(sizes.class_ids, declared))
         semantic, instances = truth.read(image)
-    except (OSError, ValueError) as error:
-        return str(error)
-    try:
+        where = f"{image.where}: "
         return map_sizes(
             semantic,
             instances,
@@ -66,20 +66,8 @@ def _measure_files(image: TruthImage, *, truth: GroundTruth) -> InstanceSizes | 
             ignore_label=choose_ignore_label(None, truth),
             void_instance=truth.void_instance,
         )
-    except (TypeError, ValueError) as error:
-        return f"{image.where}: {error}"
-
-
-def _measure_annotations(image: TruthImage, *, truth: GroundTruth) -> InstanceSizes | str:
-    """Measure an image of an annotation file, or return what is wrong with it."""
-    annotations, number = truth.annotations, image.source.number
-    declared = stuff_beside_background(truth.stuff, truth.class_names)
-    try:
-        found, size = annotations.annotations(number), annotations.image_size(number)
-        sizes = annotation_sizes(found, *size, str(annotations.path))
-    except ValueError as error:
-        return str(error)
-    return sizes.select(~np.isin(sizes.class_ids, declared))
+    except (OSError, ValueError) as error:
+        return f"{where}{error}"
 
 
 def annotation_sizes(

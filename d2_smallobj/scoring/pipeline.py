@@ -12,9 +12,8 @@ from typing import Any
 import d2_smallobj
 from d2_smallobj.annotations.truth import GroundTruth
 from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator, SizeBins
-from d2_smallobj.metrics.image_runs import MODES
 from d2_smallobj.metrics.summary import WORST_PERCENT, check_worst
-from d2_smallobj.metrics.validation import check_classes
+from d2_smallobj.metrics.validation import MODES, check_classes
 from d2_smallobj.scoring.inputs import DatasetOpener, Inputs, PixelSources, choose_ignore_label
 from d2_smallobj.scoring.predictions import (
     Plan,
@@ -76,10 +75,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """Reads and matches images; picklable, so that every process has one.
-
-    ``label_ids``: predictions hold Cityscapes' label ids.
-    """
+    """Reads and matches images. ``label_ids``: predictions hold Cityscapes' label ids."""
 
     truth: GroundTruth
     mode: str
@@ -96,42 +92,31 @@ class Scorer:
         )
 
     def score(self, tasks: Sequence[Task]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Score some images; return an accumulator's state and the problems of the other images.
-
-        A state is a few long arrays, which are sent faster than hundreds of short ones.
-        """
+        """Score some images; return an accumulator's state and the problems of the other images."""
         accumulator, problems = self.new_accumulator(), Problems()
+        misfit = (
+            f"image(s) whose labels do not fit the {accumulator.num_classes} classes (--classes),"
+            f" the ignore label {accumulator.ignore_label} or each other"
+        )
         for task in tasks:
+            heading, where = "unusable ground-truth map(s)", ""
             try:
                 semantic, instances = self.truth.read(task.truth)
-            except (OSError, ValueError) as error:
-                problems.add("unusable ground-truth map(s)", str(error))
-                continue
-            try:
+                heading = "unusable prediction(s)"
                 labels = read_prediction(
                     task.prediction, task.size, task.where, label_ids=self.label_ids
                 )
-            except (OSError, ValueError) as error:
-                problems.add("unusable prediction(s)", str(error))
-                continue
-            try:
+                # The message says which of the maps is wrong, but not in which file.
+                heading, where = misfit, f"{task.where} (ground truth {task.truth.both}): "
                 accumulator.update(task.truth.image_id, labels, semantic, instances)
-            except (TypeError, ValueError) as error:
-                # The message says which of the maps is wrong.
-                problems.add(
-                    f"image(s) whose labels do not fit the {accumulator.num_classes} classes"
-                    f" (--classes), the ignore label {accumulator.ignore_label} or each other",
-                    f"{task.where} (ground truth {task.truth.both}): {error}",
-                )
+            except (OSError, ValueError) as error:
+                problems.add(heading, f"{where}{error}")
         return accumulator.state(), problems.pairs()
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoringJob:
-    """Inputs that were opened and checked, ready to be scored.
-
-    ``options`` say how the run is made, for ``metrics.json``; ``remarks`` are sentences for it.
-    """
+    """Inputs that were opened and checked; options and remarks (sentences) for ``metrics.json``."""
 
     scorer: Scorer
     plan: Plan
@@ -185,9 +170,7 @@ def prepare(inputs: Inputs, settings: Settings | None = None, *, defer: bool = F
     return ScoringJob(scorer, plan, truth.class_names, options, tuple(remarks), inputs.open_dataset)
 
 
-def score(
-    prepared: ScoringJob, *, name: str = "", jobs: int = 1, progress: bool = False
-) -> ScoredRun:
+def score(prepared: ScoringJob, *, jobs: int = 1, progress: bool = False) -> ScoredRun:
     """Score the images; the result does not depend on the number of processes, ``jobs``.
 
     A shard has no intervals. All images that could not be scored are one :class:`InputError`; a
@@ -198,14 +181,8 @@ def score(
     problems.extend(plan.problems.pairs())
     # Images with problems are known already: read the others, so that one error names all.
     description = "looking for more problems" if problems else "scoring"
-    for state, found in parallel_batches(
-        scorer.score,
-        plan.tasks,
-        jobs=jobs,
-        largest=_BATCH,
-        description=description,
-        progress=progress,
-    ):
+    options = {"jobs": jobs, "description": description, "progress": progress}
+    for state, found in parallel_batches(scorer.score, plan.tasks, largest=_BATCH, **options):
         problems.extend(found)
         if not problems:
             accumulator.merge(Accumulator.from_state(state))
@@ -214,7 +191,6 @@ def score(
     scored = ScoredRun.from_accumulator(
         accumulator,
         prepared.class_names,
-        name=name,
         options=prepared.options,
         sources=PixelSources(files, prepared.options["inputs"], prepared.open_dataset),
         remarks=prepared.remarks,
@@ -223,16 +199,10 @@ def score(
 
 
 def evaluate(
-    inputs: Inputs,
-    settings: Settings | None = None,
-    *,
-    name: str = "",
-    jobs: int = 1,
-    progress: bool = False,
+    inputs: Inputs, settings: Settings | None = None, *, jobs: int = 1, progress: bool = False
 ) -> ScoredRun:
     """Score a method's predictions; arguments and errors as :func:`prepare` and :func:`score`."""
-    prepared = prepare(inputs, settings, defer=True)
-    return score(prepared, name=name, jobs=jobs, progress=progress)
+    return score(prepare(inputs, settings, defer=True), jobs=jobs, progress=progress)
 
 
 def _image_set(truth: GroundTruth) -> str:
@@ -244,7 +214,6 @@ def _image_set(truth: GroundTruth) -> str:
 
 def _files(task: Task, label_ids: bool) -> tuple[str, str, str, str]:
     """Files of an image by :data:`.SOURCE_KINDS`, empty where none can be shown as it is."""
-    plain = isinstance(task.prediction, str) and not label_ids
+    plain, truth = isinstance(task.prediction, str) and not label_ids, task.truth
     prediction = task.prediction if plain else ""
-    truth = task.truth
     return prediction, truth.semantic or "", truth.instances or "", truth.picture or ""

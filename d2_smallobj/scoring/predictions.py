@@ -54,8 +54,7 @@ class JsonPredictions:
 
     An image is known by the last part of its ``file_name`` without suffix; no file is opened by
     that name. ``classes`` gives the class by ``category_id``; ``None``: they are the same. Every
-    pixel must have exactly one label, as detectron2 writes it: any other choice would be a guess.
-    Malformed entries are one :class:`InputError` that lists them.
+    pixel must have exactly one label: any other choice would be a guess.
     """
 
     def __init__(
@@ -148,10 +147,10 @@ def check_prediction(entry: Entry, size: tuple[int, int]) -> str | None:
 def read_prediction(
     entry: Entry, size: tuple[int, int], where: str, *, label_ids: bool = False
 ) -> np.ndarray:
-    """Read a prediction as (H, W) integers; ``where`` names run lengths in messages.
+    """Read a prediction as (H, W) integers, label ids of Cityscapes as train ids.
 
-    ``label_ids``: it holds Cityscapes' label ids, to become train ids. Raises OSError or ValueError
-    for a missing or corrupt file, or a pixel with no label or several.
+    ``where`` names run lengths in messages. Raises OSError or ValueError for a missing or corrupt
+    file, or a pixel with no label or several.
     """
     labels = read_labels(entry) if isinstance(entry, str) else _paint(entry, size, where)
     return predicted_train_ids(labels, where) if label_ids else labels
@@ -208,9 +207,8 @@ class Task:
     @property
     def where(self) -> str:
         """The prediction's name in messages."""
-        if isinstance(self.prediction, str):
-            return self.prediction
-        return f"prediction of {self.truth.stems[0]}"
+        is_file = isinstance(self.prediction, str)
+        return self.prediction if is_file else f"prediction of {self.truth.stems[0]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,9 +225,8 @@ def make_plan(
 ) -> Plan:
     """Find the prediction of every image; compare sizes and modes by the files' headers alone.
 
-    ``shard`` (i, n) takes every n-th image from the i-th on, in the order of ids: missing
-    predictions are found for all images, headers checked for these only. Problems of single images
-    are noted in the plan; a ground truth without images is a ValueError.
+    ``shard`` (i, n): headers are checked for every n-th image from the i-th on, by id. Problems of
+    single images are noted in the plan; a ground truth without images is a ValueError.
     """
     if not truth.images:
         raise ValueError("the ground truth has no images")
@@ -260,7 +257,7 @@ def make_plan(
     part, parts = shard
     tasks = [_check(image, entry, truth, problems) for image, entry in found[part - 1 :: parts]]
     unused = sorted(set(predictions.names()) - set(used))
-    return Plan([task for task in tasks if task is not None], unused, problems)
+    return Plan(list(filter(None, tasks)), unused, problems)
 
 
 def _check_ids(images: Sequence[TruthImage], problems: Problems) -> None:
@@ -277,15 +274,13 @@ def _check_ids(images: Sequence[TruthImage], problems: Problems) -> None:
 
 def _check(image: TruthImage, entry: Entry, truth: GroundTruth, problems: Problems) -> Task | None:
     """Compare the headers of one image; return ``None`` and note the problem if they differ."""
+    heading = "unusable ground-truth map(s)"
     try:
         task = Task(image, entry, truth.size(image))
-    except (OSError, ValueError) as error:
-        problems.add("unusable ground-truth map(s)", _reason(error))
-        return None
-    try:
+        heading = "unusable prediction(s)"
         difference = check_prediction(entry, task.size)
     except (OSError, ValueError) as error:
-        problems.add("unusable prediction(s)", _reason(error))
+        problems.add(heading, _reason(error))
         return None
     if difference:
         problems.add(

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from d2_smallobj.scoring.scored_run import (
 )
 from d2_smallobj.statistics.intervals import Interval
 from d2_smallobj.utils.messages import listed
+
+_Table = TypeVar("_Table", InstanceTable, BlobTable, PixelTable)
 
 
 def load_run(
@@ -53,14 +55,15 @@ def load_run(
         options=document["options"],
         class_names=class_names,
         table=_read_instances(folder / "instances.csv", folder / "instance_details.csv"),
-        blobs=BlobTable.from_columns(
-            _read_columns(folder / "blobs.csv", BlobTable.names(), BlobTable)
-        ).sorted(),
+        blobs=_read_table(folder / "blobs.csv", BlobTable),
         images=images,
         pixels=_read_pixels(folder / "pixels.csv", images, len(class_names)),
         confusion=_read_confusion(folder / "confusion.csv", class_names),
         sources=PixelSources(files, document["options"].get("inputs"), open_dataset),
-        intervals=intervals_of(document),
+        intervals={
+            name: Interval(*(_number(ends[key]) for key in ("estimate", "low", "high")))
+            for name, ends in document["intervals"].items()
+        },
         remarks=tuple(document["remarks"]),
     )
     _check_together(run, document, folder)
@@ -87,10 +90,7 @@ def load_runs(
 
 
 def merge(
-    folders: Sequence[str | os.PathLike[str]],
-    *,
-    name: str = "",
-    open_dataset: DatasetOpener | None = None,
+    folders: Sequence[str | os.PathLike[str]], *, open_dataset: DatasetOpener | None = None
 ) -> ScoredRun:
     """Merge the shards of a run, in any order: to the bit what one run over all images gives.
 
@@ -107,7 +107,7 @@ def merge(
     sources = PixelSources({image: files[image] for image in ids}, options["inputs"], open_dataset)
     merged = dataclasses.replace(
         runs[0],
-        name=name,
+        name="",
         options=options,
         table=InstanceTable.concatenate([run.table for run in runs]).sorted(),
         blobs=BlobTable.concatenate([run.blobs for run in runs]).sorted(),
@@ -144,10 +144,10 @@ def _check_shards(runs: Sequence[ScoredRun], folders: Sequence[Path]) -> None:
                     f"merge: shards of different runs: {key} is {mine!r} in {folders[0]}, "
                     f"{theirs!r} in {folder}"
                 )
-    counts = {parts for _, parts in where}
+    parts = shard[1]
+    counts = sorted({parts for _, parts in where})
     if len(counts) > 1:
-        raise ValueError(f"merge: shards of different numbers of shards, {sorted(counts)}")
-    parts = counts.pop()
+        raise ValueError(f"merge: shards of different numbers of shards, {counts}")
     missing = [f"{part}/{parts}" for part in range(1, parts + 1) if (part, parts) not in where]
     if missing:
         raise ValueError(f"merge: {len(missing)} shard(s) missing: {listed(missing)}")
@@ -183,7 +183,11 @@ def _check_together(run: ScoredRun, document: Mapping[str, Any], folder: Path) -
     if not all(map(np.array_equal, margins, (hit, truth, predicted))):
         found.append("pixels.csv does not add up to confusion.csv")
     try:
-        wrong = differing(run, document)
+        wrong = [
+            name
+            for name, value in run.headline.items()
+            if repr(_number(document.get(name))) != repr(value)
+        ]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder}: {error}") from error
     if wrong:
@@ -212,7 +216,7 @@ def _read_images(path: Path) -> tuple[list[str], dict[str, tuple[str, ...]]]:
 
 
 def _read_pixels(path: Path, images: Sequence[str], num_classes: int) -> PixelTable:
-    pixels = PixelTable.from_columns(_read_columns(path, PixelTable.names(), PixelTable)).sorted()
+    pixels = _read_table(path, PixelTable)
     strange = sorted(set(pixels.image_id.tolist()).difference(images))
     if strange:
         raise ValueError(f"{path}: {strange[0]!r} is not among the images")
@@ -233,10 +237,7 @@ def _read_confusion(path: Path, class_names: Sequence[str]) -> np.ndarray:
     rows = _read_rows(path, (CORNER, *class_names))
     if [row[0] for row in rows] != list(class_names):
         raise ValueError(f"{path}: its rows must be the classes {list(class_names)}")
-    try:
-        cells = np.array([[int(cell) for cell in row[1:]] for row in rows], np.int64)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: a cell holds no number ({error})") from error
+    cells = _cells(path, [row[1:] for row in rows], np.int64)
     return cells.reshape(len(class_names), len(class_names))
 
 
@@ -259,37 +260,26 @@ def _read_rows(path: Path, header: Sequence[str]) -> list[list[str]]:
     return rows[1:]
 
 
-def _read_columns(
-    path: Path, header: Sequence[str], kind: type[InstanceTable | BlobTable | PixelTable]
-) -> dict[str, np.ndarray]:
+def _read_table(path: Path, kind: type[_Table]) -> _Table:
+    return kind.from_columns(_read_columns(path, kind.names(), kind)).sorted()
+
+
+def _read_columns(path: Path, header: Sequence[str], kind: type[_Table]) -> dict[str, np.ndarray]:
     """Read the columns of a file that are columns of a table, too, by name."""
     rows = _read_rows(path, header)
     types: dict[str, type] = {"image_id": np.str_, "charged": np.float64}
-    try:
-        return {
-            name: np.array([row[place] for row in rows], np.str_).astype(types.get(name, np.int64))
-            for place, name in enumerate(header)
-            if name in kind.names()
-        }
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: a cell holds no number ({error})") from error
-
-
-def intervals_of(document: Mapping[str, Any]) -> dict[str, Interval]:
-    """Return the intervals of a ``metrics.json`` that was read."""
     return {
-        name: Interval(*(_number(ends[key]) for key in ("estimate", "low", "high")))
-        for name, ends in document["intervals"].items()
+        name: _cells(path, [row[place] for row in rows], types.get(name, np.int64))
+        for place, name in enumerate(header)
+        if name in kind.names()
     }
 
 
-def differing(run: ScoredRun, document: Mapping[str, Any]) -> list[str]:
-    """List the headline figures of a ``metrics.json`` that differ from the run's records."""
-    return [
-        name
-        for name, value in run.headline.items()
-        if repr(_number(document.get(name))) != repr(value)
-    ]
+def _cells(path: Path, cells: Sequence[Any], dtype: type) -> np.ndarray:
+    try:
+        return np.array(cells, np.str_).astype(dtype)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: a cell holds no number ({error})") from error
 
 
 def _number(value: Any) -> float:

@@ -10,7 +10,7 @@ from d2_smallobj.metrics import OUTCOMES, blob_summary, outcome_summary
 from d2_smallobj.metrics.summary import split_headline
 from d2_smallobj.scoring.scored_run import ScoredRun
 from d2_smallobj.statistics.intervals import Interval
-from d2_smallobj.utils.tables import markdown_table
+from d2_smallobj.utils.tables import markdown_table, number
 
 
 def format_figures(figures: Mapping[str, float], class_names: Sequence[str]) -> str:
@@ -87,6 +87,4 @@ def _ends(interval: Interval) -> str:
 
 def _cell(name: str, value: float) -> str:
     """A figure as text: two decimals for percentages, none for counts."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.0f}" if name.startswith(("images", "instances")) else f"{value:.2f}"
+    return number(value, ".0f" if name.startswith(("images", "instances")) else ".2f")

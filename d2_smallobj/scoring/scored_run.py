@@ -285,10 +285,9 @@ def _classes(run: ScoredRun) -> dict[str, dict[str, float]]:
     found = {}
     for category, name in enumerate(run.class_names):
         shown = groups if category not in run.stuff else groups[:1]
-        row = {"IoU": run.figures[f"IoU-{name}"]}
-        row |= {f"IA-IoU{group}": run.figures[f"IA-IoU{group}-{name}"] for group in shown}
-        row |= {f"instances{g}": int(run.figures[f"instances{g}-{name}"]) for g in shown}
-        found[name] = row
+        found[name] = {"IoU": run.figures[f"IoU-{name}"]}
+        found[name] |= {f"IA-IoU{group}": run.figures[f"IA-IoU{group}-{name}"] for group in shown}
+        found[name] |= {f"instances{g}": int(run.figures[f"instances{g}-{name}"]) for g in shown}
     return found
 
 

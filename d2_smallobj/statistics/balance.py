@@ -126,24 +126,20 @@ def size_statistics(
     stuff: Sequence[int] = (0,),
     bins: SizeBins = COCO_SIZE_BINS,
 ) -> SizeStatistics:
-    """Count instances by class and size.
-
-    Raises:
-        ValueError: a class id has no name.
-    """
+    """Count instances by class and size; ValueError if a class id has no name."""
     all_names = tuple(class_names)
     things = np.setdiff1d(np.arange(len(all_names)), np.asarray(stuff, np.int64))
     names = tuple(all_names[number] for number in things)
-    objects = ~np.isin(sizes.class_ids, np.asarray(stuff, np.int64))
-    class_ids = sizes.class_ids[objects]
+    chosen = sizes.select(~np.isin(sizes.class_ids, np.asarray(stuff, np.int64)))
     # 1.. in the order of the classes; other ids stay as they are and are errors below.
-    ranks = np.where(np.isin(class_ids, things), np.searchsorted(things, class_ids) + 1, class_ids)
+    rank = np.searchsorted(things, chosen.class_ids) + 1
+    ranks = np.where(np.isin(chosen.class_ids, things), rank, chosen.class_ids)
     counts = class_size_counts(
         ranks,
-        sizes.areas[objects],
+        chosen.areas,
         num_classes=len(names),
         bins=bins,
-        image_areas=sizes.image_areas[objects],
+        image_areas=chosen.image_areas,
     )
     larger = len(ranks) - int(counts.sum())
     return SizeStatistics(name, names, tuple(bins), counts, sizes.num_images, larger)
@@ -182,14 +178,10 @@ def class_size_counts(
 
 
 def normalized_entropy(counts: ArrayLike) -> float:
-    """Entropy of the counts, as a share of the largest possible.
+    """Entropy of the counts, as a share of the largest possible: −Σ p log p / log(their number).
 
-    Args:
-        counts: non-negative numbers of any shape; zeros count, too.
-
-    Returns:
-        −Σ p log p / log(number of counts): 1 if all are equal, 0 if one holds everything;
-        NaN without any count, or with fewer than two.
+    ``counts`` are non-negative numbers of any shape; zeros count, too. 1 if all are equal, 0 if one
+    holds everything; NaN without any count, or with fewer than two.
 
     Example:
         >>> normalized_entropy([5, 5, 0, 0])
@@ -205,14 +197,9 @@ def normalized_entropy(counts: ArrayLike) -> float:
 
 
 def coefficient_of_variation(counts: ArrayLike) -> float:
-    """Standard deviation (of the population) over mean.
+    """Standard deviation (of the population) over mean, of counts as above; NaN without any.
 
-    Args:
-        counts: non-negative numbers of any shape; zeros count, too.
-
-    Returns:
-        0 if all are equal; sqrt(number of counts − 1) if one holds everything; NaN without
-        any count.
+    0 if all are equal; sqrt(number of counts − 1) if one holds everything.
 
     Example:
         >>> coefficient_of_variation([5, 5, 0, 0])

@@ -36,9 +36,9 @@ _REMARKED = ("mode", "ignore_label", "version")
 class NamedRun(Run, Protocol):
     """A scored method; :class:`d2_smallobj.scoring.ScoredRun` is one.
 
-    Of the options, ``size_bins`` (a mapping, or text for :func:`.records.parse_size_bins`; default
-    COCO's), ``stuff`` (class ids; default ``[0]``), ``worst`` (percent of images; default 5),
-    ``include_background`` (default true), ``mode`` and ``ignore_label`` are looked at.
+    Of the options, ``size_bins`` (a mapping or text; default COCO's), ``stuff`` (class ids; default
+    ``[0]``), ``worst`` (percent; default 5), ``include_background`` (default true), ``mode`` and
+    ``ignore_label`` are looked at.
     """
 
     @property
@@ -129,19 +129,8 @@ def compare_runs(
     """
     check_settings(samples, seed, level)
     names = _check_runs(runs, baseline)
-    class_names, options = list(runs[0].class_names), runs[0].options
-    bins, stuff = run_size_bins(options), run_stuff(options)
-    scores = [
-        score(
-            run,
-            class_names=class_names,
-            stuff=stuff,
-            size_bins=bins,
-            include_background=bool(options.get("include_background", True)),
-            worst=run_worst(options),
-        )
-        for run in runs
-    ]
+    class_names, shared = list(runs[0].class_names), _shared_options(runs[0].options)
+    scores = [score(run, class_names=class_names, **shared) for run in runs]
     images = len(scores[0].sums.images)
     pairs = _pairs(names, baseline)
     step = _counter(samples + (number_of_swaps(images, samples) if pairs else 0), progress)
@@ -161,7 +150,9 @@ def compare_runs(
         },
         differences=_adjusted(names, found),
         ranks=rank_table({name: method.figures for name, method in zip(names, scores)}),
-        few_instances=tuple(few_instances(runs[0].table, class_names, bins, stuff=stuff)),
+        few_instances=tuple(
+            few_instances(runs[0].table, class_names, shared["size_bins"], stuff=shared["stuff"])
+        ),
         remarks=tuple(_remarks(runs)),
         samples=samples,
         seed=seed,
@@ -264,7 +255,7 @@ def _adjusted(
 
 
 def _remarks(runs: Sequence[NamedRun]) -> list[str]:
-    """Say which options differ although the runs could be compared, and pass on the runs' own."""
+    """Say which options differ, and pass on the runs' own remarks."""
     remarks = []
     for key in _REMARKED:
         values = {run.name: run.options.get(key) for run in runs}

@@ -38,13 +38,7 @@ _BLOCK_CELLS = 1 << 22
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A figure and its interval, in percent; NaN where undefined.
-
-    Attributes:
-        estimate: the plain figure.
-        low: lower end.
-        high: upper end.
-    """
+    """A figure (``estimate``) and the ends of its interval, in percent; NaN where undefined."""
 
     estimate: float
     low: float
@@ -53,13 +47,7 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class FewInstances:
-    """A class and size with too few instances for a mean.
-
-    Attributes:
-        category: class name.
-        size: name of the size bin.
-        instances: their number.
-    """
+    """A class and size with too few instances for a mean, and their number."""
 
     category: str
     size: str
@@ -182,9 +170,7 @@ def bootstrap_figures(
     draws: list[dict[str, list[np.ndarray]]] = [{name: [] for name in x.figures} for x in scores]
     for weights in bootstrap_weights(images, samples, seed) if images else ():
         for drawn, method, totals in zip(draws, scores, joint.totals(weights)):
-            found = resampled(method, totals)
-            found |= resampled_figures(method.ious, weights, method.worst)
-            for name, values in found.items():
+            for name, values in resampled(method, totals, method.ious, weights).items():
                 drawn[name].append(values)
         if progress is not None:
             progress(len(weights))
@@ -194,9 +180,12 @@ def bootstrap_figures(
     ]
 
 
-def resampled(scores: Scores, totals: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute a method's ratios of sums, float64 (S,) by name, from its totals (S, C, V)."""
-    return figures(scores.sums, totals, include_background=scores.include_background)
+def resampled(
+    scores: Scores, totals: np.ndarray, ious: ImageIoUs, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Compute a method's figures, float64 (S,) by name, from totals (S, C, V) and IoUs by image."""
+    found = figures(scores.sums, totals, include_background=scores.include_background)
+    return found | resampled_figures(ious, weights, scores.worst)
 
 
 def intervals(

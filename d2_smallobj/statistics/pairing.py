@@ -12,7 +12,7 @@ from typing import Union
 
 import numpy as np
 
-from d2_smallobj.metrics.image_sums import Run, joined, joint_sums, resampled_figures
+from d2_smallobj.metrics.image_sums import Run, joined, joint_sums
 from d2_smallobj.metrics.records import COCO_SIZE_BINS, InstanceTable, PixelTable
 from d2_smallobj.metrics.summary import WORST_PERCENT
 from d2_smallobj.statistics.intervals import (
@@ -38,11 +38,7 @@ _TIE = 1e-9
 class Difference:
     """A paired difference of two figures, second minus first, in percentage points.
 
-    Attributes:
-        estimate: the plain difference.
-        low: lower end of its interval.
-        high: upper end.
-        p_value: two-sided; NaN where the figure is undefined.
+    With the ends of its interval and a two-sided p-value; NaN where the figure is undefined.
     """
 
     estimate: float
@@ -75,17 +71,8 @@ def paired(
     share if all ``2**N`` patterns fit into ``samples``. Unlike a p-value read off the
     bootstrap, it is valid at any number of images, and no class ever goes missing.
 
-    Args:
-        first: the method that is subtracted; e.g. an :class:`.accumulator.Accumulator`.
-        second: the other one.
-        class_names: C names.
-        stuff: ids of the stuff classes.
-        size_bins: exclusive upper bounds by name.
-        samples: number of resamples and of permutations.
-        seed: same seed, same result.
-        level: of the intervals.
-        include_background: count stuff classes in ``IA-mIoU``.
-        worst: share of the worst images, in percent.
+    ``first`` is the method that is subtracted, ``samples`` the number of resamples and of
+    permutations; the other arguments are those of :func:`.intervals.bootstrap`.
 
     Raises:
         ValueError: if the two do not have the same images and ground truth (the message lists
@@ -93,17 +80,9 @@ def paired(
     """
     check_settings(samples, seed, level)
     check_same_truth(first, second)
-    scores = [
-        score(
-            run,
-            class_names=class_names,
-            stuff=stuff,
-            size_bins=size_bins,
-            include_background=include_background,
-            worst=worst,
-        )
-        for run in (first, second)
-    ]
+    options = {"class_names": class_names, "stuff": stuff, "size_bins": size_bins}
+    options |= {"include_background": include_background, "worst": worst}
+    scores = [score(run, **options) for run in (first, second)]
     draws = bootstrap_figures(scores, samples, seed)
     p_values = swap_test(scores, [(0, 1)], samples, seed)
     return differences(scores, draws, p_values[0], level)
@@ -133,12 +112,9 @@ def swap_test(
         for (one, other), ious in zip(pairs, lists):
             # What a method keeps, and what it gets from the other; whole numbers, so exact.
             gain = kept[one] - kept[other]
-            first = resampled(scores[one], whole[other] + gain)
-            second = resampled(scores[one], whole[one] - gain)
-            swapped = np.concatenate([weights, 1 - weights], axis=1)
-            first |= resampled_figures(ious, swapped, scores[one].worst)
-            swapped = np.concatenate([1 - weights, weights], axis=1)
-            second |= resampled_figures(ious, swapped, scores[one].worst)
+            moved = 1 - weights
+            first = resampled(scores[one], whole[other] + gain, ious, np.hstack([weights, moved]))
+            second = resampled(scores[one], whole[one] - gain, ious, np.hstack([moved, weights]))
             yield {name: np.abs(second[name] - first[name]) for name in first}
 
     observed = list(gaps(np.ones((1, images))))

@@ -66,17 +66,10 @@ def average_ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def spearman(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
-    """Spearman's rho: Pearson's correlation of the average ranks.
+    """Spearman's rho, in -1..1: Pearson's correlation of the average ranks of numbers (M,).
 
-    Args:
-        x: (M,) numbers; a pair with a NaN is left out.
-        y: (M,) numbers.
-
-    Returns:
-        A number in -1..1; NaN if fewer than two pairs are left or one side is constant.
-
-    Raises:
-        ValueError: if the lengths differ.
+    A pair with a NaN is left out. NaN if fewer than two are left or one side is constant;
+    ValueError if the lengths differ.
     """
     x, y = _pairs(x, y)
     # The mean of average ranks is (M + 1) / 2, whatever the ties.

@@ -148,10 +148,8 @@ def _point_sums(
     for position, centre in enumerate(grid.tolist()):
         u = (x - centre) / width
         kernel = np.exp(-0.5 * u * u)
-        for column, values in enumerate((kernel, kernel * u, kernel * u * u)):
-            exact = fixed_point(values, images * fullest)
-            sums[:, position, column] = np.bincount(image, weights=exact, minlength=held)
-        for column, values in enumerate((kernel * y, kernel * u * y), start=3):
+        columns = (kernel, kernel * u, kernel * u * u, kernel * y, kernel * u * y)
+        for column, values in enumerate(columns):
             exact = fixed_point(values, images * fullest)
             sums[:, position, column] = np.bincount(image, weights=exact, minlength=held)
     return sums

@@ -42,6 +42,13 @@ def readable_errors() -> Iterator[None]:
         sys.exit(f"error: {message}")
 
 
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser whose help shows the description, a program's docstring, line by line."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def user_message(error: BaseException) -> str | None:
     """Return the message of an error that a person can do something about.
 
@@ -58,17 +65,12 @@ def user_message(error: BaseException) -> str | None:
     raised = list(_RAISED.finditer(text)) if "Traceback (most recent call last)" in text else []
     # torch's class for an error of a launched process, named so that torch is not imported.
     if any(base.__name__ == "ProcessRaisedException" for base in type(error).__mro__):
-        if not raised or not _is_user_error(raised[-1].group(1)):
+        known = {c.__name__ for base in USER_ERRORS for c in (base, *base.__subclasses__())}
+        if not raised or raised[-1].group(1) not in known:
             return None
     elif not isinstance(error, USER_ERRORS):
         return None
     return text[raised[-1].end() :] if raised else text
-
-
-def _is_user_error(name: str) -> bool:
-    """Tell whether a class of this name is one of, or derived from, :data:`USER_ERRORS`."""
-    known = {c.__name__ for base in USER_ERRORS for c in (base, *base.__subclasses__())}
-    return name in known
 
 
 def checked(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:

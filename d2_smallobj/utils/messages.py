@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from itertools import islice
 
-LIMIT = 10
-"""Number of names that a message shows."""
+LIMIT = 10  # names that a message shows
 
 
 def listed(names: Collection[object], limit: int = LIMIT) -> str:
@@ -15,8 +14,8 @@ def listed(names: Collection[object], limit: int = LIMIT) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def itemized(kind: str, entries: Collection[object], limit: int = LIMIT) -> str:
+def itemized(kind: str, entries: Collection[object]) -> str:
     """List names below their number: ``"12 file(s) missing:"`` and the first ten, one a line."""
-    shown = "".join(f"\n  {entry}" for entry in islice(entries, limit))
-    more = f"\n  and {len(entries) - limit} more" if len(entries) > limit else ""
+    shown = "".join(f"\n  {entry}" for entry in islice(entries, LIMIT))
+    more = f"\n  and {len(entries) - LIMIT} more" if len(entries) > LIMIT else ""
     return f"{len(entries)} {kind}:{shown}{more}"

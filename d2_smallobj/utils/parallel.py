@@ -32,18 +32,15 @@ def parallel_map(
     *,
     jobs: int = 1,
     description: str = "",
-    unit: str = "image",
     progress: bool = False,
 ) -> Iterator[_Result]:
     """Apply a function to every item; the results do not depend on ``jobs``.
 
     Args:
-        function: picklable, e.g. a function of a module, or a partial of one; each process gets it
-            once.
+        function: picklable; each process gets it once.
         items: picklable; each is sent to one process once.
         jobs: number of processes; 1 = this one.
         description: what is done, for the progress bar.
-        unit: what an item is, for the progress bar.
         progress: show the bar on stderr.
 
     Yields:
@@ -61,7 +58,6 @@ def parallel_map(
         jobs=jobs,
         largest=largest,
         description=description,
-        unit=unit,
         progress=progress,
     ):
         yield from results
@@ -74,22 +70,11 @@ def parallel_batches(
     jobs: int = 1,
     largest: int = _LARGEST_BATCH,
     description: str = "",
-    unit: str = "image",
     progress: bool = False,
 ) -> Iterator[_Result]:
-    """Apply a function to batches of consecutive items; as :func:`parallel_map` otherwise.
+    """Apply a function to batches of at most ``largest`` consecutive items.
 
-    Args:
-        function: takes several items; picklable.
-        items: as for :func:`parallel_map`, like all other arguments.
-        jobs: number of processes.
-        largest: most items of a batch.
-        description: for the progress bar.
-        unit: for the progress bar.
-        progress: show the bar.
-
-    Yields:
-        The result of every batch, in the order of the items.
+    The arguments are otherwise those of :func:`parallel_map`; yields the result of every batch.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
@@ -100,7 +85,7 @@ def parallel_batches(
     # A log file gets a line now and then, a terminal a moving bar.
     pause = 0.1 if sys.stderr.isatty() else 10.0
     with tqdm(
-        total=len(items), desc=description, unit=unit, disable=not progress, mininterval=pause
+        total=len(items), desc=description, unit="image", disable=not progress, mininterval=pause
     ) as bar:
         for batch, result in zip(batches, results):
             yield result

@@ -37,14 +37,9 @@ _NUMBERS = re.compile(r"[biuf][1248]")
 _MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
 # What numpy arrays in a model-zoo pickle are made of.
 _ARRAY_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.ndarray"),
+    *("numpy.dtype", "collections.OrderedDict", "_codecs.encode"),
 }
 
 
@@ -66,11 +61,10 @@ def read_npy_dict(path: str | os.PathLike[str]) -> dict[str | int, Any]:
     path = Path(path)
     content = io.BytesIO(path.read_bytes())
     try:
-        version = np.lib.format.read_magic(content)
-        header = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-            version, np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = header(content)
+        first = np.lib.format.read_magic(content) == (1, 0)
+        form = np.lib.format
+        read = form.read_array_header_1_0 if first else form.read_array_header_2_0
+        shape, _, dtype = read(content)
     except (ValueError, EOFError, SyntaxError, struct.error) as error:
         raise ValueError(f"{path}: not a complete .npy file ({error})") from error
     if not dtype.hasobject or shape != ():
@@ -116,7 +110,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles numpy arrays and plain containers only."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ARRAY_GLOBALS:
+        if f"{module}.{name}" not in _ARRAY_GLOBALS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
         return super().find_class(module, name)
 
@@ -220,9 +214,7 @@ class _Unpickler(pickle.Unpickler):
         """The stand-in for a constructor; everything else is refused."""
         known: dict[str, Callable[..., Any] | str] = {
             "numpy.core.multiarray._reconstruct": self._reconstruct,
-            "numpy._core.multiarray._reconstruct": self._reconstruct,
             "numpy.core.multiarray.scalar": self._scalar,
-            "numpy._core.multiarray.scalar": self._scalar,
             "numpy.ndarray": "ndarray",
             "numpy.dtype": self._dtype,
             "_codecs.encode": self._encode,
@@ -230,7 +222,8 @@ class _Unpickler(pickle.Unpickler):
             "torch._utils._rebuild_tensor_v2": self._rebuild_tensor,
             "torch.storage._load_from_bytes": self._load_storage,
         }
-        found = known.get(f"{module}.{name}")
+        # numpy 2 writes _core.
+        found = known.get(f"{module}.{name}".replace("numpy._core.", "numpy.core."))
         if found is None:
             raise pickle.UnpicklingError(
                 f"it wants to call {module}.{name}, which no file of maps needs (refused, not run)"

@@ -246,12 +246,9 @@ def test_real_lvis(realdata):
     with pytest.raises(ValueError, match="1230 categories do not fit"):
         InstanceAnnotations(path, kind="lvis")
     names = {c["name"]: c["id"] for c in json.loads(path.read_text())["categories"]}
-    found = InstanceAnnotations(
-        path,
-        kind="lvis",
-        category_map={names["cow"]: 10, names["cat"]: 8, names["dog"]: 12},
-        class_names=VOC_CLASS_NAMES,
-    )
+    classes = {names["cow"]: 10, names["cat"]: 8, names["dog"]: 12}
+    options = {"category_map": classes, "class_names": VOC_CLASS_NAMES}
+    found = InstanceAnnotations(path, kind="lvis", **options)
     assert len(found.image_ids) == 100
     assert 0 < found.num_instances < 977
     seen = set()

@@ -28,11 +28,6 @@ class Blank(torch.nn.Module):
         return [{"sem_seg": torch.zeros(inference.CLASSES, 2, 2)} for _ in batch]
 
 
-def options(**changes):
-    given = {"config_file": None, "images": 3, "workers": 2, "rounds": 1, "seed": 0}
-    return argparse.Namespace(**{**given, **changes})
-
-
 def test_each_run_scores_the_drawn_predictions(tmp_path, monkeypatch):
     results = []
     inner = inference.inference_on_dataset
@@ -62,19 +57,19 @@ def test_each_run_scores_the_drawn_predictions(tmp_path, monkeypatch):
 def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(inference, "build", lambda *_: Blank())
-    found = inference.run(options())
+    given = {"config_file": None, "images": 3, "workers": 2, "rounds": 1, "seed": 0}
+    found = inference.run(argparse.Namespace(**given))
     assert found.figures["device"] == "CPU"
     assert "There is no GPU" in found.text
     assert found.missed == ["the target of 1.05 × is one of a GPU, and there is none here"]
 
 
 def test_the_target_is_that_of_the_threads():
-    rows = {"evaluator, all in the loop": {"ratio": 1.4}, "evaluator, 2 threads": {"ratio": 1.04}}
-    assert inference._missed(rows, 2, True) == []
-    rows["evaluator, 2 threads"]["ratio"] = 1.051
-    assert inference._missed(rows, 2, True) == [
-        "with the evaluator a run takes 1.051 times that without it, not 1.05"
-    ]
+    told = ["with the evaluator a run takes 1.051 times that without it, not 1.05"]
+    for ratio, missed in ((1.04, []), (1.051, told)):
+        threads = {"evaluator, 2 threads": {"ratio": ratio}}
+        rows = {"evaluator, all in the loop": {"ratio": 1.4}, **threads}
+        assert inference._missed(rows, 2, True) == missed
 
 
 def test_models(repository):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import d2_smallobj  # noqa: F401  (makes the embedded host importable)
+from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.engine import build_config
 from detectron2.data import DatasetCatalog
 
@@ -24,16 +25,12 @@ def tiny_dicts(tmp_path):
     dicts = []
     for i in range(7):
         height, width = 20 + 3 * i, 40 - 2 * i
-        image, labels = tmp_path / f"image_{i}.jpg", tmp_path / f"labels_{i}.png"
+        image, labels = str(tmp_path / f"image_{i}.jpg"), str(tmp_path / f"labels_{i}.png")
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(image)
         indices = np.zeros((height, width), np.uint8)
-        indices[3:12, 4:20] = 1 + i % 6
-        indices[14:17, 8:11] = 2
-        indices[0] = 255
-        picture = Image.fromarray(indices)
-        picture.putpalette(list(range(256)) * 3)
-        picture.save(labels)
-        dicts.append({"file_name": str(image), "sem_seg_file_name": str(labels), "image_id": i})
+        indices[3:12, 4:20], indices[14:17, 8:11], indices[0] = 1 + i % 6, 2, 255
+        write_label_map(labels, indices)
+        dicts.append({"file_name": image, "sem_seg_file_name": labels, "image_id": i})
     return dicts
 
 

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 import d2_smallobj  # noqa: F401 (makes the embedded host importable)
 from d2_smallobj.annotations.cityscapes import BENCHMARK_LABELS
-from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
+from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.annotations.label_rules import LabelRule
 from d2_smallobj.data.ground_truth import open_dataset, resolve
 from d2_smallobj.evaluation import SmallObjectEvaluator
@@ -51,10 +51,17 @@ def save_ids(path, ids):
     """A panoptic PNG; returns its path as text."""
     ids = np.asarray(ids)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(
-        np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=2).astype(np.uint8)
-    ).save(path)
+    channels = [ids & 255, ids >> 8 & 255, ids >> 16 & 255]
+    Image.fromarray(np.stack(channels, axis=2).astype(np.uint8)).save(path)
     return str(path)
+
+
+def record_of(folder, semantic, instances=None, **more):
+    """A dict with a semantic map, and an instance map if there is one."""
+    record = {"file_name": "a.jpg", "sem_seg_file_name": save(folder / "s.png", semantic), **more}
+    if instances is not None:
+        record["ins_seg_file_name"] = save(folder / "i.png", instances)
+    return record
 
 
 def ids_of(instances):
@@ -122,11 +129,8 @@ def test_cityscapes_panoptic_goes_before_instance_ids(register, city):
     ids[6:9, 12:14] += 1
     ids[ids == 255000], ids[ids == 0] = 0, 7
     segments = [
-        {"id": 7, "category_id": 0, "iscrowd": 0},
-        {"id": 13001, "category_id": 13, "iscrowd": 0},
-        {"id": 13002, "category_id": 13, "iscrowd": 0},
-        {"id": 13000, "category_id": 13, "iscrowd": 1},
-        {"id": 11001, "category_id": 11, "iscrowd": 0},
+        {"id": n, "category_id": n // 1000, "iscrowd": n == 13000}
+        for n in (7, 13001, 13002, 13000, 11001)
     ]
     panoptic = save_ids(folder / "panoptic.png", ids)
     record = {**record, "pan_seg_file_name": panoptic, "segments_info": segments}
@@ -202,25 +206,21 @@ def test_the_semantic_map_decides_where_both_exist(register, panoptic, tmp_path)
     assert ids_of(maps.instances) == [1000, 70000]
     assert (maps.instances[4, 2:4] == 255).all()
     assert (maps.instances[5:7, 2:4] == 1000).all()
-
-
-def test_300_touching_instances(register, tmp_path):
+    # More instances than a byte holds.
     ids = np.arange(1, 301).reshape(15, 20).repeat(3, 0).repeat(3, 1)
     segments = [{"id": n, "category_id": 0} for n in range(1, 301)]
-    path = save_ids(tmp_path / "a.png", ids)
-    record = {"file_name": "a.jpg", "pan_seg_file_name": path, "segments_info": segments}
-    maps = resolve(register([record], **STANDARD)).read_record(record)
-    assert len(ids_of(maps.instances)) == 300
+    record = {"file_name": "a.jpg", "pan_seg_file_name": save_ids(tmp_path / "a.png", ids)}
+    name = register([record | {"segments_info": segments}], "many", **STANDARD)
+    assert len(ids_of(resolve(name).read_record(record).instances)) == 300
 
 
 @pytest.mark.parametrize("kind", ["separated", "stuffonly"])
-def test_all_objects_in_one_class(register, panoptic, tmp_path, kind):
+def test_all_objects_in_one_class(register, tmp_path, kind):
     labels = np.array([[0, 0, 1], [2, 2, 255]], np.uint8)
-    record = {"file_name": "a.jpg", "sem_seg_file_name": save(tmp_path / "s.png", labels)}
+    record = record_of(tmp_path, labels)
     if kind == "separated":
-        box = [[0, 0, 2, 0, 2, 1, 0, 1]]
-        entry = {"category_id": 5, "segmentation": box, "bbox": [0, 0, 2, 1], "bbox_mode": 1}
-        record = {**record, "annotations": [entry], "height": 2, "width": 3}
+        entry = {"category_id": 5, "segmentation": [[0, 0, 2, 0, 2, 1, 0, 1]], "bbox_mode": 1}
+        record |= {"annotations": [{**entry, "bbox": [0, 0, 2, 1]}], "height": 2, "width": 3}
     name = register(
         [record],
         stuff_classes=["things", "banner", "sky"],
@@ -269,45 +269,52 @@ def test_stuff_by_the_metadata(register, metadata, stuff):
 
 def test_stuff_by_the_user(register):
     name = register([], **STANDARD)
-    assert resolve(name, stuff=["grass", 0]).stuff == (0, 3)
-    assert resolve(name, stuff="sky").stuff == (2,)
-    assert resolve(name, stuff=()).stuff == ()
-    assert resolve(name, stuff=()).decided == []
+    for stuff, ids in ((["grass", 0], (0, 3)), ("sky", (2,)), ((), ())):
+        truth = resolve(name, stuff=stuff)
+        assert (truth.stuff, truth.decided) == (ids, [])
 
 
-WHERE = f"metadata of '{PREFIX}set': "
+THINGS, STUFF = "thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id"
 
 
 @pytest.mark.parametrize(
-    ("change", "options", "message"),
+    ("change", "message"),
     [
-        ({"thing_dataset_id_to_contiguous_id": {1: 4}}, {},
-         WHERE + r"thing_dataset_id_to_contiguous_id leads to 4, but there are 4 stuff_classes"),
-        ({"thing_classes": ["cat", "horse", "sky", "grass"]}, {},
-         WHERE + r"class 1 is 'horse' in thing_classes and 'dog' in stuff_classes; correct"),
-        ({"stuff_dataset_id_to_contiguous_id": {8: 1, 9: 3}}, {},
-         WHERE + r"category 8 is class 1 \('dog'\), which is a thing in .*, stuff in .*; correct"),
-        ({"stuff_dataset_id_to_contiguous_id": {1: 3}}, {},
-         WHERE + r"category 1 is class 0 in thing_dataset.* and class 3 in stuff_dataset"),
-        ({"thing_classes": ["dog", "horse"], "thing_dataset_id_to_contiguous_id": {}}, {},
-         WHERE + r"thing_classes has 'horse', which stuff_classes lacks .*stuff=\[\.\.\.\]"),
-        ({"num_classes": 5}, {}, WHERE + r"num_classes is 5, but there are 4 class names"),
-        ({"ignore_label": 3}, {},
-         WHERE + r"ignore_label is 3, which is the class 'grass'; set it to .*, e\.g\. 255"),
-        ({"ignore_label": -1}, {}, WHERE + r"ignore_label must be an int"),
-        ({}, {"stuff": ["grss"]}, r"stuff: unknown value 'grss'; .*did you mean 'grass'\?"),
-        ({}, {"stuff": [4]}, r"stuff: class ids are 0\.\.3, got 4"),
-        ({}, {"missing_instances": "none"}, r"missing_instances: unknown value 'none'"),
-        ({}, {"unannotated": "skyy"},
-         r"unannotated, 'void' or a class: unknown value.*mean 'sky'\?"),
-        ({}, {"num_classes": 5},
-         r"num_classes must be 4, the number of stuff_classes .* got 5"),
+        ({THINGS: {1: 4}}, f"{THINGS} leads to 4, but there are 4 stuff_classes"),
+        ({"thing_classes": ["cat", "a", *NAMES[2:]]}, "class 1 is 'a' in .* and 'dog' in stuff"),
+        (
+            {STUFF: {8: 1, 9: 3}},
+            rf"category 8 is class 1 \('dog'\), .* a thing .*, stuff in {STUFF}",
+        ),
+        ({STUFF: {1: 3}}, f"category 1 is class 0 in {THINGS} and class 3 in {STUFF}; correct"),
+        (
+            {"thing_classes": ["dog", "a"], THINGS: {}},
+            r"thing_.* has 'a', .*lacks .*stuff=\[\.\.\.",
+        ),
+        ({"num_classes": 5}, "num_classes is 5, but there are 4 class names"),
+        ({"ignore_label": 3}, r"ignore_label is 3, which is the class 'grass'; .*, e\.g\. 255"),
+        ({"ignore_label": -1}, "ignore_label must be an int"),
     ],
-)  # fmt: skip
-def test_bad_metadata_and_options(register, change, options, message):
+)
+def test_bad_metadata(register, change, message):
     name = register([], **{**STANDARD, **change})
+    with pytest.raises(ValueError, match=f"metadata of '{name}': {message}"):
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stuff": ["grss"]}, r"stuff: unknown value 'grss'; .*did you mean 'grass'\?"),
+        ({"stuff": [4]}, r"stuff: class ids are 0\.\.3, got 4"),
+        ({"missing_instances": "none"}, "missing_instances: unknown value 'none'"),
+        ({"unannotated": "sk"}, r"unannotated, 'void' or a class: unknown value.*mean 'sky'\?"),
+        ({"num_classes": 5}, "num_classes must be 4, the number of stuff_classes .* got 5"),
+    ],
+)
+def test_bad_options(register, options, message):
     with pytest.raises(ValueError, match=message):
-        resolve(name, **options)
+        resolve(register([], **STANDARD), **options)
 
 
 # ---- Semantic sets -----------------------------------------------------------------------------
@@ -355,11 +362,11 @@ def test_voc_20_without_background(register, tmp_path):
     np.testing.assert_array_equal(maps.instances, objects)
     # Sets of more classes than VOC tells apart (Context-59) do not use it.
     many = [f"class {number}" for number in range(59)]
-    maps = resolve(register([record], "many", stuff_classes=many)).read_record(record)
-    assert maps.instances is None
+    name = register([record], "many", stuff_classes=many)
+    assert resolve(name).read_record(record).instances is None
 
 
-def test_background_last(register, tmp_path):
+def test_background_last_and_a_map_of_the_things_only(register, tmp_path):
     semantic = np.full((4, 6), 2, np.uint8)
     semantic[1:3, 1:3], semantic[1:3, 3:5] = 0, 1
     objects = np.where(semantic == 2, 0, semantic + 1)
@@ -367,6 +374,11 @@ def test_background_last(register, tmp_path):
     truth = resolve(register([record], stuff_classes=["cat", "dog", "background"]))
     assert truth.stuff == (2,)
     np.testing.assert_array_equal(truth.read_record(record).instances, objects)
+    instances = np.array([[0, 0, 0, 0], [1, 2, 3, 0]], np.uint8)
+    record = record_of(tmp_path, [[2, 2, 2, 2], [0, 0, 1, 3]], instances)
+    truth = resolve(register([record], "things", **STANDARD))
+    assert truth.stuff == (2, 3)
+    np.testing.assert_array_equal(truth.read_record(record).instances, instances)
 
 
 def test_an_object_map_of_another_image(register, tmp_path):
@@ -376,9 +388,7 @@ def test_an_object_map_of_another_image(register, tmp_path):
     objects[4:] = 1
     record = voc_like(tmp_path, semantic, objects)
     name = register([record], stuff_classes=["background", "cat"])
-    with pytest.raises(
-        ValueError, match=r"only 0 of the 32 pixels .*do the files belong to the same image\?"
-    ):
+    with pytest.raises(ValueError, match=r"only 0 of the 32 pixels .*do the files belong to the s"):
         resolve(name).read_record(record)
     save(tmp_path / "VOC2012/SegmentationObject/2007_000032.png", objects[:, :7])
     with pytest.raises(ValueError, match=r"semantic map is 8 x 8 .* instance map 8 x 7; do the"):
@@ -391,14 +401,9 @@ def test_an_object_map_of_another_image(register, tmp_path):
 def test_an_image_without_instances_among_others(register, tmp_path):
     semantic = np.zeros((4, 6), np.uint8)
     semantic[1:3, 1:3] = 1
-    records = [
-        voc_like(tmp_path, semantic, semantic, "a"),
-        voc_like(tmp_path, semantic, None, "b"),
-    ]
+    records = [voc_like(tmp_path, semantic, *rest) for rest in ((semantic, "a"), (None, "b"))]
     name = register(records, stuff_classes=["background", "cat"])
-    with pytest.raises(
-        ValueError, match=r"b\.png has no instances beside it.*'components'.*'void'"
-    ):
+    with pytest.raises(ValueError, match=r"b\.png has no instances beside .*'components'.*'void'"):
         resolve(name).read_record(records[1])
     truth = resolve(name, missing_instances="components")
     assert truth.read_record(records[1]).instances is None
@@ -410,42 +415,32 @@ def test_an_image_without_instances_among_others(register, tmp_path):
     assert not resolve(name).read_record(records[1]).instances.any()
 
 
-def test_an_instance_map_of_the_things_only(register, tmp_path):
-    semantic = np.array([[2, 2, 2, 2], [0, 0, 1, 3]], np.uint8)
-    instances = np.array([[0, 0, 0, 0], [1, 2, 3, 0]], np.uint8)
-    record = {
-        "file_name": "a.jpg",
-        "sem_seg_file_name": save(tmp_path / "s.png", semantic),
-        "ins_seg_file_name": save(tmp_path / "i.png", instances),
-    }
-    truth = resolve(register([record], **STANDARD))
-    assert truth.stuff == (2, 3)
-    np.testing.assert_array_equal(truth.read_record(record).instances, instances)
-
-
 # ---- Annotations -------------------------------------------------------------------------------
 
 
-def mask_of(rows, columns, shape=(8, 10)):
-    mask = np.zeros(shape, np.uint8, order="F")
-    mask[rows, columns] = 1
-    runs = coco_mask.encode(mask)
+def mask_of(mask):
+    """Its run-length code, as COCO writes it."""
+    runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": list(runs["size"]), "counts": runs["counts"].decode()}
+
+
+def box_of(rows, columns):
+    mask = np.zeros((8, 10), bool)
+    mask[rows, columns] = True
+    return mask_of(mask)
 
 
 ENTRIES = [
     {"category_id": 1, "segmentation": [[1, 1, 4, 1, 4, 4, 1, 4]], "iscrowd": 0},
-    {"category_id": 0, "segmentation": mask_of(slice(2, 6), slice(1, 9)), "iscrowd": 0},
-    {"category_id": 0, "segmentation": mask_of(slice(6, 8), slice(0, 3)), "iscrowd": 1},
+    {"category_id": 0, "segmentation": box_of(slice(2, 6), slice(1, 9)), "iscrowd": 0},
+    {"category_id": 0, "segmentation": box_of(slice(6, 8), slice(0, 3)), "iscrowd": 1},
 ]
 """A dog (file order: first) on a cat, and a crowd of cats."""
 
 
 def painted():
     instances = np.zeros((8, 10), int)
-    instances[6:8, 0:3] = 255
-    instances[2:6, 1:9] = 2
-    instances[1:4, 1:4] = 1
+    instances[6:8, 0:3], instances[2:6, 1:9], instances[1:4, 1:4] = 255, 2, 1
     return instances
 
 
@@ -453,10 +448,7 @@ def painted():
 def test_instances_of_annotations(register, tmp_path, source):
     """With a semantic map of its own, crowds are void for the instances alone."""
     semantic = np.select([painted() == 1, painted() > 0], [1, 0], 2).astype(np.uint8)
-    record = {
-        "file_name": str(tmp_path / "a.jpg"),
-        "sem_seg_file_name": save(tmp_path / "s.png", semantic),
-    }
+    record = record_of(tmp_path, semantic, file_name=str(tmp_path / "a.jpg"))
     metadata = {"thing_classes": ["cat", "dog"], "stuff_classes": NAMES}
     if source == "dict":
         record = {**record, "annotations": ENTRIES, "height": 8, "width": 10}
@@ -503,10 +495,9 @@ def test_painting_a_detection_set(register, unannotated, names, stuff, empty):
 
 
 def test_painting_more_classes_than_a_byte_holds(register):
-    """LVIS: 1,203 categories."""
-    things = [f"thing {number}" for number in range(1203)]
-    entries = [{**ENTRIES[0], "category_id": 1202}]
-    record = {"file_name": "a.jpg", "annotations": entries, "height": 8, "width": 10}
+    things = [f"thing {number}" for number in range(1203)]  # as LVIS
+    record = {"file_name": "a.jpg", "annotations": [{**ENTRIES[0], "category_id": 1202}]}
+    record |= {"height": 8, "width": 10}
     truth = resolve(register([record], thing_classes=things), unannotated="void")
     assert truth.ignore_label == 65535
     assert set(np.unique(truth.read_record(record).semantic)) == {1202, 65535}
@@ -561,12 +552,6 @@ def test_names_are_quoted_and_cut_in_what_was_decided(register):
     assert "21 of 22 classes are things ('car,cars', 'class 0', 'class 1'" in text
     assert "'class 8' and 11 more), 1 stuff ('background,crops,bush,bush,...')" in text
     assert "class 9" not in text
-    many = register([], "many", stuff_classes=[*(f"class {n}" for n in range(300)), "wall"])
-    with pytest.raises(
-        ValueError, match=r", \.\.\. \(301 in all\); did you mean 'wall'\?"
-    ) as error:
-        resolve(many, stuff=["wal"])
-    assert len(str(error.value)) < 1000
 
 
 def test_what_stands_for_the_segmentation_set_says_so(tmp_path, registration):
@@ -618,13 +603,18 @@ def test_malformed_dicts(register, tmp_path, monkeypatch, change, message):
 
 def test_a_reader_of_ones_own(register):
     semantic, instances = np.zeros((2, 3), int), np.ones((2, 3), int)
-    truth = resolve(register([], stuff_classes=NAMES), reader=lambda record: (semantic, instances))
+    name = register([], stuff_classes=NAMES)
+    truth = resolve(name, reader=lambda record: (semantic, instances))
     maps = truth.read_record({"file_name": "a.jpg"})
     assert maps.semantic is semantic
     assert maps.instances is instances
     assert "a.jpg" in maps.source
     with pytest.raises(ValueError, match=r"reader= works with the evaluator only"):
         truth.scoring_truth()
+    # Its segments of stuff are no instances.
+    semantic = np.array([[0, 1, 2, 2]])
+    truth = resolve(name, stuff=[0, "sky"], reader=lambda record: (semantic, semantic * 7))
+    assert truth.read_record({"file_name": "a.jpg"}).instances.tolist() == [[0, 7, 0, 0]]
 
 
 def test_what_a_mapper_dropped_is_taken_from_the_registered_dict(register, panoptic, tmp_path):
@@ -635,34 +625,25 @@ def test_what_a_mapper_dropped_is_taken_from_the_registered_dict(register, panop
     for given in (record, kept, {**kept, "image": object()}):
         maps = truth.read_record(given)
         np.testing.assert_array_equal(maps.semantic, semantic)
-        assert maps.source == f"{record['sem_seg_file_name']} and " + str(
-            record["pan_seg_file_name"]
-        )
+        files = (record["sem_seg_file_name"], record["pan_seg_file_name"])
+        assert maps.source == " and ".join(files)
     with pytest.raises(ValueError, match=r"has no ground truth for 'b\.jpg'.*got \['file_name'\]"):
         truth.read_record({"file_name": "b.jpg"})
 
 
-def test_listed_images(register, tmp_path):
-    labels = save(tmp_path / "s.png", np.zeros((2, 2), np.uint8))
-    records = [{"file_name": f"{n}.jpg", "sem_seg_file_name": labels} for n in "ab"]
-    truth = resolve(register(records, stuff_classes=NAMES))
-    assert [image.image_id for image in truth.scoring_truth(["b"]).images] == ["b.jpg"]
-    with pytest.raises(ValueError, match=r"1 image\(s\) of --list that data set .* does not have"):
-        truth.scoring_truth(["c"])
-
-
 def test_components_of_translated_labels_are_shown(register, tmp_path):
     """What the report paints again: the classes that a rule makes, and their components."""
-    labels = save(tmp_path / "a.png", [[4, 4, 9, 4], [9, 9, 9, 9]])
     save(tmp_path / "preds" / "a.png", [[1, 1, 0, 1], [0, 0, 0, 0]])
     rule = LabelRule(tuple(1 if number == 4 else 0 for number in range(10)))
-    record = {"file_name": "a.jpg", "sem_seg_file_name": labels}
+    record = record_of(tmp_path, [[4, 4, 9, 4], [9, 9, 9, 9]])
     name = register([record], stuff_classes=["background", "cat"], label_rule=rule)
     scored = score(tmp_path / "preds", name)
     assert scored.figures["IA-mIoU"] == 100
     (sources,) = scored.sources.values()
     assert sources["semantic"]().tolist() == [[1, 1, 0, 1], [0] * 4]
     assert sources["instances"]().tolist() == [[1, 1, 0, 2], [0] * 4]
+    with pytest.raises(ValueError, match=r"1 image\(s\) of --list that data set .* does not have"):
+        open_dataset(name, listed=["c"])
     # What was decided is said with the run.
     assert any("the class called background is stuff" in text for text in scored.remarks)
     assert any("connected components are the instances" in text for text in scored.remarks)
@@ -692,7 +673,7 @@ def things_and_stuff(source, register, tmp_path):
         ]
     else:
         record["annotations"] = [
-            {"category_id": n, "segmentation": mask_of(*box), "iscrowd": 0}
+            {"category_id": n, "segmentation": box_of(*box), "iscrowd": 0}
             for n, box in enumerate([(slice(1, 3), slice(1, 3)), (slice(4, 6), slice(4, 7))])
         ]
         meta["thing_classes"] = ["cat", "dog"]
@@ -715,29 +696,20 @@ def test_segments_of_stuff_are_no_instances(register, tmp_path, source):
         Accumulator(3, stuff=(0, 2)).update("a", np.minimum(semantic, 2), semantic, instances)
 
 
-def test_a_readers_segments_of_stuff_are_no_instances(register):
+def test_contradictions_are_left_for_the_metric(register):
     semantic = np.array([[0, 1, 2, 2]])
     name = register([], stuff_classes=["background", "cat", "dog"])
-    truth = resolve(name, stuff=[0, "dog"], reader=lambda record: (semantic, semantic * 7))
-    assert truth.read_record({"file_name": "a.jpg"}).instances.tolist() == [[0, 7, 0, 0]]
-
-
-@pytest.mark.parametrize(
-    ("instances", "message"),
-    [
-        # Nobody annotates instances of the background: the maps do not belong together.
+    # Nobody annotates instances of the background: the maps do not belong together.
+    for instances, message in (
         ([[3, 5, 0, 0]], r"not stuff \(0, 2\): instance 3 lies on class 0"),
         ([[0, 5, 5, 0]], r"instance 5 lies on class 1 \(1 px\), class 2"),
-    ],
-)
-def test_contradictions_are_left_for_the_metric(register, instances, message):
-    maps = np.array([[0, 1, 2, 2]]), np.array(instances)
-    name = register([], stuff_classes=["background", "cat", "dog"])
-    truth = resolve(name, stuff=[0, "dog"], reader=lambda record: maps)
-    semantic, found, _ = truth.read_record({"file_name": "a.jpg"})
-    np.testing.assert_array_equal(found, maps[1])
-    with pytest.raises(ValueError, match=message):
-        Accumulator(3, stuff=(0, 2)).update("a", semantic, semantic, found)
+    ):
+        maps = semantic, np.array(instances)
+        truth = resolve(name, stuff=[0, "dog"], reader=lambda record, maps=maps: maps)
+        found = truth.read_record({"file_name": "a.jpg"}).instances
+        assert found.tolist() == instances
+        with pytest.raises(ValueError, match=message):
+            Accumulator(3, stuff=(0, 2)).update("a", semantic, semantic, found)
 
 
 # ---- Predictions as SemSegEvaluator writes them ------------------------------------------------
@@ -746,18 +718,17 @@ def test_contradictions_are_left_for_the_metric(register, instances, message):
 def json_of(path, labels, ids):
     """detectron2's JSON: its category_id is the data set's own id of a class."""
     path.parent.mkdir(exist_ok=True)
-    entries = []
-    for label, number in ids.items():
-        runs = coco_mask.encode(np.asfortranarray((labels == label).astype(np.uint8)))
-        runs = {"size": list(runs["size"]), "counts": runs["counts"].decode()}
-        entries.append({"file_name": "x/a.jpg", "category_id": number, "segmentation": runs})
+    entries = [
+        {"file_name": "x/a.jpg", "category_id": number, "segmentation": mask_of(labels == label)}
+        for label, number in ids.items()
+    ]
     path.write_text(json.dumps(entries))
     return str(path)
 
 
 def test_ids_of_the_data_set_in_predictions(register, tmp_path):
     semantic = np.array([[0, 0, 1, 1], [2, 2, 2, 1]], np.uint8)
-    record = {"file_name": "a.jpg", "sem_seg_file_name": save(tmp_path / "s.png", semantic)}
+    record = record_of(tmp_path, semantic)
     classes = {"stuff_classes": ["a", "b", "c"]}
     name = register([record], stuff_dataset_id_to_contiguous_id={1: 0, 2: 1, 9: 2}, **classes)
     path = json_of(tmp_path / "out/sem_seg_predictions.json", semantic, {0: 1, 1: 2, 2: 9})
@@ -785,16 +756,13 @@ def test_the_evaluator_and_the_command_line_agree_on_a_mixed_set(register, tmp_p
     """Two images of three cats: the first has an instance PNG, the second is in the JSON alone."""
     # Left, top, right, bottom: two cats that touch, and one alone.
     boxes = [(2, 2, 8, 8), (8, 2, 14, 8), (3, 12, 6, 15)]
-    semantic = np.zeros((20, 24), np.uint8)
-    instances = np.zeros_like(semantic)
+    semantic, instances = np.zeros((2, 20, 24), np.uint8)
     for number, (left, top, right, bottom) in enumerate(boxes, start=1):
-        semantic[top:bottom, left:right] = 1
-        instances[top:bottom, left:right] = number
+        semantic[top:bottom, left:right], instances[top:bottom, left:right] = 1, number
     records, entries, images = [], [], []
     for image in (1, 2):
-        path = save(tmp_path / "semantic" / f"{image}.png", semantic)
         file_name = str(tmp_path / f"{image}.jpg")
-        records.append({"file_name": file_name, "image_id": image, "sem_seg_file_name": path})
+        records.append(record_of(tmp_path, semantic, file_name=file_name, image_id=image))
         images.append({"id": image, "height": 20, "width": 24, "file_name": f"{image}.jpg"})
         for number, (x0, y0, x1, y1) in enumerate(boxes):
             mask = [[x0, y0, x1, y0, x1, y1, x0, y1]]
@@ -803,14 +771,13 @@ def test_the_evaluator_and_the_command_line_agree_on_a_mixed_set(register, tmp_p
         save(tmp_path / "predictions" / f"{image}.png", np.roll(semantic, image, axis=1))
     records[0]["ins_seg_file_name"] = save(tmp_path / "instances" / "1.png", instances)
     path = tmp_path / "instances.json"
-    categories = [{"id": 1, "name": "cat"}]
-    content = {"images": images, "annotations": entries, "categories": categories}
+    content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat"}]}
     path.write_text(json.dumps(content))
     classes = ["background", "cat"]
     name = register(records, stuff_classes=classes, instances_json=str(path))
     evaluator = SmallObjectEvaluator(name)
     for record in records:
-        guess = np.roll(read_label_map(record["sem_seg_file_name"]), record["image_id"], axis=1)
+        guess = np.roll(semantic, record["image_id"], axis=1)
         evaluator.process([record], [{"sem_seg": guess.astype(np.int64)}])
     (figures,) = evaluator.evaluate().values()
     scored = score(tmp_path / "predictions", name)

@@ -94,13 +94,13 @@ def test_processes_together_see_what_one_sees(tiny, tiny_cfg, monkeypatch, start
 # ---- Test --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_every_test_image_once_in_order(tiny, tiny_cfg, workers):
-    batches = list(build_test_loader(tiny_cfg("DATALOADER.NUM_WORKERS", workers), tiny))
-    assert [[x["image_id"] for x in batch] for batch in batches] == [[i] for i in range(7)]
-    for i, (x,) in enumerate(batches):
-        assert x["image"].shape == (3, x["height"], x["width"]) == (3, 20 + 3 * i, 40 - 2 * i)
-        assert "sem_seg" not in x
+def test_every_test_image_once_in_order(tiny, tiny_cfg):
+    for workers in (0, 1):
+        batches = list(build_test_loader(tiny_cfg("DATALOADER.NUM_WORKERS", workers), tiny))
+        assert [[x["image_id"] for x in batch] for batch in batches] == [[i] for i in range(7)]
+        for i, (x,) in enumerate(batches):
+            assert x["image"].shape == (3, x["height"], x["width"]) == (3, 20 + 3 * i, 40 - 2 * i)
+            assert "sem_seg" not in x
 
 
 # ---- Data sets ---------------------------------------------------------------------------------
@@ -151,6 +151,10 @@ def test_order_is_detectron2s(size, seed):
     codes = take(StreamSampler(size, seed=seed), 40)
     assert [code % size for code in codes] == take(TrainingSampler(size, seed=seed), 40)
     assert [code // size for code in codes] == list(range(40))
+    dataset = pickle.loads(pickle.dumps(StreamDataset([{"image_id": i} for i in range(size)])))
+    assert len(dataset) == size
+    for position, code in enumerate(codes):
+        assert dataset[code] == {"image_id": code % size, "stream_position": position}
 
 
 @settings(deadline=None, max_examples=50)
@@ -159,27 +163,6 @@ def test_continues_exactly_from_any_position(size, start, seed):
     whole = take(StreamSampler(size, seed=seed), start + 20)
     sampler = pickle.loads(pickle.dumps(StreamSampler(size, seed=seed, start=start)))
     assert take(sampler, 20) == take(sampler, 20) == whole[start:]
-
-
-@pytest.mark.parametrize("processes", [2, 3])
-@pytest.mark.parametrize("start", [0, 12])
-def test_processes_share_the_stream_of_one(monkeypatch, processes, start):
-    alone = take(StreamSampler(7, seed=1, start=start), 6 * processes)
-    monkeypatch.setattr(comm, "get_world_size", lambda: processes)
-    shares = []
-    for rank in range(processes):
-        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        shares.append(take(StreamSampler(7, seed=1, start=start), 6))
-    assert [code for step in zip(*shares) for code in step] == alone
-
-
-def test_dataset_decodes_position_and_image():
-    dicts = [{"image_id": i} for i in range(5)]
-    dataset = pickle.loads(pickle.dumps(StreamDataset(dicts)))
-    assert len(dataset) == 5
-    for position, code in enumerate(take(StreamSampler(5, seed=0), 20)):
-        assert dataset[code] == {"image_id": code % 5, "stream_position": position}
-    assert dataset.dicts == dicts
 
 
 # ---- Boxes from a position on ------------------------------------------------------------------
@@ -207,15 +190,13 @@ def test_masks_stand_in_for_boxes_up_to_a_position():
         assert sorted(seen) == [0, 1, 2]
 
 
-def test_images_without_a_flag_have_masks():
-    stream = StreamDataset([{"image_id": 0}, {"image_id": 1, "supervision": "boxes"}], 5)
-    assert [stream[code]["image_id"] for code in range(8)] == [0] * 8
-
-
 def test_there_must_be_masks_to_begin_with():
     assert StreamDataset(flagged(0, 2), 0)[3]["supervision"] == "boxes"
     with pytest.raises(ValueError, match=r"FROM is above 0, but no training image has a mask"):
         StreamDataset(flagged(0, 2), 1)
+    # Images without a flag have masks.
+    stream = StreamDataset([{"image_id": 0}, {"image_id": 1, "supervision": "boxes"}], 5)
+    assert [stream[code]["image_id"] for code in range(8)] == [0] * 8
 
 
 # ---- Batches on the device: "meta" tensors only say where they are ------------------------------

@@ -103,112 +103,115 @@ def test_missing_files_are_counted_and_malformed_lists_told(main, root):
     assert "instances_val2017.json: not a complete JSON file" in out
 
 
-class TestCheck:
-    NAMES = ("voc_2012_seg_val", "voc_2012_trainaug_irn")
-
-    @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-    def test_good_files(self, main, root, monkeypatch):
-        """As ``python -m``; what ``--jobs`` sends to processes can be unpickled there."""
-
-        def sent(function, tasks, *, jobs, **_):
-            assert jobs == 2
-            return map(pickle.loads(pickle.dumps(function)), tasks)
-
-        monkeypatch.setattr(command, "parallel_map", sent)
-        run = functools.partial(runpy.run_module, "d2_smallobj.data", run_name="__main__")
-        status, out, _ = main(*self.NAMES, "--check", "--jobs", 2, "--root", root, main=run)
-        assert status == 0
-        assert out.count("all files are good") == 2
-
-    def test_coco(self, main, root):
-        path = root / "coco/annotations/instances_val2017.json"
-        content = json.loads(path.read_text())
-        content["images"] = content["images"][:3]
-        known = [image["id"] for image in content["images"]]
-        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in known]
-        path.write_text(json.dumps(content))
-        assert main("coco_2017_val_81", "--check", "--root", root)[0] == 0
-        content["images"][0]["height"] += 1
-        (first,) = [a for a in content["annotations"] if a["image_id"] == known[1]][:1]
-        first["segmentation"] = [["x"]]
-        path.write_text(json.dumps(content))
-        status, out, _ = main("coco_2017_val_81", "--check", "--root", root)
-        assert status == 1
-        assert "coco_2017_val_81: 2 bad image(s):" in out
-        assert "instances_val2017.json says" in out
-        assert f"annotation {first['id']}: a polygon is a list of numbers" in out
-
-    def test_bad_files(self, main, root):
-        folder = root / "VOCdevkit/VOC2012"
-        ids = (folder / "ImageSets/Segmentation/val.txt").read_text().split()
-        for kind, image in zip(("SegmentationClass", "SegmentationObject"), ids):
-            labels = read_label_map(folder / kind / f"{image}.png")
-            write_label_map(folder / kind / f"{image}.png", labels[1:])
-        path = folder / f"SegmentationObject/{ids[2]}.png"
-        write_label_map(path, np.ones_like(read_label_map(path)))
-        path = folder / f"SegmentationClass/{ids[3]}.png"
-        write_label_map(path, np.full_like(read_label_map(path), 21))
-        Image.new("RGB", (3, 3)).save(folder / f"JPEGImages/{ids[4]}.jpg")
-        (folder / f"JPEGImages/{ids[5]}.jpg").write_bytes(b"")
-        status, out, _ = main("voc_2012_seg_val", "--check", "--root", root)
-        assert status == 1
-        assert "voc_2012_seg_val: 6 bad image(s):" in out
-        told = ["its image", "must agree", "instance 1 lies on", "must be 0..20 or 255"]
-        told += ["its image", "cannot be read"]
-        for line, image, text in zip(out.split("bad image(s):\n")[1].splitlines(), ids, told):
-            assert image in line
-            assert text in line, line
+NAMES = ("voc_2012_seg_val", "voc_2012_trainaug_irn")
 
 
-class TestAccount:
-    def test_coco(self, main, realdata, tmp_path):
-        path = realdata / "coco/tinycoco50_val2017.json"
-        table = tmp_path / "fates.csv"
-        status, out, _ = main("--account", path, "--csv", table)
-        assert status == 0
-        assert "50 images, 2 without annotations; 32 of 80 categories have none." in out
-        content = json.loads(path.read_text())
-        persons = [a for a in content["annotations"] if a["category_id"] == 1]
-        crowds = sum(a["iscrowd"] for a in persons)
-        rows = {row["category"]: row for row in csv.DictReader(table.open(newline=""))}
-        assert rows["person"]["crowd"] == str(crowds)
-        assert rows["person"]["used"] == str(len(persons) - crowds)
-        assert len(rows) == 80
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_good_files(main, root, monkeypatch):
+    """As ``python -m``; what ``--jobs`` sends to processes can be unpickled there."""
 
-    def test_malformed_masks_of_chosen_classes(self, main, realdata, tmp_path):
-        content = json.loads((realdata / "lvis/lvis_v05_val_100.json").read_text())
-        mapping = tmp_path / "map.json"
-        mapping.write_text(json.dumps({"cat": "cat", "cow": "cow", "baby": "person"}))
-        banana = next(c["id"] for c in content["categories"] if c["name"] == "banana")
-        spoilt = next(a for a in content["annotations"] if a["category_id"] == banana)
-        spoilt["segmentation"] = {"size": [1, 1], "counts": [1]}
-        path = tmp_path / "spoilt.json"
-        path.write_text(json.dumps(content))
-        status, out, _ = main(
-            *("--account", path, "--kind", "lvis", "--classes", "voc"),
-            *("--category-map", mapping, "--void", "banana"),
-        )
-        assert status == 1
-        assert "1 malformed mask(s):" in out
-        header, _, *rows = (line for line in out.splitlines() if line.startswith("|"))
-        assert [cell.strip() for cell in header.strip("|").split("|")] == [
-            *("category", "used", "void", "background", "malformed", "annotations")
-        ]
-        totals = [int(cell) for cell in rows[-1].strip("|").split("|")[1:]]
-        assert sum(totals[:4]) == totals[4] == 977
-        assert min(totals) > 0
+    def sent(function, tasks, *, jobs, **_):
+        assert jobs == 2
+        return map(pickle.loads(pickle.dumps(function)), tasks)
 
-    @pytest.mark.parametrize(
-        ("arguments", "status", "told"),
-        [
-            ("--account gone.json", 1, "gone.json"),
-            ("--account x.json pascal_b_val", 2, "give no data sets"),
-            ("--account coco --category-map m.json", 1, "needs --classes"),
-            ("--account coco --void prson", 1, "did you mean 'person'?"),
-        ],
+    monkeypatch.setattr(command, "parallel_map", sent)
+    run = functools.partial(runpy.run_module, "d2_smallobj.data", run_name="__main__")
+    status, out, _ = main(*NAMES, "--check", "--jobs", 2, "--root", root, main=run)
+    assert status == 0
+    assert out.count("all files are good") == 2
+
+
+def test_coco_check(main, root):
+    path = root / "coco/annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"] = content["images"][:3]
+    known = [image["id"] for image in content["images"]]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in known]
+    path.write_text(json.dumps(content))
+    assert main("coco_2017_val_81", "--check", "--root", root)[0] == 0
+    content["images"][0]["height"] += 1
+    (first,) = [a for a in content["annotations"] if a["image_id"] == known[1]][:1]
+    first["segmentation"] = [["x"]]
+    path.write_text(json.dumps(content))
+    status, out, _ = main("coco_2017_val_81", "--check", "--root", root)
+    assert status == 1
+    assert "coco_2017_val_81: 2 bad image(s):" in out
+    assert "instances_val2017.json says" in out
+    assert f"annotation {first['id']}: a polygon is a list of numbers" in out
+
+
+def test_bad_files(main, root):
+    folder = root / "VOCdevkit/VOC2012"
+    ids = (folder / "ImageSets/Segmentation/val.txt").read_text().split()
+    for kind, image in zip(("SegmentationClass", "SegmentationObject"), ids):
+        labels = read_label_map(folder / kind / f"{image}.png")
+        write_label_map(folder / kind / f"{image}.png", labels[1:])
+    path = folder / f"SegmentationObject/{ids[2]}.png"
+    write_label_map(path, np.ones_like(read_label_map(path)))
+    path = folder / f"SegmentationClass/{ids[3]}.png"
+    write_label_map(path, np.full_like(read_label_map(path), 21))
+    Image.new("RGB", (3, 3)).save(folder / f"JPEGImages/{ids[4]}.jpg")
+    (folder / f"JPEGImages/{ids[5]}.jpg").write_bytes(b"")
+    status, out, _ = main("voc_2012_seg_val", "--check", "--root", root)
+    assert status == 1
+    assert "voc_2012_seg_val: 6 bad image(s):" in out
+    told = ["its image", "must agree", "instance 1 lies on", "must be 0..20 or 255"]
+    told += ["its image", "cannot be read"]
+    for line, image, text in zip(out.split("bad image(s):\n")[1].splitlines(), ids, told):
+        assert image in line
+        assert text in line, line
+
+
+def test_coco(main, realdata, tmp_path):
+    path = realdata / "coco/tinycoco50_val2017.json"
+    table = tmp_path / "fates.csv"
+    status, out, _ = main("--account", path, "--csv", table)
+    assert status == 0
+    assert "50 images, 2 without annotations; 32 of 80 categories have none." in out
+    content = json.loads(path.read_text())
+    persons = [a for a in content["annotations"] if a["category_id"] == 1]
+    crowds = sum(a["iscrowd"] for a in persons)
+    rows = {row["category"]: row for row in csv.DictReader(table.open(newline=""))}
+    assert rows["person"]["crowd"] == str(crowds)
+    assert rows["person"]["used"] == str(len(persons) - crowds)
+    assert len(rows) == 80
+
+
+def test_malformed_masks_of_chosen_classes(main, realdata, tmp_path):
+    content = json.loads((realdata / "lvis/lvis_v05_val_100.json").read_text())
+    mapping = tmp_path / "map.json"
+    mapping.write_text(json.dumps({"cat": "cat", "cow": "cow", "baby": "person"}))
+    banana = next(c["id"] for c in content["categories"] if c["name"] == "banana")
+    spoilt = next(a for a in content["annotations"] if a["category_id"] == banana)
+    spoilt["segmentation"] = {"size": [1, 1], "counts": [1]}
+    path = tmp_path / "spoilt.json"
+    path.write_text(json.dumps(content))
+    status, out, _ = main(
+        *("--account", path, "--kind", "lvis", "--classes", "voc"),
+        *("--category-map", mapping, "--void", "banana"),
     )
-    def test_wrong_use(self, main, realdata, arguments, status, told):
-        coco = realdata / "coco/tinycoco50_val2017.json"
-        found, _, err = main(*(coco if a == "coco" else a for a in arguments.split()))
-        assert found == status
-        assert told in err
+    assert status == 1
+    assert "1 malformed mask(s):" in out
+    header, _, *rows = (line for line in out.splitlines() if line.startswith("|"))
+    assert [cell.strip() for cell in header.strip("|").split("|")] == [
+        *("category", "used", "void", "background", "malformed", "annotations")
+    ]
+    totals = [int(cell) for cell in rows[-1].strip("|").split("|")[1:]]
+    assert sum(totals[:4]) == totals[4] == 977
+    assert min(totals) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        ("--account gone.json", 1, "gone.json"),
+        ("--account x.json pascal_b_val", 2, "give no data sets"),
+        ("--account coco --category-map m.json", 1, "needs --classes"),
+        ("--account coco --void prson", 1, "did you mean 'person'?"),
+    ],
+)
+def test_wrong_use(main, realdata, arguments, status, told):
+    coco = realdata / "coco/tinycoco50_val2017.json"
+    found, _, err = main(*(coco if a == "coco" else a for a in arguments.split()))
+    assert found == status
+    assert told in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -29,12 +30,10 @@ def stored(path):
 
 
 def test_voc_val(root):
-    dicts = dataset_dicts(["voc_2012_val"])
-    assert len(dicts) == 24
     cfg = build_config("", ["DATASETS.TEST", "('voc_2012_val',)", "DATALOADER.NUM_WORKERS", "0"])
     evaluator = SmallObjectEvaluator("voc_2012_val", distributed=False)
-    instances = 0
-    pixels = np.zeros(256, np.int64)
+    instances, pixels = 0, np.zeros(256, np.int64)
+    dicts = dataset_dicts(["voc_2012_val"])
     for (x,), record in zip(build_test_loader(cfg, "voc_2012_val"), dicts):
         semantic = stored(record["sem_seg_file_name"])
         objects = stored(record["ins_seg_file_name"])
@@ -43,15 +42,13 @@ def test_voc_val(root):
         assert x["image"].shape == (3, *semantic.shape)
         instances += len(set(np.unique(objects)) - {0, 255})
         pixels += np.bincount(semantic.ravel(), minlength=256)
-        labels = torch.from_numpy(np.where(semantic == 255, 0, semantic).astype(np.int64))
-        evaluator.process([x], [{"sem_seg": labels}])
+        evaluator.process([x], [{"sem_seg": np.where(semantic == 255, 0, semantic)}])
     figures = evaluator.evaluate()["small_objects"]
-    assert (figures["images"], figures["instances"]) == (24, instances) == (24, 67)
+    assert (figures["images"], figures["instances"]) == (len(dicts), instances) == (24, 67)
     assert figures["mIoU"] == figures["IA-mIoU"] == 100
     assert pixels[:21].sum() + pixels[255] == pixels.sum()
-    np.testing.assert_array_equal(
-        evaluator._accumulator.confusion.sum(axis=1), pixels[:21], "pixels by class"
-    )
+    by_class = evaluator._accumulator.confusion.sum(axis=1)
+    np.testing.assert_array_equal(by_class, pixels[:21], "pixels by class")
 
 
 def test_voc_training_set(root):
@@ -74,14 +71,11 @@ def test_coco_val(root):
     dicts = dataset_dicts(["coco_2017_val_81"])
     assert [x["image_id"] for x in dicts] == [image["id"] for image in content["images"]]
     read = resolve("coco_2017_val_81").read_record
-    instances = {}
-    for annotation in content["annotations"]:
-        if not annotation["iscrowd"]:
-            instances[annotation["image_id"]] = instances.get(annotation["image_id"], 0) + 1
+    objects = Counter(a["image_id"] for a in content["annotations"] if not a["iscrowd"])
     for record in dicts:
         with Image.open(record["file_name"]) as image:
             assert image.size == (record["width"], record["height"])
         truth = read(record)
         assert truth.semantic.shape == (record["height"], record["width"])
         found = set(np.unique(truth.instances)) - {0, 255}
-        assert len(found) == instances.get(record["image_id"], 0)
+        assert len(found) == objects[record["image_id"]]

@@ -37,10 +37,6 @@ def instance_dicts(tiny_dicts, tmp_path):
     return tiny_dicts
 
 
-def labels_of(record):
-    return np.asarray(Image.open(record["sem_seg_file_name"]))
-
-
 # ---- Flags -------------------------------------------------------------------------------------
 
 
@@ -144,8 +140,7 @@ def test_classes_come_from_boxes_or_masks(tiny_dicts):
 
 
 def box_record(record, **more):
-    labels = labels_of(record)
-    height, width = labels.shape
+    width, height = Image.open(record["sem_seg_file_name"]).size
     return {**record, "supervision": "boxes", "height": height, "width": width, **more}
 
 
@@ -184,9 +179,7 @@ def test_boxes_are_derived_from_instances(instance_dicts, only):
     # No pixel is 255: a mask's ignored pixels would tell outlines.
     np.testing.assert_array_equal(labels, expected)
     np.testing.assert_array_equal(numbers, expected // 2 if only is None else expected)
-
-
-def test_an_instance_map_of_another_size(instance_dicts):
+    # An instance map of another size.
     x = box_record(instance_dicts[3], ins_seg_file_name=instance_dicts[4]["ins_seg_file_name"])
     with pytest.raises(ValueError, match=r"instances_4\.png: the instance map is 32x32, .* 34x29"):
         boxes_of(x)
@@ -203,20 +196,16 @@ def mapper(tiny_cfg):
     return make
 
 
-def test_a_mask_image_has_certain_labels(mapper, instance_dicts):
-    plain = mapper()({**instance_dicts[0], "stream_position": 3})
-    x = mapper()({**instance_dicts[0], "stream_position": 3, "supervision": "mask"})
-    assert "doubtable" not in plain
-    assert torch.equal(plain["sem_seg"], x["sem_seg"])
-    assert not x["doubtable"].any()
-
-
 def test_a_box_image_is_augmented_alike(mapper, instance_dicts):
     """Labels, mask of doubtable pixels and true labels go through the same transforms."""
     augment = mapper()
     for position in range(12):
-        x = augment({**instance_dicts[3], "stream_position": position, "supervision": "boxes"})
-        true = augment({**instance_dicts[3], "stream_position": position})
+        plain = {**instance_dicts[3], "stream_position": position}
+        x, true = augment({**plain, "supervision": "boxes"}), augment(plain)
+        mask = augment({**plain, "supervision": "mask"})
+        assert "doubtable" not in true
+        assert torch.equal(true["sem_seg"], mask["sem_seg"])
+        assert not mask["doubtable"].any()
         assert x["doubtable"].dtype == torch.int64
         assert torch.equal(x["image"], true["image"])
         assert torch.equal(x["true_sem_seg"], true["sem_seg"])
@@ -233,19 +222,14 @@ def test_a_box_image_is_augmented_alike(mapper, instance_dicts):
 def test_true_labels_are_read_only_to_be_logged(mapper, instance_dicts):
     off = mapper("SMALLOBJ.SUPERVISION.LOG_ACCURACY", False)
     x = {**instance_dicts[3], "supervision": "boxes", "boxes": [(1, 0, 0, 5, 5)]}
+    # Size weights are those of the painted boxes.
+    y = mapper("SMALLOBJ.TASK_A.LOSS", "size_weighted")({**x, "stream_position": 0})
+    np.testing.assert_array_equal(y["size_weights"].numpy(), size_weights(y["sem_seg"].numpy()))
     assert "true_sem_seg" not in off(x)
     del x["sem_seg_file_name"]
     assert (mapper()(x)["true_sem_seg"] == 255).all(), "unknown"
     with pytest.raises(ValueError, match=r"image_3\.\w+: its boxes: label values .*found 30 in 25"):
         mapper()({**x, "boxes": [(30, 0, 0, 5, 5)]})
-
-
-def test_size_weights_are_those_of_the_painted_boxes(mapper, instance_dicts):
-    x = mapper("SMALLOBJ.TASK_A.LOSS", "size_weighted")(
-        {**instance_dicts[3], "supervision": "boxes", "stream_position": 0}
-    )
-    expected = size_weights(x["sem_seg"].numpy())
-    np.testing.assert_array_equal(x["size_weights"].numpy(), expected)
 
 
 def test_the_loader_mixes_masks_and_boxes(tiny_cfg, tiny, instance_dicts):

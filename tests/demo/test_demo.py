@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import multiprocessing
 import shutil
+from unittest.mock import Mock
 
 import pytest
 
 from d2_smallobj.demo import dataset as demo_module
 from d2_smallobj.demo.dataset import ensure_demo, make_demo
 
-TINY = {"num_train": 3, "num_val": 2, "size": 96}
+TINY = {"num_train": 3, "num_val": 2, "size": 64}
 
 
 def _digests(root):
@@ -28,11 +30,17 @@ def _beside(root):
     return sorted(path.name for path in root.parent.iterdir())
 
 
-@pytest.fixture
-def tiny(tmp_path):
-    root = tmp_path / "demo"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made") / "demo"
     make_demo(root, **TINY)
     return root
+
+
+@pytest.fixture
+def tiny(made, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(made, tmp_path / "demo")
 
 
 @pytest.fixture
@@ -42,84 +50,75 @@ def _small_default(monkeypatch):
     monkeypatch.setattr(demo_module, "make_demo", lambda root: make(root, **TINY))
 
 
-def test_bytes_depend_on_the_seed_and_not_on_the_number(tiny, tmp_path):
+def test_bytes_depend_on_the_seed_and_not_on_the_number(made, tmp_path):
     make_demo(tmp_path / "again", **TINY)
     make_demo(tmp_path / "more", **{**TINY, "num_train": 5})
     make_demo(tmp_path / "other", seed=1, **TINY)
-    one, again, more, other = (
-        _digests(tmp_path / name) for name in ("demo", "again", "more", "other")
-    )
+    one, again, more, other = map(_digests, (made, *sorted(tmp_path.iterdir())))
     assert again == one
-    for name, digest in one.items():
-        if name.endswith((".jpg", ".png")):
-            assert more[name] == digest
+    pictures = {name: digest for name, digest in one.items() if name.endswith((".jpg", ".png"))}
+    assert pictures.items() <= more.items()
     assert set(other) == set(one)
     same = {name for name, digest in one.items() if other[name] == digest}
     assert {name.rsplit("/", 1)[-1] for name in same} == {"train.txt", "val.txt"}
     assert len({digest for name, digest in one.items() if name.endswith(".jpg")}) == 5
 
 
-def test_layout(tiny):
+def test_layout(made):
     voc = "VOCdevkit/VOC2012"
     names = ["train_00000", "train_00001", "train_00002", "val_00000", "val_00001"]
-    expected = {"demo.json"} | {f"annotations/instances_{s}.json" for s in ("train", "val")}
-    expected |= {f"{voc}/ImageSets/Segmentation/{s}.txt" for s in ("train", "val")}
-    for name in names:
-        expected |= {f"{voc}/JPEGImages/{name}.jpg", f"{voc}/PseudoLabels/demo/{name}.png"}
-        expected |= {f"{voc}/Segmentation{s}/{name}.png" for s in ("Class", "Object")}
-    assert set(_digests(tiny)) == expected
-    assert (tiny / voc / "ImageSets/Segmentation/val.txt").read_text() == "val_00000\nval_00001\n"
-    assert _beside(tiny) == ["demo"], "the temporary folder is gone"
+    folders = ("SegmentationClass", "SegmentationObject", "PseudoLabels/demo")
+    expected = {"demo.json", *(f"{voc}/JPEGImages/{name}.jpg" for name in names)}
+    expected |= {f"{voc}/{folder}/{name}.png" for folder in folders for name in names}
+    for split in ("train", "val"):
+        lists = f"{voc}/ImageSets/Segmentation/{split}.txt"
+        expected |= {f"annotations/instances_{split}.json", lists}
+    assert set(_digests(made)) == expected
+    assert (made / lists).read_text() == "val_00000\nval_00001\n"
 
 
-def test_what_is_there_is_kept(tiny):
-    before = {path: path.stat().st_mtime_ns for path in tiny.rglob("*")}
+def _replace(root, seed=0):
+    make_demo(root, seed=seed, force=True, **TINY)
+
+
+def test_what_is_there_is_kept_unless_forced(tiny):
+    one, before = _digests(tiny), {path: path.stat().st_mtime_ns for path in tiny.rglob("*")}
     make_demo(tiny, **TINY)
     ensure_demo(tiny)
     assert {path: path.stat().st_mtime_ns for path in tiny.rglob("*")} == before
-
-
-def test_other_options_need_force(tiny):
-    with pytest.raises(
-        FileExistsError, match=r"holds a demo made with .*seed=0.*not .*seed=4.*--force"
-    ):
+    told = r"holds a demo made with .*seed=0.*not .*seed=4.*--force"
+    with pytest.raises(FileExistsError, match=told):
         make_demo(tiny, seed=4, **TINY)
-    make_demo(tiny, seed=4, force=True, **TINY)
+    _replace(tiny, seed=4)
     assert json.loads((tiny / "demo.json").read_text())["options"]["seed"] == 4
+    (tiny / "VOCdevkit/VOC2012/JPEGImages/val_00000.jpg").write_bytes(b"scribble")
+    _replace(tiny)
+    assert _digests(tiny) == one
     assert _beside(tiny) == ["demo"]
 
 
-def test_force_restores_a_changed_file(tiny):
-    before = _digests(tiny)
-    (tiny / "VOCdevkit/VOC2012/JPEGImages/val_00000.jpg").write_bytes(b"scribble")
-    make_demo(tiny, force=True, **TINY)
-    assert _digests(tiny) == before
-
-
 @pytest.mark.usefixtures("_small_default")
-@pytest.mark.parametrize("damage", ["file", "folder", "version", "options"])
+@pytest.mark.parametrize("damage", ["file", "folder", {"version": 0}, {"options": {"speed": 1}}])
 def test_incomplete_or_stale_folders_are_made_anew(tiny, damage):
-    before = _digests(tiny)
-    marker = json.loads((tiny / "demo.json").read_text())
+    before, voc = _digests(tiny), tiny / "VOCdevkit/VOC2012"
     if damage == "file":
-        (tiny / "VOCdevkit/VOC2012/SegmentationClass/train_00001.png").unlink()
+        (voc / "SegmentationClass/train_00001.png").unlink()
     elif damage == "folder":
-        shutil.rmtree(tiny / "VOCdevkit/VOC2012/PseudoLabels")
-    elif damage == "version":
-        (tiny / "demo.json").write_text(json.dumps({**marker, "version": 0}))
+        shutil.rmtree(voc / "PseudoLabels")
     else:
-        (tiny / "demo.json").write_text(json.dumps({**marker, "options": {"speed": 1}}))
+        marker = json.loads((tiny / "demo.json").read_text())
+        (tiny / "demo.json").write_text(json.dumps({**marker, **damage}))
     ensure_demo(tiny)
     assert _digests(tiny) == before
     assert _beside(tiny) == ["demo"]
 
 
 @pytest.mark.usefixtures("_small_default")
-def test_first_use_makes_it_in_missing_or_empty_folders(tmp_path):
-    ensure_demo(tmp_path / "a/b/demo")
+def test_first_use_makes_it_in_missing_or_empty_folders(made, tmp_path):
     (tmp_path / "empty").mkdir()
-    ensure_demo(tmp_path / "empty")
-    assert _digests(tmp_path / "a/b/demo") == _digests(tmp_path / "empty")
+    for root in (tmp_path / "a/b/demo", tmp_path / "empty"):
+        ensure_demo(root)
+        assert _digests(root) == _digests(made)
 
 
 def test_own_files_beside_the_demos_are_kept(tiny):
@@ -131,68 +130,52 @@ def test_own_files_beside_the_demos_are_kept(tiny):
     make_demo(tiny, **TINY)
     (tiny / "annotations/instances_val.json").unlink()
     before.pop("annotations/instances_val.json")
-    for make in (ensure_demo, lambda r: make_demo(r, force=True, **TINY)):
-        with pytest.raises(
-            FileExistsError, match=r"more files than were made in .*PseudoLabels/mine"
-        ):
+    for make in (ensure_demo, _replace):
+        with pytest.raises(FileExistsError, match=r"more files .* in .*PseudoLabels/mine"):
             make(tiny)
     assert _digests(tiny) == before
 
 
 @pytest.mark.parametrize("marker", [None, "{}", "[]", "not json", '{"version": 1'])
 def test_other_peoples_files_are_never_touched(tmp_path, marker):
-    (tmp_path / "demo").write_text("a file")
-    with pytest.raises(FileExistsError, match="holds files that are not a demo's"):
-        ensure_demo(tmp_path / "demo")
-    (tmp_path / "demo").unlink()
-    root = tmp_path / "mine"
-    root.mkdir()
-    (root / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
     if marker is not None:
-        (root / "demo.json").write_text(marker)
-    before = _digests(root)
-    for make in (ensure_demo, lambda r: make_demo(r, force=True, **TINY)):
-        with pytest.raises(FileExistsError, match=r"mine holds files that are not a demo's"):
-            make(root)
-    assert _digests(root) == before
-    assert _beside(root) == ["mine"]
+        (tmp_path / "mine/demo.json").write_text(marker)
+    before = _digests(tmp_path)
+    for make, name in itertools.product((ensure_demo, _replace), ("file", "mine")):
+        with pytest.raises(FileExistsError, match=rf"{name} holds files that are not a demo's"):
+            make(tmp_path / name)
+    assert _digests(tmp_path) == before
 
 
 def test_the_loser_of_a_race_uses_the_winners_files(tmp_path, monkeypatch):
-    root = tmp_path / "demo"
-    write = demo_module.write_demo
+    root, write, winner = tmp_path / "demo", demo_module.write_demo, []
 
     def slowly(folder, options):
         write(folder, options)
-        if not root.exists():  # while we were at it, another process has finished
-            monkeypatch.setattr(demo_module, "write_demo", write)
-            make_demo(root, **TINY)
-            slowly.inode = root.stat().st_ino
+        monkeypatch.undo()  # while we were at it, another process finishes
+        make_demo(root, **TINY)
+        winner.append(root.stat().st_ino)
 
     monkeypatch.setattr(demo_module, "write_demo", slowly)
     make_demo(root, **TINY)
-    assert root.stat().st_ino == slowly.inode
+    assert winner == [root.stat().st_ino]
     assert _beside(root) == ["demo"]
 
 
-def _make(root):
-    make_demo(root, **TINY)
-    return len(_digests(root))
-
-
 def test_processes_at_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool:
-        counts = list(pool.map(_make, [tmp_path / "demo"] * 3))
-    assert counts == [25] * 3
+    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(make_demo, tmp_path / "demo", **TINY) for _ in range(2)]
+        assert [job.result() for job in jobs] == [None, None]
+    assert len(_digests(tmp_path / "demo")) == 25
     assert _beside(tmp_path / "demo") == ["demo"]
 
 
 def test_nothing_is_left_of_an_interrupted_run(tmp_path, monkeypatch):
-    def full(*_args):
-        raise OSError(28, "No space left on device", "picture.jpg")
-
-    monkeypatch.setattr("d2_smallobj.demo.dataset._write_scene", full)
+    full = Mock(side_effect=OSError(28, "No space left on device", "picture.jpg"))
+    monkeypatch.setattr(demo_module, "_write_scene", full)
     with pytest.raises(OSError, match=r"No space left on device.*picture\.jpg"):
         make_demo(tmp_path / "demo", **TINY)
     assert list(tmp_path.iterdir()) == []

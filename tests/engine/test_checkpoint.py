@@ -11,11 +11,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from tiny_runs import ONLINE, saved
+from iopath.common import file_io
+from tiny_runs import EMPIRICAL, ONLINE, saved
 from torch import nn
 
 from d2_smallobj.engine import SafeCheckpointer
-from d2_smallobj.engine.weight_files import load_torch_file
+from d2_smallobj.engine.checkpoint import load_torch_file
 
 KILLED = -9
 
@@ -157,36 +158,28 @@ def test_failed_write_keeps_what_was_there(model, written, monkeypatch):
     assert sorted(os.listdir(written.parent)) == ["last_checkpoint", "model_0.pth"]
 
 
-@pytest.fixture
-def assert_resumes(train_server, undisturbed, tmp_path, assert_same):
-    """The third checkpoint could not be written: this is told, and the run goes on afterwards."""
-
-    def check(answer, reason):
-        assert answer.code == 1
-        assert answer.error.startswith("error: ")
-        assert f"could not write {tmp_path}/model_0000005.pth: {reason}" in answer.error
-        assert (tmp_path / "last_checkpoint").read_text() == "model_task_a.pth"
-        assert hidden_files(tmp_path) == []
-        train_server.finish(tmp_path, ONLINE, arguments=["--resume"])
-        assert_same(saved(tmp_path), saved(undisturbed(ONLINE)[0]))
-
-    return check
-
-
-def test_full_disk_in_a_run(train_server, tmp_path, assert_resumes):
-    strikes = [["os:replace", 1, "full disk", "model_0000005.pth"]]
-    assert_resumes(train_server.train(tmp_path, ONLINE, strikes=strikes), "No space left")
-
-
-def test_file_size_limit_in_a_run(train_server, tmp_path, assert_resumes):
-    """The kernel refuses the write in the middle of the file."""
-    strikes = [["d2_smallobj.losses.ewc:ElasticWeightConsolidation.add_gradient_", 1, "kill"]]
-    assert train_server.train(tmp_path, ONLINE, strikes=strikes).code == KILLED
-    size = int(0.9 * (tmp_path / "model_task_a.pth").stat().st_size)
-    # The limit is for the checkpoint; a log that goes on might meet it first.
-    (tmp_path / "log.txt").unlink()
-    answer = train_server.train(tmp_path, ONLINE, arguments=["--resume"], fsize=size)
-    assert_resumes(answer, "File too large")
+@pytest.mark.parametrize("limited", [False, True], ids=["full disk", "limited size"])
+def test_a_checkpoint_that_cannot_be_written(
+    train_server, undisturbed, tmp_path, assert_same, limited
+):
+    """With a limit of the files' size the kernel refuses the write in the middle of the file."""
+    if limited:
+        strikes = [["d2_smallobj.losses.ewc:ElasticWeightConsolidation.add_gradient_", 1, "kill"]]
+        assert train_server.train(tmp_path, ONLINE, strikes=strikes).code == KILLED
+        job = {"fsize": int(0.9 * (tmp_path / "model_task_a.pth").stat().st_size)}
+        # The limit is for the checkpoint; a log that goes on might meet it first.
+        (tmp_path / "log.txt").unlink()
+    else:
+        job = {"strikes": [["os:replace", 1, "full disk", "model_0000005.pth"]]}
+    answer = train_server.train(tmp_path, ONLINE, arguments=["--resume"], **job)
+    reason = "File too large" if limited else "No space left"
+    assert answer.code == 1
+    assert answer.error.startswith("error: ")
+    assert f"could not write {tmp_path}/model_0000005.pth: {reason}" in answer.error
+    assert (tmp_path / "last_checkpoint").read_text() == "model_task_a.pth"
+    assert hidden_files(tmp_path) == []
+    train_server.finish(tmp_path, ONLINE, arguments=["--resume"])
+    assert_same(saved(tmp_path), saved(undisturbed(ONLINE)[0]))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
@@ -206,3 +199,40 @@ def test_results_are_whole_after_a_full_disk(train_server, tmp_path):
     strikes = [["d2_smallobj.engine.trainer:atomic_write_text", 2, "full disk"]]
     assert train_server.train(tmp_path, strikes=strikes).code == 1
     assert set(json.loads((tmp_path / "results.json").read_text())) == {"A"}
+
+
+# ---- MODEL.WEIGHTS (all layouts of files: tests/modeling/test_initial_weights.py) ----------------
+
+
+def test_a_head_for_other_classes_trains_but_is_not_evaluated(train_server, undisturbed, tmp_path):
+    path = undisturbed(ONLINE)[0] / "model_final.pth"
+    nine = {"MODEL.WEIGHTS": path, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 9, "DATASETS.TEST": "()"}
+    answer = train_server.finish(tmp_path / "b", nine)
+    assert f"Initial weights: {path}" in answer.stdout
+    assert "a head for 7 classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is 9" in answer.stdout
+    assert "start from their random initialisation" in answer.stdout
+    answer = train_server.train(tmp_path / "c", nine, arguments=["--eval-only"])
+    assert answer.code == 1
+    assert answer.error.startswith(f"error: {path} does not hold the whole model")
+    assert "a head for 7 classes" in answer.error
+
+
+def test_task_b_from_the_start_needs_the_whole_model(make_trainer, undisturbed, tmp_path):
+    """Its penalty would hold a head of random weights."""
+    weights = saved(undisturbed(ONLINE)[0])["model"]
+    torch.save({k: v for k, v in weights.items() if "backbone" in k}, tmp_path / "weights.pth")
+    start = {"SMALLOBJ.TASK_A.ITERS": 0, "MODEL.WEIGHTS": tmp_path / "weights.pth"}
+    told = r"weights\.pth does not hold the whole model: it lacks se"
+    with pytest.raises(ValueError, match=told):
+        make_trainer(EMPIRICAL, start)
+
+
+def test_weights_that_cannot_be_fetched(make_trainer, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(file_io, "download", offline)
+    weights = {"MODEL.WEIGHTS": "detectron2://ImageNetPretrained/MSRA/nothing.pkl"}
+    told = r"detectron2://.*nothing\.pkl.*download it elsewhere and giv"
+    with pytest.raises(OSError, match=told):
+        make_trainer(weights)

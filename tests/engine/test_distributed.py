@@ -189,16 +189,14 @@ torch.save({"losses": losses, "gradients": gradients, "weights": dict(model.name
             "fisher": ewc.fisher}, f"{job['folder']}/{world}-{rank}.pt")
 """
 
+MULTI = {"SMALLOBJ.MSC.ENABLED": True}
 SAME = {
     "cross-entropy": ("cross_entropy", {}),
     "size weights": ("size_weighted", {}),
     "per pixel": ("size_weighted", {"SMALLOBJ.NORMALIZE": "pixels"}),
     "accumulated": ("size_weighted", {"SMALLOBJ.ACCUMULATE": 2}),
-    "multi-scale": ("size_weighted", {"SMALLOBJ.MSC.ENABLED": True}),
-    "on logits": (
-        "size_weighted",
-        {"SMALLOBJ.MSC.ENABLED": True, "SMALLOBJ.LOSS_RESOLUTION": "logits"},
-    ),
+    "multi-scale": ("size_weighted", MULTI),
+    "on logits": ("size_weighted", {**MULTI, "SMALLOBJ.LOSS_RESOLUTION": "logits"}),
 }
 
 

@@ -8,6 +8,9 @@ import shutil
 
 import pytest
 from tiny_runs import EMPIRICAL, ONLINE, metrics_rows, saved
+from torch import nn
+
+from d2_smallobj.engine import TwoTaskTrainer
 
 KILLED = -9
 VARIANTS = {
@@ -92,21 +95,30 @@ def test_a_kill_at_a_chosen_moment(train_server, undisturbed, tmp_path, assert_s
     assert_same_end(tmp_path, undisturbed(variant)[0])
 
 
+class WithDropout(TwoTaskTrainer):
+    """Every step drops other features."""
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = super().build_model(cfg)
+        model.sem_seg_head.aspp[0] = nn.Sequential(nn.Dropout2d(0.5), model.sem_seg_head.aspp[0])
+        return model
+
+
 def test_resume_at_every_iteration(make_trainer, variant, tmp_path, assert_same):
     every = {**variant, "SOLVER.CHECKPOINT_PERIOD": 1, "DATALOADER.NUM_WORKERS": 0}
-    folder = tmp_path / "run"
-    make_trainer(every, folder=folder).train()
-    reference = saved(folder)
+    make_trainer(every, folder=tmp_path, cls=WithDropout).train()
+    reference = saved(tmp_path)
     for iteration in range(8):
-        (folder / "last_checkpoint").write_text(f"model_{iteration:07d}.pth")
-        (folder / "model_final.pth").unlink()
-        trainer = make_trainer(every, folder=folder, resume=True)
+        (tmp_path / "last_checkpoint").write_text(f"model_{iteration:07d}.pth")
+        (tmp_path / "model_final.pth").unlink()
+        trainer = make_trainer(every, folder=tmp_path, resume=True, cls=WithDropout)
         assert trainer.start_iter == iteration + 1
         if trainer.start_iter == 8:
             assert_same(trainer.checkpointer.model.state_dict(), reference["model"])
             break
         trainer.train()
-        assert_same(saved(folder), reference, f"resumed after {iteration}")
+        assert_same(saved(tmp_path), reference, f"resumed after {iteration}")
 
 
 def test_resuming_a_finished_run_changes_nothing(

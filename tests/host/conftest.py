@@ -1,9 +1,6 @@
 """Fixtures of the host tests; importing d2_smallobj makes ``detectron2`` importable."""
 
-from __future__ import annotations
-
 import functools
-import importlib.util
 import logging
 import os
 import subprocess
@@ -18,9 +15,8 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 
 # Tests are imported by path (--import-mode=importlib), so the helper is made known by name here.
-_spec = importlib.util.spec_from_file_location("host_toy", HERE / "host_toy.py")
-host_toy = sys.modules["host_toy"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(host_toy)
+sys.path.append(str(HERE))
+import host_toy  # noqa: E402 (after the path is set)
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,6 @@
 ``test_host_parity.py`` runs it under both hosts and compares.
 """
 
-from __future__ import annotations
-
-import json
 import logging
 import os
 import shutil
@@ -29,7 +26,6 @@ from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_backbone
 from detectron2.structures import ImageList
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import JSONWriter
 
 RESNETS = [
     {"DEPTH": 18, "RES2_OUT_CHANNELS": 64, "NORM": "BN"},
@@ -53,8 +49,7 @@ def resnets():
     out = []
     for options in RESNETS:
         cfg = get_cfg()
-        for key, value in options.items():
-            cfg.MODEL.RESNETS[key] = value
+        cfg.MODEL.RESNETS.update(options)
         seed_all_rng(1)
         net = build_backbone(cfg)
         x = torch.randn(2, 3, 64, 64, requires_grad=True)
@@ -115,9 +110,7 @@ def solver():
     for clip in (None, "value", "norm"):
         cfg = host_toy.config("unused")
         if clip:
-            cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
-            cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = clip
-            cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.1
+            cfg.SOLVER.CLIP_GRADIENTS.update(ENABLED=True, CLIP_TYPE=clip, CLIP_VALUE=0.1)
         seed_all_rng(5)
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
         optimizer = host_toy.HostToyTrainer.build_optimizer(cfg, net)
@@ -133,18 +126,6 @@ def solver():
     return out
 
 
-class Trainer(host_toy.HostToyTrainer):
-    """Writes every iteration, unsmoothed."""
-
-    def build_writers(self):
-        return [JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), window_size=1)]
-
-    def build_hooks(self):
-        ret = super().build_hooks()
-        ret[-1]._period = 1
-        return ret
-
-
 def training(folder, resume_from=None, max_iter=8, **options):
     os.makedirs(folder)
     if resume_from is not None:
@@ -153,14 +134,12 @@ def training(folder, resume_from=None, max_iter=8, **options):
         with open(os.path.join(folder, "last_checkpoint"), "w") as stream:
             stream.write("model_0000003.pth")
     cfg = host_toy.config(folder)
-    for key, value in options.items():
-        cfg.merge_from_list([key, value])
+    cfg.merge_from_list([part for option in options.items() for part in option])
     seed_all_rng(7)
-    trainer = Trainer(cfg)
+    trainer = host_toy.EveryIteration(cfg)
     trainer.resume_or_load(resume=resume_from is not None)
     trainer.train()
-    with open(os.path.join(folder, "metrics.json")) as stream:
-        rows = [json.loads(line) for line in stream]
+    rows = host_toy.metrics(folder)
     timings = ("time", "data_time", "rank_data_time", "eta_seconds")
     return {
         "start": trainer.start_iter,

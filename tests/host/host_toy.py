@@ -1,7 +1,8 @@
 """A registered net, data and trainer, small enough for a second of training on the CPU."""
 
-from __future__ import annotations
+import json
 
+import numpy as np
 import torch
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
@@ -16,6 +17,7 @@ from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver import LRMultiplier
 from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils.events import JSONWriter
 
 NAME = "host_toy"
 SIZE = 12
@@ -27,8 +29,6 @@ def samples():
 
 def mapper(sample):
     """Return a random image whose label is its index; consumes torch's and numpy's generators."""
-    import numpy as np
-
     image = torch.rand(3, 8, 8) + float(np.random.rand())
     return {"image": image, "label": torch.tensor([float(sample["index"])])}
 
@@ -102,17 +102,30 @@ class HostToyTrainer(DefaultTrainer):
         return HostToyEvaluator()
 
 
+class EveryIteration(HostToyTrainer):
+    """Writes metrics after every iteration, unsmoothed."""
+
+    def build_writers(self):
+        return [JSONWriter(f"{self.cfg.OUTPUT_DIR}/metrics.json", window_size=1)]
+
+    def build_hooks(self):
+        ret = super().build_hooks()
+        ret[-1]._period = 1
+        return ret
+
+
+def metrics(folder):
+    """The rows that a trainer has written."""
+    with open(f"{folder}/metrics.json") as stream:
+        return [json.loads(line) for line in stream]
+
+
 def config(output):
     cfg = get_cfg()
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.META_ARCHITECTURE = "HostToyNet"
-    cfg.DATASETS.TRAIN = (NAME,)
-    cfg.DATASETS.TEST = (NAME,)
+    cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE = "cpu", "HostToyNet"
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (NAME,)
     cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.SOLVER.IMS_PER_BATCH = 4
-    cfg.SOLVER.MAX_ITER = 8
-    cfg.SOLVER.CHECKPOINT_PERIOD = 4
-    cfg.SOLVER.BASE_LR = 0.001
-    cfg.OUTPUT_DIR = str(output)
-    cfg.SEED = 3
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.CHECKPOINT_PERIOD = 4, 4
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR = 8, 0.001
+    cfg.OUTPUT_DIR, cfg.SEED = str(output), 3
     return cfg

@@ -1,7 +1,5 @@
 """Saving, resuming, foreign weights, and files that must be refused."""
 
-from __future__ import annotations
-
 import os
 import pickle
 
@@ -15,17 +13,6 @@ from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils.file_io import PathManager
 
 
-class Counter:
-    def __init__(self):
-        self.count = 0
-
-    def state_dict(self):
-        return {"count": self.count}
-
-    def load_state_dict(self, state):
-        self.count = state["count"]
-
-
 def net(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
@@ -37,25 +24,22 @@ def same(a, b):
 
 
 def test_save_and_resume(tmp_path):
-    counter = Counter()
-    checkpointer = DetectionCheckpointer(net(0), str(tmp_path), counter=counter)
+    beside, other, fresh = net(2), net(3), net(4)
+    checkpointer = DetectionCheckpointer(net(0), str(tmp_path), beside=beside)
     assert not checkpointer.has_checkpoint()
-    counter.count = 5
     checkpointer.save("model_a", iteration=3)
-    counter.count = 6
+    nn.init.constant_(beside[0].bias, 6.0)
     checkpointer.save("model_b", iteration=4)
     assert (tmp_path / "last_checkpoint").read_text() == "model_b.pth"
 
-    other = Counter()
-    resumed = DetectionCheckpointer(net(1), str(tmp_path), counter=other)
-    extra = resumed.resume_or_load("ignored.pth", resume=True)
-    assert (extra["iteration"], other.count) == (4, 6)
+    resumed = DetectionCheckpointer(net(1), str(tmp_path), beside=other)
+    assert resumed.resume_or_load("ignored.pth", resume=True)["iteration"] == 4
+    assert same(other, beside)
     assert same(resumed.model, checkpointer.model)
 
-    fresh = Counter()
-    loaded = DetectionCheckpointer(net(1), str(tmp_path), counter=fresh)
+    loaded = DetectionCheckpointer(net(1), str(tmp_path), beside=fresh)
     loaded.resume_or_load(str(tmp_path / "model_a.pth"), resume=False)
-    assert fresh.count == 0  # the weights only
+    assert same(fresh, net(4))  # the weights only
     assert same(loaded.model, checkpointer.model)
     assert loaded.load("") == {}
 
@@ -70,12 +54,9 @@ def test_periodic_checkpointer(tmp_path):
     assert found == ["model_0000003.pth", "model_final.pth"]
 
 
-def test_only_the_main_process_saves(tmp_path):
+def test_bare_state_dicts_and_other_shapes_load(tmp_path):
     DetectionCheckpointer(net(), str(tmp_path), save_to_disk=False).save("a")
     assert not list(tmp_path.iterdir())
-
-
-def test_bare_state_dicts_and_other_shapes_load(tmp_path, caplog):
     source = net(0).state_dict()
     source["0.weight"] = torch.zeros(7, 3, 1, 1)
     torch.save(source, tmp_path / "bare.pth")
@@ -84,14 +65,8 @@ def test_bare_state_dicts_and_other_shapes_load(tmp_path, caplog):
     DetectionCheckpointer(model).load(str(tmp_path / "bare.pth"))
     assert torch.equal(model[0].weight, before)
     assert torch.equal(model[0].bias, source["0.bias"])
-
-
-def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises((OSError, AssertionError), match=r"gone\.pth"):
         DetectionCheckpointer(net()).load(str(tmp_path / "gone.pth"))
-
-
-def test_data_parallel_weights_load(tmp_path):
     source = net(0)
     prefixed = {f"module.{k}": v for k, v in source.state_dict().items()}
     torch.save({"model": prefixed}, tmp_path / "parallel.pth")
@@ -115,10 +90,7 @@ def test_a_checkpoint_cannot_execute_code(tmp_path, suffix, embedded_only):
     target = tmp_path / "executed"
     data = {"model": {}, "__author__": Command(str(target))}
     path = tmp_path / f"evil.{suffix}"
-    if suffix == "pkl":
-        path.write_bytes(pickle.dumps(data))
-    else:
-        torch.save(data, path)
+    torch.save(data, path) if suffix == "pth" else path.write_bytes(pickle.dumps(data))
     for kind in (DetectionCheckpointer, SafeCheckpointer):
         with pytest.raises((ValueError, pickle.UnpicklingError), match=r"evil|[Ww]eights"):
             kind(net()).load(str(path))

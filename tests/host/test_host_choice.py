@@ -1,8 +1,8 @@
 """Which host runs: the environment variable, the finder, and what stays unimported."""
 
-from __future__ import annotations
-
 import importlib.util
+import re
+import sys
 
 import pytest
 
@@ -22,58 +22,52 @@ def installed(tmp_path):
     return package.parent
 
 
-def test_auto_without_an_installation_is_the_embedded_host(run_python):
-    out = run_python(NONE_INSTALLED + "import d2_smallobj as s, detectron2\nprint(s.host())")
-    assert out.startswith("embedded 0.6+embedded (")
+AUTO = "import d2_smallobj as s, detectron2\nprint(s.host())"
+REAL = (
+    "import sys, d2_smallobj as s\nprint(*s.host()); print('detectron2' in sys.modules)\n"
+    "import detectron2; print(detectron2.IS_REAL, s.host().name)"
+)
+FORCED = "import d2_smallobj as s, detectron2; print(detectron2.__version__, s.host().name)"
+# The parent of a git clone: the standard finder takes the folder for a namespace package.
+CLONE = (
+    "import importlib.machinery as m, d2_smallobj as s, detectron2\n"
+    "print(m.PathFinder.find_spec('detectron2') is not None, bool(detectron2.__version__))"
+)
+FOUND = "detectron2 9.9 {}/detectron2"
+EMPTY = "import d2_smallobj._host as h; print(h.requested_mode())"
 
 
-def test_auto_prefers_an_installation_and_host_imports_nothing(run_python, installed):
-    code = (
-        "import sys, d2_smallobj as s\n"
-        "print(*s.host()); print('detectron2' in sys.modules)\n"
-        "import detectron2; print(detectron2.IS_REAL, s.host().name)"
+@pytest.mark.parametrize(
+    ("host", "path", "code", "expected"),
+    [
+        pytest.param(None, "", NONE_INSTALLED + AUTO, "embedded 0.6+embedded", id="none"),
+        pytest.param(None, "site", REAL, f"{FOUND}\nFalse\nTrue detectron2", id="installed"),
+        pytest.param("embedded", "site", FORCED, "0.6+embedded embedded", id="forced"),
+        pytest.param(None, "clones", CLONE, "True True", id="clone"),
+        pytest.param("", "", EMPTY, "auto", id="empty"),
+    ],
+)
+def test_the_choice(run_python, installed, host, path, code, expected):
+    (installed.parent / "clones" / "detectron2" / "docs").mkdir(parents=True)
+    out = run_python(code, host=host, path=[installed.parent / path] if path else [])
+    assert out.split(" (")[0].strip() == expected.format(installed)
+
+
+def test_what_cannot_be_had_is_an_error_at_use_only(run_python):
+    begin = NONE_INSTALLED + "import d2_smallobj as s\n"
+    none = (
+        r"ModuleNotFoundError: D2_SMALLOBJ_HOST=detectron2 asks .*INSTALL\.md.*unset D2_SMALLOBJ_"
     )
-    expected = f"detectron2 9.9 {installed / 'detectron2'}\nFalse\nTrue detectron2\n"
-    assert run_python(code, path=[installed]) == expected
-
-
-def test_embedded_is_forced_over_an_installation(run_python, installed):
-    code = "import d2_smallobj as s, detectron2; print(detectron2.__version__, s.host().name)"
-    out = run_python(code, host="embedded", path=[installed])
-    assert out == "0.6+embedded embedded\n"
-
-
-def test_a_bare_folder_of_that_name_is_no_installation(run_python, tmp_path):
-    # The parent of a git clone: the standard finder takes the folder for a namespace package.
-    (tmp_path / "clones" / "detectron2" / "docs").mkdir(parents=True)
-    code = (
-        "import importlib.machinery as m, d2_smallobj as s, detectron2\n"
-        "print(m.PathFinder.find_spec('detectron2') is not None, bool(detectron2.__version__))"
-    )
-    assert run_python(code, path=[tmp_path / "clones"]) == "True True\n"
-
-
-def test_forced_detectron2_without_an_installation_says_how_to_get_one(run_python):
-    code = NONE_INSTALLED + "import d2_smallobj as s\n{}"
-    for use in ("import detectron2", "s.host()", "s.add_smallobj_config"):
-        error = run_python(code.format(use), host="detectron2", fails=True)
-        assert "ModuleNotFoundError: D2_SMALLOBJ_HOST=detectron2 asks" in error
-        assert "INSTALL.md" in error
-        assert "unset D2_SMALLOBJ_HOST" in error
-
-
-def test_an_unknown_value_is_an_error_with_a_hint_at_use_only(run_python):
-    run_python("import d2_smallobj.metrics", host="embeded")
-    for use in ("import detectron2", "import d2_smallobj; d2_smallobj.host()"):
-        error = run_python("import d2_smallobj\n" + use, host="embeded", fails=True)
-        assert "ValueError: D2_SMALLOBJ_HOST: unknown value 'embeded'" in error
-        assert "did you mean 'embedded'?" in error
-
-
-def test_an_empty_variable_is_auto(run_python):
-    assert (
-        run_python("import d2_smallobj._host as h; print(h.requested_mode())", host="") == "auto\n"
-    )
+    typo = r"ValueError: D2_SMALLOBJ_HOST: unknown value 'embeded'.*did you mean 'embedded'\?"
+    for host, use, told in (
+        ("detectron2", "import detectron2", none),
+        ("detectron2", "import d2_smallobj.metrics; s.host()", none),
+        ("detectron2", "s.add_smallobj_config", none),
+        ("embeded", "import detectron2", typo),
+        ("embeded", "import d2_smallobj.metrics; s.host()", typo),
+    ):
+        error = run_python(begin + use, host=host, fails=True)
+        assert re.search(told, error)
 
 
 @pytest.mark.parametrize("wanted", ["embedded", "detectron2"])
@@ -89,21 +83,15 @@ def test_a_choice_that_comes_too_late_is_an_error(run_python, installed, wanted)
     assert "before anything imports detectron2" in error
 
 
-def test_importing_the_package_is_light(run_python):
+def test_the_package_is_light_and_metrics_need_no_host_and_no_torch(run_python):
     code = (
         "import sys, d2_smallobj; d2_smallobj.host()\n"
-        "print([m for m in ('torch', 'numpy', 'cv2', 'detectron2', 'fvcore') if m in sys.modules])"
-    )
-    assert run_python(code) == "[]\n"
-
-
-def test_metrics_need_no_host_and_no_torch(run_python):
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
+        "print({'torch', 'numpy', 'cv2', 'detectron2', 'fvcore'} & set(sys.modules))\n"
+        "sys.modules['torch'] = None\n"
         "import d2_smallobj.metrics; from d2_smallobj import metrics, annotations\n"
         "print('detectron2' in sys.modules, 'd2_smallobj.plugin' in sys.modules)"
     )
-    assert run_python(code, host="detectron2") == "False False\n"
+    assert run_python(code) == "set()\nFalse False\n"
 
 
 def test_public_names_come_from_the_plugin_on_first_use(run_python):
@@ -119,13 +107,10 @@ def test_public_names_come_from_the_plugin_on_first_use(run_python):
         "    except AttributeError as error:\n"
         "        print(error)\n"
     )
-    assert run_python(NONE_INSTALLED + code).splitlines() == [
-        "7 True d2_smallobj.metrics",
-        *(
-            f"module 'd2_smallobj' has no attribute '{name}'"
-            for name in ("hidden", "nonsense", "_private")
-        ),
-    ]
+    lines = run_python(NONE_INSTALLED + code).splitlines()
+    lacks = "module 'd2_smallobj' has no attribute"
+    assert lines[0] == "7 True d2_smallobj.metrics"
+    assert lines[1:] == [f"{lacks} '{name}'" for name in ("hidden", "nonsense", "_private")]
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -143,8 +128,6 @@ def test_the_host_is_logged_once(run_python, early):
 
 def test_the_finder_answers_for_one_name_only_and_is_installed_once():
     _host.install()
-    import sys
-
     finders = [finder for finder in sys.meta_path if isinstance(finder, _host.HostFinder)]
     assert len(finders) == 1
     assert finders[0].find_spec("detectron2.config", None) is None

@@ -1,7 +1,5 @@
 """Inference over a data set, and results."""
 
-from __future__ import annotations
-
 import host_toy
 import pytest
 import torch
@@ -19,14 +17,7 @@ from detectron2.evaluation import (
 
 
 class Model(nn.Module):
-    def __init__(self, fail=False):
-        super().__init__()
-        self.linear = nn.Linear(1, 1)
-        self.fail = fail
-
     def forward(self, batch):
-        if self.fail:
-            raise RuntimeError("broken model")
         assert not self.training
         assert not torch.is_grad_enabled()
         return [x["index"] for x in batch]
@@ -70,32 +61,24 @@ def test_several_evaluators_and_functions(loader):
         inference_on_dataset(Model(), loader, DatasetEvaluators([Collector(), Collector()]))
 
 
-def test_the_mode_is_restored_after_an_exception(loader, embedded_only):
-    model = Model(fail=True).train()
-    with pytest.raises(RuntimeError, match="broken model"):
-        inference_on_dataset(model, loader, Collector())
+def test_the_mode_is_restored_after_an_exception(embedded_only):
+    model = Model().train()
+    with pytest.raises(TypeError, match="subscriptable"):
+        inference_on_dataset(model, [[None]], Collector())
     assert model.training
 
 
-@pytest.mark.parametrize(
-    ("expected", "passes"),
-    [
-        ([], True),
-        ([["toy", "IoU", 50.0, 0.1]], True),
-        ([["toy", "IoU", 50.05, 0.1], ["toy", "nan", 1.0, 1.0]], False),
-        ([["toy", "IoU", 51.0, 0.1]], False),
-        ([["toy", "absent", 1.0, 1.0]], False),
-    ],
-)
-def test_results_are_verified(expected, passes):
+def test_results_are_verified():
     cfg = get_cfg()
-    cfg.TEST.EXPECTED_RESULTS = expected
     results = {"toy": {"IoU": 50.0, "nan": float("nan")}}
-    if passes:
+    right = ["toy", "IoU", 50.05, 0.1]
+    for expected in ([], [right]):
+        cfg.TEST.EXPECTED_RESULTS = expected
         assert verify_results(cfg, results) is True
-        return
-    with pytest.raises(SystemExit, match="1"):
-        verify_results(cfg, results)
+    for wrong in (["toy", "nan", 1.0, 1.0], ["toy", "IoU", 51.0, 0.1], ["toy", "absent", 1.0, 1.0]):
+        cfg.TEST.EXPECTED_RESULTS = [right, wrong]
+        with pytest.raises(SystemExit, match="1"):
+            verify_results(cfg, results)
 
 
 def test_results_are_printed_for_copying(captured):

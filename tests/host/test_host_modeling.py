@@ -1,7 +1,5 @@
 """Layers, ResNet, registries, image lists."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -44,14 +42,11 @@ def test_frozen_batch_norm_is_batch_norm_in_eval_mode(requires_grad):
         torch.testing.assert_close(*gradients)
 
 
-def test_frozen_batch_norm_starts_as_the_identity():
+def test_frozen_batch_norm_starts_as_the_identity_and_loads_weights_without_statistics():
     frozen = FrozenBatchNorm2d(4)
     assert list(frozen.state_dict()) == ["weight", "bias", "running_mean", "running_var"]
     x = torch.randn(2, 4, 3, 3)
     torch.testing.assert_close(frozen(x), x)
-
-
-def test_frozen_batch_norm_loads_weights_without_statistics():
     net = nn.Sequential(FrozenBatchNorm2d(2))
     net[0].running_mean.fill_(5)
     loaded = net.load_state_dict({"0.weight": torch.ones(2), "0.bias": torch.zeros(2)})
@@ -71,34 +66,26 @@ def test_conv_normalises():
     assert plain.norm is None
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("BN", nn.BatchNorm2d), ("SyncBN", nn.SyncBatchNorm), ("FrozenBN", FrozenBatchNorm2d),
-     ("GN", nn.GroupNorm), ("", type(None))],
-)  # fmt: skip
-def test_get_norm(name, kind):
-    assert type(get_norm(name, 32)) is kind
-
-
-def test_an_unknown_norm_is_an_error():
+def test_get_norm():
+    kinds = {"BN": nn.BatchNorm2d, "SyncBN": nn.SyncBatchNorm, "FrozenBN": FrozenBatchNorm2d}
+    for name, kind in {**kinds, "GN": nn.GroupNorm, "": type(None)}.items():
+        assert type(get_norm(name, 32)) is kind
     with pytest.raises((ValueError, KeyError), match="FrozenBn"):
         get_norm("FrozenBn", 3)
 
 
-def resnet_cfg(depth=50, norm="FrozenBN", **options):
+def resnet_cfg(depth, **options):
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RESNETS.DEPTH = depth
-    cfg.MODEL.RESNETS.NORM = norm
     if depth < 50:
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    for key, value in options.items():
-        cfg.MODEL.RESNETS[key] = value
+    cfg.MODEL.RESNETS.update(DEPTH=depth, **options)
     return cfg
 
 
-def resnet_keys(depth, norm_keys=("weight", "bias", "running_mean", "running_var")):
+def resnet_keys(depth):
     """The parameter names, written down by the rule."""
+    norm_keys = ("weight", "bias", "running_mean", "running_var")
     convolutions = (1, 2) if depth < 50 else (1, 2, 3)
     names = ["stem.conv1"]
     blocks = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
@@ -137,27 +124,22 @@ def test_registries_build_what_the_config_names():
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
 
-    class HostTestArch(nn.Linear):
-        def __init__(self, cfg):
-            super().__init__(2, 3)
+    def host_test_net(cfg):
+        return nn.Linear(2, 3)
 
-    class HostTestHead(nn.Identity):
-        def __init__(self, cfg, input_shape):
-            super().__init__()
-            self.input_shape = input_shape
+    def host_test_head(cfg, input_shape):
+        return input_shape
 
-    META_ARCH_REGISTRY.register(HostTestArch)
-    SEM_SEG_HEADS_REGISTRY.register(HostTestHead)
-    cfg.MODEL.META_ARCHITECTURE = "HostTestArch"
-    cfg.MODEL.SEM_SEG_HEAD.NAME = "HostTestHead"
-    cfg.MODEL.BACKBONE.NAME = "host_test_unknown"
-    assert isinstance(build_model(cfg), HostTestArch)
-    assert build_sem_seg_head(cfg, {"res2": 1}).input_shape == {"res2": 1}
-    with pytest.raises(KeyError, match="host_test_unknown"):
-        build_backbone(cfg)
-    cfg.MODEL.META_ARCHITECTURE = "HostTestArk"
-    with pytest.raises(KeyError, match="HostTestArk"):
-        build_model(cfg)
+    META_ARCH_REGISTRY.register(host_test_net)
+    SEM_SEG_HEADS_REGISTRY.register(host_test_head)
+    cfg.MODEL.META_ARCHITECTURE = "host_test_net"
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "host_test_head"
+    assert isinstance(build_model(cfg), nn.Linear)
+    assert build_sem_seg_head(cfg, {"res2": 1}) == {"res2": 1}
+    cfg.MODEL.BACKBONE.NAME = cfg.MODEL.META_ARCHITECTURE = "HostTestUnknown"
+    for build in (build_backbone, build_model):
+        with pytest.raises(KeyError, match="HostTestUnknown"):
+            build(cfg)
     assert "build_resnet_backbone" in BACKBONE_REGISTRY
     assert issubclass(Backbone, nn.Module)
 

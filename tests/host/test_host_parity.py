@@ -1,7 +1,5 @@
 """The stand-in against a real detectron2, number by number, in one environment."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The torchmetrics wrapper gives the accumulator's numbers, in one process and in two."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import json

@@ -50,9 +50,8 @@ def test_softmax():
     def loss(label):
         return F.cross_entropy(model(torch.tensor([[3.0]])), torch.tensor([label]))
 
-    fisher = empirical_fisher(
-        model, labels_with_frequencies(counts), loss, model.named_parameters()
-    )
+    batches = labels_with_frequencies(counts)
+    fisher = empirical_fisher(model, batches, loss, model.named_parameters())
     p = torch.tensor(counts) / 8
     torch.testing.assert_close(fisher["bias"], p * (1 - p))
     torch.testing.assert_close(fisher["weight"][:, 0], 9 * p * (1 - p))
@@ -60,11 +59,10 @@ def test_softmax():
 
 def test_the_square_is_taken_image_by_image():
     # Gradients +1 and -1: the mean gradient of the pair is 0, the Fisher is 1.
-    parameter = nn.Parameter(torch.zeros(1))
-    model = nn.ParameterList([parameter])
-    named = [("p", parameter)]
-    fisher = empirical_fisher(model, [1.0, -1.0], lambda sign: (sign * parameter).sum(), named)
-    assert fisher["p"].item() == 1
+    model = nn.ParameterList([nn.Parameter(torch.zeros(1))])
+    named = model.named_parameters()
+    fisher = empirical_fisher(model, [1.0, -1.0], lambda sign: (sign * model[0]).sum(), named)
+    assert fisher["0"].item() == 1
 
 
 def test_does_not_depend_on_how_processes_share_the_images():
@@ -96,12 +94,13 @@ def test_does_not_depend_on_how_processes_share_the_images():
 
 def test_a_process_without_images_is_fine_as_long_as_another_has_some():
     model = softmax_regression([0.0, 0.0])
-
-    def two_more(tensor):
-        return tensor + 2
-
-    fisher = empirical_fisher(model, [], None, model.named_parameters(), reduce=two_more)
+    # Names are those of the bare model.
+    named = [(f"module.{name}", parameter) for name, parameter in model.named_parameters()]
+    fisher = empirical_fisher(model, [], None, named, reduce=lambda tensor: tensor + 2)
+    assert set(fisher) == {"weight", "bias"}
     torch.testing.assert_close(fisher["bias"], torch.ones(2))
+    with pytest.raises(ValueError, match="batches must hold at least one image, got 0"):
+        empirical_fisher(model, [], None, named)
 
 
 class Net(nn.Module):
@@ -155,20 +154,9 @@ def test_leaves_gradients_modes_and_buffers_as_they_were():
 
 def test_modes_come_back_after_an_error():
     model = Net()
-
-    def loss(image):
-        raise KeyError("image")
-
     with pytest.raises(KeyError, match="image"):
-        empirical_fisher(model, [0], loss, model.named_parameters())
+        empirical_fisher(model, [{}], lambda x: x["image"], model.named_parameters())
     assert all(module.training for module in model.modules())
-
-
-def test_names_are_those_of_the_bare_model():
-    model = softmax_regression([0.0, 0.0])
-    named = [(f"module.{name}", parameter) for name, parameter in model.named_parameters()]
-    fisher = empirical_fisher(model, [torch.zeros(1, 1)], lambda x: model(x).sum(), named)
-    assert set(fisher) == {"weight", "bias"}
 
 
 @pytest.mark.parametrize(
@@ -176,15 +164,9 @@ def test_names_are_those_of_the_bare_model():
     [
         (lambda model, x: model(x), r"loss_fn must return a scalar.*image 0 got \(1, 2\)"),
         (lambda model, x: 1.0, "loss_fn must return a scalar.*image 0 got float"),
-        (
-            lambda model, x: model(x).sum().detach(),
-            r"loss_fn must return a scalar.*got \(\) without a gradient",
-        ),
-        (lambda model, x: x.sum(), "image 0 depends on none of them"),
-        (
-            lambda model, x: model(x).sum() * float("inf"),
-            "the gradient of image 0 is not finite, its loss is -?(inf|nan)",
-        ),
+        (lambda model, x: model(x).sum().detach(), "image 0 got one that depends on none"),
+        (lambda model, x: x.sum(), "image 0 got one that depends on none of them"),
+        (lambda model, x: model(x).sum() * math.inf, "of image 0 is not finite, its loss is -?inf"),
     ],
 )
 def test_bad_losses(loss, message):
@@ -192,12 +174,6 @@ def test_bad_losses(loss, message):
     x = torch.ones(1, 1, requires_grad=True)
     with pytest.raises(ValueError, match=message):
         empirical_fisher(model, [x], lambda x: loss(model, x), model.named_parameters())
-
-
-def test_no_images_is_an_error():
-    model = nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="batches must hold at least one image, got 0"):
-        empirical_fisher(model, [], None, model.named_parameters())
 
 
 def test_online_recursion_by_hand():
@@ -219,15 +195,6 @@ def test_online_scale_is_taken_out(dtype):
     update_online_(plain, [gradient], alpha=0.5, scale=1.0)
     torch.testing.assert_close(scaled[0], plain[0])
     assert plain[0].tolist() == [0.625, 0.53125, 0.5]
-
-
-@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
-def test_online_leaves_overflowed_batches_out(bad):
-    fisher = [torch.ones(2), torch.ones(1)]
-    gradients = [torch.tensor([1.0, 2.0]), torch.tensor([bad])]
-    assert not update_online_(fisher, gradients, alpha=0.9, scale=65536.0)
-    assert fisher[0].tolist() == [1, 1]
-    assert fisher[1].tolist() == [1]
 
 
 def test_online_depends_on_the_batch_size_and_its_normalised_form_does_not():
@@ -264,14 +231,12 @@ def test_min_max_by_hand_and_per_tensor():
 @pytest.mark.parametrize("bad", [-0.5, float("nan"), float("inf")])
 def test_check_fisher_names_the_tensor(bad):
     check_fisher({"a": torch.tensor([0.0, 2.0])})
-    with pytest.raises(
-        ValueError, match="fisher: values of b must be finite and >= 0, got a range"
-    ):
+    with pytest.raises(ValueError, match="values of b must be finite and >= 0, got a range"):
         check_fisher({"a": torch.ones(2), "b": torch.tensor([1.0, bad])})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_online_waits_for_nothing_and_keeps_every_bit(dtype, bad):
     """The answer stays on the device; what overflowed leaves no trace in any memory format."""
     torch.manual_seed(0)
@@ -280,7 +245,7 @@ def test_online_waits_for_nothing_and_keeps_every_bit(dtype, bad):
     before = [tensor.clone() for tensor in fisher]
     gradients = [torch.randn_like(tensor) for tensor in fisher]
     gradients[1][0] = bad
-    moved = update_online_(fisher, gradients, alpha=0.9, scale=1.0)
+    moved = update_online_(fisher, gradients, alpha=0.9, scale=65536.0)
     assert moved.dtype == torch.bool
     assert moved.shape == ()
     assert not moved

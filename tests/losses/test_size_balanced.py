@@ -25,9 +25,8 @@ OPTIONS = list(itertools.product(["input", "logits"], ["weights", "pixels"], [Fa
 
 @pytest.fixture(params=OPTIONS, ids=str)
 def loss(request):
-    resolution, normalize, size_weighted = request.param
     return SizeWeightedCrossEntropy(
-        resolution=resolution, normalize=normalize, size_weighted=size_weighted
+        **dict(zip(("resolution", "normalize", "size_weighted"), request.param))
     )
 
 
@@ -52,23 +51,17 @@ def assert_same(loss, reference, logits):
 
 
 @pytest.mark.parametrize("normalize", ["weights", "pixels"])
-def test_tau_one_is_cross_entropy(normalize):
+def test_tau_one_and_one_component_per_image_are_cross_entropy(normalize):
     logits, labels = random_batch()
-    loss = SizeWeightedCrossEntropy(
-        weights=SizeWeights(tau=1), normalize=normalize, size_weighted=True
-    )
-    assert_same(loss(logits, labels), F.cross_entropy(logits, labels, ignore_index=255), logits)
-
-
-@pytest.mark.parametrize("normalize", ["weights", "pixels"])
-def test_one_component_per_image_is_cross_entropy(normalize):
-    logits, _ = random_batch()
-    labels = torch.zeros(2, 13, 17, dtype=torch.int64)
-    labels[0, 2:5, 3:9] = 1
-    labels[1, 6, 6] = 3
-    labels[1, 0] = 255
-    loss = SizeWeightedCrossEntropy(normalize=normalize, size_weighted=True)
-    assert_same(loss(logits, labels), F.cross_entropy(logits, labels, ignore_index=255), logits)
+    single = torch.zeros_like(labels)
+    single[0, 2:5, 3:9] = 1
+    single[1, 6, 6] = 3
+    single[1, 0] = 255
+    for found, tau in ((labels, 1), (single, 5)):
+        loss = SizeWeightedCrossEntropy(
+            weights=SizeWeights(tau=tau), normalize=normalize, size_weighted=True
+        )
+        assert_same(loss(logits, found), F.cross_entropy(logits, found, ignore_index=255), logits)
 
 
 def test_switched_off_is_cross_entropy_whatever_the_weights():
@@ -140,34 +133,28 @@ def test_ignored_pixels_change_nothing(loss):
     torch.testing.assert_close(loss(logits, labels, weights).detach(), value)
 
 
-def test_all_ignored_batch_is_zero_with_zero_gradient(loss):
+@pytest.mark.parametrize("global_divisor", [False, True])
+def test_all_ignored_batch_is_zero_with_zero_gradient(loss, global_divisor):
     logits, labels = random_batch()
+    expected = loss(logits, labels)
+    loss.global_divisor = global_divisor
+    assert loss(logits, labels) == expected, "one process divides by its own"
     value, gradient = value_and_gradient(loss(logits, torch.full_like(labels, 255)), logits)
     assert value.item() == 0
     assert (gradient == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_logits_go_to_float32_first(dtype):
-    logits, labels = random_batch()
-    logits = (logits.detach() * 30).to(dtype)
-    loss = SizeWeightedCrossEntropy(size_weighted=True)
-    got = loss(logits, labels)
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, loss(logits.float(), labels), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("resolution", ["input", "logits"])
-@pytest.mark.parametrize("size_weighted", [False, True])
-def test_autocast_is_switched_off_inside(size_weighted, resolution):
+def test_logits_go_to_float32_first_under_autocast_too(loss, dtype):
     _, labels = random_batch()
-    logits = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(9)).bfloat16()
-    loss = SizeWeightedCrossEntropy(resolution=resolution, size_weighted=size_weighted)
+    logits = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(9)) * 30
+    logits = logits.to(dtype)
     expected = loss(logits.float(), labels)
-    with torch.autocast("cpu", torch.bfloat16):
-        got = loss(logits, labels)
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            got = loss(logits, labels)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 def test_input_resolution_upsamples_the_logits_and_uses_the_given_weights():
@@ -183,7 +170,7 @@ def test_input_resolution_upsamples_the_logits_and_uses_the_given_weights():
     assert_same(loss(logits, labels), loss(logits, labels, made), logits)
 
 
-def test_logits_resolution_resizes_the_labels_and_weighs_them_anew():
+def test_logits_resolution_resizes_the_labels_and_weighs_them_anew(monkeypatch):
     _, labels = random_batch(size=(26, 34))
     logits = torch.randn(2, 4, 4, 5, requires_grad=True)
     loss = SizeWeightedCrossEntropy(resolution="logits", size_weighted=True)
@@ -192,6 +179,8 @@ def test_logits_resolution_resizes_the_labels_and_weighs_them_anew():
     for given in (None, weights):
         expected = size_weighted_cross_entropy(logits, small, weights)
         assert_same(loss(logits, labels, given), expected, logits)
+    monkeypatch.setattr(size_balanced, "batch_size_weights", None)
+    torch.testing.assert_close(loss(logits, labels, weights), expected)
 
 
 def test_small_objects_vanish_at_logit_resolution_only():
@@ -199,13 +188,11 @@ def test_small_objects_vanish_at_logit_resolution_only():
     labels[0, 9:12, 9:12] = 1
     labels[0, 32:64, 32:64] = 2
     logits = torch.zeros(1, 3, 8, 8, requires_grad=True)
-    small_class = {}
     for resolution in ("input", "logits"):
         loss = SizeWeightedCrossEntropy(resolution=resolution, size_weighted=True)
         _, gradient = value_and_gradient(loss(logits, labels), logits)
-        small_class[resolution] = gradient[:, 1].min().item()
-    assert small_class["logits"] > 0, "no pixel asks for class 1"
-    assert small_class["input"] < 0
+        # At logit resolution no pixel asks for class 1.
+        assert (gradient[:, 1].min() < 0) == (resolution == "input")
 
 
 @pytest.mark.parametrize("size", [41, 21, 31])
@@ -232,20 +219,17 @@ def test_resize_takes_the_pixel_under_the_centre():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("option", "value", "message"),
     [
-        ({"resolution": "inputs"}, "resolution.*inputs.*did you mean 'input'"),
-        ({"normalize": "pixel"}, "normalize.*pixel.*did you mean 'pixels'"),
-        ({"ignore_label": 0}, "ignore_label must not be 0"),
-        (
-            {"weights": SizeWeights(ignore_label=254)},
-            "weights.ignore_label must be the loss's ignore_label 255, got 254",
-        ),
+        ("resolution", "inputs", "resolution.*inputs.*did you mean 'input'"),
+        ("normalize", "pixel", "normalize.*pixel.*did you mean 'pixels'"),
+        ("ignore_label", 0, "ignore_label must not be 0"),
+        ("weights", SizeWeights(ignore_label=254), "must be the loss's ignore_label 255, got 254"),
     ],
 )
-def test_bad_options(options, message):
+def test_bad_options(option, value, message):
     with pytest.raises(ValueError, match=message):
-        SizeWeightedCrossEntropy(**options)
+        SizeWeightedCrossEntropy(**{option: value})
 
 
 @pytest.mark.parametrize("value", [-1, 4, 254])
@@ -260,6 +244,10 @@ def test_labels_out_of_range_are_named(value, resolution):
         loss(logits[:, :, :4, :4], labels)
 
 
+ONES = torch.ones(2, 4, 4)
+PLAIN = size_weighted_cross_entropy
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -267,22 +255,10 @@ def test_labels_out_of_range_are_named(value, resolution):
         (lambda x, y: LOSS(x[0], y), r"logits must be .*\(N, K, h, w\).*\(4, 13, 17\)"),
         (lambda x, y: LOSS(x, y.byte()), r"labels must be int64 of shape \(2, H, W\), got .*uint8"),
         (lambda x, y: LOSS(x, y[:1]), r"labels must be int64.*shape \(1, 13, 17\)"),
-        (
-            lambda x, y: LOSS(x, y, torch.ones(2, 4, 4)),
-            r"size_weights must have.*\(2, 13, 17\), got \(2, 4, 4\)",
-        ),
-        (
-            lambda x, y: size_weighted_cross_entropy(x, y, torch.ones(2, 4, 4)),
-            r"weights must have.*\(2, 13, 17\), got \(2, 4, 4\)",
-        ),
-        (
-            lambda x, y: size_weighted_cross_entropy(x[:, :, :5, :5], y),
-            r"one size, got \(5, 5\) and \(13, 17\)",
-        ),
-        (
-            lambda x, y: size_weighted_cross_entropy(x, y, normalize="sum"),
-            "normalize: unknown value 'sum'",
-        ),
+        (lambda x, y: LOSS(x, y, ONES), r"weights must have.*\(2, 13, 17\), got \(2, 4, 4\)"),
+        (lambda x, y: PLAIN(x, y, ONES), r"weights must have.*\(2, 13, 17\), got \(2, 4, 4\)"),
+        (lambda x, y: PLAIN(x[:, :, :5, :5], y), r"one size, got \(5, 5\) and \(13, 17\)"),
+        (lambda x, y: PLAIN(x, y, normalize="sum"), "normalize: unknown value 'sum'"),
     ],
 )
 def test_bad_tensors(call, message):
@@ -292,7 +268,10 @@ def test_bad_tensors(call, message):
 
 
 def test_the_mean_of_shares_is_the_loss_of_all(monkeypatch, loss):
-    """As processes do it: each its own images, the divisor averaged over all of them."""
+    """As processes do it: each its own images, the divisor averaged over all, in double precision.
+
+    2^24 + 1 pixels are not 2^24 in float32.
+    """
     torch.manual_seed(0)
     logits = torch.randn(4, 3, 6, 8, requires_grad=True)
     labels = torch.randint(0, 3, (4, 12, 16))
@@ -311,50 +290,8 @@ def test_the_mean_of_shares_is_the_loss_of_all(monkeypatch, loss):
         loss(*share)
     mean = torch.stack(seen).mean()
     assert seen[0] > seen[1] == 0
+    assert seen[0].dtype == torch.float64
     monkeypatch.setattr(size_balanced, "mean_over_processes", lambda divisor: mean)
     together = sum(loss(*share) for share in shares) / 2
     torch.testing.assert_close(together, whole)
     torch.testing.assert_close(torch.autograd.grad(together, logits)[0], expected)
-
-
-def test_no_valid_pixel_in_any_process(monkeypatch):
-    monkeypatch.setattr(size_balanced, "mean_over_processes", lambda divisor: divisor / 2)
-    loss = SizeWeightedCrossEntropy(size_weighted=True, global_divisor=True)
-    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    value = loss(logits, torch.full((1, 4, 4), 255))
-    value.backward()
-    assert value.item() == 0
-    assert (logits.grad == 0).all()
-
-
-def test_pixels_beyond_float32s_integers_are_counted(monkeypatch):
-    """2^24 + 1 pixels are not 2^24: the divisor is shared in double precision."""
-    seen = []
-    monkeypatch.setattr(
-        size_balanced, "mean_over_processes", lambda divisor: seen.append(divisor) or divisor
-    )
-    loss = SizeWeightedCrossEntropy(global_divisor=True)
-    loss(torch.zeros(1, 2, 1, 3), torch.zeros(1, 1, 3, dtype=torch.long))
-    assert seen[0].dtype == torch.float64
-
-
-def test_one_process_divides_by_its_own():
-    logits, labels = random_batch()
-    values = [SizeWeightedCrossEntropy(global_divisor=x)(logits, labels) for x in (False, True)]
-    assert values[0] == values[1]
-
-
-def test_weights_given_at_logit_size(monkeypatch):
-    torch.manual_seed(0)
-    labels = torch.randint(0, 3, (2, 16, 12))
-    logits = torch.randn(2, 3, 8, 6)
-    given = batch_size_weights(resize_labels(labels, (8, 6)), SizeWeights())
-    loss = SizeWeightedCrossEntropy(resolution="logits", size_weighted=True)
-    expected = loss(logits, labels)
-    monkeypatch.setattr(size_balanced, "batch_size_weights", None)
-    torch.testing.assert_close(loss(logits, labels, given), expected, rtol=0, atol=0)
-    with pytest.raises(TypeError, match="not callable"):  # no weights: computed here
-        loss(logits, labels)
-    loss.size_weighted = False
-    plain = SizeWeightedCrossEntropy(resolution="logits")(logits, labels)
-    torch.testing.assert_close(loss(logits, labels, given), plain)

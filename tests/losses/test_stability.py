@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from d2_smallobj.losses import ElasticWeightConsolidation, ParameterGroup
-from d2_smallobj.losses.ewc_penalty import check_strength, rate_limit, strength_limit
+from d2_smallobj.losses import ElasticWeightConsolidation
+from d2_smallobj.losses.ewc_penalty import rate_limit
 
 
 def held(fisher=(0.0, 0.25, 0.8), strength=500.0):
@@ -18,7 +18,11 @@ def held(fisher=(0.0, 0.25, 0.8), strength=500.0):
     return parameter, ewc
 
 
-def final_distance(parameter, ewc, optimizer, steps=3000):
+def sgd(parameter, rate, momentum=0.0, nesterov=False):
+    return torch.optim.SGD([parameter], lr=rate, momentum=momentum, nesterov=nesterov)
+
+
+def final_distance(parameter, ewc, optimizer, steps=1000):
     with torch.no_grad():
         parameter.fill_(1.0)
     for _ in range(steps):
@@ -36,37 +40,38 @@ def final_distance(parameter, ewc, optimizer, steps=3000):
 def test_bound_is_where_sgd_starts_to_diverge(momentum, nesterov):
     parameter, ewc = held()
     rate = 0.05
-    optimizer = torch.optim.SGD([parameter], lr=rate, momentum=momentum, nesterov=nesterov)
+    optimizer = sgd(parameter, rate, momentum, nesterov)
     limit = rate_limit(momentum, nesterov=nesterov) / (2 * rate * ewc.max_fisher()["p"])
     ewc.strength = 0.99 * limit
-    ewc.check_stability(ewc.groups(optimizer))
+    ewc.check_stability(optimizer)
     assert final_distance(parameter, ewc, optimizer) < 0.1
     ewc.strength = 1.01 * limit
     with pytest.raises(ValueError, match=f"Use a strength below {limit:g}"):
-        ewc.check_stability(ewc.groups(optimizer))
-    optimizer = torch.optim.SGD([parameter], lr=rate, momentum=momentum, nesterov=nesterov)
+        ewc.check_stability(optimizer)
+    optimizer = sgd(parameter, rate, momentum, nesterov)
     assert final_distance(parameter, ewc, optimizer) > 1e6
 
 
 def test_the_papers_rate_is_stable_and_a_small_nets_is_not():
     # docs/method.md#stability: 1.34e-4 * 2 * 500 = 0.134 and 0.05 * 2 * 500 = 50, against
     # 2 (1 + 0.9) = 3.8.
-    _, ewc = held(fisher=(0.0, 1.0))
-    ewc.check_stability([ParameterGroup("g", 1.34e-4, ("p",), 0.9)])
+    parameter, ewc = held(fisher=(0.0, 1.0))
+    ewc.check_stability(sgd(parameter, 1.34e-4, 0.9))
     message = (
-        r"strength 500 makes the penalty unstable in g: learning rate 0\.05 and max F 1 give "
-        r".* = 50, which must stay below 3\.8 at momentum 0\.9\. Use a strength below 38, .*"
+        r"strength 500 makes the penalty unstable in group 0 \(p\): learning rate 0\.05 and max F "
+        r"1 give .* = 50, which must stay below 3\.8 at momentum 0\.9\. Use a strength below 38, .*"
         r"proximal step"
     )
     with pytest.raises(ValueError, match=message):
-        ewc.check_stability([ParameterGroup("g", 0.05, ("p",), 0.9)])
+        ewc.check_stability(sgd(parameter, 0.05, 0.9))
 
 
 def test_exactly_at_the_bound_is_refused():
-    groups = [ParameterGroup("g", 0.5, ("p",))]
+    parameter, ewc = held(fisher=(0.0, 1.0), strength=2.0)
     with pytest.raises(ValueError, match="strength 2 makes the penalty unstable"):
-        check_strength(2.0, groups, {"p": 1.0})
-    check_strength(1.999, groups, {"p": 1.0})
+        ewc.check_stability(sgd(parameter, 0.5))
+    ewc.strength = 1.999
+    ewc.check_stability(sgd(parameter, 0.5))
 
 
 def two_groups():
@@ -84,65 +89,53 @@ def two_groups():
     return model, ewc, torch.optim.SGD(groups, momentum=0.9)
 
 
-def test_groups_of_an_optimizer():
-    _, ewc, optimizer = two_groups()
-    assert ewc.groups(optimizer) == [
-        ParameterGroup("group 0 (0.weight and 1 more)", 0.1, ("0.weight", "0.bias"), 0.9),
-        ParameterGroup("group 1 (1.weight)", 0.02, ("1.weight",), 0.9),
-        ParameterGroup("group 2 (1.bias)", 0.5, ("1.bias",), 0.0),
-    ]
-    rates = {"0.weight": 0.1, "0.bias": 0.1, "1.weight": 0.02, "1.bias": 0.5}
-    assert ewc.learning_rates(optimizer) == rates
-
-
 def test_each_group_is_held_to_its_own_rate_fisher_and_momentum():
     _, ewc, optimizer = two_groups()
-    # Limits (1 + m) / (lr max F): 1.9 / 0.01 = 190; 1.9 / 0.01 = 190; 1 / 0.05 = 20.
-    with pytest.raises(ValueError, match=r"in group 2 \(1\.bias\).*Use a strength below 20,"):
-        ewc.check_stability(ewc.groups(optimizer))
+    rates = {"0.weight": 0.1, "0.bias": 0.1, "1.weight": 0.02, "1.bias": 0.5}
+    assert ewc.learning_rates(optimizer) == rates
+    # Limits (1 + m) / (lr max F): 1.9 / 0.01 = 190; 1.9 / 0.01 = 190; 1 / 0.05 = 20. The message
+    # names the first group that is too fast, and the limit of all.
+    for strength, group in ((60, r"2 \(1\.bias\)"), (191, r"0 \(0\.weight and 1 more\)")):
+        ewc.strength = strength
+        with pytest.raises(ValueError, match=rf"in group {group}.*Use a strength below 20,"):
+            ewc.check_stability(optimizer)
     ewc.strength = 19.9
-    ewc.check_stability(ewc.groups(optimizer))
-
-
-def test_the_message_names_the_limit_of_all_groups_not_of_the_first():
-    groups = [ParameterGroup("a", 1.0, ("p",)), ParameterGroup("b", 4.0, ("p",))]
-    with pytest.raises(ValueError, match=r"unstable in a: .*Use a strength below 0\.25,"):
-        check_strength(10.0, groups, {"p": 1.0})
+    ewc.check_stability(optimizer)
 
 
 def test_nothing_that_moves_is_held():
-    assert strength_limit(ParameterGroup("g", 0.0, ("p",)), {"p": 0.5}) == math.inf
-    check_strength(1e30, [ParameterGroup("g", 0.1, ("p",))], {"p": 0.0})
-    check_strength(1e30, [], {})
+    parameter, ewc = held(strength=1e30)
+    ewc.check_stability(sgd(parameter, 0.0))
+    parameter, ewc = held(fisher=(0.0, 0.0), strength=0.0)
+    ewc.strength = 1e30
+    ewc.check_stability(sgd(parameter, 0.1))
 
 
-def test_parameters_outside_the_optimizer():
+def test_parameters_outside_the_optimizer_or_the_penalty():
     model, ewc, _ = two_groups()
     optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"does not move 2 .*\(1\.bias, 1\.weight.*optimized_para"):
-        ewc.groups(optimizer)
+        ewc.check_stability(optimizer)
     rates = {"0.weight": 0.1, "0.bias": 0.1, "1.weight": 0.0, "1.bias": 0.0}
     assert ewc.learning_rates(optimizer) == rates
-
-
-def test_groups_without_penalised_parameters_are_left_out():
     parameter, ewc = held()
-    other = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([{"params": [other]}, {"params": [parameter, other][:1]}], lr=0.1)
-    assert [group.name for group in ewc.groups(optimizer)] == ["group 1 (p)"]
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))]}, {"params": parameter}])
+    optimizer.param_groups[0]["lr"] = math.nan
+    optimizer.param_groups[1]["lr"] = 1.0
+    with pytest.raises(ValueError, match=r"unstable in group 1 \(p\)"):
+        ewc.check_stability(optimizer)
 
 
-def test_other_optimizers_have_no_known_bound():
+def test_other_optimizers_rates_and_momenta():
     parameter, ewc = held()
     with pytest.raises(TypeError, match=r"must be SGD.*got AdamW; use the proximal step"):
-        ewc.groups(torch.optim.AdamW([parameter]))
-
-
-def test_bad_rates_and_momenta():
-    _, ewc = held()
-    for momentum in (1.0, -0.1, math.nan):
-        with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), got"):
-            ewc.check_stability([ParameterGroup("g", 0.1, ("p",), momentum)])
-    for rate in (-0.1, math.nan, math.inf):
-        with pytest.raises(ValueError, match="learning rate of g must be finite and >= 0, got"):
-            ewc.check_stability([ParameterGroup("g", rate, ("p",))])
+        ewc.check_stability(torch.optim.AdamW([parameter]))
+    for key, values, message in (
+        ("momentum", (1.0, -0.1, math.nan), r"momentum must be in \[0, 1\), got"),
+        ("lr", (-0.1, math.nan, math.inf), r"learning rate of group 0 \(p\) must be finite"),
+    ):
+        for value in values:
+            optimizer = sgd(parameter, 0.1)
+            optimizer.param_groups[0][key] = value
+            with pytest.raises(ValueError, match=message):
+                ewc.check_stability(optimizer)

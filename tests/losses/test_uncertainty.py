@@ -42,6 +42,22 @@ def random_batch(seed=0, classes=4, size=(6, 7), form="per_class", ignored=0.15)
     return logits.requires_grad_(), raw.requires_grad_(), labels, inside
 
 
+def doubted(logits, raw, labels, inside, size_weights=None, *, bootstrapping=False, **options):
+    """The loss of a batch."""
+    loss = UncertaintyCrossEntropy(**options)
+    loss.bootstrapping = bootstrapping
+    return loss(logits, labels, size_weights, sigma_raw=raw, doubtable=inside)
+
+
+def row(mu, sigma, label=1):
+    """One row of pixels inside a box, each with the logits in a column of ``mu``."""
+    logits = torch.tensor(mu).reshape(1, len(mu), 1, -1)
+    pixels = logits.shape[-1]
+    raw = raw_of(torch.full((1, 1, 1, pixels), sigma))
+    labels = torch.full((1, 1, pixels), label)
+    return logits.requires_grad_(), raw.requires_grad_(), labels, labels > -1
+
+
 def gradients(loss, *tensors):
     return torch.autograd.grad(loss, tensors, allow_unused=True)
 
@@ -58,14 +74,14 @@ def plain(logits, labels):
 @pytest.mark.parametrize("form", SIGMA_FORMS)
 def test_sigma_0_or_a_certain_label_is_the_plain_cross_entropy(classes, form):
     logits, raw, labels, inside = random_batch(classes=classes, form=form)
-    expected, loss = plain(logits, labels), UncertaintyCrossEntropy(form=form)
+    expected = plain(logits, labels)
     expected_gradient = gradients(expected, logits)
     zero, certain = torch.full_like(raw, NONE).detach(), torch.zeros_like(inside)
     for sigma_raw, uncertain in ((zero, inside), (raw, certain)):
-        value = loss(logits, labels, sigma_raw=sigma_raw, doubtable=uncertain)
+        value = doubted(logits, sigma_raw, labels, uncertain, form=form)
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(gradients(value, logits), expected_gradient)
-    assert not gradients(loss(logits, labels, sigma_raw=raw, doubtable=certain), raw)[0].any()
+    assert not gradients(doubted(logits, raw, labels, certain, form=form), raw)[0].any()
 
 
 @pytest.mark.parametrize("form", SIGMA_FORMS)
@@ -73,9 +89,7 @@ def test_sigma_0_or_a_certain_label_is_the_plain_cross_entropy(classes, form):
 def test_without_end_sigma_leaves_the_logarithm_of_the_number_of_classes(form, classes, limit):
     logits, raw, labels, inside = random_batch(classes=classes, form=form)
     endless = torch.full_like(raw, 1e30).detach()
-    value = UncertaintyCrossEntropy(form=form)(
-        logits, labels, sigma_raw=endless, doubtable=torch.ones_like(inside)
-    )
+    value = doubted(logits, endless, labels, torch.ones_like(inside), form=form)
     if form == "object" and classes > 2:
         # log 2, and for objects the cross-entropy among their classes.
         found = (labels > 0) & (labels != 255)
@@ -88,10 +102,8 @@ def test_without_end_sigma_leaves_the_logarithm_of_the_number_of_classes(form, c
 
 def test_the_cross_entropy_has_an_object_part_and_a_class_part():
     """Logits 2 of background, 1 and -1 of two classes, label the first, sigma 3 (see below)."""
-    logits = torch.tensor([2.0, 1.0, -1.0]).reshape(1, 3, 1, 1).requires_grad_()
-    labels, inside = torch.ones(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.bool)
-    raw = raw_of(torch.full((1, 1, 1, 1), 3.0))
-    value = UncertaintyCrossEntropy(form="object")(logits, labels, sigma_raw=raw, doubtable=inside)
+    logits, *rest = row([2.0, 1.0, -1.0], 3.0)
+    value = doubted(logits, *rest, form="object")
     root = math.sqrt(1 + 9 * math.pi / 8)
     any_object = math.log(math.exp(1) + math.exp(-1))
     divided = (any_object - 2) / root
@@ -107,32 +119,23 @@ def test_the_cross_entropy_has_an_object_part_and_a_class_part():
 
 def test_the_class_does_not_make_sigma_grow():
     """An object for certain, of the wrong class: sigma shrinks, if anything."""
-    logits = torch.tensor([-4.0, -3.0, 5.0]).reshape(1, 3, 1, 1)
-    raw = torch.zeros(1, 1, 1, 1, requires_grad=True)
-    labels, inside = torch.ones(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.bool)
-    value = UncertaintyCrossEntropy(form="object")(logits, labels, sigma_raw=raw, doubtable=inside)
-    assert gradients(value, raw)[0].item() > 0
+    logits, raw, *rest = row([-4.0, -3.0, 5.0], math.log(2))
+    assert gradients(doubted(logits, raw, *rest, form="object"), raw)[0].item() > 0
 
 
 def test_forms_of_a_binary_task_are_one():
-    logits, raw, labels, inside = random_batch(classes=2)
-    values = [
-        UncertaintyCrossEntropy(form=form)(logits, labels, sigma_raw=raw, doubtable=inside)
-        for form in SIGMA_FORMS
-    ]
+    values = [doubted(*random_batch(classes=2), form=form) for form in SIGMA_FORMS]
     torch.testing.assert_close(values[1], values[0])
 
 
 def test_hand_computed_values():
     """One logit 2, sigma 3: 2 / sqrt(1 + 9 pi / 8) = 0.93924; its sigmoid is 0.71894."""
-    logits, raw = torch.full((1, 1, 1, 2), 2.0), raw_of(torch.full((1, 1, 1, 2), 3.0))
     scaled = 2 / math.sqrt(1 + 9 * math.pi / 8)
     assert scaled == pytest.approx(0.93924, abs=5e-6)
-    inside = torch.tensor([[[True, False]]])
-    for label, pixel in ((1, (scaled, 2.0)), (0, (-scaled, -2.0))):
-        labels = torch.full((1, 1, 2), label)
-        value = UncertaintyCrossEntropy()(logits, labels, sigma_raw=raw, doubtable=inside)
-        expected = sum(math.log1p(math.exp(-x)) for x in pixel) / 2
+    for label, pixels in ((1, (scaled, 2.0)), (0, (-scaled, -2.0))):
+        logits, raw, labels, _ = row([[2.0, 2.0]], 3.0, label)
+        value = doubted(logits, raw, labels, torch.tensor([[[True, False]]]))
+        expected = sum(math.log1p(math.exp(-x)) for x in pixels) / 2
         assert value.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -149,7 +152,7 @@ def test_the_formula_is_the_mean_sigmoid_of_a_normal_variable():
 @pytest.mark.parametrize("classes", [2, 4])
 def test_against_a_loop_over_pixels(classes):
     logits, raw, labels, inside = random_batch(3, classes=classes)
-    value = UncertaintyCrossEntropy()(logits, labels, sigma_raw=raw, doubtable=inside)
+    value = doubted(logits, raw, labels, inside)
     total, count = 0.0, 0
     sigma = raw.detach().double().exp().log1p()
     for n, y, x in np.ndindex(*labels.shape):
@@ -169,11 +172,8 @@ def test_against_a_loop_over_pixels(classes):
 
 def test_doubt_grows_where_the_label_is_wrong_and_shrinks_where_it_is_right():
     """Descent along sigma's gradient: up where mu says background, down where it agrees."""
-    logits = torch.tensor([[[[-3.0, 3.0]]]])
-    raw = torch.zeros(1, 1, 1, 2, requires_grad=True)
-    labels, inside = torch.ones(1, 1, 2, dtype=torch.int64), torch.ones(1, 1, 2, dtype=torch.bool)
-    value = UncertaintyCrossEntropy()(logits, labels, sigma_raw=raw, doubtable=inside)
-    wrong, right = gradients(value, raw)[0].flatten()
+    logits, raw, *rest = row([[-3.0, 3.0]], math.log(2))
+    wrong, right = gradients(doubted(logits, raw, *rest), raw)[0].flatten()
     assert wrong < 0 < right
 
 
@@ -194,7 +194,7 @@ def test_gradients_are_finite_everywhere(dtype, classes, form):
     labels = torch.arange(classes).reshape(1, classes, 1).repeat(1, 1, len(pairs))
     logits, raw = logits.clone().requires_grad_(), raw.clone().requires_grad_()
     inside = torch.ones_like(labels, dtype=torch.bool)
-    value = UncertaintyCrossEntropy(form=form)(logits, labels, sigma_raw=raw, doubtable=inside)
+    value = doubted(logits, raw, labels, inside, form=form)
     assert value.dtype == torch.float32
     for gradient in gradients(value, logits, raw):
         assert gradient.dtype == dtype
@@ -205,10 +205,9 @@ def test_gradients_are_finite_everywhere(dtype, classes, form):
 def test_half_precision_is_widened_first(dtype):
     logits, raw, labels, inside = random_batch()
     logits, raw = logits.detach().to(dtype), raw.detach().to(dtype)
-    loss = UncertaintyCrossEntropy()
     with torch.autocast("cpu", torch.bfloat16):
-        value = loss(logits, labels, sigma_raw=raw, doubtable=inside)
-    expected = loss(logits.float(), labels, sigma_raw=raw.float(), doubtable=inside)
+        value = doubted(logits, raw, labels, inside)
+    expected = doubted(logits.float(), raw.float(), labels, inside)
     torch.testing.assert_close(value, expected, rtol=0, atol=0)
 
 
@@ -222,13 +221,12 @@ def test_half_precision_is_widened_first(dtype):
 )
 def test_ignored_pixels_change_nothing(seed, classes, form, weighted, bootstrapping):
     logits, raw, labels, inside = random_batch(seed, classes=classes, form=form)
-    loss = UncertaintyCrossEntropy(form=form, size_weighted=weighted)
-    loss.bootstrapping = bootstrapping
-    value = loss(logits, labels, sigma_raw=raw, doubtable=inside)
+    options = {"form": form, "size_weighted": weighted, "bootstrapping": bootstrapping}
+    value = doubted(logits, raw, labels, inside, **options)
     ignored = (labels == 255)[:, None]
     with torch.no_grad():
         other = torch.where(ignored, logits * -5 + 1, logits), torch.where(ignored, raw + 9, raw)
-    changed = loss(other[0], labels, sigma_raw=other[1], doubtable=inside)
+    changed = doubted(*other, labels, inside, **options)
     torch.testing.assert_close(changed, value.detach())
     for gradient in gradients(value, logits, raw):
         assert (gradient.abs().sum(1)[labels == 255] == 0).all()
@@ -237,9 +235,8 @@ def test_ignored_pixels_change_nothing(seed, classes, form, weighted, bootstrapp
 @pytest.mark.parametrize("bootstrapping", [False, True])
 def test_an_all_ignored_batch_is_zero_with_zero_gradient(bootstrapping):
     logits, raw, labels, inside = random_batch()
-    loss = UncertaintyCrossEntropy(size_weighted=True)
-    loss.bootstrapping = bootstrapping
-    value = loss(logits, torch.full_like(labels, 255), sigma_raw=raw, doubtable=inside)
+    labels.fill_(255)
+    value = doubted(logits, raw, labels, inside, bootstrapping=bootstrapping, size_weighted=True)
     assert value.item() == 0
     assert not any(gradient.any() for gradient in gradients(value, logits, raw))
 
@@ -247,13 +244,9 @@ def test_an_all_ignored_batch_is_zero_with_zero_gradient(bootstrapping):
 def pixel(mu, sigma, label, *, inside=True, **options):
     """Relabel one pixel; returns its label and whether it was taken from the model."""
     loss = UncertaintyCrossEntropy(**options)
-    shape = (1, -1, 1, 1)
-    labels, changed, _ = loss.bootstrap(
-        torch.tensor(mu).reshape(shape),
-        torch.tensor([[[label]]]),
-        torch.tensor(sigma).reshape(shape),
-        torch.tensor([[[inside]]]),
-    )
+    mu, sigma = (torch.tensor(x).reshape(1, -1, 1, 1) for x in (mu, sigma))
+    label, inside = (torch.tensor([[[x]]]) for x in (label, inside))
+    labels, changed, _ = loss.bootstrap(mu, label, sigma, inside)
     return labels.item(), changed.item()
 
 
@@ -266,18 +259,14 @@ def test_a_doubted_pixel_takes_the_models_label():
     assert pixel([-2.0], [9.0], 255) == (255, False), "an ignored pixel"
 
 
-@pytest.mark.parametrize(
-    ("mu", "by_class", "by_object"),
-    [
-        # Another class: an object all the same, and the box knows its class.
-        ([0.0, 1.0, 5.0], 2, 1),
+def test_the_models_own_label():
+    for mu, by_class, by_object in (
+        ([0.0, 1.0, 5.0], 2, 1),  # another class: an object all the same, whose class the box knows
         ([2.0, 1.0, 0.0], 0, 0),
         ([2.0, 1.5, 1.5], 0, 1),  # e^2 < 2 e^1.5: an object of whatever class is more probable
-    ],
-)
-def test_the_models_own_label(mu, by_class, by_object):
-    assert pixel(mu, [2.0] * 3, 1) == (by_class, True)
-    assert pixel(mu, [2.0], 1, form="object") == (by_object, True)
+    ):
+        assert pixel(mu, [2.0] * 3, 1) == (by_class, True)
+        assert pixel(mu, [2.0], 1, form="object") == (by_object, True)
 
 
 def test_a_box_keeps_an_object():
@@ -313,23 +302,20 @@ def test_an_object_the_model_does_not_see_keeps_its_labels(sigma):
     labels, numbers = torch.tensor([[[1, 1, 1, 1, 1, 255]]]), torch.tensor([[[1, 1, 1, 2, 2, 2]]])
     loss = UncertaintyCrossEntropy(min_object=0.5, threshold=1.0)
     spread = torch.full_like(mu, sigma)
-    used, changed, doubted = loss.bootstrap(mu, labels, spread, numbers)
+    used, changed, uncertain = loss.bootstrap(mu, labels, spread, numbers)
     takes_own = sigma > loss.threshold
     assert used.flatten().tolist() == [1, 1, 1, 1, 0 if takes_own else 1, 255]
     assert changed.flatten().tolist() == [False] * 3 + [takes_own] * 2 + [False]
-    assert doubted.flatten().tolist() == [False] * 3 + [not takes_own] * 2 + [False]
+    assert uncertain.flatten().tolist() == [False] * 3 + [not takes_own] * 2 + [False]
     loss.bootstrapping = True
     value = loss(mu, labels, sigma_raw=torch.log(torch.expm1(spread)), doubtable=numbers)
-    expected = F.cross_entropy(soften(mu, spread, doubted), used, ignore_index=255)
+    expected = F.cross_entropy(soften(mu, spread, uncertain), used, ignore_index=255)
     torch.testing.assert_close(value, expected)
 
 
 def test_numbered_boxes_are_doubted_like_a_mask_of_them():
-    logits, raw, labels, inside = random_batch()
-    numbers = inside.long() * torch.arange(1, 8)
-    loss = UncertaintyCrossEntropy()
-    value = loss(logits, labels, sigma_raw=raw, doubtable=numbers)
-    assert value == loss(logits, labels, sigma_raw=raw, doubtable=inside)
+    *tensors, inside = random_batch()
+    assert doubted(*tensors, inside.long() * torch.arange(1, 8)) == doubted(*tensors, inside)
 
 
 def test_the_threshold_is_for_the_sigma_of_the_models_own_label():
@@ -342,10 +328,10 @@ def test_the_threshold_is_for_the_sigma_of_the_models_own_label():
 def test_relabelled_pixels_are_certain():
     logits, raw, labels, inside = random_batch(ignored=0)
     raw = raw.detach() + 2
-    loss = UncertaintyCrossEntropy(threshold=2.0)
-    loss.bootstrapping = True
-    value = loss(logits, labels, sigma_raw=raw, doubtable=inside)
-    sigma = F.softplus(raw)
+    value = doubted(logits, raw, labels, inside, bootstrapping=True, threshold=2.0)
+    assert value != doubted(logits, raw, labels, inside)
+    loss, sigma = UncertaintyCrossEntropy(threshold=2.0), F.softplus(raw)
+    assert loss.state_dict() == {}
     used, changed, _ = loss.bootstrap(logits, labels, sigma, inside)
     assert (used != labels).any()
     assert (inside & ~changed).any()
@@ -354,17 +340,20 @@ def test_relabelled_pixels_are_certain():
 
 
 def test_without_sigma_it_is_its_parent():
-    logits, _, labels, _ = random_batch()
+    logits, raw, labels, inside = random_batch()
     for weighted in (False, True):
         expected = SizeWeightedCrossEntropy(size_weighted=weighted)(logits, labels)
         assert UncertaintyCrossEntropy(size_weighted=weighted)(logits, labels) == expected
+    # And with tau = 1 it is the loss without size weights.
+    options = {"size_weighted": True, "weights": SizeWeights(tau=1)}
+    value = doubted(logits, raw, labels, inside, **options)
+    torch.testing.assert_close(value, doubted(logits, raw, labels, inside))
 
 
 @pytest.mark.parametrize("normalize", ["weights", "pixels"])
 def test_size_weights_on_top(normalize):
     """Weights as in L_SW: the weighted mean of the softened logits' cross-entropy."""
     logits, raw, labels, inside = random_batch()
-    loss = UncertaintyCrossEntropy(size_weighted=True, normalize=normalize)
     weights = torch.stack([torch.from_numpy(size_weights(x.numpy())) for x in labels])
     nll = F.cross_entropy(
         soften(logits, F.softplus(raw), inside), labels, ignore_index=255, reduction="none"
@@ -372,7 +361,8 @@ def test_size_weights_on_top(normalize):
     divisor = weights.sum() if normalize == "weights" else (labels != 255).sum()
     expected = (weights * nll).sum() / divisor
     for given_weights in (weights, None):
-        value = loss(logits, labels, given_weights, sigma_raw=raw, doubtable=inside)
+        options = {"size_weighted": True, "normalize": normalize}
+        value = doubted(logits, raw, labels, inside, given_weights, **options)
         torch.testing.assert_close(value, expected)
 
 
@@ -387,13 +377,9 @@ def test_a_box_keeps_its_weight_when_labels_change(resolution, given):
     inside[0, :2, :4] = True
     logits = torch.randn(1, 1, 4, 12, generator=torch.Generator().manual_seed(1))
     logits[0, 0, :2, :2], logits[0, 0, :2, 2:4] = 3.0, -3.0
-    loss = UncertaintyCrossEntropy(size_weighted=True, resolution=resolution)
-    loss.bootstrapping = True
-    ready = None
-    if given:
-        ready = torch.from_numpy(size_weights(labels[0].numpy()))[None]
-    raw = torch.full_like(logits, 4.0)
-    value = loss(logits, labels, ready, sigma_raw=raw, doubtable=inside)
+    options = {"size_weighted": True, "resolution": resolution, "bootstrapping": True}
+    ready = torch.from_numpy(size_weights(labels[0].numpy()))[None] if given else None
+    value = doubted(logits, torch.full_like(logits, 4.0), labels, inside, ready, **options)
     used = labels.clone()
     used[0, :2, 2:4] = 0
     # 8 + 16 foreground pixels: the box weighs 24 / 8, the other object 24 / 16.
@@ -407,17 +393,13 @@ def test_a_box_keeps_its_weight_when_labels_change(resolution, given):
 def test_resolutions(resolution):
     logits, raw, _, _ = random_batch(size=(3, 4))
     _, _, labels, inside = random_batch(size=(12, 16))
-    loss = UncertaintyCrossEntropy(resolution=resolution)
-    value = loss(logits, labels, sigma_raw=raw, doubtable=inside)
+    value = doubted(logits, raw, labels, inside, resolution=resolution)
     if resolution == "logits":
         # 12 -> 3 and 16 -> 4: the centre of each cell of 4 is its pixel 2.
-        small = labels[:, 2::4, 2::4], inside[:, 2::4, 2::4]
-        expected = loss(logits, small[0], sigma_raw=raw, doubtable=small[1])
+        labels, inside = labels[:, 2::4, 2::4], inside[:, 2::4, 2::4]
     else:
-        large = (F.interpolate(x, (12, 16), mode="bilinear") for x in (logits, raw))
-        mu, spread = large
-        expected = loss(mu, labels, sigma_raw=spread, doubtable=inside)
-    torch.testing.assert_close(value, expected)
+        logits, raw = (F.interpolate(x, (12, 16), mode="bilinear") for x in (logits, raw))
+    torch.testing.assert_close(value, doubted(logits, raw, labels, inside, resolution=resolution))
 
 
 @settings(max_examples=50, deadline=None)
@@ -434,18 +416,15 @@ def test_a_binary_logit_gets_a_background_of_zero():
     assert all_logits(both) is both
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"threshold": 0.0}, r"threshold must be > 0, got 0\.0"),
-        ({"threshold": math.nan}, "threshold must be > 0, got nan"),
-        ({"min_object": 1.0}, r"min_object must be in \[0, 1\), got 1\.0"),
-        ({"form": "class"}, "form: unknown value 'class'.*did you mean 'per_class'"),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        UncertaintyCrossEntropy(**options)
+def test_bad_options():
+    for option, value, message in (
+        ("threshold", 0.0, r"threshold must be > 0, got 0\.0"),
+        ("threshold", math.nan, "threshold must be > 0, got nan"),
+        ("min_object", 1.0, r"min_object must be in \[0, 1\), got 1\.0"),
+        ("form", "class", "form: unknown value 'class'.*did you mean 'per_class'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            UncertaintyCrossEntropy(**{option: value})
 
 
 RAW = torch.zeros(2, 4, 6, 7)
@@ -468,21 +447,3 @@ def test_bad_tensors(form, change, message):
     tensors = {"labels": labels, "sigma_raw": raw, "doubtable": inside, **change}
     with pytest.raises(ValueError, match=message):
         UncertaintyCrossEntropy(form=form)(logits, **tensors)
-
-
-def test_labels_are_those_of_the_boxes_until_the_switch():
-    logits, raw, labels, inside = random_batch()
-    raw = raw.detach() + 5
-    loss = UncertaintyCrossEntropy()
-    before = loss(logits, labels, sigma_raw=raw, doubtable=inside)
-    loss.bootstrapping = True
-    assert loss(logits, labels, sigma_raw=raw, doubtable=inside) != before
-    assert loss.state_dict() == {}
-
-
-def test_tau_1_is_the_loss_without_size_weights():
-    logits, raw, labels, inside = random_batch()
-    weighted = UncertaintyCrossEntropy(size_weighted=True, weights=SizeWeights(tau=1))
-    value = weighted(logits, labels, sigma_raw=raw, doubtable=inside)
-    expected = UncertaintyCrossEntropy()(logits, labels, sigma_raw=raw, doubtable=inside)
-    torch.testing.assert_close(value, expected)

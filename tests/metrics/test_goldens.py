@@ -33,7 +33,7 @@ def ious(truth, prediction, *, shape=(60, 60), mode="exact"):
         # A 100 px, B 200 px, one component of 14 * 44 = 616 px: 316 px beyond the overlap of 300.
         # Official: A is charged 100 + int(105.33) = 205 and B 200 + int(210.67) = 410:
         # 100 / 205 = 200 / 410 = 0.487805.
-        ("official", 100 / 205),
+        ("official", 0.487805),
         # Exact: 616 * 100 / 300 = 205.33 and twice that: 300 / 616 = 0.487013 for both.
         ("exact", 300 / 616),
     ],
@@ -99,7 +99,7 @@ def test_island_in_a_hole_belongs_to_the_blob_in_official_mode_only():
         # Component 1: 10 x 18 = 180 px over A 100 and B 30, surplus 50; component 2: 30 px in B.
         # Official: A 100 + int(38.46) = 138, B 30 + int(11.54) + 30 = 71:
         # 100 / 138 = 0.724638 and 60 / (100 + 71 - 60) = 60 / 111 = 0.540541.
-        ("official", (100 / 138, 60 / 111)),
+        ("official", (0.724638, 0.540541)),
         # Exact: A 180 * 100 / 130 = 138.46, B 180 * 30 / 130 + 30 = 71.54.
         ("exact", (100 / (18000 / 130), 60 / (40 + 5400 / 130 + 30))),
     ],
@@ -109,17 +109,6 @@ def test_shared_and_own(mode, expected):
         [(10, 20, 10, 20), (10, 20, 25, 35)], [(10, 20, 10, 28), (10, 20, 30, 33)], mode=mode
     )
     assert (first, second) == pytest.approx(expected, abs=TOLERANCE)
-
-
-def test_official_goldens_to_the_printed_digits():
-    _, first, second = ious(
-        [(10, 20, 10, 20), (10, 20, 25, 35)],
-        [(10, 20, 10, 28), (10, 20, 30, 33)],
-        mode="official",
-    )
-    assert (first, second) == pytest.approx((0.724638, 0.540541), abs=TOLERANCE)
-    _, first, second = ious([(10, 20, 10, 20), (10, 20, 30, 50)], [(8, 22, 8, 52)], mode="official")
-    assert (first, second) == pytest.approx((0.487805, 0.487805), abs=TOLERANCE)
 
 
 @pytest.mark.parametrize(("pixels", "size"), [(1023, "S"), (1024, "M"), (9215, "M"), (9216, "L")])

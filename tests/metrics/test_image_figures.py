@@ -62,7 +62,7 @@ def test_the_maps_tell_the_figures_apart():
     assert set(present.sum(axis=1).tolist()) == {2, 3, 4, 5}
 
 
-@pytest.mark.parametrize("worst", [5, 25, 60, 100])
+@pytest.mark.parametrize("worst", [5, 60])
 def test_a_resample_is_the_images_repeated(worst):
     # Four times 60 images: the worst of the images, and of each class's, are several everywhere.
     maps, names = formula_maps(), list("abcde")
@@ -70,7 +70,7 @@ def test_a_resample_is_the_images_repeated(worst):
     for number in range(4 * IMAGES):
         whole.update(f"{number:03d}", *maps[number % IMAGES])
     scores = score(whole, class_names=names, stuff=(), worst=worst)
-    weights = next(bootstrap_weights(4 * IMAGES, 3, worst))
+    weights = next(bootstrap_weights(4 * IMAGES, 2, worst))
     found = resampled_figures(scores.ious, weights, worst)
     for row, drawn in enumerate(weights.astype(int)):
         repeated = Accumulator(CLASSES, stuff=())

@@ -12,38 +12,34 @@ def row(*values, dtype=np.uint8):
     return np.array([values], dtype)
 
 
-def test_perfect_prediction():
-    semantic, instances = row(0, 1, 1, 2, 255), row(0, 1, 1, 2, 255)
+@pytest.mark.parametrize(("prediction", "semantic", "instances", "expected"), [
+    # Perfect.
+    ([0, 1, 1, 2, 255], [0, 1, 1, 2, 255], [0, 1, 1, 2, 255],
+     [(0, 0, 1, 1), (1, 1, 2, 1), (2, 2, 1, 1)]),
+    # The component covers class 1 and class 2: all is instance 1's, the rest of it surplus.
+    ([1, 1, 1, 1], [1, 1, 2, 2], [1, 1, 2, 2], [(1, 1, 2, 1 / 2), (2, 2, 2, 0)]),
+    # Ids with gaps; the authors' code gives NaN here.
+    ([1, 0, 1, 0], [1, 0, 1, 0], [3, 0, 90, 0], [(0, 0, 2, 1), (3, 1, 1, 1), (90, 1, 1, 1)]),
+    # An instance map of void alone; the authors' code raises an IndexError here.
+    ([0, 1], [0, 1], [255, 255], []),
+    ([0, 1], [255, 255], [255, 255], []),
+    # Ignored pixels inside an instance; an IndexError there. Size 4 px, 3 of them counted.
+    ([1, 1, 0, 0, 0], [1, 1, 255, 1, 0], [5, 5, 5, 5, 0], [(0, 0, 1, 1 / 2), (5, 1, 4, 2 / 3)]),
+    ([0, 1, 0], [0, 0, 0], [0, 0, 0], [(0, 0, 3, 2 / 3)]),
+    # Column 2 is class 1 without an instance: to the component it is surplus.
+    ([1, 1, 1, 0], [1, 1, 1, 0], [4, 4, 0, 0], [(0, 0, 1, 1), (4, 1, 2, 2 / 3)]),
+    # Background is one record without void. Truth 3, predicted 2 right and 1 wrong: 2 / 4.
+    ([0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 255, 0], [0, 0, 0, 1, 255, 255],
+     [(0, 0, 4, 1 / 2), (1, 1, 1, 0)]),
+])  # fmt: skip
+def test_small_cases(prediction, semantic, instances, expected):
     for mode in ("exact", "official"):
-        table = match_image(semantic, semantic, instances, num_classes=3, mode=mode).table
-        assert table.iou.tolist() == [1.0, 1.0, 1.0]
-        assert table.category_id.tolist() == [0, 1, 2]
-        assert table.components.tolist() == [1, 1, 1]
-
-
-def test_another_class_is_surplus_not_overlap():
-    # The component covers instance 1 (class 1, 2 px) and instance 2 (class 2, 2 px): all is 1's.
-    table = match_image(row(1, 1, 1, 1), row(1, 1, 2, 2), num_classes=3).table
-    assert table.charged.tolist() == [4.0, 0.0]
-    assert table.iou.tolist() == [0.5, 0.0]
-
-
-def test_the_background_is_one_record_without_void():
-    # Valid: columns 0-3. Background truth 3, predicted 2 right and 1 wrong: 2 / 4.
-    semantic, instances = row(0, 0, 0, 1, 255, 0), row(0, 0, 0, 1, 255, 255)
-    match = match_image(row(0, 0, 1, 0, 0, 0), semantic, instances, num_classes=2)
-    table = match.table.select(match.table.category_id == 0)
-    assert (table.instance_id.tolist(), table.iou.tolist()) == ([0], [0.5])
-    assert (table.area.tolist(), table.pixels.tolist()) == ([4], [3])
-    # mIoU knows no instances: the instance map's void pixel counts there.
-    assert match.confusion.tolist() == [[3, 1], [1, 0]]
-
-
-def test_gaps_in_ids():
-    # The authors' code gives NaN here.
-    table = match_image(row(1, 0, 1, 0), row(1, 0, 1, 0), row(3, 0, 90, 0), num_classes=2).table
-    assert table.instance_id.tolist() == [0, 3, 90]
-    assert table.iou.tolist() == [1.0, 1.0, 1.0]
+        maps = [np.array([values], np.uint8) for values in (prediction, semantic, instances)]
+        match = match_image(*maps, num_classes=3, mode=mode)
+        columns = (match.table.instance_id, match.table.category_id, match.table.area)
+        assert list(zip(*columns, match.table.iou)) == expected
+        # mIoU knows no instances: the instance map's void pixels count there.
+        assert match.confusion.sum() == np.count_nonzero(maps[1] != 255)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
@@ -56,41 +52,6 @@ def test_ids_beyond_eight_bits(dtype):
     # Id 300 lies wholly on ignored pixels and is dropped; 255 is void in any dtype.
     assert set(by_id) == {0, 256, int(instances[0, 3])}
     assert by_id[256] == 2 / 3
-
-
-def test_an_all_void_instance_map():
-    # The authors' code raises an IndexError here.
-    match = match_image(row(0, 1), row(0, 1), row(255, 255), num_classes=2)
-    assert len(match.table) == 0
-    assert match.confusion.tolist() == [[1, 0], [0, 1]]
-
-
-def test_an_image_without_any_label():
-    match = match_image(row(0, 1), row(255, 255), row(255, 255), num_classes=2)
-    assert len(match.table) == 0
-    assert match.confusion.sum() == 0
-
-
-def test_ignored_pixels_inside_an_instance():
-    # The authors' code raises an IndexError here. Size 4 px, 3 of them counted.
-    table = match_image(
-        row(1, 1, 0, 0, 0), row(1, 1, 255, 1, 0), row(5, 5, 5, 5, 0), num_classes=2
-    ).table
-    assert (table.area[1], table.pixels[1], table.intersection[1]) == (4, 3, 2)
-    assert table.iou[1] == 2 / 3
-
-
-def test_an_image_without_instances():
-    table = match_image(row(0, 1, 0), row(0, 0, 0), row(0, 0, 0), num_classes=2).table
-    assert table.category_id.tolist() == [0]
-    assert table.iou.tolist() == [2 / 3]
-
-
-def test_labelled_pixels_without_instance_belong_to_none():
-    # Column 2 is class 1 without an instance: to the component it is surplus.
-    table = match_image(row(1, 1, 1, 0), row(1, 1, 1, 0), row(4, 4, 0, 0), num_classes=2).table
-    assert table.instance_id.tolist() == [0, 4]
-    assert table.iou.tolist() == [1.0, 2 / 3]
 
 
 def test_components_stand_in_for_instances():

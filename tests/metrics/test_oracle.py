@@ -311,26 +311,6 @@ def test_hundreds_of_touching_instances(mode, void, stuff):
     assert count > 200
 
 
-def test_stuff_by_hand():
-    # Sky (2) and road (0) are stuff. One pixel of the sky is void for instances only: it is part
-    # of the area and of the confusion matrix, and of no IoU.
-    semantic = np.array([[2, 2, 2, 2, 1, 1, 0, 9]])
-    instances = np.array([[0, 0, 0, 7, 3, 3, 0, 0]])
-    prediction = np.array([[2, 2, 0, 2, 1, 2, 3, 3]])
-    options = {"num_classes": 4, "stuff": (0, 2, 3), "ignore_label": 9, "void_instance": 7}
-    match = match_image(prediction, semantic, instances, **options)
-    # (category, instance, area, pixels, hit, charged, components, shared). Sky: 3 valid pixels, 2
-    # hit, 3 predicted: IoU 2 / 4. Road: 1 pixel, missed, though road is predicted elsewhere.
-    assert ordered(as_rows(match.table)) == [
-        (0, 0, 1, 1, 0, 0.0, 0, 0),
-        (1, 3, 2, 2, 1, 1.0, 1, 0),
-        (2, 0, 4, 3, 2, 3.0, 1, 0),
-    ]
-    assert sorted(match.table.iou.tolist()) == [0, 0.5, 0.5]
-    # Class 3 is only predicted: neither record nor blob.
-    assert len(match.blobs) == 0
-
-
 def renumbered(world, order):
     """The same world, class c called order[c]."""
     maps = []

@@ -21,20 +21,10 @@ NAMES = ["background", "cat", "dog"]
 def make(rows):
     """Records from (category, area, hit, charged, components, shared)."""
     category, area, hit, charged, components, shared = zip(*rows)
-    return InstanceTable.from_columns(
-        {
-            "image_id": ["a"] * len(rows),
-            "instance_id": range(len(rows)),
-            "category_id": category,
-            "area": area,
-            "pixels": area,
-            "intersection": hit,
-            "charged": charged,
-            "components": components,
-            "shared": shared,
-            "image_area": [20000] * len(rows),
-        }
-    )
+    columns = {"image_id": ["a"] * len(rows), "instance_id": range(len(rows))}
+    columns |= {"category_id": category, "area": area, "pixels": area, "intersection": hit}
+    columns |= {"charged": charged, "components": components, "shared": shared}
+    return InstanceTable.from_columns({**columns, "image_area": [20000] * len(rows)})
 
 
 TABLE = make([
@@ -87,18 +77,6 @@ def test_drawn_cases():
     assert match.table.shared.tolist() == [0, 1, 1, 0, 0]
 
 
-def test_shared_counts_instances_once():
-    # Instance 2 shares one component with 1, and two with 3; the class-2 neighbour is no sharer.
-    guess = np.array([[1, 1, 0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0, 0, 0], [0] * 8])
-    guess[2, 3:5] = 1
-    instances = np.array([[1, 2, 0, 2, 3, 0, 3, 0], [9, 0, 0, 0, 0, 0, 0, 0], [0] * 8])
-    instances[2, 3:5] = 2, 3
-    semantic = np.where(instances == 9, 2, instances > 0).astype(np.uint8)
-    table = match_image(guess, semantic, instances, num_classes=3).table
-    found = dict(zip(table.instance_id.tolist(), table.shared.tolist()))
-    assert found == {0: 0, 1: 1, 2: 2, 3: 1, 9: 0}
-
-
 def test_outcomes_by_class_and_size():
     summary = outcome_summary(TABLE, NAMES)
     count = {name: cell["instances"] for name, cell in summary["all"].items()}
@@ -122,14 +100,8 @@ def test_instances_beyond_the_last_bin_count_in_all():
 
 
 def test_blobs_by_class_and_size():
-    blobs = BlobTable.from_columns(
-        {
-            "image_id": list("aab"),
-            "category_id": [2, 1, 2],
-            "area": [3, 5000, 40],
-            "image_area": [20000, 20000, 20000],
-        }
-    )
+    columns = {"image_id": list("aab"), "category_id": [2, 1, 2], "area": [3, 5000, 40]}
+    blobs = BlobTable.from_columns({**columns, "image_area": [20000] * 3})
     summary = blob_summary(blobs, NAMES)
     assert summary["all"] == {"blobs": 3, "pixels": 5043}
     assert summary["sizes"]["M"] == {"blobs": 1, "pixels": 5000}

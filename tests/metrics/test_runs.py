@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from random_maps import label_maps, on_random_maps
 
-from d2_smallobj.metrics import component_instances, image_runs, match_image, matching, overlaps
+from d2_smallobj.metrics import component_instances, image_runs, match_image
+from d2_smallobj.metrics import runs as runs_module
 from d2_smallobj.metrics.components import class_components
 from d2_smallobj.metrics.runs import find_runs, run_components, stack_runs
 
@@ -154,9 +155,9 @@ def test_huge_ids_are_numbered_anew(monkeypatch):
         column = getattr(found.table, name)[order]
         assert column.tolist() == getattr(expected.table, name).tolist()
     # The same road taken with small ids.
-    monkeypatch.setattr(matching, "_LARGEST_TABLE", 0)
-    monkeypatch.setattr(image_runs, "_LARGEST_TABLE", 0)
-    monkeypatch.setattr(overlaps, "_TABLE_PER_RUN", 0)
+    monkeypatch.setattr(image_runs, "LARGEST_TABLE", 0)
+    monkeypatch.setattr(runs_module, "_LARGEST_TABLE", 0)
+    monkeypatch.setattr(image_runs, "_TABLE_PER_RUN", 0)
     again = match_image(guess, semantic, instances, num_classes=3)
     assert again.table.charged.tolist() == expected.table.charged.tolist()
     assert again.table.instance_id.tolist() == expected.table.instance_id.tolist()

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from d2_smallobj.metrics import Accumulator, InstanceTable, PixelTable, summarize
+from d2_smallobj.metrics import InstanceTable, PixelTable, summarize
 
 NAMES = ["background", "cat", "dog"]
 
@@ -58,41 +58,19 @@ def test_every_figure_by_hand():
         "mIoU_I@5": 100 * (2 / 3 + 1 / 2) / 2,
         "mIoU_C@5": 100 * (2 / 3 + 1 / 2) / 2,
         # Found: cat 0.5 and 1.0, dog 0.75, of four.
-        "recall": 75.0,
-        "recall_S": 50.0,
-        "recall_M": 100.0,
-        "recall_L": 100.0,
+        "recall": 75.0, "recall_S": 50.0, "recall_M": 100.0, "recall_L": 100.0,
         "mRecall": 100 * (2 / 3 + 1) / 2,
-        "mRecall_S": 50.0,
-        "mRecall_M": 100.0,
-        "mRecall_L": 100.0,
+        "mRecall_S": 50.0, "mRecall_M": 100.0, "mRecall_L": 100.0,
         "images": 2,
-        "instances": 4,
-        "instances_S": 2,
-        "instances_M": 1,
-        "instances_L": 1,
-        "IoU-background": 100 * 80 / 110,
-        "IA-IoU-background": 75.0,
-        "instances-background": 2,
-        "IoU-cat": 60.0,
-        "IA-IoU-cat": 50.0,
-        "IA-IoU_S-cat": 25.0,
-        "IA-IoU_M-cat": 100.0,
-        "IA-IoU_L-cat": nan,
-        "instances-cat": 3,
-        "instances_S-cat": 2,
-        "instances_M-cat": 1,
-        "instances_L-cat": 0,
-        "IoU-dog": nan,
-        "IA-IoU-dog": 75.0,
-        "IA-IoU_S-dog": nan,
-        "IA-IoU_M-dog": nan,
-        "IA-IoU_L-dog": 75.0,
-        "instances-dog": 1,
-        "instances_S-dog": 0,
-        "instances_M-dog": 0,
-        "instances_L-dog": 1,
-    }
+        "instances": 4, "instances_S": 2, "instances_M": 1, "instances_L": 1,
+        "IoU-background": 100 * 80 / 110, "IA-IoU-background": 75.0, "instances-background": 2,
+        "IoU-cat": 60.0, "IA-IoU-cat": 50.0,
+        "IA-IoU_S-cat": 25.0, "IA-IoU_M-cat": 100.0, "IA-IoU_L-cat": nan,
+        "instances-cat": 3, "instances_S-cat": 2, "instances_M-cat": 1, "instances_L-cat": 0,
+        "IoU-dog": nan, "IA-IoU-dog": 75.0,
+        "IA-IoU_S-dog": nan, "IA-IoU_M-dog": nan, "IA-IoU_L-dog": 75.0,
+        "instances-dog": 1, "instances_S-dog": 0, "instances_M-dog": 0, "instances_L-dog": 1,
+    }  # fmt: skip
     assert list(figures) == list(expected)
     assert figures == pytest.approx(expected, rel=1e-14, nan_ok=True)
     assert {type(value) for value in figures.values()} == {float}
@@ -112,26 +90,17 @@ def test_a_class_without_instances_is_nan_and_left_out():
     assert figures["IA-mIoU_fg"] == figures["IA-IoU-cat"] == 75.0
 
 
-def test_own_size_bins_name_the_keys():
-    bins = {"tiny": 150, "rest": math.inf}
+def test_size_bins():
+    """Own bins name the keys; what lies beyond the last one is in no size."""
+    bins = {"tiny": 150, "rest": 3000}
     figures = summarize(make_table(ROWS), CONFUSION, NAMES, size_bins=bins)
-    assert figures["IA-mIoU_tiny"] == 50.0
-    assert figures["IA-IoU_rest-cat"] == 50.0
-    assert (figures["instances_tiny"], figures["instances_rest"]) == (1, 3)
+    assert figures["IA-mIoU_tiny"] == figures["IA-IoU_rest-cat"] == 50.0
+    assert [figures[f"instances{name}"] for name in ("", "_tiny", "_rest")] == [4, 1, 2]
     assert "IA-mIoU_S" not in figures
-
-
-def test_instances_beyond_the_last_bin_are_in_no_size():
-    figures = summarize(make_table(ROWS), CONFUSION, NAMES, size_bins={"S": 1024})
-    assert (figures["instances"], figures["instances_S"]) == (4, 2)
-
-
-def test_background_has_no_size():
     # 500 px of background would be S.
     table = make_table([("a", 0, 0, 500, 500)])
     figures = summarize(table, PixelTable.from_confusion(np.diag([500, 0, 0]), "a"), NAMES)
-    assert figures["IA-mIoU"] == 100.0
-    assert figures["instances_S"] == 0
+    assert (figures["IA-mIoU"], figures["instances_S"]) == (100.0, 0)
     assert math.isnan(figures["IA-mIoU_S"])
 
 
@@ -142,30 +111,14 @@ def test_the_sum_does_not_round_along_the_way():
     assert figures["IA-IoU-cat"] == 10.0
 
 
-def test_a_perfect_prediction_is_100_everywhere():
-    semantic = np.zeros((120, 160), np.uint8)
-    semantic[:110, :100] = 1
-    semantic[5:25, 110:130] = 1
-    semantic[40:80, 110:150] = 2
-    accumulator = Accumulator(3)
-    accumulator.update("a", semantic, semantic)
-    figures = accumulator.summarize(NAMES)
-    values = {v for k, v in figures.items() if "IoU" in k and not math.isnan(v)}
-    assert values == {100.0}
-    assert [figures[f"instances_{size}"] for size in "SML"] == [1, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("rows", "names", "options", "message"),
-    [
-        (ROWS, NAMES[:2], {}, r"table: category_id must be in 0..1 for 2 .* got 2"),
-        ([], NAMES[:1], {}, r"pixels: category_id must be in 0..0 for 1 .* got 2"),
-        (ROWS, NAMES, {"stuff": [0, 3]}, r"stuff: class ids must be in 0..2, got \[3\]"),
-        (ROWS, NAMES, {"worst": 0.5}, r"worst must be a whole number of percent .* got 0.5"),
-        (ROWS, ["background", "cat", "cat"], {}, r"must be distinct, got .*'cat', 'cat'"),
-        (ROWS, NAMES, {"size_bins": {"fg": 10}}, r"'fg' stands for .* got \['fg'\]"),
-    ],
-)
+@pytest.mark.parametrize(("rows", "names", "options", "message"), [
+    (ROWS, NAMES[:2], {}, r"table: category_id must be in 0..1 for 2 .* got 2"),
+    ([], NAMES[:1], {}, r"pixels: category_id must be in 0..0 for 1 .* got 2"),
+    (ROWS, NAMES, {"stuff": [0, 3]}, r"stuff: class ids must be in 0..2, got \[3\]"),
+    (ROWS, NAMES, {"worst": 0.5}, r"worst must be a whole number of percent .* got 0.5"),
+    (ROWS, ["background", "cat", "cat"], {}, r"must be distinct, got .*'cat', 'cat'"),
+    (ROWS, NAMES, {"size_bins": {"fg": 10}}, r"'fg' stands for .* got \['fg'\]"),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused(rows, names, options, message):
     with pytest.raises(ValueError, match=message):
         summarize(make_table(rows), CONFUSION, names, **options)

@@ -1,7 +1,5 @@
 """Narrow models: the recipe's geometry at a hundredth of its width."""
 
-from __future__ import annotations
-
 import pathlib
 
 import pytest
@@ -30,6 +28,17 @@ def narrow_cfg():
     return make
 
 
+@pytest.fixture
+def build(narrow_cfg):
+    """``build(key, value, ...)``: a model of :func:`narrow_cfg`, its weights from one seed."""
+
+    def make(*options):
+        torch.manual_seed(0)
+        return build_model(narrow_cfg(*options))
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def randomize():
     """Give parameters and norm statistics values with which all of them matter."""
@@ -50,14 +59,13 @@ def randomize():
 
 
 @pytest.fixture
-def fpn_model(narrow_cfg):
+def fpn_model(build):
     """``fpn_model(key, value, ...)``: detectron2's FPN and its head, on the real host only."""
     if d2_smallobj.host().name != "detectron2":
         pytest.skip("the stand-in has no SemSegFPNHead")
 
     def make(*options):
-        torch.manual_seed(0)
-        cfg = narrow_cfg(
+        return build(
             *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
             *("MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']"),
             *("MODEL.FPN.OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
@@ -67,7 +75,6 @@ def fpn_model(narrow_cfg):
             *("MODEL.SEM_SEG_HEAD.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']"),
             *options,
         )
-        return build_model(cfg)
 
     return make
 

@@ -1,7 +1,5 @@
 """The dilated ResNet: geometry, detectron2's names, and equality with detectron2's own."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -21,10 +19,10 @@ def build(cfg, name="build_dilated_resnet_backbone"):
 
 def options(depth, stride, *more):
     # detectron2's own builder takes ResNet-18 and -34 with 64 channels only.
-    width = ("MODEL.RESNETS.RES2_OUT_CHANNELS", 64) if depth < 50 else ()
-    stem = ("MODEL.RESNETS.STEM_OUT_CHANNELS", 64) if depth < 50 else ()
+    names = ("MODEL.RESNETS.RES2_OUT_CHANNELS", "MODEL.RESNETS.STEM_OUT_CHANNELS")
+    width = (names[0], 64, names[1], 64) if depth < 50 else ()
     head = ("MODEL.RESNETS.DEPTH", depth, "SMALLOBJ.OUTPUT_STRIDE", stride)
-    return (*head, *width, *stem, "MODEL.RESNETS.OUT_FEATURES", ALL, *more)
+    return (*head, *width, "MODEL.RESNETS.OUT_FEATURES", ALL, *more)
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +31,11 @@ def resnet101(narrow_cfg):
     return build(narrow_cfg("MODEL.RESNETS.DEPTH", 101))
 
 
-def test_output_stride_8(resnet101):
+def test_output_stride_and_dilations_of_the_recipe(resnet101):
     assert resnet101.output_shape() == {"res5": ShapeSpec(channels=64, stride=8)}
     with torch.no_grad():
         assert resnet101(torch.zeros(1, 3, 321, 321))["res5"].shape == (1, 64, 41, 41)
         assert resnet101(torch.zeros(1, 3, 64, 128))["res5"].shape == (1, 64, 8, 16)
-
-
-def test_dilations_of_the_recipe(resnet101):
     expected = {"res2": 1, "res3": 1, "res4": 2, "res5": 4}
     for stage, dilation in expected.items():
         blocks = getattr(resnet101, stage)
@@ -50,16 +45,10 @@ def test_dilations_of_the_recipe(resnet101):
             assert block.conv2.dilation == block.conv2.padding == (dilation, dilation)
 
 
-def test_stride_on_the_first_1x1_of_res3_only(resnet101):
-    strided = {
-        name
-        for name, module in resnet101.named_modules()
-        if isinstance(module, nn.Conv2d) and module.stride == (2, 2)
-    }
+def test_strides_and_frozen_norms_of_the_recipe(resnet101):
+    convolutions = [(n, m) for n, m in resnet101.named_modules() if isinstance(m, nn.Conv2d)]
+    strided = {name for name, module in convolutions if module.stride == (2, 2)}
     assert strided == {"stem.conv1", "res3.0.conv1", "res3.0.shortcut"}
-
-
-def test_frozen_norms_have_nothing_to_train(resnet101):
     norms = [m for m in resnet101.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert len(norms) == 1 + 33 * 3 + 4
     assert not any("norm" in name for name, _ in resnet101.named_parameters())
@@ -168,20 +157,14 @@ def test_every_depth(narrow_cfg, depth):
     assert backbone(torch.zeros(1, 3, 32, 32))["res5"].shape[-2:] == (4, 4)
 
 
-@pytest.mark.parametrize("freeze_at", [0, 1, 3])
-def test_freezing(narrow_cfg, freeze_at):
-    backbone = build(narrow_cfg("MODEL.BACKBONE.FREEZE_AT", freeze_at))
-    frozen = {n.split(".")[0] for n, p in backbone.named_parameters() if not p.requires_grad}
-    assert frozen == set(("stem", "res2", "res3")[:freeze_at])
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
+def test_freezing_and_options_that_are_refused(narrow_cfg):
+    for freeze_at in (0, 1, 3):
+        backbone = build(narrow_cfg("MODEL.BACKBONE.FREEZE_AT", freeze_at))
+        frozen = {n.split(".")[0] for n, p in backbone.named_parameters() if not p.requires_grad}
+        assert frozen == set(("stem", "res2", "res3")[:freeze_at])
+    for key, value, message in (
         ("DEPTH", 42, r"DEPTH must be one of \[18, 34, 50, 101, 152\], got 42"),
         ("OUT_FEATURES", "['res6']", "OUT_FEATURES: unknown value 'res6'.*did you mean 'res"),
-    ],
-)
-def test_options_that_are_refused(narrow_cfg, key, value, message):
-    with pytest.raises(ValueError, match=rf"MODEL\.RESNETS\.{message}"):
-        build(narrow_cfg(f"MODEL.RESNETS.{key}", value))
+    ):
+        with pytest.raises(ValueError, match=rf"MODEL\.RESNETS\.{message}"):
+            build(narrow_cfg(f"MODEL.RESNETS.{key}", value))

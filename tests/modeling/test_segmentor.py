@@ -1,6 +1,6 @@
 """The meta-architecture: losses, MSC, padding, output sizes, any head with ``layers``."""
 
-from __future__ import annotations
+import functools
 
 import numpy as np
 import pytest
@@ -10,41 +10,30 @@ from torch.nn import functional as F
 
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from d2_smallobj.losses.size_weights import size_weights
-from d2_smallobj.modeling import SizeBalancedSegmentor, build_loss, build_size_weights
+from d2_smallobj.modeling import SizeBalancedSegmentor, build_size_weights
+from d2_smallobj.modeling.segmentor import loss_options
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, Backbone, build_model
+from detectron2.modeling import Backbone
 
 MSC = ("SMALLOBJ.MSC.ENABLED", True)
 LOGITS = ("SMALLOBJ.LOSS_RESOLUTION", "logits")
 WEIGHTED = ("SMALLOBJ.TASK_A.LOSS", "size_weighted")
 
 
-@pytest.fixture
-def build(narrow_cfg):
-    def build(*options):
-        torch.manual_seed(0)
-        return build_model(narrow_cfg(*options))
-
-    return build
-
-
-def padded(batch, fill=255, size=(48, 56)):
-    """The labels of a batch, padded by hand."""
-    labels = torch.full((len(batch), *size), fill, dtype=torch.int64)
-    for row, x in zip(labels, batch):
-        height, width = x["sem_seg"].shape
-        row[:height, :width] = x["sem_seg"]
-    return labels
+def padded(batch, key="sem_seg", fill=255, size=(48, 56)):
+    """One field of a batch, padded by hand."""
+    first = batch[0][key]
+    result = torch.full((len(batch), *first.shape[:-2], *size), fill, dtype=first.dtype)
+    for row, x in zip(result, batch):
+        height, width = x[key].shape[-2:]
+        row[..., :height, :width] = x[key]
+    return result
 
 
-def normalized(model, batch, size=(48, 56)):
+def normalized(batch, size=(48, 56)):
     """The images of a batch, normalised and padded by hand."""
-    images = torch.zeros(len(batch), 3, *size)
     mean = torch.tensor([104.008, 116.669, 122.675])[:, None, None]
-    for row, x in zip(images, batch):
-        height, width = x["image"].shape[1:]
-        row[:, :height, :width] = x["image"] - mean
-    return images
+    return padded([{"image": x["image"] - mean} for x in batch], "image", 0.0, size)
 
 
 def weight_maps(labels, **options):
@@ -60,6 +49,9 @@ def manual_loss(logits, labels, weights):
     return ((weights * nll).sum() / weights.sum()).float()
 
 
+assert_close = functools.partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6)
+
+
 def upsample(logits, size):
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
@@ -68,40 +60,39 @@ def test_task_a_is_the_cross_entropy_at_input_resolution(build, batch):
     model = build()
     losses = model(batch)
     assert list(losses) == ["loss_sem_seg"]
-    logits = model.logits(normalized(model, batch))[""]
+    logits = model.logits(normalized(batch))[""]
     assert logits.shape == (2, 5, 6, 7)
     labels = padded(batch)
     expected = F.cross_entropy(upsample(logits, labels.shape[1:]), labels, ignore_index=255)
     torch.testing.assert_close(losses["loss_sem_seg"], expected)
+    with pytest.raises(ValueError, match=r"key 'sem_seg' is not in the batch.*\['image'\]"):
+        model([{"image": x["image"]} for x in batch])
 
 
-@pytest.mark.parametrize("in_batch", [True, False], ids=["from the mapper", "made in the loss"])
-def test_the_size_weighted_loss_by_hand(build, batch, in_batch):
+def test_the_size_weighted_loss_by_hand(build, batch):
     model = build(*WEIGHTED, "SMALLOBJ.TAU", 3.0)
-    logits = model.logits(normalized(model, batch))[""]
     labels = padded(batch)
+    logits = upsample(model.logits(normalized(batch))[""], labels.shape[1:])
     weights = weight_maps(labels, tau=3.0)
-    if in_batch:
-        for x in batch:
-            x["size_weights"] = torch.from_numpy(size_weights(x["sem_seg"].numpy(), tau=3.0))
-    loss = model(batch)["loss_sem_seg"]
-    expected = manual_loss(upsample(logits, labels.shape[1:]), labels, weights)
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-    plain = manual_loss(upsample(logits, labels.shape[1:]), labels, torch.ones_like(weights))
-    assert abs(loss - plain) > 1e-3
+    expected = manual_loss(logits, labels, weights)
+    assert abs(expected - manual_loss(logits, labels, torch.ones_like(weights))) > 1e-3
+    assert_close(model(batch)["loss_sem_seg"], expected)
+    for x in batch:  # from the mapper
+        x["size_weights"] = torch.from_numpy(size_weights(x["sem_seg"].numpy(), tau=3.0))
+    assert_close(model(batch)["loss_sem_seg"], expected)
 
 
 def test_the_loss_at_logit_resolution_by_hand(build, batch):
     model = build(*WEIGHTED, *LOGITS)
-    logits = model.logits(normalized(model, batch))[""]
+    logits = model.logits(normalized(batch))[""]
     # 48 -> 6 and 56 -> 7: the centre of each cell of 8 is its pixel 4.
     labels = padded(batch)[:, 4::8, 4::8]
     assert labels.shape[1:] == logits.shape[2:]
     expected = manual_loss(logits, labels, weight_maps(labels))
-    torch.testing.assert_close(model(batch)["loss_sem_seg"], expected, rtol=1e-5, atol=1e-6)
+    assert_close(model(batch)["loss_sem_seg"], expected)
     for x in batch:
         x["size_weights"] = torch.ones(x["sem_seg"].shape)
-    with pytest.raises(ValueError, match=r"size_weights must have .*\(2, 6, 7\), got \(2, 48, 56"):
+    with pytest.raises(ValueError, match=r"weights must have .*\(2, 6, 7\), got \(2, 48, 56"):
         model(batch)
 
 
@@ -122,7 +113,7 @@ def test_smaller_images_are_padded_with_mean_ignore_and_weight_0(build, batch):
     assert torch.equal(seen["weights"][0, :40], torch.full((40, 56), 2.0))
     assert not seen["weights"][0, 40:].any()
     assert not seen["weights"][1, :, 32:].any()
-    torch.testing.assert_close(seen["images"], normalized(model, batch))
+    torch.testing.assert_close(seen["images"], normalized(batch))
 
 
 def test_tau_1_is_the_cross_entropy_in_value_and_gradient(build, batch):
@@ -141,8 +132,12 @@ def test_tau_1_is_the_cross_entropy_in_value_and_gradient(build, batch):
 
 
 @pytest.mark.parametrize("options", [(), WEIGHTED, (*WEIGHTED, *LOGITS, *MSC)])
-def test_an_all_ignored_batch_has_loss_0(build, batch, options):
+def test_the_loss_under_autocast_and_of_an_all_ignored_batch(build, batch, options):
     model = build(*options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert all(loss.isfinite() for loss in losses.values())
     for x in batch:
         x["sem_seg"].fill_(255)
     loss = sum(model(batch).values())
@@ -151,34 +146,18 @@ def test_an_all_ignored_batch_has_loss_0(build, batch, options):
     assert all(not p.grad.any() for p in model.parameters())
 
 
-def test_the_loss_is_float32_under_autocast(build, batch):
-    model = build(*WEIGHTED, *MSC)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model(batch)
-    assert {loss.dtype for loss in losses.values()} == {torch.float32}
-    assert all(loss.isfinite() for loss in losses.values())
-
-
-def test_training_without_labels(build, batch):
-    with pytest.raises(ValueError, match=r"key 'sem_seg' is not in the batch.*\['image'\]"):
-        build()([{"image": x["image"]} for x in batch])
-
-
 def test_msc_maps_of_the_recipe(build):
-    """321 -> 41, 21, 31 and their maximum at 41."""
+    """docs/method.md#recipe: 321 -> 41, 21, 31 and their maximum at 41."""
     model = build(*MSC, "SMALLOBJ.STEM_POOL_CEIL", True)
     maps = model.logits(torch.zeros(1, 3, 321, 321))
-    assert {k: tuple(v.shape[2:]) for k, v in maps.items()} == {
-        "_1": (41, 41),
-        "_0.5": (21, 21),
-        "_0.75": (31, 31),
-        "_max": (41, 41),
-    }
+    sides = {name: x.shape[2] for name, x in maps.items()}
+    assert sides == {"_1": 41, "_0.5": 21, "_0.75": 31, "_max": 41}
+    assert all(x.shape[2] == x.shape[3] for x in maps.values())
 
 
 def test_msc_maximum_by_hand(build, batch):
     model = build(*MSC)
-    images = normalized(model, batch)
+    images = normalized(batch)
     maps = model.logits(images)
 
     def plain(x):
@@ -191,21 +170,21 @@ def test_msc_maximum_by_hand(build, batch):
     torch.testing.assert_close(maps["_0.5"], half)
     torch.testing.assert_close(maps["_0.75"], three_quarters)
     size = full.shape[2:]
-    expected = torch.maximum(
-        torch.maximum(full, upsample(half, size)), upsample(three_quarters, size)
-    )
+    expected = torch.stack([full, upsample(half, size), upsample(three_quarters, size)]).amax(0)
     torch.testing.assert_close(maps["_max"], expected)
     assert (expected > full).any()
     assert (expected == full).any()
+    outputs = model.eval()(batch)
+    scores = upsample(model.logits(images)["_max"], (48, 56))
+    torch.testing.assert_close(outputs[0]["sem_seg"], scores[0, :, :40])
 
 
 @pytest.mark.parametrize("resolution", ["input", "logits"])
 def test_msc_has_one_loss_a_map(build, batch, resolution):
     model = build(*MSC, *WEIGHTED, "SMALLOBJ.LOSS_RESOLUTION", resolution)
     losses = model(batch)
-    names = {"loss_sem_seg_1", "loss_sem_seg_0.5", "loss_sem_seg_0.75", "loss_sem_seg_max"}
-    assert set(losses) == names
-    maps = model.logits(normalized(model, batch))
+    assert set(losses) == {f"loss_sem_seg_{s}" for s in ("1", "0.5", "0.75", "max")}
+    maps = model.logits(normalized(batch))
     labels = padded(batch)
     for suffix, logits in maps.items():
         height, width = logits.shape[2:]
@@ -215,18 +194,7 @@ def test_msc_has_one_loss_a_map(build, batch, resolution):
             rows = ((torch.arange(height) + 0.5) * 48 / height).long()
             columns = ((torch.arange(width) + 0.5) * 56 / width).long()
             seen = labels[:, rows][:, :, columns]
-        expected = manual_loss(logits, seen, weight_maps(seen))
-        torch.testing.assert_close(
-            losses[f"loss_sem_seg{suffix}"], expected, rtol=1e-5, atol=1e-6, msg=suffix
-        )
-
-
-def test_msc_predicts_the_maximum(build, batch):
-    model = build(*MSC).eval()
-    with torch.no_grad():
-        (output,) = model(batch[:1])
-        maximum = model.logits(normalized(model, batch[:1], (40, 56)))["_max"]
-    torch.testing.assert_close(output["sem_seg"], upsample(maximum, (40, 56))[0])
+        assert_close(losses[f"loss_sem_seg{suffix}"], manual_loss(logits, seen, weight_maps(seen)))
 
 
 def test_outputs_have_the_size_of_the_file(build, batch):
@@ -234,7 +202,7 @@ def test_outputs_have_the_size_of_the_file(build, batch):
     inputs = [{"image": batch[0]["image"], "height": 80, "width": 84}, {"image": batch[1]["image"]}]
     with torch.no_grad():
         outputs = model(inputs)
-        scores = upsample(model.logits(normalized(model, batch))[""], (48, 56))
+        scores = upsample(model.logits(normalized(batch))[""], (48, 56))
     assert [tuple(x["sem_seg"].shape) for x in outputs] == [(5, 80, 84), (5, 48, 32)]
     expected = upsample(scores[:1, :, :40, :56], (80, 84))[0]
     torch.testing.assert_close(outputs[0]["sem_seg"], expected)
@@ -247,7 +215,7 @@ class Patches(Backbone):
     size_divisibility = 32
     padding_constraints = {"square_size": 64}  # noqa: RUF012
 
-    def __init__(self, cfg, input_shape):
+    def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 4, stride=4)
 
@@ -271,31 +239,17 @@ class OneByOne(nn.Module):
 
 
 def test_any_backbone_and_any_head(batch):
-    model = SizeBalancedSegmentor(
-        backbone=Patches(None, None),
-        sem_seg_head=OneByOne(),
-        loss=SizeWeightedCrossEntropy(size_weighted=True),
-        pixel_mean=[0, 0, 0],
-        pixel_std=[1, 1, 1],
-        msc_scales=(),
-    )
+    loss = SizeWeightedCrossEntropy(size_weighted=True)
+    parts = {"backbone": Patches(), "sem_seg_head": OneByOne(), "loss": loss}
+    model = SizeBalancedSegmentor(**parts, pixel_mean=[0, 0, 0], pixel_std=[1, 1, 1])
     losses = model(batch)
     losses["loss_sem_seg"].backward()
     assert model.sem_seg_head.conv.weight.grad.any()
     model.eval()
     assert [tuple(x["sem_seg"].shape) for x in model(batch)] == [(5, 40, 56), (5, 48, 32)]
-
-
-def test_a_head_without_layers(narrow_cfg, monkeypatch):
-    class Opaque(nn.Module):
-        def __init__(self, cfg, input_shape):
-            super().__init__()
-
-    monkeypatch.setitem(SEM_SEG_HEADS_REGISTRY._obj_map, "Opaque", Opaque)
-    with pytest.raises(
-        ValueError, match=r"MODEL\.SEM_SEG_HEAD\.NAME: Opaque has no method `layers\(features\)`"
-    ):
-        build_model(narrow_cfg("MODEL.SEM_SEG_HEAD.NAME", "Opaque"))
+    parts["sem_seg_head"] = nn.Identity()
+    with pytest.raises(ValueError, match=r"HEAD\.NAME: Identity has no method `layers\(features"):
+        SizeBalancedSegmentor(**parts, pixel_mean=[0, 0, 0], pixel_std=[1, 1, 1])
 
 
 @pytest.mark.real_host
@@ -303,11 +257,11 @@ def test_with_detectron2s_fpn_head(fpn_model, batch):
     model = fpn_model(*WEIGHTED)
     assert type(model.sem_seg_head).__name__ == "SemSegFPNHead"
     loss = model(batch)["loss_sem_seg"]
-    images = normalized(model, batch, (64, 64))
+    images = normalized(batch, (64, 64))
     labels = padded(batch, size=(64, 64))
     logits = upsample(model.logits(images)[""], (64, 64))
     expected = manual_loss(logits, labels, weight_maps(labels))
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    assert_close(loss, expected)
     loss.backward()
     assert model.sem_seg_head.predictor.weight.grad.any()
     model.eval()
@@ -322,42 +276,28 @@ def test_every_loss_option_arrives(narrow_cfg):
     )
     weights = build_size_weights(cfg)
     assert (weights.tau, weights.total, weights.compat) == (2.5, "class", "contour")
-    loss = build_loss(cfg)
+    loss = SizeWeightedCrossEntropy(**loss_options(cfg))
     assert loss.weights == weights
     assert (loss.resolution, loss.normalize) == ("logits", "pixels")
     assert loss.ignore_label == weights.ignore_label == 200
-
-
-@pytest.mark.parametrize(
-    ("iterations", "loss_a", "loss_b", "expected"),
-    [
-        (-1, "cross_entropy", "size_weighted", False),
-        (-1, "size_weighted", "cross_entropy", True),
-        (0, "cross_entropy", "size_weighted", True),
-        (0, "size_weighted", "cross_entropy", False),
-        (5, "cross_entropy", "size_weighted", False),
-    ],
-)
-def test_the_loss_starts_as_the_first_tasks(narrow_cfg, iterations, loss_a, loss_b, expected):
-    cfg = narrow_cfg(
-        *("SMALLOBJ.TASK_A.ITERS", iterations, "SMALLOBJ.TASK_A.LOSS", loss_a),
-        *("SMALLOBJ.TASK_B.LOSS", loss_b),
-    )
-    assert build_loss(cfg).size_weighted is expected
+    # It starts as the first task's; without iterations of task A that is task B.
+    for iterations in (-1, 0, 5):
+        for losses in (("cross_entropy", "size_weighted"), ("size_weighted", "cross_entropy")):
+            cfg.SMALLOBJ.TASK_A.ITERS = iterations
+            cfg.SMALLOBJ.TASK_A.LOSS, cfg.SMALLOBJ.TASK_B.LOSS = losses
+            first = losses[1] if iterations == 0 else losses[0]
+            assert loss_options(cfg)["size_weighted"] is (first == "size_weighted")
 
 
 def test_the_recipes_model(narrow_cfg):
     """ResNet-101 at full width: the sizes of DeepLabV2 for VOC (built, not run)."""
+    cfg = narrow_cfg(
+        *("MODEL.RESNETS.DEPTH", 101, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256),
+        *("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.WIDTH_PER_GROUP", 64),
+        *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 21),
+    )
     with torch.device("meta"):
-        model = SizeBalancedSegmentor(
-            **SizeBalancedSegmentor.from_config(
-                narrow_cfg(
-                    *("MODEL.RESNETS.DEPTH", 101, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256),
-                    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.WIDTH_PER_GROUP", 64),
-                    *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 21),
-                )
-            )
-        )
+        model = SizeBalancedSegmentor(**SizeBalancedSegmentor.from_config(cfg))
     count = sum(p.numel() for p in model.parameters())
     # torchvision's ResNet-101: 44,549,160 weights, of them 2,049,000 of the classifier and
     # 2 x 52,672 of the norms; ASPP: 4 x (2048 x 21 x 9 + 21).

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,48 +21,52 @@ LVIS_IDS = {
 COCO_IDS = {name: n for n, name in enumerate([*sorted(COCO_RULES), "zebra"], 1)}
 
 
-def box(x0, y0, x1, y1):
-    """A rectangle of pixels x0 <= x < x1, y0 <= y < y1 as polygons."""
-    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
-
-
-@dataclasses.dataclass
 class World:
     """An LVIS file and a COCO file of the same images, 100 x 120 (H, W)."""
 
-    lvis: dict[str, list[dict[str, Any]]]
-    coco: dict[str, list[dict[str, Any]]]
+    def __init__(self):
+        self.lvis, self.coco = (
+            {
+                "images": [],
+                "annotations": [],
+                "categories": [{"id": n, "name": name} for name, n in ids.items()],
+            }
+            for ids in (LVIS_IDS, COCO_IDS)
+        )
 
     def image(self, image_id, *, negative=(), partial=(), **changes):
         """Add an image to both files; the lists hold LVIS category names."""
-        entry = {
-            "id": image_id,
-            "height": 100,
-            "width": 120,
-            "coco_url": f"http://images.cocodataset.org/val2017/{image_id:012d}.jpg",
-            **changes,
-        }
+        url = f"http://images.cocodataset.org/val2017/{image_id:012d}.jpg"
+        entry = {"id": image_id, "height": 100, "width": 120, "coco_url": url, **changes}
         self.coco["images"].append(dict(entry))
         entry["neg_category_ids"] = [LVIS_IDS[name] for name in negative]
         entry["not_exhaustive_category_ids"] = [LVIS_IDS[name] for name in partial]
         self.lvis["images"].append(entry)
-        return entry
 
     def add(self, source, image_id, category, segmentation, **more):
-        """Add an annotation to ``"lvis"`` or ``"coco"``, or ``"both"`` by both names."""
+        """Add an annotation to ``"lvis"`` or ``"coco"``, or ``"both"`` by both names.
+
+        Four numbers are the box of pixels x0 <= x < x1, y0 <= y < y1.
+        """
         if source == "both":
             self.add("lvis", image_id, category[0], segmentation, **more)
             source, category = "coco", category[1]
+        if isinstance(segmentation, tuple):
+            x0, y0, x1, y1 = segmentation
+            segmentation = [[x0, y0, x1, y0, x1, y1, x0, y1]]
         content, ids = (self.lvis, LVIS_IDS) if source == "lvis" else (self.coco, COCO_IDS)
-        entry = {
-            "id": len(content["annotations"]) + 1,
-            "image_id": image_id,
-            "category_id": ids[category],
-            "segmentation": segmentation,
-            **more,
-        }
+        entry = {"id": len(content["annotations"]) + 1, "image_id": image_id, **more}
+        entry.update(category_id=ids[category], segmentation=segmentation)
         content["annotations"].append(entry)
-        return entry
+
+    def draw(self, source, objects):
+        """Add boxes to image 1: ``"cat 0 0 10 20, dog 5 5 9 9 *"``; the star marks a crowd."""
+        if not self.coco["images"]:
+            self.image(1)
+        for text in filter(str.strip, objects.split(",")):
+            *name, x0, y0, x1, y1 = text.replace("*", "").split()
+            mask = tuple(map(int, (x0, y0, x1, y1)))
+            self.add(source, 1, " ".join(name), mask, iscrowd=int("*" in text))
 
     def write(self, folder):
         """Write both files; their paths."""
@@ -77,32 +79,15 @@ class World:
 
     def shuffled(self, seed):
         """The same content in another order."""
-        chance = random.Random(seed)
-        return World(
-            *(
-                {key: chance.sample(values, len(values)) for key, values in content.items()}
-                for content in (self.lvis, self.coco)
-            )
-        )
-
-
-def empty_world():
-    """Two files without images."""
-    return World(
-        *(
-            {
-                "images": [],
-                "annotations": [],
-                "categories": [{"id": n, "name": name} for name, n in ids.items()],
-            }
-            for ids in (LVIS_IDS, COCO_IDS)
-        )
-    )
+        chance, other = random.Random(seed), World()
+        for content, ours in ((other.lvis, self.lvis), (other.coco, self.coco)):
+            content.update({key: chance.sample(ours[key], len(ours[key])) for key in ours})
+        return other
 
 
 def full_world():
     """Forty images of 100 x 120 with cats, dogs, persons and potted plants of several sizes."""
-    world = empty_world()
+    world = World()
     chance = random.Random(0)
     kinds = [("cat", "cat"), ("dog", "dog"), ("person", "person"), (None, "potted plant")]
     for image_id in range(1001, 1041):
@@ -111,13 +96,10 @@ def full_world():
             lvis, coco = chance.choice(kinds)
             x, y = 60 * (corner % 2) + 2, 50 * (corner // 2) + 2
             side = chance.choice([12, 20, 44])
-            mask = box(x, y, x + side, y + side)
-            world.add("coco", image_id, coco, mask)
-            if lvis:
-                world.add("lvis", image_id, lvis, mask)
+            mask = (x, y, x + side, y + side)
+            world.add("both" if lvis else "coco", image_id, (lvis, coco) if lvis else coco, mask)
         if chance.random() < 0.3:
-            world.add("lvis", image_id, "zebra", box(0, 0, 5, 5))
-            world.add("coco", image_id, "zebra", box(0, 0, 5, 5))
+            world.add("both", image_id, ("zebra", "zebra"), (0, 0, 5, 5))
     return world
 
 
@@ -135,14 +117,22 @@ def draw_pictures(world, folder):
 def make_set(world, inputs, output, *, place=None, **options):
     """Build a set of 12 images, without pictures unless ``place`` says where they are."""
     lvis, coco = world.write(inputs)
-    where = BuildPaths([lvis], [coco], output, **(place or {}))
+    where = BuildPaths(**{"lvis": [lvis], "coco": [coco], "output": output, **(place or {})})
     return build_pascal_b(where, BuildOptions(**{"number": 12, **options}))
 
 
 @pytest.fixture
 def world():
     """Two files without images."""
-    return empty_world()
+    return World()
+
+
+@pytest.fixture
+def cat(world):
+    """An image with a cat that both label."""
+    world.image(1)
+    world.add("both", 1, ("cat", "cat"), (0, 0, 40, 40))
+    return world
 
 
 @pytest.fixture
@@ -151,10 +141,11 @@ def many():
     return full_world()
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    """``pictures(world)``: folder of a picture of every image."""
-    return lambda world: draw_pictures(world, tmp_path / "coco")
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory):
+    """A set without pictures, made of :func:`full_world`; nobody writes in it."""
+    folder = tmp_path_factory.mktemp("plain")
+    return make_set(full_world(), folder / "inputs", folder / "set")
 
 
 @pytest.fixture(scope="session")
@@ -180,20 +171,16 @@ def sources(world, tmp_path):
 @pytest.fixture
 def candidate(sources):
     """``candidate(image_id)``: an image of the world, or why it is no candidate."""
-
-    def find(image_id=1, from_coco=(16,)):
-        return sources().candidate(image_id, from_coco=frozenset(from_coco))
-
-    return find
+    return lambda image_id=1, from_coco=(16,): sources().candidate(image_id, from_coco=from_coco)
 
 
 @pytest.fixture
 def verdict(candidate):
-    """``verdict(image_id, **screening options)``."""
+    """``verdict(**screening options)`` on image 1."""
 
-    def judge(image_id=1, **options):
+    def judge(**options):
         options = ScreeningOptions(**options)
-        found = candidate(image_id, options.coco_class_ids)
+        found = candidate(1, options.coco_class_ids)
         return screen(found, ["lvis.json", "coco.json"], options)
 
     return judge
@@ -207,17 +194,3 @@ def build(tmp_path):
         return make_set(world, tmp_path / f"inputs of {name}", tmp_path / name, **options)
 
     return make
-
-
-@pytest.fixture
-def files_of():
-    """``files_of(folder)``: content of every file by its path below the folder."""
-
-    def read(folder):
-        return {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in sorted(Path(folder).rglob("*"))
-            if path.is_file()
-        }
-
-    return read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -73,69 +74,52 @@ def test_unreadable_pictures(draw, tmp_path):
         hash_picture(tmp_path / "gone.jpg")
 
 
-class TestCheck:
-    @pytest.fixture
-    def check(self, tmp_path, draw):
-        draw("voc/JPEGImages/2007_000032.jpg", 7, size=(64, 80))
-        draw("voc/JPEGImages/2007_000033.jpg", 8)
-        for image_id in (5, 6, 7):
-            draw(f"coco/val2017/{image_id:012d}.jpg", image_id)
-        return PictureCheck(tmp_path / "coco", tmp_path / "voc", max_distance=MAX_DISTANCE)
-
-    def test_near_duplicates(self, check):
-        (found,) = check.near_duplicates([candidate(n, 96, 128) for n in (5, 6, 7)])
-        assert found == NearDuplicate(7, "2007_000032", found.distance)
-        assert found.distance <= MAX_DISTANCE
-
-    def test_each_picture_is_looked_at_once(self, check, tmp_path):
-        check.near_duplicates([candidate(n, 96, 128) for n in (6, 7)])
-        (tmp_path / "coco/val2017/000000000007.jpg").unlink()
-        assert len(check.near_duplicates([candidate(n, 96, 128) for n in (5, 7)])) == 1
-
-    def test_another_size(self, check):
-        with pytest.raises(
-            ValueError,
-            match=r"1 image\(s\) of another size than annotated:\n.*5\.jpg: 96 x 128 pixels "
-            r"\(height x width\), annotated as 96 x 129",
-        ):
-            check.near_duplicates([candidate(5, 96, 129)])
-
-    def test_missing(self, check):
-        with pytest.raises(
-            FileNotFoundError, match=r"2 of 3 images of the set .*missing:"
-        ) as found:
-            check.near_duplicates([candidate(n, 96, 128) for n in (5, 8, 9)])
-        assert "val2017/000000000009.jpg\nPut COCO's train2017 and val2017" in str(found.value)
-
-    def test_unreadable(self, check, tmp_path):
-        (tmp_path / "coco/val2017/000000000005.jpg").write_bytes(b"no picture")
-        with pytest.raises(ValueError, match=r"1 image\(s\) unreadable:\n.*5\.jpg: corrupt"):
-            check.near_duplicates([candidate(5, 96, 128)])
-
-    def test_missing_folders(self, tmp_path, draw):
-        with pytest.raises(FileNotFoundError, match="expected COCO's train2017 and val2017 in it"):
-            PictureCheck(tmp_path, None, max_distance=8)
-        (tmp_path / "train2017").mkdir()
-        with pytest.raises(FileNotFoundError, match=r"voc.JPEGImages: no VOC images"):
-            PictureCheck(tmp_path, tmp_path / "voc", max_distance=8)
+@pytest.fixture
+def check(tmp_path, draw):
+    """``check(*image ids)``: near-duplicates among pictures 5 to 7 and their annotations."""
+    draw("voc/JPEGImages/2007_000032.jpg", 7, size=(64, 80))
+    draw("voc/JPEGImages/2007_000033.jpg", 8)
+    for image_id in (5, 6, 7):
+        draw(f"coco/val2017/{image_id:012d}.jpg", image_id)
+    pictures = PictureCheck(tmp_path / "coco", tmp_path / "voc", max_distance=MAX_DISTANCE)
+    return lambda *ids, width=128: pictures.near_duplicates([candidate(n, 96, width) for n in ids])
 
 
-def test_a_name_without_folder_is_looked_for(draw, tmp_path):
+def test_each_picture_is_looked_at_once(check, tmp_path):
+    (found,) = check(6, 7)
+    assert found == NearDuplicate(7, "2007_000032", found.distance)
+    assert found.distance <= MAX_DISTANCE
+    (tmp_path / "coco/val2017/000000000007.jpg").unlink()
+    assert check(5, 7) == [found]
+
+
+def test_missing_unreadable_and_other_pictures(check, tmp_path):
+    told = r"1 image\(s\) of another size than annotated:\n.*5\.jpg: 96 x 128 pixels "
+    with pytest.raises(ValueError, match=told + r"\(height x width\), annotated as 96 x 129"):
+        check(5, width=129)
+    with pytest.raises(FileNotFoundError, match="2 of 3 images of the set missing:") as found:
+        check(5, 8, 9)
+    assert "val2017/000000000009.jpg\nPut COCO's train2017 and val2017" in str(found.value)
+    (tmp_path / "coco/val2017/000000000005.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"1 image\(s\) unreadable:\n.*5\.jpg: corrupt"):
+        check(5)
+
+
+def test_folders_of_pictures(draw, tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected COCO's train2017 and val2017 in it"):
+        PictureCheck(tmp_path, None, max_distance=8)
     path = draw("train2017/000000000005.jpg", 0)
     assert find_pictures([candidate(5, 1, 1, "000000000005.jpg")], tmp_path) == [path]
+    with pytest.raises(FileNotFoundError, match=r"voc.JPEGImages: no VOC images"):
+        PictureCheck(tmp_path, tmp_path / "voc", max_distance=8)
 
 
 def test_pictures_are_linked_or_copied(draw, tmp_path, monkeypatch):
-    path = draw("a.jpg", 0)
-    link = tmp_path / "link.jpg"
+    path, link = draw("a.jpg", 0), tmp_path / "link.jpg"
     link.symlink_to(path)
     copy_pictures([link], ["x"], tmp_path / "linked")
     assert (tmp_path / "linked/x.jpg").samefile(path)
-
-    def refuse(*_):
-        raise OSError("another file system")
-
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", Mock(side_effect=OSError("another file system")))
     copy_pictures([link], ["x"], tmp_path / "copied")
     copied = tmp_path / "copied/x.jpg"
     assert not copied.is_symlink()

@@ -10,21 +10,6 @@ from d2_smallobj.pascal_b import ScreeningOptions
 from d2_smallobj.pascal_b.candidates import Outcome
 
 
-def box(x0, y0, x1, y1):
-    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
-
-
-CAT = box(0, 0, 40, 40)
-
-
-@pytest.fixture
-def cat(world):
-    """An image with a cat that both label."""
-    world.image(1)
-    world.add("both", 1, ("cat", "cat"), CAT)
-    return world
-
-
 def test_fit(cat, verdict):
     found = verdict()
     assert found.outcome is None
@@ -58,34 +43,25 @@ def test_malformed_masks(cat, verdict, source, mask, message):
 
 
 @pytest.mark.parametrize(
-    "mask",
+    ("mask", "degenerate"),
     [
         # A bow tie, an outline walked twice, one mostly outside.
-        [[50, 10, 90, 90, 90, 10, 50, 90]],
-        [[50, 10, 90, 10, 90, 90, 50, 90] * 2],
-        box(-400, 10, 20, 90),
-    ],
-)
-def test_degenerate_polygons(cat, verdict, mask):
-    cat.add("lvis", 1, "dog", mask)
-    found = verdict()
-    assert found.outcome is Outcome.DEGENERATE
-    assert "lvis.json: annotation 2: its polygons cross themselves" in found.message
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [
+        ([[50, 10, 90, 90, 90, 10, 50, 90]], True),
+        ([[50, 10, 90, 10, 90, 90, 50, 90] * 2], True),
+        ((-400, 10, 20, 90), True),
         # A thin line, a tiny triangle, a star, a small loop at a corner.
-        [[50, 10, 90, 11, 90, 12, 50, 11]],
-        [[50.2, 10.1, 51.3, 10.4, 50.9, 11.2]],
-        [[70, 10, 75, 45, 100, 50, 75, 55, 70, 95, 65, 55, 45, 50, 65, 45]],
-        [[50, 10, 90, 10, 90, 90, 50, 90, 50, 14, 46, 14, 46, 18, 52, 18, 52, 10]],
+        ([[50, 10, 90, 11, 90, 12, 50, 11]], False),
+        ([[50.2, 10.1, 51.3, 10.4, 50.9, 11.2]], False),
+        ([[70, 10, 75, 45, 100, 50, 75, 55, 70, 95, 65, 55, 45, 50, 65, 45]], False),
+        ([[50, 10, 90, 10, 90, 90, 50, 90, 50, 14, 46, 14, 46, 18, 52, 18, 52, 10]], False),
     ],
 )
-def test_odd_polygons_are_kept(cat, verdict, mask):
+def test_degenerate_and_odd_polygons(cat, verdict, mask, degenerate):
     cat.add("lvis", 1, "dog", mask)
-    assert verdict(max_disagreement=1).outcome is None
+    found = verdict(max_disagreement=1)
+    assert found.outcome is (Outcome.DEGENERATE if degenerate else None)
+    told = "lvis.json: annotation 2: its polygons cross themselves"
+    assert (told in found.message) is degenerate
 
 
 def test_masks_of_background_are_not_looked_at(cat, verdict):
@@ -94,31 +70,27 @@ def test_masks_of_background_are_not_looked_at(cat, verdict):
     assert verdict().outcome is None
 
 
-def test_heavy_overlap(cat, verdict):
-    cat.add("both", 1, ("dog", "dog"), box(0, 0, 40, 60))
-    assert verdict().outcome is Outcome.OVERLAP
-    assert verdict(max_overlap=0.67).outcome is None
+@pytest.mark.parametrize(
+    ("source", "names", "mask", "outcome", "limit"),
+    [
+        ("both", ("dog", "dog"), (0, 0, 40, 60), Outcome.OVERLAP, {"max_overlap": 0.67}),
+        ("lvis", "dog", (60, 0, 110, 40), Outcome.DISAGREEMENT, {"max_disagreement": 0.6}),
+        ("coco", "person", (0, 40, 120, 100), Outcome.MOSTLY_VOID, {"max_void": 0.6}),
+    ],
+)
+def test_limits(cat, verdict, source, names, mask, outcome, limit):
+    cat.add(source, 1, names, mask)
+    found = verdict()
+    assert found.outcome is outcome
+    assert verdict(**limit).outcome is None
+    disagree, void = outcome is Outcome.DISAGREEMENT, outcome is Outcome.MOSTLY_VOID
+    assert (found.disagreement, found.void_share) == (disagree * 2000 / 3600, void * 0.6)
 
 
 def test_partly_labelled(cat, verdict):
-    cat.lvis["images"][0]["not_exhaustive_category_ids"] = [
-        cat.lvis["annotations"][0]["category_id"]
-    ]
+    category = cat.lvis["annotations"][0]["category_id"]
+    cat.lvis["images"][0]["not_exhaustive_category_ids"] = [category]
     assert verdict().outcome is Outcome.NOT_EXHAUSTIVE
-
-
-def test_disagreement(cat, verdict):
-    cat.add("lvis", 1, "dog", box(60, 0, 110, 40))
-    found = verdict()
-    assert (found.outcome, found.disagreement) == (Outcome.DISAGREEMENT, 2000 / 3600)
-    assert verdict(max_disagreement=0.6).outcome is None
-
-
-def test_mostly_void(cat, verdict):
-    cat.add("coco", 1, "person", box(0, 40, 120, 100))
-    assert verdict().void_share == 0.6
-    assert verdict().outcome is Outcome.MOSTLY_VOID
-    assert verdict(max_void=0.6).outcome is None
 
 
 @pytest.mark.parametrize(

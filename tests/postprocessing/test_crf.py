@@ -1,7 +1,5 @@
 """The CRF against exact mean-field inference with every pair of pixels."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

@@ -32,14 +32,9 @@ def pair(tmp_path):
     """One image: a small cat missed, one half ignored, a large dog found."""
     semantic = np.zeros((120, 200), np.uint8)
     instances = np.zeros_like(semantic)
-    for number, (rows, columns, label) in enumerate(
-        [
-            (slice(0, 10), slice(0, 10), 1),
-            (slice(0, 10), slice(20, 40), 1),
-            (slice(20, 120), slice(0, 120), 2),
-        ],
-        start=1,
-    ):
+    objects = [(slice(0, 10), slice(0, 10), 1), (slice(0, 10), slice(20, 40), 1)]
+    objects.append((slice(20, 120), slice(0, 120), 2))
+    for number, (rows, columns, label) in enumerate(objects, start=1):
         semantic[rows, columns], instances[rows, columns] = label, number
     semantic[0, 0] = instances[0, 0] = 255
     label = np.where(semantic == 255, 0, semantic)
@@ -47,9 +42,8 @@ def pair(tmp_path):
     label[0:10, 20:30] = 255
     for name, labels in (("semantic", semantic), ("instances", instances), ("label", label)):
         write_label_map(tmp_path / f"{name}/a.png", labels)
-    image = TruthImage.of_files(
-        "a", *(str(tmp_path / f"{n}/a.png") for n in ("semantic", "instances"))
-    )
+    files = (str(tmp_path / f"{name}/a.png") for name in ("semantic", "instances"))
+    image = TruthImage.of_files("a", *files)
     return GroundTruth([image], SourceReader(NAMES)), {"a": str(tmp_path / "label/a.png")}
 
 
@@ -64,8 +58,7 @@ def test_one_image(pair):
     small = rows["cat", "S"]
     assert (small["instances"], small["missed"], small["good"]) == (2, 1, 1)
     # Of 99 + 200 valid pixels of cats, 100 are labelled cat and 100 are ignored.
-    assert small["labelled"] == pytest.approx(100 * 100 / 299)
-    assert small["ignored"] == pytest.approx(100 * 100 / 299)
+    assert small["labelled"] == small["ignored"] == pytest.approx(100 * 100 / 299)
     assert small["IA-IoU"] == pytest.approx(100 * (0 + 0.5) / 2)
     large = rows["dog", "L"]
     assert (large["good"], large["labelled"], large["ignored"]) == (1, 100.0, 0.0)
@@ -73,11 +66,8 @@ def test_one_image(pair):
     assert rows["cat", "M"]["instances"] == 0
     assert math.isnan(rows["cat", "M"]["IA-IoU"])
     assert summary.figures["IA-mIoU_S"] == pytest.approx(25.0)
-
-
-def test_true_labels_miss_nothing(pair):
-    truth, _ = pair
-    summary = summarize_labels(truth, {"a": truth.images[0].semantic}, name="gt")
+    # True labels miss nothing.
+    summary = summarize_labels(pair[0], {"a": pair[0].images[0].semantic}, name="gt")
     assert all(row["missed"] == 0 for row in summary.rows())
     assert rows_of(summary)["all", "all"]["IA-IoU"] == 100
 
@@ -90,8 +80,7 @@ def test_as_files(pair, tmp_path):
     assert "| cat | 2 |" in " ".join(text.split())
     assert "dog" not in text.split("class, size S")[1]  # no small dog
     write_label_summary(tmp_path / "s.csv", summary)
-    with open(tmp_path / "s.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader((tmp_path / "s.csv").open(newline="")))
     assert len(rows) == 12
     assert rows[0]["labels"] == "mine|x"
     (cat,) = (row for row in rows if (row["class"], row["size"]) == ("cat", "S"))
@@ -99,8 +88,7 @@ def test_as_files(pair, tmp_path):
     (none,) = (row for row in rows if (row["class"], row["size"]) == ("cat", "M"))
     assert (none["instances"], none["labelled"]) == ("0", "")
     draw_label_summary(tmp_path / "s.png", summary)
-    drawn = Image.open(tmp_path / "s.png").convert("RGB")
-    missed = np.asarray(drawn) == (0xC9, 0x2A, 0x2A)
+    missed = np.asarray(Image.open(tmp_path / "s.png").convert("RGB")) == (0xC9, 0x2A, 0x2A)
     assert missed.all(axis=2).any()
     draw_label_summary(tmp_path / "again.png", summary)
     assert (tmp_path / "s.png").read_bytes() == (tmp_path / "again.png").read_bytes()
@@ -117,12 +105,10 @@ def test_real_voc_shrunk(realdata, tmp_path):
         for shift in (-12, 12):
             for axis in (0, 1):
                 label = np.where(np.roll(label, shift, axis) == label, label, 0)
-        path = tmp_path / f"labels/{image}.png"
-        write_label_map(path, label)
-        labels[image] = str(path)
-        files = (
-            str(folder / f"{n}/{image}.png") for n in ("SegmentationClass", "SegmentationObject")
-        )
+        labels[image] = str(tmp_path / f"labels/{image}.png")
+        write_label_map(labels[image], label)
+        kinds = ("SegmentationClass", "SegmentationObject")
+        files = (str(folder / f"{kind}/{image}.png") for kind in kinds)
         images.append(TruthImage.of_files(image, *files))
     inputs = Inputs(
         predictions=str(tmp_path / "labels"),
@@ -133,7 +119,7 @@ def test_real_voc_shrunk(realdata, tmp_path):
     (tmp_path / "list.txt").write_text("\n".join(ids))
     run = evaluate(inputs, Settings(samples=0))
     truth = GroundTruth(images, SourceReader(run.class_names))
-    summary = summarize_labels(truth, labels, name="shrunk", jobs=2)
+    summary = summarize_labels(truth, labels, name="shrunk")
     for name, value in run.figures.items():
         np.testing.assert_equal(summary.figures[name], value)
     rows = rows_of(summary)
@@ -167,12 +153,13 @@ def test_files_that_do_not_fit(pair, tmp_path):
     truth, labels = pair
     with pytest.raises(ValueError, match="mine: no image has both a pseudo label and true inst"):
         summarize_labels(truth, {}, name="mine")
-    write_label_map(labels["a"], np.zeros((5, 5), np.uint8))
-    with pytest.raises(InputError, match=r"1 image\(s\) whose pseudo label .*\n.*label/a\.png"):
-        summarize_labels(truth, labels, name="mine")
-    write_label_map(labels["a"], np.full((120, 200), 7, np.uint8))
-    with pytest.raises(InputError, match=r"label/a\.png .*prediction"):
-        summarize_labels(truth, labels, name="mine")
-    (tmp_path / "label/a.png").unlink()
-    with pytest.raises(InputError, match="no such label map"):
-        summarize_labels(truth, labels, name="mine")
+    for label, message in (
+        (np.zeros((5, 5), np.uint8), r"1 image\(s\) whose pseudo label .*\n.*label/a\.png"),
+        (np.full((120, 200), 7, np.uint8), r"label/a\.png .*prediction"),
+        (None, "no such label map"),
+    ):
+        (tmp_path / "label/a.png").unlink()
+        if label is not None:
+            write_label_map(labels["a"], label)
+        with pytest.raises(InputError, match=message):
+            summarize_labels(truth, labels, name="mine")

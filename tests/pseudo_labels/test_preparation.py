@@ -12,7 +12,6 @@ from PIL import Image
 
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
-from d2_smallobj.demo.dataset import make_demo
 from d2_smallobj.pseudo_labels.preparation import (
     check_labels,
     find_sources,
@@ -68,9 +67,12 @@ def prepare(root, method, *folders, data_set="voc", name=None, file_format="auto
     return target, sources, prepare_labels(target, sources, **options)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_label_maps(root, voc, written, jobs):
-    target, sources, done = prepare(root, "irn", written, jobs=jobs)
+def test_label_maps(root, voc, written):
+    # detectron2 turns images as their EXIF data say; labels are made for what is seen.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 20)).save(voc / f"JPEGImages/{IDS[0]}.jpg", exif=exif)
+    target, sources, done = prepare(root, "irn", written)
     assert (done.written, done.kept, sources.others) == (12, 0, 13)
     assert target.folder == voc / "PseudoLabels/irn"
     assert target.use == "voc_2012_trainaug_irn"
@@ -94,24 +96,28 @@ def test_two_folders_are_merged(root, tmp_path, written):
     expected[2, 3:12] = 255
     np.testing.assert_array_equal(read_label_map(target.folder / f"{IDS[4]}.png"), expected)
     np.testing.assert_array_equal(read_label_map(target.folder / f"{IDS[5]}.png"), labels_of(5))
-    with pytest.raises(ValueError, match=r"bana: expected 2 folder\(s\) \(Y_crf, Y_ret\), got 1"):
-        prepare(root, "bana", written)
+    np.save(written / f"{IDS[0]}.npy", {0: np.zeros((16, 20))})
+    with pytest.raises(ValueError, match=r"holds both \.png and \.npy files .*--format \(indices"):
+        prepare(root, "bana", written, other)
     with pytest.raises(ValueError, match=r"irn: expected 1 folder\(s\) \(labels\), got 2"):
         prepare(root, "irn", written, other)
-    # A method of one's own may write two, too.
-    assert prepare(root, "other", written, other, name="mine")[2].written == 12
+    # A method of one's own may write two, too; the list has another name.
+    lists = root / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    pairs = (f"/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png" for i in IDS)
+    (lists / "train_aug.txt").write_text("\n".join(pairs))
+    (lists / "trainaug.txt").unlink()
+    options = {"name": "mine", "file_format": "indices"}
+    target, _, done = prepare(root, "other", written, other, **options)
+    assert target.use == f"voc_2012_trainaug@{target.folder}"
+    assert done.written == 12
 
 
-def _write_cams(folder):
+def test_activation_maps(root, tmp_path):
+    folder = tmp_path / "cam"
     folder.mkdir()
     for index, image in enumerate(IDS):
         mask = (labels_of(index) > 0).astype(np.float32)
         np.save(folder / f"{image}.npy", {"keys": np.array([index]), "high_res": 0.3 * mask[None]})
-    return folder
-
-
-def test_activation_maps(root, tmp_path):
-    folder = _write_cams(tmp_path / "cam")
     target, sources, _ = prepare(root, "irn", folder)
     assert sources.file_format == "cams"
     for index, image in enumerate(IDS):
@@ -122,23 +128,6 @@ def test_activation_maps(root, tmp_path):
         prepare(root, "irn", folder, threshold=0.4)
     prepare(root, "irn", folder, threshold=0.4, force=True)
     assert not read_label_map(target.folder / f"{IDS[0]}.png").any()
-
-
-def test_a_folder_of_both_kinds(root, written):
-    np.save(written / f"{IDS[0]}.npy", {0: np.zeros((16, 20))})
-    with pytest.raises(ValueError, match=r"holds both \.png and \.npy files .*--format \(indices"):
-        prepare(root, "edam", written)
-    assert prepare(root, "edam", written, file_format="indices")[2].written == 12
-
-
-def test_a_method_without_a_name_of_its_own(root, voc, written):
-    lists = voc / "ImageSets/Segmentation"
-    pairs = (f"/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png" for i in IDS)
-    (lists / "train_aug.txt").write_text("\n".join(pairs))  # the list's other name
-    (lists / "trainaug.txt").unlink()
-    target, _, done = prepare(root, "other", written, name="mine")
-    assert target.use == f"voc_2012_trainaug@{target.folder}"
-    assert done.written == 12
 
 
 @pytest.mark.parametrize(
@@ -155,165 +144,119 @@ def test_options_are_checked(root, written, options, message):
         prepare(root, options.pop("method", "irn"), written, **options)
 
 
-class TestStartingAgain:
-    def test_only_what_is_missing_or_older_is_made(self, root, written):
-        target, _, _ = prepare(root, "irn", written)
-        first, second = (target.folder / f"{image}.png" for image in IDS[:2])
-        first.unlink()
-        changed = np.zeros((16, 21), np.uint8)
-        source = written / f"{IDS[1]}.png"
-        write_label_map(source, changed)
-        later = second.stat().st_mtime_ns + 10**9
-        os.utime(source, ns=(later, later))
-        before = (target.folder / f"{IDS[2]}.png").stat().st_mtime_ns
-        _, _, done = prepare(root, "irn", written)
-        assert (done.written, done.kept) == (2, 10)
-        assert first.exists()
-        assert not read_label_map(second).any()
-        assert (target.folder / f"{IDS[2]}.png").stat().st_mtime_ns == before
-
-    def test_other_sources_are_not_mixed_in(self, root, written, tmp_path):
-        target, _, _ = prepare(root, "irn", written)
-        moved = shutil.copytree(written, tmp_path / "moved")
-        message = rf"made from {written} \(indices\): check them with --check, replace them with"
-        with pytest.raises(FileExistsError, match=message):
-            prepare(root, "irn", moved)
-        assert prepare(root, "irn", moved, force=True)[2].written == 12
-        marker_path(target).unlink()
-        with pytest.raises(FileExistsError, match="labels that were not made by this command"):
-            prepare(root, "irn", moved)
-
-    def test_labels_in_their_place_already(self, root, voc, written):
-        shutil.copytree(written, voc / "PseudoLabels/irn")
-        with pytest.raises(ValueError, match=r"is where the prepared labels belong: .*--check"):
-            prepare(root, "irn", voc / "PseudoLabels/irn")
-        assert len(list((voc / "PseudoLabels/irn").iterdir())) == 25
+def test_only_what_is_missing_or_older_is_made(root, written):
+    target, _, _ = prepare(root, "irn", written)
+    first, second, third = (target.folder / f"{image}.png" for image in IDS[:3])
+    first.unlink()
+    source = written / f"{IDS[1]}.png"
+    write_label_map(source, np.zeros((16, 21), np.uint8))
+    later = second.stat().st_mtime_ns + 10**9
+    os.utime(source, ns=(later, later))
+    before = third.stat().st_mtime_ns
+    _, _, done = prepare(root, "irn", written)
+    assert (done.written, done.kept) == (2, 10)
+    assert first.exists()
+    assert not read_label_map(second).any()
+    assert third.stat().st_mtime_ns == before
 
 
-class TestBadFiles:
-    def test_missing_labels(self, root, written):
-        for image in IDS[1:]:
-            (written / f"{image}.png").unlink()
-        message = r"'irn pseudo labels': 11 path\(s\) missing:[\s\S]*000001\.png[\s\S]*and 1 more"
-        with pytest.raises(FileNotFoundError, match=message) as caught:
-            prepare(root, "irn", written)
-        assert "run its code on all of them" in str(caught.value)
-        assert not (root / "VOCdevkit/VOC2012/PseudoLabels").exists()
-
-    def test_missing_folders(self, root, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"1 path\(s\) missing:\n  .*nowhere/"):
-            prepare(root, "irn", tmp_path / "nowhere")
-        empty = tmp_path / "empty"
-        empty.mkdir()
-        with pytest.raises(
-            FileNotFoundError, match=r"no pseudo label of any of the 12 images, e\.g"
-        ):
-            prepare(root, "irn", empty)
-
-    def test_missing_images(self, root, voc, written):
-        (voc / f"JPEGImages/{IDS[3]}.jpg").unlink()
-        with pytest.raises(FileNotFoundError, match=r"1 path\(s\) missing:\n.*000003\.jpg\nSee"):
-            prepare(root, "irn", written)
-        (voc / "ImageSets/Segmentation/trainaug.txt").unlink()
-        with pytest.raises(FileNotFoundError, match=r"trainaug\.txt\nSee datasets/README\.md"):
-            prepare(root, "irn", written)
-
-    def test_all_are_listed_and_the_others_converted(self, root, voc, written):
-        write_label_map(written / f"{IDS[0]}.png", np.full((16, 20), 60, np.uint8))
-        write_label_map(written / f"{IDS[1]}.png", np.zeros((16, 20), np.uint8))
-        (written / f"{IDS[2]}.png").write_bytes(b"no picture")
-        Image.new("RGB", (23, 16)).save(written / f"{IDS[3]}.png")
-        picture = voc / f"JPEGImages/{IDS[4]}.jpg"
-        intact = picture.read_bytes()
-        picture.write_bytes(b"\xff\xd8\xff")
-        told = r"^5 pseudo label\(s\) that cannot be used:"
-        with pytest.raises(InputError, match=told) as caught:
-            prepare(root, "irn", written)
-        lines = str(caught.value).splitlines()[1:]
-        for line, (image, told) in zip(
-            lines,
-            [
-                (IDS[4], "the image cannot be read"),  # its path comes first
-                (IDS[0], "found 60 in 320 of 320 pixels"),
-                (IDS[1], "the pseudo label is 20x16, its image 21x16"),
-                (IDS[2], "corrupt or truncated"),
-                (IDS[3], "colour picture (mode RGB)"),
-            ],
-        ):
-            assert f"{image}." in line
-            assert told in line
-        folder = root / "VOCdevkit/VOC2012/PseudoLabels/irn"
-        assert sorted(p.name for p in folder.iterdir()) == [f"{image}.png" for image in IDS[5:]]
-        # Mended, it goes on where it was.
-        picture.write_bytes(intact)
-        for index in range(4):
-            write_label_map(written / f"{IDS[index]}.png", labels_of(index))
-        _, _, done = prepare(root, "irn", written)
-        assert (done.written, done.kept) == (5, 7)
-        # The check finds the same.
-        target = open_target(root, "voc", "irn")
-        write_label_map(folder / f"{IDS[0]}.png", np.full((16, 20), 60, np.uint8))
-        with pytest.raises(InputError, match=r"1 pseudo label\(s\) that cannot be used"):
-            check_labels(target, find_sources(target, "other", [target.folder]))
+def test_other_sources_are_not_mixed_in(root, written, tmp_path):
+    target, _, _ = prepare(root, "irn", written)
+    moved = shutil.copytree(written, tmp_path / "moved")
+    message = rf"made from {written} \(indices\): check them with --check, replace them with"
+    with pytest.raises(FileExistsError, match=message):
+        prepare(root, "irn", moved)
+    assert prepare(root, "irn", moved, force=True)[2].written == 12
+    marker_path(target).unlink()
+    with pytest.raises(FileExistsError, match="labels that were not made by this command"):
+        prepare(root, "irn", moved)
+    shutil.copytree(written, root / "VOCdevkit/VOC2012/PseudoLabels/cda")
+    with pytest.raises(ValueError, match=r"is where the prepared labels belong: .*--check"):
+        prepare(root, "cda", root / "VOCdevkit/VOC2012/PseudoLabels/cda")
 
 
-def test_a_turned_photograph(root, voc, written):
-    """detectron2 turns images as their EXIF data say; labels are made for what is seen."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (16, 20)).save(voc / f"JPEGImages/{IDS[0]}.jpg", exif=exif)
-    assert prepare(root, "irn", written)[2].written == 12
+def test_missing_files_and_folders(root, voc, tmp_path, written):
+    for image in IDS[1:]:
+        (written / f"{image}.png").rename(tmp_path / f"{image}.png")
+    message = r"'irn pseudo labels': 11 path\(s\) missing:[\s\S]*000001\.png[\s\S]*and 1 more"
+    with pytest.raises(FileNotFoundError, match=message + r"\n.*run its code on all of them"):
+        prepare(root, "irn", written)
+    assert not (voc / "PseudoLabels").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no pseudo label of any of the 12 images, e"):
+        prepare(root, "irn", tmp_path / "empty")
+    for path, message in (
+        (voc / f"JPEGImages/{IDS[3]}.jpg", r"1 path\(s\) missing:\n.*000003\.jpg\nSee"),
+        (voc / "ImageSets/Segmentation/trainaug.txt", r"trainaug\.txt\nSee datasets/README\.md"),
+    ):
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=message):
+            prepare(root, "irn", tmp_path)
 
 
-class TestCoco:
-    @pytest.fixture
-    def coco(self, tmp_path, realdata):
-        path = tmp_path / "data/coco/annotations/instances_train2014.json"
-        path.parent.mkdir(parents=True)
-        content = json.loads((realdata / "coco/tinycoco50_val2017.json").read_text())
-        for image in content["images"]:
-            image["file_name"] = f"COCO_train2014_{image['id']:012d}.jpg"
-        path.write_text(json.dumps(content))
-        return tmp_path / "data"
-
-    @pytest.mark.parametrize("prefix", ["", "COCO_train2014_"])
-    def test_names_by_id_or_by_file(self, coco, tmp_path, prefix):
-        content = json.loads((coco / "coco/annotations/instances_train2014.json").read_text())
-        annotated = {a["image_id"] for a in content["annotations"]}
-        (tmp_path / "rib").mkdir()
-        for image in content["images"]:
-            if image["id"] in annotated:
-                labels = np.full((image["height"], image["width"]), 80, np.uint8)
-                name = f"{prefix}{image['id']:012d}"
-                write_label_map(tmp_path / f"rib/{name}.png", labels, palette=False)
-                Image.new("RGB", (1, 1)).save(tmp_path / f"rib/{name}_palette.png")
-        target, sources, done = prepare(coco, "rib", tmp_path / "rib", data_set="coco_2014")
-        assert (done.written, sources.others) == (len(annotated), len(annotated)) == (48, 48)
-        assert target.folder == coco / "coco/PseudoLabels/rib_2014"
-        assert target.use == "coco_2014_train_81_rib"
-        assert target.class_names == COCO_CLASS_NAMES
-        names = {path.stem for path in target.folder.iterdir()}
-        assert names == {f"COCO_train2014_{image:012d}" for image in annotated}
-
-    def test_missing_or_other_annotations(self, coco):
-        with pytest.raises(
-            FileNotFoundError, match=r"instances_train2017\.json\nSee datasets/READ"
-        ):
-            open_target(coco, "coco_2017", "irn")
-        path = coco / "coco/annotations/instances_train2014.json"
-        content = json.loads(path.read_text())
-        content["categories"].pop()
-        content["annotations"] = []
-        path.write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=r"expected COCO's 80 categories, got 79"):
-            open_target(coco, "coco_2014", "irn")
+def test_all_are_listed_and_the_others_converted(root, voc, written):
+    write_label_map(written / f"{IDS[0]}.png", np.full((16, 20), 60, np.uint8))
+    write_label_map(written / f"{IDS[1]}.png", np.zeros((16, 20), np.uint8))
+    (written / f"{IDS[2]}.png").write_bytes(b"no picture")
+    Image.new("RGB", (23, 16)).save(written / f"{IDS[3]}.png")
+    picture = voc / f"JPEGImages/{IDS[4]}.jpg"
+    intact = picture.read_bytes()
+    picture.write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(InputError, match=r"^5 pseudo label\(s\) that cannot be used:") as caught:
+        prepare(root, "irn", written)
+    told = {
+        IDS[4]: "the image cannot be read",  # its path comes first
+        IDS[0]: "found 60 in 320 of 320 pixels",
+        IDS[1]: "the pseudo label is 20x16, its image 21x16",
+        IDS[2]: "corrupt or truncated",
+        IDS[3]: "colour picture (mode RGB)",
+    }
+    for line, (image, text) in zip(str(caught.value).splitlines()[1:], told.items()):
+        assert f"{image}." in line
+        assert text in line
+    folder = root / "VOCdevkit/VOC2012/PseudoLabels/irn"
+    assert sorted(p.name for p in folder.iterdir()) == [f"{image}.png" for image in IDS[5:]]
+    # Mended, it goes on where it was.
+    picture.write_bytes(intact)
+    for index in range(4):
+        write_label_map(written / f"{IDS[index]}.png", labels_of(index))
+    _, _, done = prepare(root, "irn", written)
+    assert (done.written, done.kept) == (5, 7)
+    # The check finds the same.
+    target = open_target(root, "voc", "irn")
+    write_label_map(folder / f"{IDS[0]}.png", np.full((16, 20), 60, np.uint8))
+    with pytest.raises(InputError, match=r"1 pseudo label\(s\) that cannot be used"):
+        check_labels(target, find_sources(target, "other", [target.folder]))
 
 
-def test_demo(tmp_path):
-    make_demo(tmp_path / "smallobj_demo", num_train=3, num_val=1, size=96)
-    target = open_target(tmp_path, "demo", "demo")
-    sources = find_sources(target, "other", [target.folder])
-    assert check_labels(target, sources) == 3
-    assert target.use.startswith("smallobj_demo_train@")
-    # A demo folder is recognised by its files, so nothing is added to it.
-    assert target.summary == tmp_path / "demo_labels_demo"
+@pytest.mark.parametrize("prefix", ["", "COCO_train2014_"])
+def test_coco_names_by_id_or_by_file(tmp_path, realdata, prefix):
+    path = tmp_path / "data/coco/annotations/instances_train2014.json"
+    path.parent.mkdir(parents=True)
+    content = json.loads((realdata / "coco/tinycoco50_val2017.json").read_text())
+    annotated = {a["image_id"] for a in content["annotations"]}
+    # Twelve images: two have no annotations, and no labels.
+    content["images"] = sorted(content["images"], key=lambda x: x["id"] in annotated)[:12]
+    annotated &= {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in annotated]
+    (tmp_path / "rib").mkdir()
+    for image in content["images"]:
+        image["file_name"] = f"COCO_train2014_{image['id']:012d}.jpg"
+        if image["id"] in annotated:
+            labels = np.full((image["height"], image["width"]), 80, np.uint8)
+            written = str(tmp_path / f"rib/{prefix}{image['id']:012d}")
+            write_label_map(f"{written}.png", labels, palette=False)
+            Image.new("RGB", (1, 1)).save(f"{written}_palette.png")
+    path.write_text(json.dumps(content))
+    data = tmp_path / "data"
+    target, sources, done = prepare(data, "rib", tmp_path / "rib", data_set="coco_2014")
+    assert done.written == sources.others == len(annotated) == 10
+    assert target.folder == data / "coco/PseudoLabels/rib_2014"
+    assert target.use == "coco_2014_train_81_rib"
+    assert target.class_names == COCO_CLASS_NAMES
+    names = {path.stem for path in target.folder.iterdir()}
+    assert names == {f"COCO_train2014_{image:012d}" for image in annotated}
+    content["categories"].pop()
+    path.write_text(json.dumps({**content, "annotations": []}))
+    with pytest.raises(ValueError, match=r"expected COCO's 80 categories, got 79"):
+        open_target(data, "coco_2014", "irn")

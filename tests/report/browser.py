@@ -1,10 +1,8 @@
 """A headless Chromium, driven over a pipe by its DevTools protocol; nothing but Python needed."""
 
-from __future__ import annotations
-
-import base64
 import json
 import os
+import pathlib
 import select
 import subprocess
 import time
@@ -16,38 +14,6 @@ _FLAGS = (
     "--hide-scrollbars",
 )
 _TIMEOUT = 60
-
-# Least WCAG contrast of all text, and where: colours are read off a canvas, which knows every
-# notation, and translucent grounds are laid over each other.
-_CONTRAST = """(() => {
-  const context = Object.assign(document.createElement('canvas'), {width: 1, height: 1})
-    .getContext('2d', {willReadFrequently: true});
-  const rgba = css => {
-    context.clearRect(0, 0, 1, 1); context.fillStyle = css; context.fillRect(0, 0, 1, 1);
-    return [...context.getImageData(0, 0, 1, 1).data].map((v, i) => i < 3 ? v : v / 255);
-  };
-  const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
-  const ground = element => {
-    const layers = [];
-    for (let e = element; e; e = e.parentElement) {
-      layers.push(rgba(getComputedStyle(e).backgroundColor));
-    }
-    return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
-  };
-  const luminance = rgb => rgb.map(v => v / 255)
-    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  let worst = [99, ''];
-  for (const element of document.querySelectorAll('main *, header *, nav *, footer *')) {
-    const own = [...element.childNodes].some(n => n.nodeType === 3 && n.data.trim());
-    if (!own || !element.checkVisibility() || element.closest('svg')) continue;
-    const below = ground(element);
-    const pair = [luminance(over(rgba(getComputedStyle(element).color), below)), luminance(below)];
-    const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
-    if (ratio < worst[0]) worst = [ratio, element.outerHTML.slice(0, 120)];
-  }
-  return worst;
-})()"""
 
 
 class Browser:
@@ -146,16 +112,15 @@ class Browser:
 
     def run(self, expression):
         """Value of a JavaScript expression."""
-        answer = self.call(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
+        options = {"returnByValue": True, "awaitPromise": True}
+        answer = self.call("Runtime.evaluate", expression=expression, **options)
         if "exceptionDetails" in answer:
             raise RuntimeError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
     def least_contrast(self):
         """Least contrast of all text that is shown, and the element that has it."""
-        return self.run(_CONTRAST)
+        return self.run(pathlib.Path(__file__).with_name("contrast.js").read_text("utf-8"))
 
     def click(self, selector):
         """A real click in the middle of an element."""
@@ -195,10 +160,5 @@ class Browser:
 
     def blocked(self):
         """Number of requests that the page's own policy stopped."""
-        return sum(
-            each.get("blockedReason") == "csp" for each in self.logged("Network.loadingFailed")
-        )
-
-    def pdf(self):
-        """The printed page."""
-        return base64.b64decode(self.call("Page.printToPDF", printBackground=False)["data"])
+        failed = self.logged("Network.loadingFailed")
+        return sum(each.get("blockedReason") == "csp" for each in failed)

@@ -1,9 +1,7 @@
 """Scored runs on drawn scenes, with their files, and a real browser to open reports in."""
 
-from __future__ import annotations
-
-import importlib.util
 import pathlib
+import runpy
 import shutil
 
 import numpy as np
@@ -74,14 +72,11 @@ def make_run():
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     """A headless Chromium without network; skipped where none is installed."""
-    path = pathlib.Path(__file__).with_name("browser.py")
-    spec = importlib.util.spec_from_file_location("report_browser", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    executable = next(filter(None, map(shutil.which, module.NAMES)), None)
+    module = runpy.run_path(str(pathlib.Path(__file__).with_name("browser.py")))
+    executable = next(filter(None, map(shutil.which, module["NAMES"])), None)
     if executable is None:
-        pytest.skip(f"no browser: none of {', '.join(module.NAMES)} is installed")
-    started = module.Browser(executable, tmp_path_factory.mktemp("profile"))
+        pytest.skip(f"no browser: none of {', '.join(module['NAMES'])} is installed")
+    started = module["Browser"](executable, tmp_path_factory.mktemp("profile"))
     yield started
     started.close()
 

@@ -1,7 +1,5 @@
 """Review sheets in a real Chromium without network: keys, mouse, filters, lists, storage."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time
@@ -79,6 +77,12 @@ def text(browser, selector):
     return browser.run(f"document.querySelector('{selector}').textContent.trim()")
 
 
+def state(browser):
+    """Name of the picture, and how many are decided and rejected."""
+    numbers = text(browser, "#count").replace(" decided", "").replace(" rejected", "")
+    return f"{text(browser, '#name')}: {numbers}"
+
+
 def choose(browser, selector, value):
     browser.run(
         f"(s => {{s.focus(); s.value = '{value}';"
@@ -141,24 +145,22 @@ def test_the_picture_and_its_masks_lie_on_each_other(page):
     assert page.run("document.getElementById('void').getAttribute('d')").startswith("M100.5,80.5")
     assert "striped: ignored" in text(page, "#facts")
     assert text(page, "#objects li") == "birdM1,600 px"
-
-
-def test_only_what_is_shown_is_in_the_page(page):
+    # Only what is shown is in the page.
     assert page.run("document.querySelectorAll('[id^=image-]').length") == NUMBER
     assert 0 < page.run("document.images.length") < 15
-    elements = page.run("document.querySelectorAll('body *').length")
+    count = "document.querySelectorAll('body *').length"
+    elements = page.run(count)
     press(page, ["End"])
     assert "image 120 of 120" in text(page, "#facts")
     press(page, ["ArrowLeft"] * 30)
     assert "image 90 of 120" in text(page, "#facts")
-    assert page.run("document.querySelectorAll('body *').length") < elements + 60
+    assert page.run(count) < elements + 60
 
 
 def test_keys_decide_and_go_on(page, tmp_path):
     assert text(page, "#name") == "000.jpg"
     press(page, "krK2")
-    assert text(page, "#name") == "004.jpg"
-    assert text(page, "#count") == "4 of 120 decided, 2 rejected"
+    assert state(page) == "004.jpg: 4 of 120, 2"
     assert page.run("document.getElementById('bar').value") == 4
     press(page, ["ArrowLeft"])
     assert text(page, "#decision") == "Rejected: wrong class"
@@ -172,13 +174,13 @@ def test_keys_decide_and_go_on(page, tmp_path):
     saved = {"version": 1, "rejected": rejected, "kept": [1000, 1002]}
     assert exported(page, tmp_path) == saved
     assert read_reject_list(tmp_path / "rejected.json") == reasons
-    message = "Saved 2 rejected image(s); 116 on this sheet have no decision yet."
-    assert text(page, "#message") == message
+    said = "Saved 2 rejected image(s); 116 on this sheet have no decision yet."
+    assert text(page, "#message") == said
 
 
 def test_a_suspicion_is_the_reason_unless_another_is_given(page, tmp_path):
     press(page, "r")
-    assert text(page, "#count") == "1 of 120 decided, 1 rejected"
+    assert state(page) == "001.jpg: 1 of 120, 1"
     press(page, ["ArrowLeft"])
     assert text(page, "#decision") == "Rejected: overlap"
     # Letters that are typed are no commands.
@@ -194,10 +196,7 @@ def test_a_suspicion_is_the_reason_unless_another_is_given(page, tmp_path):
 
 def test_undo_takes_back_one_decision_after_the_other(page):
     assert page.run("document.getElementById('undo').disabled")
-    press(page, "kr")
-    press(page, ["ArrowLeft"])
-    press(page, "k")
-    press(page, ["End"])
+    press(page, ["k", "r", "ArrowLeft", "k", "End"])
     seen = []
     for _ in range(3):
         press(page, "u")
@@ -212,9 +211,9 @@ def test_undo_takes_back_one_decision_after_the_other(page):
 def test_the_mouse_does_it_too(page):
     page.click("#keep")
     page.click("#reject")
-    assert text(page, "#count") == "2 of 120 decided, 1 rejected"
+    assert state(page) == "002.jpg: 2 of 120, 1"
     page.click("#undo")
-    assert text(page, "#name") == "001.jpg"
+    assert state(page) == "001.jpg: 1 of 120, 0"
     page.click("#strip button:nth-child(5)")
     assert text(page, "#name") == "004.jpg"
     assert page.run("document.querySelector('#strip button').className") == "keep"
@@ -233,8 +232,7 @@ def test_masks_and_zoom(page):
         press(page, "m")
         seen.append([text(page, "#toggle-masks").split()[1], *page.run(classes)])
     assert seen == [["outlines", "outlines", ""], ["none", "", "bare"], ["filled", "", ""]]
-    press(page, ["ArrowRight"])
-    press(page, "z")
+    press(page, ["ArrowRight", "z"])
     # Two objects of 12 x 12; the one farther to the left comes first in the file.
     assert page.run(view) == "-13 2 48 48"
     assert page.run("document.querySelectorAll('.lit').length") == 2
@@ -251,15 +249,15 @@ def test_masks_and_zoom(page):
 def test_a_small_object_lies_on_the_large_one_around_it(page):
     press(page, ["ArrowRight"] * 8)
     assert text(page, "#name") == "008.jpg"
-    middle = (
-        "(r => document.elementFromPoint(r.x + {} / 160 * r.width, r.y + {} / 120 * r.height))"
+    small, large = (
+        f"(r => document.elementFromPoint(r.x + {x} / 160 * r.width, r.y + {y} / 120 * r.height))"
         "(document.getElementById('picture').getBoundingClientRect())"
+        for x, y in ((20, 35), (10, 25))
     )
-    smallest = f"{middle.format(20, 35)} === [...document.querySelectorAll('#masks path')].pop()"
-    assert page.run(smallest)
-    page.run(f"{middle.format(20, 35)}.dispatchEvent(new Event('pointerenter'))")
+    assert page.run(f"{small} === [...document.querySelectorAll('#masks path')].pop()")
+    page.run(f"{small}.dispatchEvent(new Event('pointerenter'))")
     assert text(page, "#objects .lit") == "birdS100 px"
-    page.run(f"{middle.format(10, 25)}.dispatchEvent(new Event('pointerenter'))")
+    page.run(f"{large}.dispatchEvent(new Event('pointerenter'))")
     assert text(page, "#objects .lit").endswith("M1,500 px")
 
 
@@ -293,20 +291,28 @@ def test_filters(page):
     assert shown() == 11  # 011, and 110 to 119
     choose(page, "#by-name", "1042")
     assert (shown(), text(page, "#name")) == (1, "042.jpg")
-    press(page, ["Escape"])
-    press(page, "u")  # of an image that the filter hides: the filter is lifted
+    press(page, ["Escape", "u"])  # of an image that the filter hides: the filter is lifted
     wait_for(lambda: shown() == NUMBER)
     assert text(page, "#name") == "004.jpg"
 
 
 def test_decisions_outlive_the_page_and_are_shared_by_the_sheets(page, sheets, tmp_path):
-    press(page, ["k", "r", "ArrowRight", "ArrowRight"])
+    press(page, "k")
+    # Another open sheet is followed.
+    page.run(
+        "(k => window.dispatchEvent(new StorageEvent('storage', {key: k.replace('1000', '1001'),"
+        "newValue: JSON.stringify({id: 1001, decision: 'reject', reason: 'x'})})))"
+        "(Object.keys(localStorage).find(k => k.endsWith('1000')))"
+    )
+    assert state(page) == "001.jpg: 2 of 120, 1"
+    page.run("window.dispatchEvent(new StorageEvent('storage', {key: null}))")
+    assert state(page) == "001.jpg: 0 of 120, 0"
+    press(page, ["ArrowLeft", "k", "r", "ArrowRight", "ArrowRight"])
     page.open(sheets[0])
-    assert text(page, "#count") == "2 of 120 decided, 1 rejected"
-    assert text(page, "#name") == "004.jpg"
+    assert state(page) == "004.jpg: 2 of 120, 1"
     page.open(sheets[2])
     assert text(page, "h1").endswith("sheet 2 of 2")
-    assert text(page, "#count") == "0 of 60 decided, 0 rejected"
+    assert state(page) == "060.jpg: 0 of 60, 0"
     press(page, "r")
     assert [entry["image_id"] for entry in exported(page, tmp_path)["rejected"]] == [1001, 1060]
     page.click("#previous-sheet")
@@ -315,28 +321,11 @@ def test_decisions_outlive_the_page_and_are_shared_by_the_sheets(page, sheets, t
     assert text(page, "#count") == "2 of 60 decided, 1 rejected"
 
 
-def test_another_open_sheet_is_followed(page):
-    press(page, "k")
-    page.run(
-        "(k => window.dispatchEvent(new StorageEvent('storage', {key: k.replace('1000', '1001'),"
-        "newValue: JSON.stringify({id: 1001, decision: 'reject', reason: 'x'})})))"
-        "(Object.keys(localStorage).find(k => k.endsWith('1000')))"
-    )
-    assert text(page, "#count") == "2 of 120 decided, 1 rejected"
-    page.run("window.dispatchEvent(new StorageEvent('storage', {key: null}))")
-    assert text(page, "#count") == "0 of 120 decided, 0 rejected"
-
-
 def test_a_list_is_loaded_and_comes_out_again(page, tmp_path):
-    one, other = (
-        {"image_id": 1002, "reason": "poor picture"},
-        {"image_id": 7, "reason": "of another"},
-    )
+    one, other = ({"image_id": number, "reason": "poor picture"} for number in (1002, 7))
     listed = {"version": 1, "rejected": [one, other]}
-    said = imported(page, tmp_path, {**listed, "kept": [1000, 7]})
-    assert said == (
-        "Loaded 3 decision(s), 2 of them on this sheet; the others are saved with this sheet's."
-    )
+    said = "Loaded 3 decision(s), 2 of them on this sheet; the others are saved with this sheet's."
+    assert imported(page, tmp_path, {**listed, "kept": [1000, 7]}) == said
     assert text(page, "#decision") == "Kept"
     press(page, "kr")
     mine = {"image_id": 1001, "reason": "rejected by eye"}

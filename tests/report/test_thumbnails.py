@@ -1,7 +1,5 @@
 """Which objects are pictured, and what the pictures show."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io
@@ -16,27 +14,22 @@ from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.report.html import render_report
 from d2_smallobj.report.methods import make_methods
 from d2_smallobj.report.scored_pixels import SourceError, read_map, read_scored_pixels
-from d2_smallobj.report.thumbnails import (
-    OBJECT_COLOUR,
-    crop_window,
-    make_thumbnails,
-    worst_small,
-)
+from d2_smallobj.report.thumbnails import OBJECT_COLOUR, crop_window, make_thumbnails, worst_small
 
 NAMES = ("background", "x", "y")
 
 
 def two_objects():
     """Semantic map with a small x, a small y and a large x, instances 1, 2, 300."""
-    semantic = np.zeros((120, 160), np.uint8)
-    semantic[10:20, 10:20] = 1
-    semantic[50:60, 100:130] = 2
-    semantic[70:115, 20:80] = 1
-    instances = np.zeros(semantic.shape, np.uint16)
-    instances[10:20, 10:20] = 1
-    instances[50:60, 100:130] = 2
-    instances[70:115, 20:80] = 300
+    semantic, instances = np.zeros((120, 160), np.uint8), np.zeros((120, 160), np.uint16)
+    windows = np.s_[10:20, 10:20], np.s_[50:60, 100:130], np.s_[70:115, 20:80]
+    for window, label, identity in zip(windows, (1, 2, 1), (1, 2, 300)):
+        semantic[window], instances[window] = label, identity
     return semantic, instances
+
+
+def worst(*runs):
+    return worst_small(make_methods(runs, None))
 
 
 def decode(uri):
@@ -52,10 +45,10 @@ def is_near(pixel, colour, by=60):
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_the_crop_holds_the_object_and_stays_inside(data):
-    height, width = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 90))
-    mask = np.zeros((height, width), bool)
-    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    size = height, width = [data.draw(st.integers(1, 90)) for _ in range(2)]
+    top, left = (data.draw(st.integers(0, length - 1)) for length in size)
     bottom, right = data.draw(st.integers(top, height - 1)), data.draw(st.integers(left, width - 1))
+    mask = np.zeros(size, bool)
     mask[top : bottom + 1, left : right + 1] = True
     rows, columns = crop_window(mask)
     assert mask[rows, columns].sum() == mask.sum()
@@ -71,42 +64,33 @@ def test_missed_by_most_comes_first_then_low_iou(make_run):
     missed = np.where(semantic == 1, 0, semantic)
     partial = missed.copy()
     partial[50:60, 104:130] = 0
-    runs = [
-        make_run("first", {"a": (missed, semantic, instances)}, NAMES),
-        make_run("second", {"a": (partial, semantic, instances)}, NAMES),
-    ]
-    found = worst_small(make_methods(runs, None))
+    first, second = (
+        make_run(name, {"a": (prediction, semantic, instances)}, NAMES)
+        for name, prediction in (("first", missed), ("second", partial))
+    )
     # The large object is none; y has a mean IoU of (1 + 4/30) / 2 over both.
-    assert [(one.category, one.instance) for one in found] == [(1, 1)]
-    found = worst_small(make_methods(runs[1:], None))
+    assert [(one.category, one.instance) for one in worst(first, second)] == [(1, 1)]
+    found = worst(second)
     assert [(one.category, one.instance) for one in found] == [(1, 1), (2, 2)]
-    assert found[0].outcomes == {0: "missed"}
-    assert found[1].outcomes == {0: "partial"}
+    assert [one.outcomes for one in found] == [{0: "missed"}, {0: "partial"}]
     assert found[1].ious == {0: pytest.approx(40 / 300)}
 
 
 def test_the_number_of_methods_that_missed_it_counts_before_the_mean(make_run):
-    semantic = np.zeros((100, 100), np.uint8)
-    instances = np.zeros_like(semantic)
-    for number in range(1, 5):
-        top = 22 * (number - 1)
-        instances[top : top + 20, : 4 + number] = number
-    semantic[instances > 0] = 1
-
-    def predict(heights):
-        prediction = np.zeros_like(semantic)
+    def draw(heights):
+        labels = np.zeros((100, 100), np.uint8)
         for number, height in heights.items():
             top = 22 * (number - 1)
-            prediction[top : top + height, : 4 + number] = 1
-        return prediction
+            labels[top : top + height, : 4 + number] = number
+        return labels
 
+    instances = draw(dict.fromkeys(range(1, 5), 20))
     # IoU in twentieths, by instance: 1 is missed twice, 2 and 4 once, 3 never.
     runs = [
-        make_run("m", {"a": (predict({3: 2}), semantic, instances)}, NAMES),
-        make_run("n", {"a": (predict({2: 1, 3: 2, 4: 10}), semantic, instances)}, NAMES),
+        make_run(name, {"a": ((draw(heights) > 0) * 1, (instances > 0) * 1, instances)}, NAMES)
+        for name, heights in (("m", {3: 2}), ("n", {2: 1, 3: 2, 4: 10}))
     ]
-    found = worst_small(make_methods(runs, None))
-    assert [one.instance for one in found] == [1, 2, 4, 3]
+    assert [one.instance for one in worst(*runs)] == [1, 2, 4, 3]
 
 
 def test_images_and_classes_take_turns(make_run):
@@ -116,15 +100,10 @@ def test_images_and_classes_take_turns(make_run):
         for number, side in enumerate(sides):
             semantic[2 : 2 + side, 20 * number : 20 * number + side] = 1 + number % 2
         maps[str(index)] = (np.zeros_like(semantic), semantic, None)
-    found = worst_small(make_methods([make_run("m", maps, NAMES)], None))
+    found = worst(make_run("m", maps, NAMES))
     # One of every image first (the largest); then the classes that had no turn.
-    assert [(one.image_id, one.category, one.area) for one in found] == [
-        ("0", 1, 81),
-        ("1", 1, 25),
-        ("0", 2, 64),
-        ("1", 2, 16),
-        ("0", 1, 49),
-    ]
+    turns = " ".join(f"{one.image_id}:{one.category}:{one.area}" for one in found)
+    assert turns == "0:1:81 1:1:25 0:2:64 1:2:16 0:1:49"
 
 
 def test_pictures_show_image_truth_and_prediction(make_run, tmp_path):
@@ -133,30 +112,22 @@ def test_pictures_show_image_truth_and_prediction(make_run, tmp_path):
     prediction[10:20, 10:17] = 2
     image = np.zeros((*semantic.shape, 3), np.uint8)
     image[instances == 1] = (0, 255, 0)
-    Image.fromarray(image).save(tmp_path / "a.png")
-    write_label_map(tmp_path / "semantic.png", semantic)
-    write_label_map(tmp_path / "instances.png", instances)
-    np.save(tmp_path / "prediction.npy", prediction.astype(np.int64))
-    files = {
-        "image": tmp_path / "a.png",
-        "semantic": tmp_path / "semantic.png",
-        "instances": tmp_path / "instances.png",
-        "prediction": tmp_path / "prediction.npy",
-    }
+    files = {kind: tmp_path / f"{kind}.png" for kind in ("image", "semantic", "instances")}
+    Image.fromarray(image).save(files["image"])
+    write_label_map(files["semantic"], semantic)
+    write_label_map(files["instances"], instances)
+    files["prediction"] = tmp_path / "prediction.npy"
+    np.save(files["prediction"], prediction.astype(np.int64))
     run = make_run("m", {"a": (prediction, semantic, instances)}, NAMES, sources={"a": files})
     methods = make_methods([run], None)
     drawn, reasons = make_thumbnails(methods, worst_small(methods), 5)
-    assert not reasons
-    assert [one.shown.instance for one in drawn] == [1]
-    one = drawn[0]
+    (one,) = drawn
+    assert (one.shown.instance, dict(reasons)) == (1, {})
     pictures = [decode(one.image), decode(one.truth), decode(one.predictions[0][1])]
     assert {picture.shape for picture in pictures} == {(208, 208, 3)}
     # The crop begins in the corner; (14, 14) lies on the object and (14, 18.5) right of the 2s.
     scale = 208 / 56
-    on, beside = (
-        (round(14.5 * scale), round(14.5 * scale)),
-        (round(14.5 * scale), round(18 * scale)),
-    )
+    on, beside = ((round(14.5 * scale), round(x * scale)) for x in (14.5, 18))
     assert is_near(pictures[0][on], (0, 255, 0))
     assert is_near(pictures[1][on], OBJECT_COLOUR)
     assert is_near(pictures[2][on], (0, 114, 178))
@@ -166,45 +137,37 @@ def test_pictures_show_image_truth_and_prediction(make_run, tmp_path):
 
 
 def test_components_are_the_instances_without_a_map(make_run):
-    semantic, _ = two_objects()
+    semantic = np.zeros((64, 64), np.uint8)
+    semantic[::3, ::3] = 1
     none = np.zeros_like(semantic)
     sources = {"a": {"semantic": lambda: semantic, "prediction": lambda: none}}
     run = make_run("m", {"a": (none, semantic, None)}, NAMES, sources=sources)
     methods = make_methods([run], None)
     drawn, reasons = make_thumbnails(methods, worst_small(methods), 5)
-    assert len(drawn) == 2
-    assert not reasons
+    assert (len(drawn), dict(reasons)) == (5, {})
     assert all(one.image is None for one in drawn)
-
-
-def test_many_components_are_numbered_as_the_metric_does(make_run):
-    semantic = np.zeros((64, 64), np.uint8)
-    semantic[::3, ::3] = 1
-    sources = {"a": {"semantic": lambda: semantic}}
-    run = make_run("m", {"a": (semantic, semantic, None)}, NAMES, sources=sources)
-    truth = read_scored_pixels(run, "a")
-    ids = set(np.unique(truth.instances).tolist()) - {0}
+    # Many are numbered as the metric does.
+    ids = set(np.unique(read_scored_pixels(run, "a").instances).tolist()) - {0}
     assert ids == set(run.table.instance_id.tolist()) - {0}
     assert 255 not in ids
 
 
-@pytest.mark.parametrize(
-    ("kept", "what"),
-    [
-        (["image", "instances", "prediction"], "semantic maps"),
-        (["image", "instances", "semantic"], "predictions"),
-        ([], "semantic maps"),
-    ],
-)
-def test_the_report_says_why_pictures_are_missing(scenes, kept, what):
+def test_the_report_says_why_pictures_are_missing(scenes):
+    text = render_report(scenes, max_thumbnails=3)
+    assert text.count('<article class="thumb"') == 3
+    assert "no pictures were asked for" in render_report(scenes, max_thumbnails=0)
     run = scenes[0]
-    sources = {
-        image: {kind: files[kind] for kind in kept} for image, files in run.sources.items() if kept
-    }
-    text = render_report([dataclasses.replace(run, sources=sources)])
-    assert f"objects): the run does not say where its {what} are." in text
-    assert "but they cannot be shown" in text
-    assert "<img" not in text
+    for missing in ("semantic", "prediction", "all"):
+        sources = {
+            image: {kind: file for kind, file in files.items() if kind != missing}
+            for image, files in run.sources.items()
+            if missing != "all"
+        }
+        text = render_report([dataclasses.replace(run, sources=sources)])
+        what = "predictions" if missing == "prediction" else "semantic maps"
+        assert f"objects): the run does not say where its {what} are." in text
+        assert "but they cannot be shown" in text
+        assert "<img" not in text
 
 
 def test_changed_files_are_noticed(scenes, tmp_path):
@@ -214,56 +177,37 @@ def test_changed_files_are_noticed(scenes, tmp_path):
     write_label_map(tmp_path / "blank.png", blank)
     write_label_map(tmp_path / "small.png", blank[:50])
     (tmp_path / "bad.png").write_bytes(b"no image")
-    cases = {
-        "instances": ("blank.png", "no longer those that were scored"),
-        "semantic": ("small.png", "differ in size"),
-        "prediction": ("small.png", "no longer has the size of the ground truth"),
-        "image": ("bad.png", None),
-    }
-    methods = make_methods([run], None)
-    candidates = [one for one in worst_small(methods) if one.image_id == first]
+    candidates = [one for one in worst(run) if one.image_id == first]
     assert candidates
-    for kind, (name, reason) in cases.items():
+    for kind, name, reason in (
+        ("instances", "blank.png", "no longer those that were scored"),
+        ("semantic", "small.png", "differ in size"),
+        ("prediction", "small.png", "no longer has the size of the ground truth"),
+        ("image", "bad.png", None),
+    ):
         files = {**run.sources[first], kind: str(tmp_path / name)}
         broken = dataclasses.replace(run, sources={first: files})
         drawn, reasons = make_thumbnails(make_methods([broken], None), candidates[:1], 1)
-        if reason is None:
-            # A picture that cannot be read is done without.
-            assert drawn[0].image is None
-        else:
+        if reason is not None:
             assert drawn == []
             assert reason in next(iter(reasons))
+    # A picture that cannot be read is done without.
+    assert drawn[0].image is None
 
 
 def test_unreadable_sources_are_told_with_their_cause(scenes, tmp_path):
     def gone():
         raise FileNotFoundError(2, "no such file", "annotations.json")
 
-    run = dataclasses.replace(
-        scenes[0], sources={"a": {"semantic": str(tmp_path / "x.png"), "prediction": gone}}
-    )
-    with pytest.raises(SourceError, match=r"semantic maps cannot be read: .*x\.png"):
-        read_map(run, "a", "semantic")
-    with pytest.raises(SourceError, match=r"predictions cannot be read: .*annotations\.json"):
-        read_map(run, "a", "prediction")
     np.save(tmp_path / "scores.npy", np.zeros((2, 3, 3)))
+    np.save(tmp_path / "pickled.npy", np.array([{"a": 1}]), allow_pickle=True)
     for source, message in (
+        (str(tmp_path / "x.png"), r"cannot be read: .*x\.png"),
+        (gone, r"cannot be read: .*annotations\.json"),
         (str(tmp_path / "scores.npy"), r"cannot be read: .*scores\.npy: a label map is .*integer"),
+        (str(tmp_path / "pickled.npy"), "cannot be read: .*allow_pickle"),
         (lambda: np.zeros((2, 3, 3)), r"must be integers \(H, W\), got float64 \(2, 3, 3\)"),
     ):
-        scores = dataclasses.replace(run, sources={"a": {"semantic": source}})
-        with pytest.raises(SourceError, match=f"semantic maps {message}"):
-            read_map(scores, "a", "semantic")
-
-
-def test_pickled_arrays_are_refused(scenes, tmp_path):
-    np.save(tmp_path / "x.npy", np.array([{"a": 1}]), allow_pickle=True)
-    run = dataclasses.replace(scenes[0], sources={"a": {"semantic": str(tmp_path / "x.npy")}})
-    with pytest.raises(SourceError, match=r"semantic maps cannot be read: .*allow_pickle"):
-        read_map(run, "a", "semantic")
-
-
-def test_the_limit_holds(scenes):
-    text = render_report(scenes, max_thumbnails=3)
-    assert text.count('<article class="thumb"') == 3
-    assert "no pictures were asked for" in render_report(scenes, max_thumbnails=0)
+        run = dataclasses.replace(scenes[0], sources={"a": {"prediction": source}})
+        with pytest.raises(SourceError, match=f"predictions {message}"):
+            read_map(run, "a", "prediction")

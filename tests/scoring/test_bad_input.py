@@ -18,19 +18,22 @@ def run(dataset, **changes):
     return evaluate(Inputs(**{**dataset.options, **changes}), Settings(samples=0))
 
 
+def png(dataset, kind, number):
+    return getattr(dataset, kind) / f"image{number}.png"
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-30])
 
 
-def remove_two(dataset):
-    for name in ("image5", "image2"):
-        (dataset.preds / f"{name}.png").unlink()
+def remove(kind, *numbers):
+    return lambda dataset: [png(dataset, kind, number).unlink() for number in numbers]
 
 
 def add_25_without_prediction(dataset):
-    for index in range(25):
-        write_label_map(dataset.semantic / f"more{index:02d}.png", dataset.guesses[0])
-        write_label_map(dataset.instances / f"more{index:02d}.png", dataset.guesses[0])
+    for folder in (dataset.semantic, dataset.instances):
+        for index in range(25):
+            write_label_map(folder / f"more{index:02d}.png", dataset.guesses[0])
 
 
 def rename_all(dataset):
@@ -39,40 +42,33 @@ def rename_all(dataset):
 
 
 def resize(dataset):
-    write_label_map(dataset.preds / "image1.png", dataset.guesses[3])
+    write_label_map(png(dataset, "preds", 1), dataset.guesses[3])
     np.save(dataset.preds / "image2.npy", dataset.guesses[0])
-    (dataset.preds / "image2.png").unlink()
+    png(dataset, "preds", 2).unlink()
 
 
 def write_other_files(dataset):
-    Image.new("RGB", (51, 40)).save(dataset.preds / "image1.png")
-    (dataset.preds / "image2.png").write_bytes(b"")
-    (dataset.preds / "image4.png").unlink()
+    Image.new("RGB", (51, 40)).save(png(dataset, "preds", 1))
+    png(dataset, "preds", 2).write_bytes(b"")
+    png(dataset, "preds", 4).unlink()
     np.save(dataset.preds / "image4.npy", np.zeros((4, 40, 54), np.float32))
 
 
 def swap_instances(dataset):
-    (dataset.instances / "image1.png").write_bytes((dataset.instances / "image2.png").read_bytes())
-
-
-def remove_instances(dataset):
-    (dataset.instances / "image1.png").unlink()
+    png(dataset, "instances", 1).write_bytes(png(dataset, "instances", 2).read_bytes())
 
 
 def add_npy(kind):
-    def change(dataset):
-        np.save(getattr(dataset, kind) / "image1.npy", dataset.guesses[1])
-
-    return change
+    return lambda dataset: np.save(getattr(dataset, kind) / "image1.npy", dataset.guesses[1])
 
 
 def rename_unprintable(dataset):
-    for folder in (dataset.preds, dataset.semantic, dataset.instances):
-        (folder / "image1.png").rename(folder / "im\nage.png")
+    for kind in ("preds", "semantic", "instances"):
+        png(dataset, kind, 1).rename(getattr(dataset, kind) / "im\nage.png")
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (remove_two, r"^2 image\(s\) without a prediction:\n  image2\n  image5$"),
+    (remove("preds", 5, 2), r"^2 image\(s\) without a prediction:\n  image2\n  image5$"),
     (add_25_without_prediction,
      r"^25 image\(s\) without a prediction:\n(  more0\d\n){10}  and 15 more$"),
     (rename_all, r"(?s)7 image\(s\) without.*instead; do they belong.*:\n  ximage0, ximage1"),
@@ -86,7 +82,7 @@ def rename_unprintable(dataset):
     (swap_instances,
      r"^1 unusable ground-truth map\(s\):\n  \S+instances/image1\.png: height x width"
      r" 40 x 52, but 40 x 51 in \S+semantic/image1\.png; do the files belong .*\?$"),
-    (remove_instances,
+    (remove("instances", 1),
      r"^1 image\(s\) without an instance map in \S+instances .*--list\):\n  image1$"),
     (add_npy("preds"), r"1 prediction\(s\) in two files each:\n  image1\.npy and image1\.png"),
     (add_npy("semantic"), r"share:\n  image1\.npy and image1\.png"),
@@ -124,21 +120,21 @@ def test_headers_and_pixels_are_listed_in_one_error(dataset):
 
 
 def label_out_of_range(dataset):
-    for name in ("image1", "image4"):
-        labels = dataset.guesses[int(name[-1])].copy()
+    for number in (1, 4):
+        labels = dataset.guesses[number].copy()
         labels[0, :3] = [9, 9, 255]
-        write_label_map(dataset.preds / f"{name}.png", labels)
+        write_label_map(png(dataset, "preds", number), labels)
 
 
 def truncate_two(dataset):
-    for path in (dataset.preds / "image1.png", dataset.instances / "image3.png"):
-        truncate(path)
+    truncate(png(dataset, "preds", 1))
+    truncate(png(dataset, "instances", 3))
 
 
 def mix_classes(dataset):
     mixed = dataset.scenes[1][1].copy()
     mixed[20:25, 10:40] = 2
-    write_label_map(dataset.instances / "image1.png", mixed)
+    write_label_map(png(dataset, "instances", 1), mixed)
 
 
 @pytest.mark.parametrize(("change", "options", "message"), [
@@ -215,14 +211,14 @@ def test_a_named_stuff_class_takes_the_place_of_background(dataset):
 
 
 def test_settings_are_checked(dataset):
-    with pytest.raises(ValueError, match=r"mode: unknown value 'oficial'.*'official'"):
-        Settings(mode="oficial")
-    with pytest.raises(ValueError, match=r"must be >= 0, got -1 and 0"):
-        Settings(samples=-1)
-    with pytest.raises(ValueError, match=r"worst must be a whole number .* got 101"):
-        Settings(worst=101)
-    with pytest.raises(ValueError, match=r"ignore_label must lie above the classes 0\.\.3, got 2"):
-        prepare(Inputs(**dataset.options), Settings(ignore_label=2))
+    for options, message in (
+        ({"mode": "oficial"}, r"mode: unknown value 'oficial'.*'official'"),
+        ({"samples": -1}, r"must be >= 0, got -1 and 0"),
+        ({"worst": 101}, r"worst must be a whole number .* got 101"),
+        ({"ignore_label": 2}, r"ignore_label must lie above the classes 0\.\.3, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(Inputs(**dataset.options), Settings(**options))
     for text in ("0/3", "4/3", "1/0", "1", "a/b", "-1/3"):
         with pytest.raises(ValueError, match=rf"--shard must be i/n .*got '{text}'"):
             parse_shard(text)

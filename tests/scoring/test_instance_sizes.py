@@ -35,18 +35,12 @@ def rectangle(x0, y0, x1, y1):
 
 def annotation_file(path, number_of_categories=3, **changes):
     """Two images; image 1 has an object of the last category."""
-    box = rectangle(2, 2, 8, 8)
+    images = [{"id": n, "height": 20, "width": 30, "file_name": f"{n}.jpg"} for n in (1, 2)]
+    last = {"category_id": number_of_categories, "segmentation": rectangle(2, 2, 8, 8)}
     content = {
-        "images": [
-            {"id": number, "height": 20, "width": 30, "file_name": f"{number}.jpg"}
-            for number in (1, 2)
-        ],
-        "categories": [
-            {"id": number, "name": f"c{number}"} for number in range(1, number_of_categories + 1)
-        ],
-        "annotations": [
-            {"id": 5, "image_id": 1, "category_id": number_of_categories, "segmentation": box}
-        ],
+        "images": images,
+        "categories": [{"id": n, "name": f"c{n}"} for n in range(1, number_of_categories + 1)],
+        "annotations": [{"id": 5, "image_id": 1, **last}],
         **changes,
     }
     path.write_text(json.dumps(content))
@@ -55,11 +49,8 @@ def annotation_file(path, number_of_categories=3, **changes):
 
 @pytest.fixture
 def folders(dataset):
-    return {
-        "path": str(dataset.semantic),
-        "instances": str(dataset.instances),
-        "classes": str(dataset.classes),
-    }
+    kinds = {"path": dataset.semantic, "instances": dataset.instances, "classes": dataset.classes}
+    return {name: str(path) for name, path in kinds.items()}
 
 
 @pytest.mark.parametrize("components", [False, True])
@@ -101,12 +92,9 @@ def test_classes_of_an_annotation_file_can_be_chosen(tmp_path):
     path = annotation_file(tmp_path / "a.json")
     (tmp_path / "names.txt").write_text("background\nthing\n")
     (tmp_path / "map.json").write_text(json.dumps({"c3": "thing"}))
-    truth = open_truth(
-        "coco_json",
-        str(path),
-        classes=str(tmp_path / "names.txt"),
-        category_map=str(tmp_path / "map.json"),
-    )
+    files = {"classes": tmp_path / "names.txt", "category_map": tmp_path / "map.json"}
+    files = {name: str(file) for name, file in files.items()}
+    truth = open_truth("coco_json", str(path), **files)
     assert truth.class_names == ("background", "thing")
     assert entries(measure_instances(truth, source="x")) == [(1, 36, 600)]
 
@@ -123,6 +111,9 @@ def test_all_damaged_maps_are_listed(dataset, folders):
 
 
 def test_all_malformed_annotations_are_listed(tmp_path):
+    path = annotation_file(tmp_path / "none.json", images=[], annotations=[])
+    with pytest.raises(ValueError, match="mine: the data set has no images"):
+        measure_instances(open_truth("coco_json", str(path)), source="mine")
     wrong = {"category_id": 1, "segmentation": [[1, 2, 3]]}
     bad = [{"id": 10 + image, "image_id": image, **wrong} for image in (1, 2)]
     path = annotation_file(tmp_path / "bad.json", annotations=bad)
@@ -131,21 +122,14 @@ def test_all_malformed_annotations_are_listed(tmp_path):
     assert "annotation 12" in str(caught.value)
 
 
-def test_no_images(tmp_path):
-    path = annotation_file(tmp_path / "none.json", images=[], annotations=[])
-    with pytest.raises(ValueError, match="mine: the data set has no images"):
-        measure_instances(open_truth("coco_json", str(path)), source="mine")
-
-
 @pytest.mark.parametrize("kind", ["semantic", "coco_json"])
 def test_what_the_user_calls_stuff_is_not_measured(dataset, folders, tmp_path, kind):
     if kind == "semantic":
         options, stuff, category = folders, ("background", "dog"), 2
     else:
-        boxes = ((1, rectangle(2, 2, 8, 8)), (2, rectangle(12, 2, 18, 8)))
         entries = [
             {"id": number, "image_id": 1, "category_id": number, "segmentation": box}
-            for number, box in boxes
+            for number, box in ((1, rectangle(2, 2, 8, 8)), (2, rectangle(12, 2, 18, 8)))
         ]
         path = annotation_file(tmp_path / "a.json", 2, annotations=entries)
         options, stuff, category = {"path": str(path)}, ("background", "c2"), 2

@@ -9,18 +9,10 @@ import shutil
 
 import pytest
 
-from d2_smallobj.scoring import (
-    Inputs,
-    Settings,
-    check_writable,
-    evaluate,
-    load_run,
-    load_runs,
-    merge,
-    save_run,
-)
+from d2_smallobj.metrics import OUTCOMES
+from d2_smallobj.scoring import Inputs, Settings, evaluate, load_run, load_runs, merge, save_run
 from d2_smallobj.scoring.run_tables import format_run
-from d2_smallobj.scoring.scored_run import RUN_FILES
+from d2_smallobj.scoring.scored_run import RUN_FILES, check_writable
 
 
 @pytest.fixture
@@ -64,9 +56,8 @@ def test_metrics(run, folder):
 
 def test_instances_file(run, folder):
     lines = (folder / "instances.csv").read_text().splitlines()
-    assert lines[0] == (
-        "image_id,instance_id,category_id,area,size,iou,intersection,charged,components,outcome"
-    )
+    header = "image_id,instance_id,category_id,area,size,iou,intersection,charged,components"
+    assert lines[0] == f"{header},outcome"
     rows = list(csv.DictReader(lines))
     assert len(rows) == 28
     cats = [float(row["iou"]) for row in rows if row["category_id"] == "1"]
@@ -74,9 +65,7 @@ def test_instances_file(run, folder):
     assert [row["size"] for row in rows[:4]] == ["", "S", "S", "S"]
     assert [row["instance_id"] for row in rows[:4]] == ["0", "2", "7", "300"]
     assert rows[0]["outcome"] == ""
-    assert {row["outcome"] for row in rows} <= {
-        *("", "good", "partial", "fragmented", "merged", "missed")
-    }
+    assert {row["outcome"] for row in rows} <= {"", *OUTCOMES}
     with open(folder / "instance_details.csv", newline="") as file:
         details = list(csv.DictReader(file))
     assert len(details) == len(rows)
@@ -128,13 +117,6 @@ def edit(path, old, new, count=1):
 def test_damaged_files(folder, name, old, new, message):
     edit(folder / name, old, new)
     with pytest.raises(ValueError, match=message):
-        load_run(folder)
-
-
-def test_files_that_break_off(folder):
-    path = folder / "instances.csv"
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(ValueError, match=r"instances\.csv: row 29 has \d+ cells instead of 10"):
         load_run(folder)
 
 

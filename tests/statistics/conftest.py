@@ -46,9 +46,9 @@ def build_run(
         counts[images.index(image), category] += (hit, area, hit)
         known = {"image_id": image, "category_id": category, "area": area, "pixels": area}
         known |= {"intersection": hit, "charged": hit, "components": int(hit > 0)}
-        known |= {"instance_id": number if category else 0, "image_area": 10**6}
+        known |= {"instance_id": number if category else 0, "image_area": 10**6, "shared": 0}
         for key, column in columns.items():
-            column.append(known.get(key, 0))
+            column.append(known[key])
     table = InstanceTable.from_columns(columns)
     return SmallRun(table, counts, images, list(class_names), name, options)
 

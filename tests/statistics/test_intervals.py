@@ -11,29 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from d2_smallobj.metrics import (
-    COCO_SIZE_BINS,
-    Accumulator,
-    InstanceTable,
-    PixelTable,
-    SizeBins,
-    summarize,
-)
-from d2_smallobj.metrics.image_sums import fixed_point, image_sums, joint_sums, resampled_figures
+from d2_smallobj import metrics
+from d2_smallobj.metrics import COCO_SIZE_BINS, Accumulator, InstanceTable, PixelTable
+from d2_smallobj.metrics.image_sums import fixed_point, image_sums, joint_sums
 from d2_smallobj.metrics.summary import headline_names
 from d2_smallobj.statistics import intervals
-from d2_smallobj.statistics.intervals import (
-    FewInstances,
-    Interval,
-    bootstrap,
-    bootstrap_figures,
-    bootstrap_weights,
-    few_instances,
-    few_instances_warnings,
-    percentiles,
-    resampled,
-    score,
-)
+from d2_smallobj.statistics.intervals import FewInstances, Interval, bootstrap, few_instances
 
 HEADLINE = ["mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_S", "IA-mIoU_M", "IA-mIoU_L"]
 BY_IMAGE = ["mIoU_I", "mIoU_C", "mIoU_I@5", "mIoU_C@5"]
@@ -52,8 +35,8 @@ def same(one, other):
 def test_two_images_by_hand(make_run):
     # Drawn twice from {0, 100}: 0, 50, 100 with chances 1/4, 1/2, 1/4.
     run = make_run([("a", 1, 100, 0.0), ("b", 1, 100, 1.0)])
-    scores = score(run, class_names=run.class_names)
-    drawn = bootstrap_figures([scores], 4000, 0)[0]
+    scores = intervals.score(run, class_names=run.class_names)
+    drawn = intervals.bootstrap_figures([scores], 4000, 0)[0]
     for name in ("IA-mIoU_fg", "IA-mIoU", "mIoU", "IA-mIoU_S"):
         values, counts = np.unique(drawn[name], return_counts=True)
         assert values.tolist() == [0.0, 50.0, 100.0]
@@ -65,19 +48,19 @@ def test_two_images_by_hand(make_run):
 
 
 def test_percentiles_are_linear_between_order_statistics():
-    assert percentiles(np.arange(101.0), 0.9) == pytest.approx((5.0, 95.0))
-    assert percentiles(np.array([math.nan, 3.0, 1.0]), 0.5) == pytest.approx((1.5, 2.5))
-    assert all(math.isnan(end) for end in percentiles(np.array([math.nan]), 0.95))
+    assert intervals.percentiles(np.arange(101.0), 0.9) == pytest.approx((5.0, 95.0))
+    assert intervals.percentiles(np.array([math.nan, 3.0, 1.0]), 0.5) == pytest.approx((1.5, 2.5))
+    assert all(math.isnan(end) for end in intervals.percentiles(np.array([math.nan]), 0.95))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_resample_is_the_data_set_with_images_repeated(random_run, seed):
     run = random_run(seed, seed + 100)
-    scores = score(run, class_names=run.class_names)
-    weights = next(bootstrap_weights(len(run.images), 20, seed))
-    found = resampled(scores, joint_sums([scores.sums]).totals(weights)[0])
-    assert list(found) == HEADLINE + RECALL
-    found |= resampled_figures(scores.ious, weights, 5)
+    scores = intervals.score(run, class_names=run.class_names)
+    weights = next(intervals.bootstrap_weights(len(run.images), 20, seed))
+    totals = joint_sums([scores.sums]).totals(weights)[0]
+    found = intervals.resampled(scores, totals, scores.ious, weights)
+    assert list(found) == HEADLINE + RECALL + BY_IMAGE
     for row, drawn in enumerate(weights.astype(int)):
         tables, counts = [], []
         for image, number in zip(run.images, drawn.tolist()):
@@ -86,7 +69,7 @@ def test_a_resample_is_the_data_set_with_images_repeated(random_run, seed):
                 tables.append(renamed(table, f"{image}-{copy}"))
                 counts.append(renamed(pixels, f"{image}-{copy}"))
         table, pixels = InstanceTable.concatenate(tables), PixelTable.concatenate(counts)
-        expected = summarize(table, pixels, run.class_names)
+        expected = metrics.summarize(table, pixels, run.class_names)
         for name in HEADLINE + BY_IMAGE + RECALL:
             assert found[name][row] == pytest.approx(expected[name], abs=1e-7, nan_ok=True)
 
@@ -103,7 +86,9 @@ def random_maps(seed, count=12):
         yield f"image {number}", prediction, truth
 
 
-@pytest.mark.parametrize("bins", [COCO_SIZE_BINS, SizeBins({"A": 0.05, "B": 1}, relative=True)])
+@pytest.mark.parametrize(
+    "bins", [COCO_SIZE_BINS, metrics.SizeBins({"A": 0.05, "B": 1}, relative=True)]
+)
 def test_estimates_are_the_plain_figures_to_the_bit(bins):
     accumulator = Accumulator(3)
     for maps in random_maps(3):
@@ -112,26 +97,11 @@ def test_estimates_are_the_plain_figures_to_the_bit(bins):
     plain = accumulator.summarize(names, size_bins=bins)
     found = bootstrap(accumulator, class_names=names, size_bins=bins, samples=50)
     assert list(found) == list(plain)[: list(plain).index("images")] == headline_names(bins)
-    assert {name: repr(interval.estimate) for name, interval in found.items()} == {
-        name: repr(plain[name]) for name in found
-    }
+    assert all(same(interval.estimate, plain[name]) for name, interval in found.items())
     # Not the worst cases: of twelve images, the worst one stays the worst in most resamples.
-    assert all(
-        x.low < x.estimate < x.high or "@" in name or (x.low, x.high) == (100.0, 100.0)
-        for name, x in found.items()
-        if not math.isnan(x.estimate)
-    )
-
-
-def test_shards_give_the_same_intervals_as_the_whole():
-    whole, parts = Accumulator(3), [Accumulator(3), Accumulator(3)]
-    for number, maps in enumerate(random_maps(4)):
-        whole.update(*maps)
-        parts[number % 2].update(*maps)
-    merged = Accumulator.from_state(parts[1].state())
-    merged.merge(parts[0])
-    results = [bootstrap(x, class_names=["background", "cat", "dog"]) for x in (whole, merged)]
-    assert same(*results)
+    for name, x in found.items():
+        if not math.isnan(x.estimate) and "@" not in name and x.low < 100.0:
+            assert x.low < x.estimate < x.high, name
 
 
 def test_a_seed_settles_everything(random_run, monkeypatch):
@@ -156,7 +126,7 @@ def test_a_seed_settles_everything(random_run, monkeypatch):
 def test_sums_are_exact_so_no_order_of_adding_matters(random_run):
     run = random_run(5, 6, images=40)
     sums = image_sums(run, num_classes=3, size_bins=COCO_SIZE_BINS)
-    weights = next(bootstrap_weights(40, 30, 0))
+    weights = next(intervals.bootstrap_weights(40, 30, 0))
     (totals,) = joint_sums([sums]).totals(weights)
     for category, (index, values) in enumerate(zip(sums.index, sums.values)):
         for sample, column in itertools.product(range(30), range(values.shape[1])):
@@ -169,8 +139,8 @@ def test_sums_are_exact_so_no_order_of_adding_matters(random_run):
 
 def test_methods_together_add_up_to_the_bit_as_alone(random_run):
     runs = [random_run(5, method, images=40) for method in (6, 7, 8)]
-    sums = [score(run, class_names=run.class_names).sums for run in runs]
-    weights = next(bootstrap_weights(40, 30, 0))
+    sums = [intervals.score(run, class_names=run.class_names).sums for run in runs]
+    weights = next(intervals.bootstrap_weights(40, 30, 0))
     alone = np.stack([joint_sums([method]).totals(weights)[0] for method in sums])
     joint = joint_sums(sums)
     assert np.array_equal(joint.totals(weights), alone)
@@ -180,7 +150,7 @@ def test_methods_together_add_up_to_the_bit_as_alone(random_run):
 
 
 def test_weights_are_multinomial():
-    weights = np.concatenate(list(bootstrap_weights(50, 2000, 3)))
+    weights = np.concatenate(list(intervals.bootstrap_weights(50, 2000, 3)))
     assert weights.shape == (2000, 50)
     assert np.all(weights.sum(axis=1) == 50)
     # Mean 1 and variance 1 - 1/50 of every image's count.
@@ -215,15 +185,6 @@ def test_95_percent_intervals_hold_the_truth_about_95_times_in_100(make_run):
     assert all(0.90 <= count / sets < 1 for count in hits.values()), hits
 
 
-def test_instances_of_one_image_are_not_independent(make_run):
-    # Ten images of twenty equal instances each: ten draws, not two hundred.
-    levels = np.linspace(0.1, 0.9, 10)
-    run = make_run((f"{i}", 1, 1000, level) for i, level in enumerate(levels) for _ in range(20))
-    found = intervals_of(run)["IA-mIoU_fg"]
-    wanted = 2 * 1.96 * 100 * levels.std() / 10**0.5
-    assert found.high - found.low == pytest.approx(wanted, rel=0.1)
-
-
 def test_background_can_be_left_out(make_run):
     run = make_run([("a", 0, 900, 1.0), ("b", 0, 900, 1.0), ("a", 1, 90, 0.5), ("b", 1, 90, 0.4)])
     found = intervals_of(run, include_background=False)
@@ -248,20 +209,6 @@ def test_what_nothing_can_be_said_about_is_nan(make_run):
     assert found["IA-mIoU_M"].low < 47.5 < found["IA-mIoU_M"].high
 
 
-def test_classes_that_one_image_has_make_intervals_lopsided(make_run):
-    """What docs/metric.md warns of; a resample loses a class, and all that it costs elsewhere."""
-    count = 40
-    names = ["background", *(f"class {number}" for number in range(count))]
-    run = make_run([(f"{i:02d}", i + 1, 100, 1.0) for i in range(count)], class_names=names)
-    for image in range(count):
-        # A hundred pixels of every class are found, and as many invented in the next image.
-        run.image_counts[image, (image + 1) % count + 1, 2] += 100
-    found = intervals_of(run)
-    assert found["mIoU"].estimate == 50.0
-    assert found["mIoU"].low > 55.0
-    assert found["IA-mIoU_fg"] == Interval(100.0, 100.0, 100.0)
-
-
 @pytest.mark.parametrize(("options", "message"), [
     ({"samples": 0}, r"samples must be a whole number >= 1, got 0"),
     ({"samples": 10.0}, r"samples must be a whole number >= 1, got 10.0"),
@@ -274,17 +221,13 @@ def test_options_are_checked(make_run, options, message):
         intervals_of(make_run([("a", 1, 100, 0.5)]), **options)
 
 
-@pytest.mark.parametrize(
-    ("images", "left_out", "names", "message"),
-    [
-        ("aa", None, 3, r"images must be distinct, got again a"),
-        ("ac", "pixels", 3, r"images lacks images of the table: b"),
-        ("ac", None, 3, r"images lacks images of the (table|pixels): b"),
-        ("ab", "pixels", 2, r"table: category_id must be in 0..1 for 2 classes, got 2"),
-        ("ab", "table", 2, r"pixels: category_id must be in 0..1 for 2 .* got 2"),
-        ("ac", "table", 3, r"images lacks images of the pixels: b"),
-    ],
-)
+@pytest.mark.parametrize(("images", "left_out", "names", "message"), [
+    ("aa", None, 3, r"images must be distinct, got again a"),
+    ("ac", "pixels", 3, r"images lacks images of the table: b"),
+    ("ac", "table", 3, r"images lacks images of the pixels: b"),
+    ("ab", "pixels", 2, r"table: category_id must be in 0..1 for 2 classes, got 2"),
+    ("ab", "table", 2, r"pixels: category_id must be in 0..1 for 2 classes, got 2"),
+])  # fmt: skip
 def test_tables_images_and_names_must_fit(make_run, images, left_out, names, message):
     run = make_run([("a", 1, 100, 0.5), ("b", 2, 100, 0.5)])
     tables = {"table": run.table, "pixels": run.pixels}
@@ -299,13 +242,8 @@ def test_cells_with_too_few_instances(make_run):
     rows = [(f"{i}", 1, 100, 0.5) for i in range(9)] + [(f"{i}", 1, 5000, 0.5) for i in range(10)]
     rows += [("0", 2, 10**5, 0.5), ("0", 0, 100, 0.5)]
     run = make_run(rows)
-    assert few_instances(run.table, run.class_names) == [
-        FewInstances("cat", "S", 9),
-        FewInstances("dog", "S", 0),
-        FewInstances("dog", "M", 0),
-        FewInstances("cat", "L", 0),
-        FewInstances("dog", "L", 1),
-    ]
+    cells = [("cat", "S", 9), ("dog", "S", 0), ("dog", "M", 0), ("cat", "L", 0), ("dog", "L", 1)]
+    assert few_instances(run.table, run.class_names) == [FewInstances(*cell) for cell in cells]
     assert few_instances(run.table, run.class_names, {"all": math.inf}, minimum=2) == [
         FewInstances("dog", "all", 1)
     ]
@@ -323,10 +261,9 @@ def test_rounding_leaves_room_for_the_largest_sum():
 
 def test_warnings_name_ten_classes():
     found = [FewInstances(f"c{i}", "M", 1) for i in range(13)] + [FewInstances("x", "L", 0)]
-    assert few_instances_warnings(found) == [
-        "IA-mIoU_M rests on fewer than 10 instances of each of 13 class(es): "
-        + ", ".join(f"c{i} (1)" for i in range(10))
-        + " and 3 more.",
+    names = ", ".join(f"c{i} (1)" for i in range(10))
+    assert intervals.few_instances_warnings(found) == [
+        f"IA-mIoU_M rests on fewer than 10 instances of each of 13 class(es): {names} and 3 more.",
         "IA-mIoU_L leaves out 1 class(es) without such an instance.",
     ]
-    assert few_instances_warnings([]) == []
+    assert intervals.few_instances_warnings([]) == []

@@ -22,23 +22,20 @@ def with_ious(make_run, ious):
     return make_run((f"{i:03d}", 1, 1000, iou) for i, iou in enumerate(ious))
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "p_value"),
-    [
-        # Per-image differences .1 .2 .4: only + + + and - - - of 8 signs reach 0.7.
-        ([0.5, 0.5, 0.5], [0.6, 0.7, 0.9], 2 / 8),
-        # .1 .2 -.1 sum to .2, and 6 of 8 signs reach that.
-        ([0.5, 0.5, 0.5], [0.6, 0.7, 0.4], 6 / 8),
-        # .1 .2 -.3 sum to 0, as any.
-        ([0.5, 0.5, 0.5], [0.6, 0.7, 0.2], 1.0),
-        ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5], 1.0),
-    ],
-)
-def test_all_patterns_by_hand(make_run, first, second, p_value):
-    found = compare(with_ious(make_run, first), with_ious(make_run, second))
+@pytest.mark.parametrize(("second", "p_value"), [
+    # Per-image differences .1 .2 .4: only + + + and - - - of 8 signs reach 0.7.
+    ([0.6, 0.7, 0.9], 2 / 8),
+    # .1 .2 -.1 sum to .2, and 6 of 8 signs reach that.
+    ([0.6, 0.7, 0.4], 6 / 8),
+    # .1 .2 -.3 sum to 0, as any.
+    ([0.6, 0.7, 0.2], 1.0),
+    ([0.5, 0.5, 0.5], 1.0),
+])  # fmt: skip
+def test_all_patterns_by_hand(make_run, second, p_value):
+    found = compare(with_ious(make_run, [0.5] * 3), with_ious(make_run, second))
     assert found["IA-mIoU_fg"].p_value == p_value
     assert found["mIoU"].p_value == p_value
-    estimate = 100 * (sum(second) - sum(first)) / 3
+    estimate = 100 * (sum(second) - 1.5) / 3
     assert found["IA-mIoU_fg"].estimate == pytest.approx(estimate, abs=1e-9)
     assert math.isnan(found["IA-mIoU_L"].p_value)
 
@@ -76,14 +73,6 @@ def test_drawn_patterns_count_the_observed_one(make_run):
     assert found["IA-mIoU_fg"].p_value == 1 / 1000
     assert found["IA-mIoU_fg"].estimate == pytest.approx(10.0)
     assert (found["IA-mIoU_fg"].low, found["IA-mIoU_fg"].high) == pytest.approx((10.0, 10.0))
-
-
-def test_drawn_patterns_agree_with_all_patterns(random_run):
-    first, second = random_run(1, 2, images=12), random_run(1, 3, images=12)
-    exact = compare(first, second, samples=4096)
-    drawn = compare(first, second, samples=4095)
-    for name in ("mIoU", "IA-mIoU", "IA-mIoU_S"):
-        assert exact[name].p_value == pytest.approx(drawn[name].p_value, abs=5 * 0.5 / 64)
 
 
 def test_swaps_are_fair_and_complete():

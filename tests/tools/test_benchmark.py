@@ -50,20 +50,21 @@ def test_a_file_that_cannot_be_written_is_one_line(benchmark_tool, tmp_path):
     assert re.match(r"error: .*could not write .*figures\.json", done.stderr)
 
 
-@pytest.mark.parametrize(
-    ("name", "option"),
-    [
-        *(("metric", option) for option in ("--images", "--crowded", "--rounds")),
-        *(("folder", option) for option in ("--images", "--jobs", "--rounds")),
-        *(("inference", option) for option in ("--images", "--workers", "--rounds")),
-        *(("train", option) for option in ("--crop", "--batch", "--rounds", "--steps")),
-        *(("lvis", option) for option in ("--images", "--num-images", "--jobs")),
-    ],
-)
-def test_numbers_are_checked(benchmark_tool, name, option):
-    done = benchmark_tool(name, option, 0)
-    assert done.returncode == 2
-    assert f"argument {option}: expected an integer >= " in done.stderr
+NUMBERS = {
+    "metric": ("--images", "--crowded", "--rounds"),
+    "folder": ("--images", "--jobs", "--rounds"),
+    "inference": ("--images", "--workers", "--rounds"),
+    "train": ("--crop", "--batch", "--rounds", "--steps"),
+    "lvis": ("--images", "--num-images", "--jobs"),
+}
+
+
+def test_numbers_are_checked(benchmark_tool):
+    for name, options in NUMBERS.items():
+        for option in options:
+            done = benchmark_tool(name, option, 0)
+            assert done.returncode == 2
+            assert f"argument {option}: expected an integer >= " in done.stderr
 
 
 def test_help_and_wrong_names(benchmark_tool):

@@ -55,13 +55,10 @@ def test_runs_side_by_side(compare, folder, tmp_path):
     assert "## Ranks" in done.stdout
     with open(tmp_path / "c.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    plain = {r["method"]: r for r in rows if (r["kind"], r["figure"]) == ("figure", "IA-mIoU_S")}
+    small = [row for row in rows if row["figure"] == "IA-mIoU_S"]
+    plain = {row["method"]: row for row in small if row["kind"] == "figure"}
     assert list(plain) == ["good", "better", "alike"]
-    gaps = {
-        (r["method"], r["other"]): r
-        for r in rows
-        if (r["kind"], r["figure"]) == ("difference", "IA-mIoU_S")
-    }
+    gaps = {(row["method"], row["other"]): row for row in small if row["kind"] == "difference"}
     assert set(gaps) == {("better", "good"), ("alike", "good"), ("alike", "better")}
     worse = gaps["better", "good"]
     assert float(worse["high"]) < 0
@@ -95,26 +92,26 @@ def test_published_tables(compare):
     assert cells == ["RCA", "image + saliency", "60.8 (2)", "45.5 (1)", "18.4 (2)"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "give scored runs to compare, or --published"),
-        (["good"], "at least two runs are needed, got good"),
-        (["good", "fair", "--published", "voc"], "give scored runs to compare, or --published"),
-        (["--published", "pascal"], "invalid choice: 'pascal'"),
-        (["good", "fair", "--output", "c.html"], "must end in .md or .csv, got c.html"),
-        (["--published", "--output", "c.csv"], "--published writes Markdown"),
-        (["good", "nowhere"], "nowhere"),
-        (["good", "good"], "error: a run can be compared with others only; given twice"),
-        (["a=good", "a=fair"], "error: runs must have distinct names, got ['a', 'a']"),
-        (["good", "fair", "--baseline", "x"], "baseline must be one of ['good', 'fair'], got 'x'"),
-        (["good", "fair", "--samples", "0"], "samples must be a whole number >= 1, got 0"),
-        (["good", "fair", "--level", "95"], "level must lie between 0 and 1, e.g. 0.95, got 95.0"),
-        (["good", "others"], "25 only in good: 000, 001, 002, 003, 004, 005, 006, 007, 008, 009 "),
-    ],
-)
-def test_what_cannot_be_compared_is_one_clear_error(compare, folder, arguments, message):
-    done = compare(*arguments, cwd=folder)
+MISTAKES = {
+    "": "give scored runs to compare, or --published",
+    "good": "at least two runs are needed, got good",
+    "good fair --published voc": "give scored runs to compare, or --published",
+    "--published pascal": "invalid choice: 'pascal'",
+    "good fair --output c.html": "must end in .md or .csv, got c.html",
+    "--published --output c.csv": "--published writes Markdown",
+    "good nowhere": "nowhere",
+    "good good": "error: a run can be compared with others only; given twice",
+    "a=good a=fair": "error: runs must have distinct names, got ['a', 'a']",
+    "good fair --baseline x": "baseline must be one of ['good', 'fair'], got 'x'",
+    "good fair --samples 0": "samples must be a whole number >= 1, got 0",
+    "good fair --level 95": "level must lie between 0 and 1, e.g. 0.95, got 95.0",
+    "good others": "25 only in good: 000, 001, 002, 003, 004, 005, 006, 007, 008, 009 ",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_what_cannot_be_compared_is_one_clear_error(compare, folder, arguments):
+    done = compare(*arguments.split(), cwd=folder)
     assert done.returncode != 0
-    assert message in done.stderr
+    assert MISTAKES[arguments] in done.stderr
     assert done.stdout == ""

@@ -57,9 +57,8 @@ def annotations(data):
 def test_files_and_figures(run_tool, tmp_path, folders):
     done = run_tool("dataset_stats", *folders, "--output", tmp_path / "stats")
     assert done.returncode == 0, done.stderr
-    assert sorted(os.listdir(tmp_path / "stats")) == [
-        *("balance.csv", "classes.png", "counts.csv", "sizes.png")
-    ]
+    expected = ["balance.csv", "classes.png", "counts.csv", "sizes.png"]
+    assert sorted(os.listdir(tmp_path / "stats")) == expected
     assert "| all classes |" in done.stdout
     assert "normalised entropy" in done.stdout
     assert "8/8" in done.stderr
@@ -82,9 +81,8 @@ def test_registered_sets(run, data, folders, registration):
     _, expected, _ = run(*folders, "--no-figures")
     registration(data)
     text, counts, _ = run("--dataset", "smallobj_demo_val", "--no-figures")
-    assert [list(row.values())[1:] for row in counts] == [
-        list(row.values())[1:] for row in expected
-    ]
+    found, wanted = ([list(row.values())[1:] for row in rows] for rows in (counts, expected))
+    assert found == wanted
     assert "| smallobj_demo_val" in text
 
 
@@ -105,10 +103,8 @@ def test_real_pieces(run, realdata):
 
 
 def test_sizes_and_quiet(run, data):
-    text, counts, balance = run(
-        *("--coco-json", annotations(data), "--size-bins", "tiny:50,rest:500"),
-        *("--no-figures", "--quiet"),
-    )
+    options = ("--size-bins", "tiny:50,rest:500", "--no-figures", "--quiet")
+    text, counts, balance = run("--coco-json", annotations(data), *options)
     assert text == ""
     assert list(counts[0])[2:] == ["tiny", "rest", "all"]
     assert int(balance[0]["beyond"]) > 0
@@ -126,10 +122,7 @@ def test_sizes_and_quiet(run, data):
         (["--semantic", "{absent}"], "no such folder of label maps"),
         (["--coco-json", "{json}", "--category-map", "m.json"], "--category-map needs --classes"),
         (["--coco-json", "{json}", "--size-bins", "S:9,M:5"], "ascending"),
-        (
-            ["--coco-json", "{json}", "--jobs", "0"],
-            "argument --jobs: expected an integer >= 1, got '0'",
-        ),
+        (["--coco-json", "{json}", "--jobs", "0"], "--jobs: expected an integer >= 1, got '0'"),
         (["--dataset", "voc_2012_seg_vul"], "did you mean 'voc_2012_seg_val'"),
         (["--dataset", "smallobj_demo_val", "--classes", "voc"], "--classes goes with --semantic"),
     ],

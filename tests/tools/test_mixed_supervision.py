@@ -7,13 +7,9 @@ import csv
 import numpy as np
 import pytest
 
+from d2_smallobj.experiments import mixed_supervision as mixed
 from d2_smallobj.experiments.ablation import run_all, write_tables
-from d2_smallobj.experiments.mixed_supervision import (
-    COLUMNS,
-    KINDS,
-    MixedSupervision,
-    build_variants,
-)
+from d2_smallobj.experiments.mixed_supervision import COLUMNS, KINDS
 
 MIXED = {
     "SMALLOBJ.SUPERVISION.NUM_IMAGES": 0,
@@ -33,25 +29,21 @@ BINARY = {
 
 @pytest.fixture
 def options(tiny):
-    """Function: the tiny net's options for this comparison."""
-
-    def make(*more):
-        kept = {key: value for key, value in tiny.options.items() if key not in LEFT_OUT}
-        return tuple(tiny.as_options(kept, MIXED, *more))
-
-    return make
+    """The tiny net's options for this comparison."""
+    kept = {key: value for key, value in tiny.options.items() if key not in LEFT_OUT}
+    return {**kept, **MIXED}
 
 
 @pytest.fixture
 def compare(tiny, options, tmp_path):
-    def make(*kinds, varied=None, more=()):
-        return MixedSupervision(
+    def make(*kinds, varied=None, more=None):
+        return mixed.MixedSupervision(
             train_net=tiny.repository / "tools" / "train_net.py",
             config_file=str(tiny.repository / "configs" / "demo_mixed.yaml"),
             output_dir=tmp_path / "mixed",
-            variants=build_variants(0.5, 4, kinds, varied),
+            variants=mixed.build_variants(0.5, 4, kinds, varied),
             seeds=[3],
-            options=options(*more),
+            options=tuple(tiny.as_options(options, more or {})),
         )
 
     return make
@@ -79,7 +71,7 @@ def test_the_comparison(compare, runner, tmp_path):
 
 
 def test_a_binary_task(compare, runner):
-    comparison = compare("bootstrap", more=[BINARY])
+    comparison = compare("bootstrap", more=BINARY)
     run_all([comparison])
     (row,) = comparison.rows()
     assert row["data set"] == "smallobj_demo_val:any"
@@ -87,39 +79,34 @@ def test_a_binary_task(compare, runner):
 
 
 @pytest.fixture
-def ask(train_server, tiny, tmp_path):
+def ask(train_server, tiny):
+    config = tiny.repository / "configs" / "demo_mixed.yaml"
+
     def run(tool, *arguments):
-        return train_server.ask(tiny.repository / "tools" / tool, *arguments)
+        script = tiny.repository / "tools" / f"{tool}.py"
+        return train_server.ask(script, "--config-file", config, *arguments)
 
     return run
+
+
+NO_MASKS = "MASK_FRACTION must be below 1 to compare masks with boxes, got 1"
+NO_TAU = "SMALLOBJ.TAU must be a finite number >= 1 (1 is the plain cross-entropy), got 0.5"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--opts", "SMALLOBJ.SUPERVISION.MASK_FRACTION", "1.0"],
-            "MASK_FRACTION must be below 1 to compare masks with boxes, got 1",
-        ),
-        (["--vary", "SMALLOBJ.UNCERTAINTY.FORM", "object", "none"], "unknown value 'none'"),
-        (["--vary", "SMALLOBJ.UNCERTAINTY.FROM", "object"], "Non-existent key"),
-        (["--vary", "SMALLOBJ.TAU"], "--vary SMALLOBJ.TAU: give the values after the key"),
-        (
-            ["--vary", "SMALLOBJ.TAU", "2.0", "--vary", "SMALLOBJ.TAU", "0.5"],
-            "SMALLOBJ.TAU must be a finite number >= 1 (1 is the plain cross-entropy), got 0.5",
-        ),
-        (
-            ["--vary", "SMALLOBJ.TAU", "0.5", "--vary", "SMALLOBJ.TAU", "2.0"],
-            "SMALLOBJ.TAU must be a finite number >= 1 (1 is the plain cross-entropy), got 0.5",
-        ),
-        (["--jobs", "0"], "--jobs must be >= 1, got 0"),
+        ("--opts SMALLOBJ.SUPERVISION.MASK_FRACTION 1.0", NO_MASKS),
+        ("--vary SMALLOBJ.UNCERTAINTY.FORM object none", "unknown value 'none'"),
+        ("--vary SMALLOBJ.UNCERTAINTY.FROM object", "Non-existent key"),
+        ("--vary SMALLOBJ.TAU", "--vary SMALLOBJ.TAU: give the values after the key"),
+        ("--vary SMALLOBJ.TAU 2.0 --vary SMALLOBJ.TAU 0.5", NO_TAU),
+        ("--vary SMALLOBJ.TAU 0.5 --vary SMALLOBJ.TAU 2.0", NO_TAU),
+        ("--jobs 0", "--jobs must be >= 1, got 0"),
     ],
 )
-def test_mistakes_are_one_line(ask, tiny, tmp_path, arguments, message):
-    config = tiny.repository / "configs" / "demo_mixed.yaml"
-    answer = ask(
-        "mixed_supervision.py", "--config-file", config, "--output-dir", tmp_path, *arguments
-    )
+def test_mistakes_are_one_line(ask, tmp_path, arguments, message):
+    answer = ask("mixed_supervision", "--output-dir", tmp_path, *arguments.split())
     assert answer.code == 1
     assert answer.stderr.startswith("error: ")
     assert message in answer.stderr
@@ -128,18 +115,17 @@ def test_mistakes_are_one_line(ask, tiny, tmp_path, arguments, message):
 
 def test_sigma_maps_of_predictions(ask, runner, compare, options, tiny, tmp_path):
     run_all([compare("uncertainty")])
-    config = tiny.repository / "configs" / "demo_mixed.yaml"
-    weights = ("MODEL.WEIGHTS", tmp_path / "mixed/uncertainty_seed3/model_final.pth")
-    command = ("predict.py", "--config-file", config, "--output", tmp_path / "out", "--uncertainty")
-    answer = ask(*command, *options(), *weights)
+    options["MODEL.WEIGHTS"] = tmp_path / "mixed/uncertainty_seed3/model_final.pth"
+    command = ("predict", "--output", tmp_path / "out", "--uncertainty")
+    answer = ask(*command, *tiny.as_options(options))
     assert answer.code == 0, answer.stderr
     sigma = np.load(tmp_path / "out/uncertainty/val_00000.npy", allow_pickle=False)
     assert (sigma.shape, sigma.dtype) == ((64, 64), np.float16)
     assert (sigma > 0).all()
     assert (tmp_path / "out/uncertainty/val_00003.png").exists()
 
-    certain = ("MODEL.META_ARCHITECTURE", "SizeBalancedSegmentor")
-    answer = ask(*command, *options(), *certain, *weights)
+    options["MODEL.META_ARCHITECTURE"] = "SizeBalancedSegmentor"
+    answer = ask(*command, *tiny.as_options(options))
     assert answer.code == 1
     assert "error: " in answer.stderr
     assert "Traceback" not in answer.stderr

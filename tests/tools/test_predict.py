@@ -20,26 +20,21 @@ from d2_smallobj.report.drawing import blend_labels
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Function to the path of an untrained net."""
-
-    def make(tiny):
-        path = tmp_path_factory.getbasetemp() / "prediction_weights.pth"
-        if not path.exists():
-            cfg = build_config(tiny.config_file, tiny.as_options(tiny.options))
-            torch.manual_seed(0)
-            torch.save({"model": TwoTaskTrainer.build_model(cfg).state_dict()}, path)
-        return path
-
-    return make
+def weights(tiny, tmp_path_factory):
+    """The path of an untrained net."""
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    cfg = build_config(tiny.config_file, tiny.as_options(tiny.options))
+    torch.manual_seed(0)
+    torch.save({"model": TwoTaskTrainer.build_model(cfg).state_dict()}, path)
+    return path
 
 
 @pytest.fixture
 def predict(train_server, tiny, demo_root, weights, tmp_path):
     """Function: the command into ``tmp_path/out``."""
 
-    def run(*arguments, options=()):
-        options = tiny.as_options(tiny.options, {"MODEL.WEIGHTS": weights(tiny)}, *options)
+    def run(*arguments, **options):
+        options = tiny.as_options(tiny.options, {"MODEL.WEIGHTS": weights}, options)
         return train_server.ask(
             tiny.repository / "tools" / "predict.py",
             *("--config-file", tiny.config_file, *arguments),
@@ -68,19 +63,16 @@ def written(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def test_label_maps_are_what_the_model_says(predict, tiny, demo_root, tmp_path):
-    model = TwoTaskTrainer.build_model(
-        build_config(tiny.config_file, tiny.as_options(tiny.options))
-    )
-    with torch.no_grad():
-        # A head that always answers class 3, whatever it sees.
-        for name, value in model.named_parameters():
-            if "sem_seg_head" in name:
-                value.zero_()
-                if name.endswith("bias"):
-                    value[3] = 1.0
-    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
-    result = predict(options=[{"MODEL.WEIGHTS": tmp_path / "model.pth"}])
+def test_label_maps_are_what_the_model_says(predict, weights, tmp_path):
+    model = torch.load(weights, weights_only=True)
+    # A head that always answers class 3, whatever it sees.
+    for name, value in model["model"].items():
+        if "sem_seg_head" in name:
+            value.zero_()
+            if name.endswith("bias"):
+                value[3] = 1.0
+    torch.save(model, tmp_path / "model.pth")
+    result = predict(**{"MODEL.WEIGHTS": tmp_path / "model.pth"})
     assert result.code == 0, result.stderr
     assert written(tmp_path / "out") == [f"val_{number:05d}.png" for number in range(4)]
     for file in (tmp_path / "out").iterdir():
@@ -99,14 +91,10 @@ def test_files_and_folders(predict, photos, tmp_path):
     result = predict("--input", photos, other, "--overlay")
     assert result.code == 0, result.stderr
     assert "wrote 4 label maps" in result.stdout
-    names = ["a.b", "c", "other", "sub/d"]
-    assert written(tmp_path / "out") == sorted(
-        [f"{name}.png" for name in names] + [f"overlay/{name}.jpg" for name in names]
-    )
-    out = tmp_path / "out"
-    np.testing.assert_array_equal(
-        read_label_map(out / "a.b.png"), read_label_map(out / "other.png")
-    )
+    names, out = ["a.b", "c", "other", "sub/d"], tmp_path / "out"
+    expected = [f"{name}.png" for name in names] + [f"overlay/{name}.jpg" for name in names]
+    assert written(out) == sorted(expected)
+    assert np.array_equal(*(read_label_map(out / f"{name}.png") for name in ("a.b", "other")))
     labels = read_label_map(out / "c.png")
     assert labels.shape == (34, 50)
     overlay = np.array(Image.open(out / "overlay" / "c.jpg"))
@@ -119,7 +107,7 @@ def test_scales_flip_and_crf_change_the_labels(predict, photos, tmp_path):
     scales = {"SMALLOBJ.TEST.SCALES": "[0.5, 1]", "SMALLOBJ.TEST.FLIP": True}
     maps = []
     for arguments, options in (((), {}), ((), scales), (("--crf",), {})):
-        result = predict("--input", photos / "c.PNG", *arguments, options=[options])
+        result = predict("--input", photos / "c.PNG", *arguments, **options)
         assert result.code == 0, result.stderr
         maps.append(read_label_map(tmp_path / "out" / "c.png"))
     for one, other in itertools.combinations(maps, 2):
@@ -130,9 +118,8 @@ def test_scales_flip_and_crf_change_the_labels(predict, photos, tmp_path):
 def test_bad_images_are_named_and_the_rest_is_done(predict, photos, tmp_path, workers):
     (photos / "torn.jpg").write_bytes((photos / "a.b.jpg").read_bytes()[:300])
     (photos / "empty.png").touch()
-    result = predict(
-        *("--input", photos, photos / "notes.txt"), options=[{"DATALOADER.NUM_WORKERS": workers}]
-    )
+    inputs = ("--input", photos, photos / "notes.txt")
+    result = predict(*inputs, **{"DATALOADER.NUM_WORKERS": workers})
     assert result.code == 1
     assert "Traceback" not in result.stderr
     assert "wrote 3 label maps" in result.stdout
@@ -145,15 +132,12 @@ def test_bad_images_are_named_and_the_rest_is_done(predict, photos, tmp_path, wo
 
 
 def test_a_missing_checkpoint_is_one_line(predict, tmp_path):
-    result = predict(options=[{"MODEL.WEIGHTS": "/nowhere/model.pth"}])
-    assert result.code == 1
-    assert "/nowhere/model.pth" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not (tmp_path / "out").exists()
-    result = predict(options=[{"MODEL.WEIGHTS": ""}])
-    assert result.stderr.endswith("error: MODEL.WEIGHTS must name a checkpoint, got ''\n") or (
-        "MODEL.WEIGHTS must name a checkpoint" in result.stderr
-    )
+    for path, told in (("/nowhere/a.pth", "/nowhere/a.pth"), ("", "must name a checkpoint")):
+        result = predict(**{"MODEL.WEIGHTS": path})
+        assert result.code == 1
+        assert told in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not (tmp_path / "out").exists()
 
 
 def test_found_images(photos, tmp_path):
@@ -163,28 +147,29 @@ def test_found_images(photos, tmp_path):
         "c": str(photos / "c.PNG"),
         "sub/d": str(photos / "sub" / "d.jpeg"),
     }
-    with pytest.raises(FileNotFoundError, match=r"1 input path\(s\) do not exist:\n  .*nothing"):
-        find_images([tmp_path / "nothing"], tmp_path / "out")
-    (tmp_path / "bare").mkdir()
-    with pytest.raises(ValueError, match=rf"no image \({re.escape(IMAGE_SUFFIXES[0])}, .*bare"):
-        find_images([tmp_path / "bare"], tmp_path / "out")
-    shutil.copy(photos / "c.PNG", photos / "a.b.png")
-    with pytest.raises(ValueError, match=r"1 pair.*one name:\n  .*a\.b\.jpg and .*a\.b\.png\n"):
-        find_images([photos], tmp_path / "out")
-    with pytest.raises(ValueError, match=r"output folder .*out lies in the input folder .*photos"):
-        find_images([photos], photos / "out")
-
-
-def test_links_to_folders_are_not_followed(photos, tmp_path):
+    # Links to folders are not followed.
     os.symlink(photos, photos / "sub" / "loop")
     assert len(find_images([photos], tmp_path / "out")) == 3
 
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "double").mkdir()
+    for name in ("c.PNG", "c.jpg"):
+        shutil.copy(photos / "c.PNG", tmp_path / "double" / name)
+    for folder, output, told in (
+        ("nothing", "out", r"1 input path\(s\) do not exist:\n  .*nothing"),
+        ("bare", "out", rf"no image \({re.escape(IMAGE_SUFFIXES[0])}, .*bare"),
+        ("double", "out", r"1 pair.*one name:\n  .*c\.(PNG|jpg) and .*c\.(PNG|jpg)\n"),
+        ("photos", "photos/out", r"output folder .*out lies in the input folder .*photos"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=told):
+            find_images([tmp_path / folder], tmp_path / output)
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "", ".."])
-def test_names_do_not_lead_out_of_the_folder(name, tmp_path):
+
+def test_names_do_not_lead_out_of_the_folder(tmp_path):
     assert output_path(tmp_path, "a/b.c", ".png") == tmp_path / "a" / "b.c.png"
-    with pytest.raises(ValueError, match="its name leads out of the folder"):
-        output_path(tmp_path, name, ".png")
+    for name in ("../x", "a/../../x", "/etc/x", "", ".."):
+        with pytest.raises(ValueError, match="its name leads out of the folder"):
+            output_path(tmp_path, name, ".png")
 
 
 def test_overlays_keep_the_background():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,9 +42,6 @@ def train(train_server, tmp_path):
     [
         ("SMALLOBJ.TAUU", 3, "SMALLOBJ.TAUU"),
         ("SMALLOBJ.TAU", 0.5, "SMALLOBJ.TAU must be .*>= 1.*got 0.5"),
-        ("SMALLOBJ.TAU", "many", "SMALLOBJ.TAU"),
-        ("SMALLOBJ.EWC.LAMBDA", -1.0, r"SMALLOBJ.EWC.LAMBDA must be .*>= 0, got -1"),
-        ("SMALLOBJ.EWC.FISHER", "onlin", "SMALLOBJ.EWC.FISHER.*did you mean 'online'"),
         ("SMALLOBJ.TASK_A.ITERS", 9, "TASK_A.ITERS must be .*MAX_ITER = 8, got 9"),
         ("DATASETS.TRAIN", "('smallobj_demo_trian',)", "did you mean 'smallobj_demo_train'"),
         ("DATASETS.TEST", "('voc_2012_val_irn',)", "DATASETS: unknown value 'voc_2012_val_irn'"),
@@ -55,38 +53,25 @@ def train(train_server, tmp_path):
 def test_wrong_option_is_named(train, option, value, told):
     message = error_of(train({option: value}))
     assert len(message.splitlines()) == 1
-    with pytest.raises(ValueError, match=told):
-        raise ValueError(message)
+    assert re.search(told, message)
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (
-            {"config": "/nowhere/c.yaml"},
-            ["--config-file /nowhere/c.yaml does not exist"],
-        ),
-        ({"arguments": ["--eval-only"]}, ["give MODEL.WEIGHTS FILE, or --resume"]),
-        (
-            {"arguments": ["--eval-only", "--resume"]},
-            ["MODEL.WEIGHTS is empty", "no checkpoint to resume"],
-        ),
-    ],
-)
-def test_what_is_missing_is_named(train, options, told):
-    message = error_of(train(**options))
-    assert all(part in message for part in told)
+def test_what_is_missing_is_named(train):
+    absent = error_of(train(config="/nowhere/c.yaml"))
+    assert "--config-file /nowhere/c.yaml does not exist" in absent
+    assert "give MODEL.WEIGHTS FILE, or --resume" in error_of(train(arguments=["--eval-only"]))
+    message = error_of(train(arguments=["--eval-only", "--resume"]))
+    assert "MODEL.WEIGHTS is empty" in message
+    assert "no checkpoint to resume" in message
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("SMALLOBJ:\n  TAUX: 3\n", "SMALLOBJ.TAUX"),
         ("SMALLOBJ: [1, 2\nB: {", "line 2"),
         ("_BASE_: nothere.yaml\n", "nothere.yaml"),
         ("OUTPUT_DIR: !!python/object/apply:os.mkdir ['{folder}/pwned']\n", "os.mkdir"),
     ],
-    ids=["key", "syntax", "base", "code"],
 )
 def test_wrong_config_file_is_named(train, tmp_path, text, told):
     path = tmp_path / "wrong.yaml"
@@ -95,12 +80,6 @@ def test_wrong_config_file_is_named(train, tmp_path, text, told):
     assert told in message
     assert told == "nothere.yaml" or "wrong.yaml" in message
     assert not (tmp_path / "pwned").exists()
-
-
-def test_options_come_in_pairs(train_server, tiny):
-    script = tiny.repository / "tools" / "train_net.py"
-    answer = train_server.ask(script, "--config-file", tiny.config_file, "SEED")
-    assert "KEY VALUE pairs" in error_of(answer)
 
 
 def test_missing_data_set_names_paths_and_preparation(train, tmp_path):
@@ -131,29 +110,6 @@ def test_corrupt_checkpoint_is_named_and_not_run(train, tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
-def test_damaged_checkpoints_are_named(train, tmp_path):
-    """One is survived (tests/engine/test_checkpoint_resume.py), all of them are not."""
-    assert train().code == 0
-    folder = tmp_path / "output"
-    for path in folder.glob("*.pth"):
-        path.write_bytes(path.read_bytes()[:-1000])
-    message = error_of(train(arguments=["--resume"]))
-    assert len(message.splitlines()) == 1
-    for name in ("model_final", "model_0000005", "model_task_a", "model_0000002"):
-        assert f"{folder}/{name}.pth cannot be read" in message
-    assert message.endswith("no checkpoint is left to resume from")
-    # The figures of an earlier one are not what an evaluation was asked for.
-    message = error_of(train(arguments=["--resume", "--eval-only"]))
-    assert message.startswith(f"{folder}/model_final.pth cannot be read")
-    assert "model_task_a" not in message
-
-
-def test_resuming_another_config_is_one_message(train):
-    assert train().code == 0
-    message = error_of(train({"SOLVER.BASE_LR": 0.5}, arguments=["--resume"]))
-    assert "model_final.pth was written by another config: SOLVER.BASE_LR 0.02 there" in message
-
-
 @pytest.fixture
 def broken_data(demo_root, tmp_path):
     """Function: a copy of the scenes in which every file of one folder was changed."""
@@ -169,9 +125,7 @@ def broken_data(demo_root, tmp_path):
 
 
 def out_of_range(path):
-    labels = np.array(Image.open(path))
-    labels[3, 3] = 200
-    Image.fromarray(labels).save(path)
+    Image.fromarray(np.full_like(np.array(Image.open(path)), 200)).save(path)
 
 
 def other_size(path):
@@ -191,7 +145,6 @@ def cut(path):
         ("PseudoLabels/demo", cut, "corrupt or truncated"),
         ("JPEGImages", cut, "cannot be read"),
     ],
-    ids=["range", "size", "png", "jpeg"],
 )
 def test_bad_training_file_is_named(train, broken_data, workers, folder, change, told):
     environment = broken_data(folder, change)
@@ -206,26 +159,16 @@ def test_bad_file_in_launched_processes_is_named(train, broken_data):
     done = train(arguments=["--num-gpus", "2", "--dist-url", "auto"], env=environment)
     assert done.code == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert "PseudoLabels/demo/train_000" in last
-    assert "found 200" in last
+    assert re.match(r"error: .*PseudoLabels/demo/train_000.*found 200", last)
 
 
 @pytest.mark.parametrize("tool", ["train_net.py", "ablation.py"])
 def test_unknown_host_is_named(tiny, tool):
-    search = [str(tiny.repository), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, str(tiny.repository / "tools" / tool)],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, search)),
-            "D2_SMALLOBJ_HOST": "detectron",
-        },
-        timeout=120,
-        check=False,
-    )
+    search = filter(None, [str(tiny.repository), os.environ.get("PYTHONPATH")])
+    changes = {"PYTHONPATH": os.pathsep.join(search), "D2_SMALLOBJ_HOST": "detectron"}
+    command = [sys.executable, str(tiny.repository / "tools" / tool)]
+    environment = {**os.environ, **changes}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: D2_SMALLOBJ_HOST: unknown value 'detectron'")
     assert "did you mean 'detectron2'?" in done.stderr
@@ -239,21 +182,37 @@ def test_defects_keep_their_traceback(train):
     assert answer.stderr.strip().splitlines()[-1] == "LookupError: a defect"
 
 
-def test_eval_only(train, tmp_path):
+def test_what_a_run_leaves(train, tmp_path):
+    """It is evaluated alone and resumed, unless it is of another config or damaged."""
     answer = train()
     assert answer.code == 0
     assert "No GPU is used: everything runs on the CPU" in answer.stdout
     assert answer.stdout.count("Host: ") == 1
-    trained = json.loads((tmp_path / "output" / "results.json").read_text())
-    weights = tmp_path / "output" / "model_final.pth"
+    output = tmp_path / "output"
+    noted = json.loads((output / "results.json").read_text())["B"]["smallobj_demo_val"]
+    message = error_of(train({"SOLVER.BASE_LR": 0.5}, arguments=["--resume"]))
+    assert "model_final.pth was written by another config: SOLVER.BASE_LR 0.02 there" in message
+
     for path in ("results.json", "metrics.json"):
-        (tmp_path / "output" / path).unlink()
+        (output / path).unlink()
     # The training set need not exist.
-    answer = train(IRN, {"MODEL.WEIGHTS": weights}, arguments=["--eval-only"])
+    answer = train(IRN, {"MODEL.WEIGHTS": output / "model_final.pth"}, arguments=["--eval-only"])
     assert answer.code == 0, answer.stderr
-    found = tmp_path / "output" / "inference" / "smallobj_demo_val" / "metrics.json"
+    found = output / "inference" / "smallobj_demo_val" / "metrics.json"
     figures = json.loads(found.read_text())["small_objects"]
-    noted = trained["B"]["smallobj_demo_val"]
     assert figures["mIoU"] == noted["mIoU"]
     assert figures["IA-mIoU_S"] == noted["IA-mIoU_S"]
-    assert not (tmp_path / "output" / "results.json").exists()
+    assert not (output / "results.json").exists()
+
+    # Damaged checkpoints: one is survived (tests/engine/test_checkpoint_resume.py), all are not.
+    for path in output.glob("*.pth"):
+        path.write_bytes(path.read_bytes()[:-1000])
+    message = error_of(train(arguments=["--resume"]))
+    assert len(message.splitlines()) == 1
+    for name in ("model_final", "model_0000005", "model_task_a", "model_0000002"):
+        assert f"{output}/{name}.pth cannot be read" in message
+    assert message.endswith("no checkpoint is left to resume from")
+    # The figures of an earlier one are not what an evaluation was asked for.
+    message = error_of(train(arguments=["--resume", "--eval-only"]))
+    assert message.startswith(f"{output}/model_final.pth cannot be read")
+    assert "model_task_a" not in message

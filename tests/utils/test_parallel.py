@@ -20,14 +20,11 @@ def test_results_come_in_order_whatever_the_number_of_processes():
     assert list(parallel_map(math.sqrt, [], jobs=2)) == []
 
 
-def test_more_processes_than_items_are_not_started():
+def test_processes_are_started_as_needed_and_errors_are_raised_here():
     # With one item left there is one process, this one: what it does is seen here.
     seen = []
     list(parallel_map(seen.append, ["only"], jobs=8))
     assert seen == ["only"]
-
-
-def test_an_error_of_the_function_is_raised_here():
     with pytest.raises(ZeroDivisionError):
         list(parallel_map(functools.partial(operator.truediv, 1), [1, 0, 2, 3], jobs=2))
 
@@ -37,10 +34,9 @@ def test_a_killed_process_is_an_error_that_says_what_to_do():
         list(parallel_map(os._exit, [1, 1, 1, 1], jobs=2))
 
 
-@pytest.mark.parametrize("jobs", [0, -3])
-def test_jobs_must_be_positive(jobs):
-    with pytest.raises(ValueError, match=rf"jobs must be at least 1, got {jobs}"):
-        list(parallel_map(math.sqrt, [1], jobs=jobs))
+def test_jobs_must_be_positive():
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        list(parallel_map(math.sqrt, [1], jobs=0))
 
 
 def test_progress_goes_to_stderr(capfd):

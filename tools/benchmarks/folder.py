@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import multiprocessing
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,16 +22,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from d2_smallobj.annotations import png
+from d2_smallobj.annotations import label_maps
 from d2_smallobj.annotations.label_maps import read_labels
 from d2_smallobj.scoring.inputs import Inputs
 from d2_smallobj.scoring.pipeline import Settings, prepare, score
 from d2_smallobj.scoring.scored_run import save_run
 from d2_smallobj.utils.cli import positive_int
 from d2_smallobj.utils.opencv import cv2
-from d2_smallobj.utils.tables import markdown_table
 
-from benchmarks import Measurement, machine, race
+from benchmarks import Measurement, machine, one_thread, race, race_table
 from benchmarks.scenes import FOLDERS, draw_folders
 
 TARGET = 1.3  # highest ratio of scoring to decoding with Pillow
@@ -50,13 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Measurement:
     """Draw the PNGs in a temporary folder and measure for every number of processes."""
     figures: dict[str, Any] = {
-        "machine": f"{machine()}, pixels unpacked by {png.zlib.__name__}",
+        "machine": f"{machine()}, pixels unpacked by {label_maps.zlib.__name__}",
         "settings": {"images": args.images, "rounds": args.rounds, "seed": args.seed},
     }
     with tempfile.TemporaryDirectory(prefix="d2_smallobj_") as folder:
         draw_folders(folder, images=args.images, seed=args.seed)
         for jobs in args.jobs:
-            figures[f"jobs {jobs}"] = measure_folder(folder, jobs=jobs, rounds=args.rounds)
+            figures[f"jobs {jobs}"] = measure_folder(Path(folder), jobs, args.rounds)
     missed = [
         f"scoring takes {rows['score']['ratio']:.2f} times decoding with {name}, not {TARGET}"
         for name, rows in figures.items()
@@ -65,27 +63,15 @@ def run(args: argparse.Namespace) -> Measurement:
     return Measurement(figures, _format(figures), missed)
 
 
-def measure_folder(
-    folder: str | os.PathLike[str], *, jobs: int = 1, rounds: int = 5
-) -> dict[str, dict[str, float]]:
-    """Time decoding and scoring of :func:`.scenes.draw_folders`: median and best seconds, ratios.
-
-    ``pillow`` is the yardstick of ``opencv``, ``verifying`` (our decoder) and ``score``.
-    """
-    folder = Path(folder)
+def measure_folder(folder: Path, jobs: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Time scoring and decoders in seconds; ``pillow`` is the yardstick."""
     paths = [str(path) for kind in FOLDERS for path in sorted((folder / kind).glob("*.png"))]
-    work: dict[str, Callable[[None], object]] = {
-        "pillow": lambda _: _decode_all(_pillow, paths, jobs),
-        "opencv": lambda _: _decode_all(_opencv, paths, jobs),
-        "verifying": lambda _: _decode_all(_verifying, paths, jobs),
-        "score": lambda _: _score(folder, jobs),
-    }
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
+    work: dict[str, Callable[[None], object]] = {}
+    for name, decode in (("pillow", _pillow), ("opencv", _opencv), ("verifying", _verifying)):
+        work[name] = lambda _, decode=decode: _decode_all(decode, paths, jobs)
+    work["score"] = lambda _: _score(folder, jobs)
+    with one_thread():
         rows = race([None], work, rounds)
-    finally:
-        cv2.setNumThreads(threads)
     for row in rows.values():
         row["seconds"] = row.pop("median") / 1e3
         row["quiet"] /= 1e3
@@ -110,11 +96,7 @@ def _decode_all(decode: Callable[[Sequence[str]], int], paths: Sequence[str], jo
 
 
 def _pillow(paths: Sequence[str]) -> int:
-    pixels = 0
-    for path in paths:
-        with Image.open(path) as image:
-            pixels += np.asarray(image).size
-    return pixels
+    return sum(np.asarray(Image.open(path)).size for path in paths)
 
 
 def _opencv(paths: Sequence[str]) -> int:
@@ -128,19 +110,11 @@ def _verifying(paths: Sequence[str]) -> int:
 def _format(figures: dict[str, Any]) -> str:
     """Format the figures as Markdown."""
     lines = [f"{figures['machine']}; {figures['settings']}"]
-    names = {
-        "pillow": "decoding, Pillow",
-        "opencv": "decoding, OpenCV",
-        "verifying": "decoding, checksums verified",
-        "score": f"scoring, target {TARGET} × Pillow",
-    }
+    names = {"pillow": "decoding, Pillow", "opencv": "decoding, OpenCV"}
+    names["verifying"] = "decoding, checksums verified"
+    names["score"] = f"scoring, target {TARGET} × Pillow"
     for title, rows in figures.items():
-        if not title.startswith("jobs"):
-            continue
-        forms = {"seconds": ".3f", "ratio": ".2f", "quiet": ".3f", "quiet_ratio": ".2f"}
-        table = markdown_table(
-            ["what", "median", "×", "best round", "×"],
-            [[t, *(format(rows[n][k], f) for k, f in forms.items())] for n, t in names.items()],
-        )
-        lines += ["", f"{title}, seconds", "", table]
+        if title.startswith("jobs"):
+            shown = {t: {**rows[n], "median": rows[n]["seconds"]} for n, t in names.items()}
+            lines += ["", title, "", race_table(shown, "s")]
     return "\n".join(lines)

@@ -12,8 +12,10 @@ discarded: the evaluator gets scores of predictions drawn beforehand, on the dev
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ import numpy as np
 import torch
 from torch import nn
 
-import d2_smallobj
 from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.engine import build_config
@@ -32,23 +33,21 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from detectron2.modeling import build_model
 
-from benchmarks import Measurement, machine, race, race_table
+from benchmarks import Measurement, race, race_table, torch_machine
 from benchmarks.scenes import CLASSES, FOLDERS, VOC_SIZE, VOID, draw_folders
 
 TARGET = 1.05  # highest ratio to the yardstick with worker threads on a GPU
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _DATASET = "benchmark_inference"
+_Batches = Sequence[Sequence[dict[str, Any]]]
 _MOST_DRAWN = 32  # their scores stay on the device, 16 MB each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="a model of 21 classes; default: configs/Base-DeepLabV2-R101.yaml with a GPU, "
-        "configs/Base-Demo.yaml without",
-    )
+    text = "a model of 21 classes; default: configs/Base-DeepLabV2-R101.yaml with a GPU, "
+    text += "configs/Base-Demo.yaml without"
+    parser.add_argument("--config-file", metavar="FILE", help=text)
     parser.add_argument("--images", type=positive_int, help="default: 300 with a GPU, 20 without")
     parser.add_argument("--workers", type=positive_int, default=EVALUATOR_WORKERS, help="threads")
     parser.add_argument("--rounds", type=positive_int, default=5, help="timings of each")
@@ -58,26 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Measurement:
     """Measure on the GPU, or where there is none on the CPU."""
     gpu = torch.cuda.is_available()
-    images = (300 if gpu else 20) if args.images is None else args.images
+    images = args.images or (300 if gpu else 20)
     default = _CONFIGS / ("Base-DeepLabV2-R101.yaml" if gpu else "Base-Demo.yaml")
     config = args.config_file or str(default)
     model = build(config, args.seed)
     with tempfile.TemporaryDirectory(prefix="d2_smallobj_") as folder:
         batches = make_batches(folder, images, args.seed)
         rows = measure(_Replay(model, batches), batches, args.workers, args.rounds)
-    host = d2_smallobj.host()
-    figures = {
-        "machine": f"{machine()}, torch {torch.__version__}, {host.name} host {host.version}",
-        "device": torch.cuda.get_device_name() if gpu else "CPU",
-        "settings": {
-            "config": Path(config).name,
-            "images": images,
-            "workers": args.workers,
-            "rounds": args.rounds,
-            "seed": args.seed,
-        },
-        "runs": rows,
-    }
+    given = {name: getattr(args, name) for name in ("workers", "rounds", "seed")}
+    settings = {"config": Path(config).name, "images": images, **given}
+    figures = {**torch_machine(), "settings": settings, "runs": rows}
     return Measurement(figures, _format(figures), _missed(rows, args.workers, gpu))
 
 
@@ -86,11 +75,10 @@ def build(config_file: str, seed: int) -> nn.Module:
     cfg = build_config(config_file, ["MODEL.WEIGHTS", ""])
     if config_file == str(_CONFIGS / "Base-Demo.yaml"):
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES
-    if cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES != CLASSES:
-        raise ValueError(
-            f"{config_file}: MODEL.SEM_SEG_HEAD.NUM_CLASSES must be {CLASSES}, as the images' are"
-            f" VOC's classes, got {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}"
-        )
+    found = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if found != CLASSES:
+        rule = f"MODEL.SEM_SEG_HEAD.NUM_CLASSES must be {CLASSES}, the number of VOC's classes"
+        raise ValueError(f"{config_file}: {rule}, got {found}")
     torch.manual_seed(seed)
     return build_model(cfg).eval()
 
@@ -103,48 +91,39 @@ def make_batches(folder: str, images: int, seed: int) -> list[list[dict[str, Any
     names = draw_folders(folder, images=min(images, _MOST_DRAWN), seed=seed)
     width, height = VOC_SIZE
     noise = torch.Generator().manual_seed(seed)
-    pictures = [torch.randint(0, 256, (3, height, width), generator=noise) for _ in names]
+    size = (3, height, width)
+    pictures = [torch.randint(0, 256, size, generator=noise).to(torch.uint8) for _ in names]
     batches = []
-    for number in range(images):
-        name = names[number % len(names)]
-        guess, semantic, instances = (str(Path(folder, kind, f"{name}.png")) for kind in FOLDERS)
-        record = {
-            "image": pictures[number % len(names)].to(torch.uint8),
-            "file_name": f"{number}.jpg",
-            "image_id": str(number),
-            "prediction": guess,
-            "sem_seg_file_name": semantic,
-            "ins_seg_file_name": instances,
-        }
-        batches.append([record])
+    keys = ("prediction", "sem_seg_file_name", "ins_seg_file_name")
+    for number, (name, picture) in zip(range(images), itertools.cycle(zip(names, pictures))):
+        files = {k: str(Path(folder, kind, f"{name}.png")) for k, kind in zip(keys, FOLDERS)}
+        record = {"image": picture, "file_name": f"{number}.jpg", "image_id": str(number)}
+        batches.append([{**record, **files}])
     return batches
 
 
 def measure(
-    model: nn.Module, batches: Sequence[Sequence[dict[str, Any]]], workers: int, rounds: int
+    model: nn.Module, batches: _Batches, workers: int, rounds: int
 ) -> dict[str, dict[str, float]]:
     """Time whole runs: milliseconds per image, ratios to the run without evaluator."""
     metadata = MetadataCatalog.get(_DATASET)
     metadata.set(stuff_classes=list(VOC_CLASS_NAMES), ignore_label=VOID)
     try:
         inference_on_dataset(model, batches[:5], DatasetEvaluators([]))
-        functions = {"no evaluator": _runner(model, DatasetEvaluators([]))}
+        evaluators: dict[str, DatasetEvaluator] = {"no evaluator": DatasetEvaluators([])}
         for count in (0, workers):
             evaluator = SmallObjectEvaluator(_DATASET, distributed=False, num_workers=count)
-            functions[_title(count)] = _runner(model, evaluator)
-        rows = race([batches], functions, rounds)
+            evaluators[_title(count)] = evaluator
+        functions = {n: functools.partial(_evaluate, model, e) for n, e in evaluators.items()}
+        return race([batches], functions, rounds, per=len(batches))
     finally:
         MetadataCatalog.pop(_DATASET)
-    for row in rows.values():
-        row["median"] /= len(batches)
-        row["quiet"] /= len(batches)
-    return rows
 
 
 class _Replay(nn.Module):
     """Runs a model, then answers with the scores of the predictions drawn for ``batches``."""
 
-    def __init__(self, model: nn.Module, batches: Sequence[Sequence[dict[str, Any]]]) -> None:
+    def __init__(self, model: nn.Module, batches: _Batches) -> None:
         super().__init__()
         self.model = model
         classes = torch.arange(CLASSES, device=model.device)[:, None, None]
@@ -158,15 +137,10 @@ class _Replay(nn.Module):
         return [{"sem_seg": self._scores[record["prediction"]]} for record in batch]
 
 
-def _runner(
-    model: nn.Module, evaluator: DatasetEvaluator
-) -> Callable[[Sequence[Sequence[dict[str, Any]]]], None]:
-    def work(batches: Sequence[Sequence[dict[str, Any]]]) -> None:
-        inference_on_dataset(model, batches, evaluator)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    return work
+def _evaluate(model: nn.Module, evaluator: DatasetEvaluator, batches: _Batches) -> None:
+    inference_on_dataset(model, batches, evaluator)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _title(workers: int) -> str:
@@ -177,9 +151,8 @@ def _missed(rows: dict[str, dict[str, float]], workers: int, gpu: bool) -> list[
     if not gpu:
         return [f"the target of {TARGET} × is one of a GPU, and there is none here"]
     ratio = rows[_title(workers)]["ratio"]
-    if ratio <= TARGET:
-        return []
-    return [f"with the evaluator a run takes {ratio:.3f} times that without it, not {TARGET}"]
+    text = f"with the evaluator a run takes {ratio:.3f} times that without it, not {TARGET}"
+    return [text] if ratio > TARGET else []
 
 
 def _format(figures: dict[str, Any]) -> str:

@@ -13,11 +13,7 @@ whatever time each has its own. It may take 5 minutes and 6 GiB.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import contextlib
-import csv
-import dataclasses
-import json
 import multiprocessing
 import os
 import re
@@ -26,20 +22,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.pascal_b import IMAGES, BuildOptions, BuildPaths, build_pascal_b
-from d2_smallobj.pascal_b.index import COCO_RULES, CORE, LVIS_RULES, UNCERTAIN
 from d2_smallobj.utils.cli import positive_int
-from d2_smallobj.utils.tables import markdown_table
 
-from benchmarks import Measurement, machine
+from benchmarks import Measurement, in_process, machine, table
+from benchmarks.lvis_files import COCO_NAME, LVIS_NAME, draw_annotation_files
 
 SECONDS, GIBIBYTES = 300.0, 6.0
 """Most that a build may take."""
@@ -51,9 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-images", type=positive_int, default=IMAGES, help="of the set")
     parser.add_argument("--jobs", type=positive_int, default=2, help="processes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--folder", metavar="DIR", help="keep the annotation files here, and use those that exist"
-    )
+    text = "keep the annotation files here, and use those that exist"
+    parser.add_argument("--folder", metavar="DIR", help=text)
 
 
 def run(args: argparse.Namespace) -> Measurement:
@@ -65,11 +55,9 @@ def run(args: argparse.Namespace) -> Measurement:
             Path(folder).mkdir(parents=True, exist_ok=True)
             draw_annotation_files(Path(folder), images=args.images, seed=args.seed, progress=True)
         figures = measure(*paths, number=args.num_images, jobs=args.jobs, seed=args.seed)
-    missed = []
-    if figures["seconds"] > SECONDS:
-        missed.append(f"it takes {figures['seconds']:.0f} s, not {SECONDS:.0f}")
-    if figures["peak_gib"] > GIBIBYTES:
-        missed.append(f"it takes {figures['peak_gib']:.1f} GiB, not {GIBIBYTES:.0f}")
+    seconds, peak = figures["seconds"], figures["peak_gib"]
+    missed = [f"it takes {seconds:.0f} s, not {SECONDS:.0f}"] * (seconds > SECONDS)
+    missed += [f"it takes {peak:.1f} GiB, not {GIBIBYTES:.0f}"] * (peak > GIBIBYTES)
     settings = {"images": args.images, "jobs": args.jobs, "seed": args.seed}
     figures = {"machine": machine(), "settings": settings, **figures}
     return Measurement(figures, _format(figures), missed)
@@ -77,83 +65,72 @@ def run(args: argparse.Namespace) -> Measurement:
 
 def measure(lvis: Path, coco: Path, *, number: int, jobs: int, seed: int) -> dict[str, Any]:
     """Build a set of ``number`` images in a process of its own; figures of :func:`_build`."""
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=lvis.parent) as folder:
         paths = BuildPaths([lvis], [coco], Path(folder, "pascal_b"), jobs=jobs, progress=True)
-        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-            return pool.submit(_build, paths, BuildOptions(number=number, seed=seed)).result()
+        return in_process(_build, paths, BuildOptions(number=number, seed=seed))
 
 
 def _build(paths: BuildPaths, options: BuildOptions) -> dict[str, Any]:
     """Build, and measure time and memory; runs in a fresh process."""
     begin = time.perf_counter()
-    with _PeakMemory() as memory:
+    with _peak_memory() as gibibytes:
         manifest = build_pascal_b(paths, options).manifest
     seconds = time.perf_counter() - begin
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     sampling = {k: v for k, v in manifest["sampling"].items() if k != "cells"}
+    columns = ("kind", "bytes", "images", "annotations")
     return {
         "seconds": seconds,
         "cpu_seconds": sum(usage.ru_utime + usage.ru_stime for usage in usages),
-        "peak_gib": memory.gibibytes,
+        "peak_gib": gibibytes(),
         "load_average": os.getloadavg()[0],
-        "input": [
-            {key: entry[key] for key in ("kind", "bytes", "images", "annotations")}
-            for entry in manifest["inputs"]
-        ],
+        "input": [{key: entry[key] for key in columns} for entry in manifest["inputs"]],
         "instances": manifest["outputs"]["instances"],
         "sampling": sampling,
         "balance": manifest["balance"],
     }
 
 
-class _PeakMemory:
-    """Peak memory of this process plus those of its child processes, each at its own time.
+@contextlib.contextmanager
+def _peak_memory() -> Iterator[Callable[[], float]]:
+    """Give the sum of the peaks, in GiB, of this process and its children, each at its own time.
 
     getrusage would count what the parent held when a child was started, so the children's peaks
     are read from /proc while they run, where there is one.
     """
+    children: dict[int, int] = {}
+    done = threading.Event()
 
-    def __init__(self) -> None:
-        self._children: dict[int, int] = {}
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> _PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    @property
-    def gibibytes(self) -> float:
-        """The sum of the peaks."""
-        # Kilobytes on Linux, bytes on macOS.
-        unit = 1 if sys.platform == "darwin" else 1024
-        own = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return (own + 1024 * sum(self._children.values())) / 2**30
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.2):
+    def watch() -> None:
+        while not done.wait(0.2):
             for child in multiprocessing.active_children():
                 with contextlib.suppress(OSError):
                     status = Path(f"/proc/{child.pid}/status").read_text()
                     found = re.search(r"VmHWM:\s+(\d+) kB", status)
                     if found:
-                        self._children[child.pid] = int(found[1])
+                        children[child.pid] = int(found[1])
+
+    def gibibytes() -> float:
+        unit = 1 if sys.platform == "darwin" else 1024  # kilobytes on Linux, bytes on macOS
+        own = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return (own + 1024 * sum(children.values())) / 2**30
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield gibibytes
+    finally:
+        done.set()
+        thread.join()
 
 
 def _format(figures: Mapping[str, Any]) -> str:
     """Format the figures as Markdown."""
     balance, sampling = figures["balance"], figures["sampling"]
     lines = [f"{figures['machine']}; {figures['settings']['jobs']} processes", ""]
-    lines += [
-        f"{entry['kind']}: {entry['images']:,} images, {entry['annotations']:,} annotations, "
-        f"{entry['bytes'] / 1e9:.2f} GB"
-        for entry in figures["input"]
-    ]
+    for entry in figures["input"]:
+        counts = f"{entry['images']:,} images, {entry['annotations']:,} annotations"
+        lines.append(f"{entry['kind']}: {counts}, {entry['bytes'] / 1e9:.2f} GB")
     lines += [
         "",
         f"{figures['seconds']:.0f} s (limit {SECONDS:.0f}), {figures['cpu_seconds']:.0f} s of CPU, "
@@ -164,309 +141,9 @@ def _format(figures: Mapping[str, Any]) -> str:
         f"{sampling['bound']}",
         "",
     ]
-    labels = {
-        "source": f"all {balance['source']['images']:,} fit images",
-        "random": f"as many at random, mean of {balance['random']['draws']}",
-        "achieved": "the set",
-    }
-    columns = ("normalized_entropy", "coefficient_of_variation")
-    table = markdown_table(
-        ["instances over class × size", "normalised entropy", "coefficient of variation"],
-        [[t, *(f"{balance[name][k]:.3f}" for k in columns)] for name, t in labels.items()],
-    )
-    lines.append(table)
-    return "\n".join(lines)
-
-
-LVIS_NAME, COCO_NAME = "lvis_v1_like.json", "coco_2017_like.json"
-_SIZES = ((480, 640), (640, 480), (427, 640), (375, 500), (640, 640))
-_SIZE_SHARES = (0.45, 0.15, 0.25, 0.1, 0.05)
-# Median side of an object in pixels and objects per image that COCO labels and LVIS does not: of
-# COCO's order, which is what makes some class × size cells rare.
-_CLASSES = {
-    "aeroplane": (110, 0.02),
-    "bicycle": (65, 0.05),
-    "bird": (45, 0.05),
-    "boat": (45, 0.07),
-    "bottle": (32, 0.18),
-    "bus": (150, 0.04),
-    "car": (38, 0.4),
-    "cat": (200, 0.02),
-    "chair": (60, 0.3),
-    "cow": (70, 0.03),
-    "diningtable": (190, 0.12),
-    "dog": (140, 0.03),
-    "horse": (110, 0.03),
-    "motorbike": (120, 0.05),
-    "person": (75, 2.2),
-    "pottedplant": (55, 0.07),
-    "sheep": (55, 0.03),
-    "sofa": (170, 0.03),
-    "train": (220, 0.02),
-    "tvmonitor": (80, 0.03),
-}
-_OTHER_SIDE, _OTHER_OBJECTS = 45, 2.5
-_OUTLINES = 512
-_LARGEST_SIDE = 640
-_CHUNK = 1 << 15
-
-
-def published_counts() -> list[tuple[str, int, int]]:
-    """Name, number of images and number of instances of LVIS v1's categories, in id order."""
-    path = Path(__file__).with_name("lvis_v1_categories.csv")
-    with open(path, encoding="utf-8", newline="") as file:
-        return [
-            (name, int(images), int(count)) for name, images, count in list(csv.reader(file))[1:]
-        ]
-
-
-def draw_annotation_files(
-    folder: Path, *, images: int = 100_000, seed: int = 0, progress: bool = False
-) -> tuple[Path, Path]:
-    """Write an LVIS file and a COCO file; the categories' counts shrink with ``images``."""
-    rng = np.random.default_rng(seed)
-    counts = published_counts()
-    size = np.array(_SIZES)[rng.choice(len(_SIZES), images, p=_SIZE_SHARES)]
-    lvis = _draw_lvis(rng, counts, size, min(1.0, images / 100_000))
-    partial = _partly_labelled(rng, lvis)
-    absent = [_absent(rng, len(counts)) for _ in range(images)]
-    entries = _images(rng, size)
-    coco = _draw_coco(rng, counts, lvis, size, absent, partial)
-    shapes = draw_outlines(rng)
-    categories = [{"id": n, "name": name} for n, (name, _, _) in enumerate(counts, start=1)]
-    found = {image: set() for image in range(images)}
-    for image, category in zip(lvis.image.tolist(), lvis.category.tolist()):
-        found[image].add(category)
-    federated = [
-        {
-            **entry,
-            "neg_category_ids": sorted(set(absent[n]) - found[n]),
-            "not_exhaustive_category_ids": sorted(partial.get(n, ())),
-        }
-        for n, entry in enumerate(entries)
-    ]
-    coco_categories = [{"id": n, "name": name} for n, name in enumerate(COCO_CLASS_NAMES[1:], 1)]
-    ids = np.array([entry["id"] for entry in entries])
-    paths = folder / LVIS_NAME, folder / COCO_NAME
-    for path, listed, names, objects in (
-        (paths[0], federated, categories, lvis),
-        (paths[1], entries, coco_categories, coco),
-    ):
-        with open(path, "wb") as file:
-            file.write(b'{"images": %s,\n"categories": ' % json.dumps(listed).encode())
-            file.write(json.dumps(names).encode() + b',\n"annotations": [\n')
-            write_objects(file, objects, shapes, ids, size, path.name if progress else None)
-            file.write(b"]}\n")
-    return paths
-
-
-def _draw_lvis(
-    rng: np.random.Generator, counts: Sequence[tuple[str, int, int]], size: np.ndarray, share: float
-) -> Objects:
-    """Draw LVIS's objects: each category with its published numbers of images and instances."""
-    images, categories, sides = [], [], []
-    for category, (name, in_images, instances) in enumerate(counts, start=1):
-        in_images, instances = round(in_images * share), round(instances * share)
-        if not in_images:
-            continue
-        chosen = rng.choice(len(size), min(in_images, len(size)), replace=False)
-        # Some images hold many: a flock, a shelf of bottles.
-        weight = rng.lognormal(0, 1.2, len(chosen))
-        extra = rng.multinomial(max(0, instances - len(chosen)), weight / weight.sum())
-        images.append(np.repeat(chosen, 1 + extra))
-        categories.append(np.full(len(images[-1]), category))
-        rule = LVIS_RULES.get(name)
-        side = _CLASSES[VOC_CLASS_NAMES[rule.class_id]][0] if rule else _OTHER_SIDE
-        sides.append(side / np.repeat(1 + extra, 1 + extra) ** 0.25)
-    return _place(rng, *(np.concatenate(part) for part in (images, categories, sides)), size)
-
-
-def _place(
-    rng: np.random.Generator,
-    image: np.ndarray,
-    category: np.ndarray,
-    side: np.ndarray,
-    size: np.ndarray,
-    crowd: np.ndarray | None = None,
-) -> Objects:
-    """Place objects at random in their images, of log-normal size around a median side."""
-    order = np.argsort(image, kind="stable")
-    count = len(order)
-    height, width = size[image[order]].T
-    radius = side[order] / np.sqrt(np.pi) * rng.lognormal(0, 0.75, count)
-    radius = np.clip(radius, 2, 0.48 * np.minimum(height, width))
-    centre = radius[:, None] + rng.random((count, 2)) * (
-        np.stack([width, height], 1) - 2 * radius[:, None]
-    )
-    crowds = np.zeros(count, bool) if crowd is None else crowd[order]
-    return Objects(
-        image[order], category[order], crowds, rng.integers(0, _OUTLINES, count), centre, radius
-    )
-
-
-def _partly_labelled(rng: np.random.Generator, lvis: Objects) -> dict[int, list[int]]:
-    """Choose categories by image that LVIS labels in part: half of those with many objects."""
-    keys, number = np.unique(lvis.image * 2000 + lvis.category, return_counts=True)
-    partial: dict[int, list[int]] = {}
-    for key in keys[(number > 12) & (rng.random(len(keys)) < 0.5)].tolist():
-        partial.setdefault(key // 2000, []).append(key % 2000)
-    return partial
-
-
-def _absent(rng: np.random.Generator, categories: int) -> list[int]:
-    """Choose categories that LVIS verified to be absent from an image."""
-    return rng.integers(1, categories + 1, int(rng.integers(4, 14))).tolist()
-
-
-def _images(rng: np.random.Generator, size: np.ndarray) -> list[dict[str, Any]]:
-    """Make the entries of the images; one in twenty is of COCO's val2017."""
-    ids = rng.choice(np.arange(1, 600_000), len(size), replace=False)
-    split = np.where(rng.random(len(size)) < 0.05, "val2017", "train2017")
-    url = "http://images.cocodataset.org/{}/{:012d}.jpg"
-    return [
-        {"id": n, "height": h, "width": w, "coco_url": url.format(s, n), "license": 1}
-        for n, (h, w), s in zip(ids.tolist(), size.tolist(), split.tolist())
-    ]
-
-
-def _draw_coco(
-    rng: np.random.Generator,
-    counts: Sequence[tuple[str, int, int]],
-    lvis: Objects,
-    size: np.ndarray,
-    absent: Sequence[Sequence[int]],
-    partial: dict[int, list[int]],
-) -> Objects:
-    """Draw COCO's objects: most of LVIS's of the 20 classes, outlined anew; others; crowds."""
-    rules = [None, *(LVIS_RULES.get(name) for name, _, _ in counts)]
-    to_class = np.array([rule.class_id if rule else 0 for rule in rules])
-    certain = np.array([rule is not None and rule.role not in UNCERTAIN for rule in rules])
-    coco_id = {rule.class_id: COCO_CLASS_NAMES.index(name) for name, rule in COCO_RULES.items()}
-    lookup = np.array([coco_id.get(c, 0) for c in range(21)])
-
-    known = lvis[certain[lvis.category] & (rng.random(len(lvis.image)) < 0.95)]
-    count = len(known.image)
-    noise = rng.normal(0, 0.03, (count, 2)) * known.radius[:, None]
-    parts = [
-        dataclasses.replace(
-            known,
-            category=lookup[to_class[known.category]],
-            centre=known.centre + noise,
-            radius=known.radius * rng.lognormal(0, 0.04, count),
-        )
-    ]
-    # Objects of classes that LVIS verified to be absent are rare.
-    own = {n: r.class_id for n, r in enumerate(rules) if r and r.role == CORE}
-    looked_for = np.zeros((len(size), 21), bool)
-    for image, categories in enumerate(absent):
-        looked_for[image, [own[c] for c in categories if c in own]] = True
-    looked_for[lvis.image, to_class[lvis.category]] = True
-    for class_id, (side, rate) in enumerate(_CLASSES.values(), start=1):
-        keep = np.where(looked_for[:, class_id], 0.02, 1.0)
-        image = np.repeat(np.arange(len(size)), rng.poisson(rate * keep))
-        category = np.full(len(image), lookup[class_id])
-        parts.append(_place(rng, image, category, np.full(len(image), float(side)), size))
-    others = [n for n in range(1, 81) if n not in set(coco_id.values())]
-    image = np.repeat(np.arange(len(size)), rng.poisson(_OTHER_OBJECTS, len(size)))
-    category = rng.choice(others, len(image))
-    parts.append(_place(rng, image, category, np.full(len(image), float(_OTHER_SIDE)), size))
-    crowded = [
-        (image, lookup[to_class[c]]) for image, cs in partial.items() for c in cs if certain[c]
-    ]
-    image, category = np.array(crowded, np.int64).reshape(-1, 2).T
-    side = np.full(len(image), 120.0)
-    parts.append(_place(rng, image, category, side, size, np.ones(len(image), bool)))
-    fields = (f.name for f in dataclasses.fields(Objects))
-    together = Objects(*(np.concatenate([getattr(p, f) for p in parts]) for f in fields))
-    return together[np.argsort(together.image, kind="stable")]
-
-
-@dataclasses.dataclass(frozen=True)
-class Objects:
-    """Objects to be written as A annotations, sorted by image."""
-
-    image: np.ndarray  # int64 (A,), position
-    category: np.ndarray  # int64 (A,), id
-    crowd: np.ndarray  # bool (A,)
-    shape: np.ndarray  # int64 (A,), number of the outline
-    centre: np.ndarray  # float64 (A, 2), x and y in pixels
-    radius: np.ndarray  # float64 (A,), pixels
-
-    def __getitem__(self, chosen: np.ndarray | slice) -> Objects:
-        return Objects(*(getattr(self, f.name)[chosen] for f in dataclasses.fields(self)))
-
-
-def draw_outlines(rng: np.random.Generator) -> list[np.ndarray]:
-    """Draw wavy closed curves of radius 1 around the origin: float64 (corners, 2) each."""
-    shapes = []
-    for corners in rng.integers(10, 59, _OUTLINES):
-        angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
-        waves = [rng.normal(0, 0.12 / k) * np.cos(k * angle + rng.uniform(0, 6)) for k in (1, 2, 3)]
-        distance = np.clip(1 + sum(waves), 0.5, 1.0)
-        stretch = rng.uniform(0.6, 1.0)
-        shapes.append(np.stack([np.cos(angle) * distance, np.sin(angle) * distance * stretch], 1))
-    return shapes
-
-
-def write_objects(
-    file: BinaryIO,
-    objects: Objects,
-    shapes: Sequence[np.ndarray],
-    ids: np.ndarray,
-    size: np.ndarray,
-    name: str | None,
-) -> None:
-    """Write the entries of ``annotations``, ids from 1; ``name`` is for a progress bar.
-
-    Images have ids, int64 (images,), and heights and widths, int64 (images, 2).
-    """
-    total = len(objects.image)
-    # Hundredths of a pixel as text, made once.
-    texts = np.array([f"{n / 100:.2f}" for n in range(100 * _LARGEST_SIDE + 1)], object)
-    for first in tqdm(range(0, total, _CHUNK), desc=name, unit="chunk", disable=name is None):
-        part = objects[slice(first, first + _CHUNK)]
-        lines = _lines(part, first, shapes, texts, ids, size)
-        end = ",\n" if first + _CHUNK < total else "\n"
-        file.write((",\n".join(lines) + end).encode())
-
-
-def _lines(
-    objects: Objects,
-    first: int,
-    shapes: Sequence[np.ndarray],
-    texts: np.ndarray,
-    ids: np.ndarray,
-    size: np.ndarray,
-) -> Iterator[str]:
-    """Write some annotations as text; ids start at ``first`` + 1."""
-    corners = [shapes[n] for n in objects.shape.tolist()]
-    length = np.array([len(shape) for shape in corners])
-    at = np.repeat(np.arange(len(length)), length)
-    points = np.concatenate(corners) * objects.radius[at, None] + objects.centre[at]
-    points = np.clip(points, 0, size[objects.image[at]][:, ::-1])
-    numbers = texts[np.round(points * 100).astype(np.int64)].reshape(-1).tolist()
-    ends = (2 * np.cumsum(length)).tolist()
-    for n, (end, count) in enumerate(zip(ends, length.tolist())):
-        image, radius = int(objects.image[n]), float(objects.radius[n])
-        segmentation = f"[[{', '.join(numbers[end - 2 * count : end])}]]"
-        if objects.crowd[n]:
-            height, width = size[image].tolist()
-            segmentation = json.dumps(_crowd(height, width, int(radius), objects.centre[n]))
-        x, y = (objects.centre[n] - radius).tolist()
-        yield (
-            f'{{"id": {first + n + 1}, "image_id": {ids[image]}, "category_id": '
-            f'{objects.category[n]}, "iscrowd": {int(objects.crowd[n])}, "area": '
-            f'{3.14 * radius * radius:.2f}, "bbox": [{x:.2f}, {y:.2f}, {2 * radius:.2f}, '
-            f'{2 * radius:.2f}], "segmentation": {segmentation}}}'
-        )
-
-
-def _crowd(height: int, width: int, radius: int, centre: np.ndarray) -> dict[str, Any]:
-    """Encode a square as run lengths."""
-    mask = np.zeros((width, height), bool)
-    x, y = (int(value) for value in centre)
-    mask[max(0, x - radius) : x + radius, max(0, y - radius) : y + radius] = True
-    edges = np.flatnonzero(np.diff(mask.ravel()))
-    runs = np.diff(np.concatenate([[0], edges + 1, [mask.size]])).tolist()
-    # The first run is one of background.
-    return {"size": [height, width], "counts": [0, *runs] if mask[0, 0] else runs}
+    rows = {f"all {balance['source']['images']:,} fit images": balance["source"]}
+    rows[f"as many at random, mean of {balance['random']['draws']}"] = balance["random"]
+    rows["the set"] = balance["achieved"]
+    columns = {"normalized_entropy": ("normalised entropy", ".3f")}
+    columns["coefficient_of_variation"] = ("coefficient of variation", ".3f")
+    return "\n".join([*lines, table(rows, "instances over class × size", columns)])

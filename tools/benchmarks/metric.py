@@ -24,9 +24,7 @@ validation set, with their intervals, by themselves in a process each.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import functools
-import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,24 +36,9 @@ from d2_smallobj.metrics import Accumulator, match_image
 from d2_smallobj.metrics.summary import summarize
 from d2_smallobj.statistics.intervals import bootstrap
 from d2_smallobj.utils.cli import positive_int
-from d2_smallobj.utils.opencv import cv2
-from d2_smallobj.utils.tables import markdown_table
 
-from benchmarks import Measurement, machine, race, race_table
-from benchmarks.scenes import (
-    CLASSES,
-    MOST_INSTANCES,
-    VOC_SIZE,
-    VOID,
-    Maps,
-    draw_maps,
-    make_run,
-    predict_blocks,
-    predict_borders,
-    read_voc,
-    spread_classes,
-    void_of,
-)
+from benchmarks import Measurement, in_process, machine, one_thread, race, race_table, scenes, table
+from benchmarks.scenes import CLASSES, MOST_INSTANCES, VOC_SIZE, VOID, Maps, draw_maps
 
 CROWDED_SIZE, CROWDED_INSTANCES = (1500, 1125), 36
 RAGGED_IMAGES = 24
@@ -91,19 +74,15 @@ def run(args: argparse.Namespace) -> Measurement:
     """Run everything, with one thread."""
     # First, as a process starts with the peak memory of the one that starts it.
     summary = measure_summary(args.seed) if args.summary else None
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
+    with one_thread():
         figures = measure(args.images, args.crowded, args.rounds, args.seed, args.voc)
-    finally:
-        cv2.setNumThreads(threads)
-    missed = [
-        f"{name}: {row} takes {figures[name][row]['ratio']:.2f} times the yardstick,"
-        f" not {limit:.1f}"
-        for name, limits in TARGETS.items()
-        for row, limit in limits.items()
-        if figures[name][row]["ratio"] > limit
-    ]
+    missed = []
+    for name, limits in TARGETS.items():
+        for row, limit in limits.items():
+            ratio = figures[name][row]["ratio"]
+            if ratio > limit:
+                took = f"takes {ratio:.2f} times the yardstick, not {limit:.1f}"
+                missed.append(f"{name}: {row} {took}")
     text = _format(figures)
     if summary is not None:
         figures["summary"] = summary.figures
@@ -122,15 +101,14 @@ def measure(
     ]
     crowds = [draw_maps(rng, *CROWDED_SIZE, CROWDED_INSTANCES, 12) for _ in range(crowded)]
     guess, truth = rng.integers(0, CLASSES, (2, *VOC_SIZE[::-1])).astype(np.uint8)
-    truths = read_voc(voc) if voc else [maps[1:] for maps in drawn[:RAGGED_IMAGES]]
+    truths = scenes.read_voc(voc) if voc else [maps[1:] for maps in drawn[:RAGGED_IMAGES]]
     blocks, borders = (
         [(predict(rng, semantic), semantic, owner) for semantic, owner in truths]
-        for predict in (predict_blocks, predict_borders)
+        for predict in (scenes.predict_blocks, scenes.predict_borders)
     )
     settings = {"images": images, "crowded": crowded, "rounds": rounds, "seed": seed, "voc": voc}
     return {
-        "machine": machine(),
-        "settings": settings,
+        **{"machine": machine(), "settings": settings},
         "VOC-like": race_images(drawn, OURS, rounds),
         "crowded": race_images(crowds, OURS, rounds),
         "ragged blocks": race_images(blocks, RAGGED, rounds),
@@ -147,11 +125,7 @@ def race_images(
     images: Sequence[Any], functions: Mapping[str, Callable[[Any], object]], rounds: int
 ) -> dict[str, dict[str, float]]:
     """Time functions of all images, the first one the yardstick; processor time per image."""
-    rows = race([images], functions, rounds, clock=time.process_time)
-    for row in rows.values():
-        for kind in ("median", "quiet"):
-            row[kind] /= len(images)
-    return rows
+    return race([images], functions, rounds, time.process_time, per=len(images))
 
 
 def count_labels(maps: Maps) -> np.ndarray:
@@ -166,7 +140,7 @@ def ours(
     images: Iterable[Maps], *, classes: int = CLASSES, mode: str = "exact", annotated: bool = True
 ) -> Accumulator:
     """Compute mIoU and IA-mIoU of all sizes, except the final figures."""
-    accumulator = Accumulator(classes, ignore_label=void_of(classes), mode=mode)
+    accumulator = Accumulator(classes, ignore_label=scenes.void_of(classes), mode=mode)
     for number, (prediction, semantic, instances) in enumerate(images):
         accumulator.update(number, prediction, semantic, instances if annotated else None)
     # Images wait to be matched together until something is asked for.
@@ -192,16 +166,11 @@ def race_classes(images: Sequence[Maps], seed: int, rounds: int) -> dict[str, An
     kinds = {f"{CLASSES}": (CLASSES, False)}
     for count in MANY_CLASSES:
         kinds |= {f"{count}, few": (count, False), f"{count}, spread": (count, True)}
-    held = {
-        name: [spread_classes(maps, rng, count, spread=wide) for maps in images]
-        for name, (count, wide) in kinds.items()
-    }
-
-    def evaluate(name: str, order: Iterable[int]) -> None:
-        ours((held[name][number] for number in order), classes=kinds[name][0])
-
-    functions = {name: functools.partial(evaluate, name) for name in kinds}
-    return race_images(10 * list(range(len(images))), functions, rounds)
+    functions = {}
+    for name, (count, wide) in kinds.items():
+        held = [scenes.spread_classes(maps, rng, count, spread=wide) for maps in images]
+        functions[name] = lambda _, held=held, count=count: ours(10 * held, classes=count)
+    return race_images(10 * list(images), functions, rounds)
 
 
 def scaling_in_pixels(seed: int, rounds: int) -> dict[str, Any]:
@@ -225,11 +194,9 @@ def scaling_in_images(images: Sequence[Maps], rounds: int) -> dict[str, Any]:
             accumulator.update(number, *images[number % len(images)])
         accumulator.summarize(names)
 
-    counts = [250, 500, 1000]
-    times = [
-        race([count], {"ours": evaluate}, min(rounds, 3), time.process_time)["ours"]["quiet"]
-        for count in counts
-    ]
+    counts, work = [250, 500, 1000], {"ours": evaluate}
+    rows = [race([count], work, min(rounds, 3), time.process_time)["ours"] for count in counts]
+    times = [row["quiet"] for row in rows]
     return {"sizes": counts, "ms": times, "exponent": slope(counts, times)}
 
 
@@ -241,16 +208,14 @@ def slope(sizes: Sequence[float], times: Sequence[float]) -> float:
 def _format(figures: Mapping[str, Any]) -> str:
     """Format the figures as Markdown."""
     lines = [f"{figures['machine']}; {figures['settings']}"]
-    for name, rows in figures.items():
-        if name in ("machine", "settings"):
-            continue
-        if "exponent" in rows:
-            steps = ", ".join(f"{size}: {ms:.3g} ms" for size, ms in zip(rows["sizes"], rows["ms"]))
-            lines += ["", f"Linear in {name}: exponent {rows['exponent']:.2f} ({steps})"]
-            continue
+    for name in ("VOC-like", "crowded", "ragged blocks", "ragged borders", NOISE, "classes"):
         limits = [f"{row} {limit:.1f} ×" for row, limit in TARGETS.get(name, {}).items()]
         target = f" (targets: {'; '.join(limits)})" if limits else ""
-        lines += ["", f"{name}{target}", "", race_table(rows)]
+        lines += ["", f"{name}{target}", "", race_table(figures[name])]
+    for name in ("pixels", "images"):
+        rows = figures[name]
+        steps = ", ".join(f"{size}: {ms:.3g} ms" for size, ms in zip(rows["sizes"], rows["ms"]))
+        lines += ["", f"Linear in {name}: exponent {rows['exponent']:.2f} ({steps})"]
     return "\n".join(lines)
 
 
@@ -258,29 +223,23 @@ def measure_summary(
     seed: int, images: int = 40_000, instances: int = 300_000, samples: int = 1000
 ) -> Measurement:
     """Summarise made-up data sets with 81, 150 and 847 classes."""
-    figures = {}
-    for classes in SUMMARY_CLASSES:
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-            job = pool.submit(_summarize_alone, images, instances, classes, samples, seed)
-            figures[str(classes)] = job.result()
-    missed = [
-        f"summary of {classes} classes takes {figures[str(classes)][unit]:.0f} {unit},"
-        f" not {limit:.0f}"
-        for classes, limits in SUMMARY_TARGETS.items()
-        for unit, limit in limits.items()
-        if figures[str(classes)][unit] > limit
-    ]
-    forms = {"seconds": ".1f", "plain seconds": ".1f", "MiB": ".0f", "MiB before": ".0f"}
-    table = markdown_table(
-        ["classes", "seconds", "of these without intervals", "peak MiB", "with the tables only"],
-        [[c, *(format(row[k], f) for k, f in forms.items())] for c, row in figures.items()],
-    )
-    title = (
-        f"Summary of {images} images with {instances} instances, {samples} resamples"
-        " (targets: 81 classes 60 s, 2048 MiB)"
-    )
-    return Measurement(figures, f"{title}\n\n{table}", missed)
+    figures = {
+        str(classes): in_process(_summarize_alone, images, instances, classes, samples, seed)
+        for classes in SUMMARY_CLASSES
+    }
+    missed = []
+    for classes, limits in SUMMARY_TARGETS.items():
+        for unit, limit in limits.items():
+            took = figures[str(classes)][unit]
+            if took > limit:
+                what = f"summary of {classes} classes"
+                missed.append(f"{what} takes {took:.0f} {unit}, not {limit:.0f}")
+    columns = {"seconds": ("seconds", ".1f")}
+    columns["plain seconds"] = ("of these without intervals", ".1f")
+    columns |= {"MiB": ("peak MiB", ".0f"), "MiB before": ("with the tables only", ".0f")}
+    title = f"Summary of {images} images with {instances} instances, {samples} resamples"
+    title += " (targets: 81 classes 60 s, 2048 MiB)"
+    return Measurement(figures, f"{title}\n\n{table(figures, 'classes', columns)}", missed)
 
 
 def _summarize_alone(
@@ -288,18 +247,14 @@ def _summarize_alone(
 ) -> dict[str, float]:
     """Summarise one made-up data set: with and without intervals, with the process's memory."""
     names = [f"class {number}" for number in range(classes)]
-    run = make_run(images, instances, classes, seed)
+    run = scenes.make_run(images, instances, classes, seed)
     before = _peak()
     begin = time.perf_counter()
     summarize(run.table, run.pixels, names, images=images)
     plain = time.perf_counter() - begin
     bootstrap(run, class_names=names, samples=samples, seed=seed)
-    return {
-        "seconds": time.perf_counter() - begin,
-        "plain seconds": plain,
-        "MiB": _peak(),
-        "MiB before": before,
-    }
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "plain seconds": plain, "MiB": _peak(), "MiB before": before}
 
 
 def _peak() -> float:

@@ -103,9 +103,8 @@ def read_voc(folder: str | os.PathLike[str]) -> list[tuple[np.ndarray, np.ndarra
     root = Path(folder)
     files = sorted((root / "SegmentationObject").glob("*.png"))
     if not files:
-        raise ValueError(
-            f"--voc: expected SegmentationObject/*.png in a VOC2012 folder, got {root}"
-        )
+        expected = "SegmentationObject/*.png in a VOC2012 folder"
+        raise ValueError(f"--voc: expected {expected}, got {root}")
     return [(read_label_map(root / "SegmentationClass" / f.name), read_label_map(f)) for f in files]
 
 
@@ -148,13 +147,12 @@ def spread_classes(maps: Maps, rng: np.random.Generator, classes: int, *, spread
     Labels are kept, or with ``spread`` drawn from all classes (0 stays 0). Beyond 255 classes,
     prediction and semantic map become uint16, void :data:`WIDE_VOID`.
     """
-    dtype = np.uint8 if classes <= VOID else np.uint16
-    names = np.arange(256)
+    names = np.arange(256, dtype=np.uint8 if classes <= VOID else np.uint16)
     if spread:
         names[1:CLASSES] = rng.choice(np.arange(1, classes), CLASSES - 1, replace=False)
     names[VOID] = void_of(classes)
     prediction, semantic, instances = maps
-    return names.astype(dtype)[prediction], names.astype(dtype)[semantic], instances.copy()
+    return names[prediction], names[semantic], instances.copy()
 
 
 def void_of(classes: int) -> int:
@@ -196,16 +194,13 @@ def make_run(images: int, instances: int, classes: int, seed: int) -> MadeUpRun:
     area = np.concatenate([ground, area])
     intersection = (area * rng.random(len(area))).astype(np.int64)
     found = (intersection > 0).astype(np.int64)
+    charged = found * (intersection + 0.3 * area * rng.random(len(area)))
     table = InstanceTable(
         image_id=ids[np.concatenate([np.arange(images), owner])],
         instance_id=np.concatenate([nothing, np.arange(1, instances + 1)]),
         category_id=np.concatenate([nothing, category]),
-        area=area,
-        pixels=area,
-        intersection=intersection,
-        charged=found * (intersection + 0.3 * area * rng.random(len(area))),
-        components=found,
-        shared=np.zeros(len(area), np.int64),
+        **{"area": area, "pixels": area, "intersection": intersection, "charged": charged},
+        **{"components": found, "shared": np.zeros(len(area), np.int64)},
         image_area=np.full(len(area), _IMAGE_AREA),
     )
     wrong = kinds[np.arange(images), 5] + classes * np.arange(images)

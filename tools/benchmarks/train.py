@@ -18,29 +18,15 @@ changes; the penalty by formula against autograd; the size weights; on a GPU whe
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-import d2_smallobj
 from d2_smallobj.utils.cli import at_least, positive_int
-from d2_smallobj.utils.tables import markdown_table
 
-from benchmarks import Measurement, machine, race
-from benchmarks.train_steps import (
-    LOSSES,
-    PLAIN,
-    OurSteps,
-    PlainSteps,
-    Problem,
-    clock,
-    measure_penalty,
-    measure_weights,
-    num_bytes,
-    peak_bytes,
-    wait,
-)
+from benchmarks import Measurement, race, table, torch_machine, train_steps
+from benchmarks.train_steps import LOSSES, PLAIN, OurSteps, PlainSteps, Problem
 
 YARDSTICK = "plain CE, float32"
 MIXED = "mixed"
@@ -61,18 +47,16 @@ _MIXED = ("SOLVER.AMP.ENABLED", "True", "SMALLOBJ.SPEED.MEMORY_FORMAT", "channel
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; those of the size have other defaults on a GPU."""
-    parser.add_argument("--depth", type=int, help="of the ResNet; 101 with a GPU, 50 without")
-    parser.add_argument(
-        "--width", type=int, help="of its first stage; 256 (as in DeepLabV2) with a GPU, 64 without"
-    )
-    parser.add_argument("--crop", type=at_least(8), help="side; 321 with a GPU, 161 without")
-    parser.add_argument("--batch", type=positive_int, help="images; 10 with a GPU, 4 without")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="timings of each step")
-    parser.add_argument("--steps", type=positive_int, help="a timing; 10 with a GPU, 1 without")
-    parser.add_argument(
-        "--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="on a GPU"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("--depth", type=int, help="of the ResNet; 101 with a GPU, 50 without")
+    text = "of its first stage; 256 (as in DeepLabV2) with a GPU, 64 without"
+    add("--width", type=int, help=text)
+    add("--crop", type=at_least(8), help="side; 321 with a GPU, 161 without")
+    add("--batch", type=positive_int, help="images; 10 with a GPU, 4 without")
+    add("--rounds", type=positive_int, default=5, help="timings of each step")
+    add("--steps", type=positive_int, help="a timing; 10 with a GPU, 1 without")
+    add("--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="on a GPU")
+    add("--seed", type=int, default=0)
 
 
 def run(args: argparse.Namespace) -> Measurement:
@@ -85,19 +69,14 @@ def run(args: argparse.Namespace) -> Measurement:
     mixed = [*_MIXED, "SMALLOBJ.AMP_DTYPE", args.amp_dtype]
     torch.backends.cudnn.benchmark = True  # as the recipe's configs say
     problem.config(mixed)  # a wrong size is an error before anything is drawn
-    host = d2_smallobj.host()
     figures: dict[str, Any] = {
-        "machine": f"{machine()}, torch {torch.__version__}, {host.name} host {host.version}",
-        "device": torch.cuda.get_device_name() if gpu else "CPU",
+        **torch_machine(),
         "settings": {
             "net": f"DeepLabV2-ResNet{problem.depth}, width {problem.width} of 256",
-            "crop": problem.crop,
-            "batch": problem.batch,
+            **{"crop": problem.crop, "batch": problem.batch},
             "mixed": args.amp_dtype if gpu else "bfloat16",
             "threads": torch.get_num_threads(),
-            "rounds": args.rounds,
-            "steps": args.steps,
-            "seed": args.seed,
+            **{"rounds": args.rounds, "steps": args.steps, "seed": args.seed},
         },
         **measure(problem, mixed, rounds=args.rounds, count=args.steps),
     }
@@ -111,14 +90,14 @@ def measure(problem: Problem, mixed: Sequence[str], *, rounds: int, count: int) 
     device = plain.device
     ours = {"float32": OurSteps(problem, batches), MIXED: OurSteps(problem, batches, mixed)}
     figures: dict[str, Any] = {"steps": measure_steps(plain, ours, rounds, count, problem.batch)}
-    figures["penalty"] = measure_penalty(ours["float32"], max(rounds, 3))
+    figures["penalty"] = train_steps.measure_penalty(ours["float32"], max(rounds, 3))
     if device.type == "cuda":
         figures["waits"] = find_wait(ours[MIXED])
     # Their memory is needed again.
     del plain, ours
     names = option_names(device)
     figures["options"] = measure_options(problem, batches, names, rounds=rounds, count=count)
-    figures["weights"] = measure_weights(batches, rounds)
+    figures["weights"] = train_steps.measure_weights(batches, rounds)
     return figures
 
 
@@ -127,34 +106,32 @@ def measure_steps(
 ) -> dict[str, dict[str, float]]:
     """Measure time and memory of the yardstick and of every loss in every number format.
 
-    ``peak_mib`` is the most that the step's tensors and those that stay between steps take
-    together; ``to_CE`` and, of the best rounds, ``best_to_CE`` compare with CE in the same format.
+    ``peak_mib`` counts the step's tensors and those that stay; ``to_CE`` is within the format.
     """
     device = plain.device
     runs: dict[str, Callable[[int], None]] = {YARDSTICK: lambda n: _strict(plain, n)}
-    persistent = {YARDSTICK: lambda: num_bytes(plain.persistent())}
+    persistent: dict[str, Callable[[], Iterable[torch.Tensor]]] = {YARDSTICK: plain.persistent}
     if device.type == "cuda":
         runs["plain CE, TF32"] = plain.run
         persistent["plain CE, TF32"] = persistent[YARDSTICK]
     for kind, steps in ours.items():
         for loss in LOSSES:
             runs[f"{loss}, {kind}"] = lambda n, s=steps, x=loss: s.run(x, n)
-            persistent[f"{loss}, {kind}"] = lambda s=steps, x=loss: num_bytes(s.persistent(x))
+            persistent[f"{loss}, {kind}"] = lambda s=steps, x=loss: s.persistent(x)
     rows = {}
     for name, work in runs.items():
         work(2)  # kernels are chosen and momentum is made
         for steps in (plain, *ours.values()):
             steps.optimizer.zero_grad()
-        peak = peak_bytes(lambda work=work: work(1), device)
-        rows[name] = {"peak_mib": (peak + persistent[name]()) / 2**20}
+        peak = train_steps.peak_bytes(lambda work=work: work(1), device)
+        kept = train_steps.num_bytes(persistent[name]())
+        rows[name] = {"peak_mib": (peak + kept) / 2**20}
 
-    def timed(work: Callable[[int], None]) -> Callable[[object], None]:
-        return lambda _: (work(count), wait(device))
-
-    times = race([None], {name: timed(work) for name, work in runs.items()}, rounds, clock(device))
+    timed = {n: lambda _, f=run: (f(count), train_steps.wait(device)) for n, run in runs.items()}
+    times = race([None], timed, rounds, train_steps.clock(device), per=count)
     for name, row in rows.items():
-        milliseconds = times[name]["median"] / count
-        row.update(ms=milliseconds, images_per_s=1e3 * batch / milliseconds)
+        row["ms"] = times[name]["median"]
+        row["images_per_s"] = 1e3 * batch / row["ms"]
         row["speedup"] = 1 / times[name]["ratio"]
         kind = name.rsplit(", ", 1)[1]
         if not name.startswith("plain"):
@@ -197,8 +174,8 @@ def find_missed(figures: Mapping[str, Any], gpu: bool) -> list[str]:
         ratio = steps[f"L_SB, {kind}"]["best_to_CE"]
         if ratio > SB_TARGET:
             missed.append(f"the L_SB step, {kind}, takes {ratio:.3f} times CE's, not {SB_TARGET}")
-    if gpu and steps[f"CE, {MIXED}"]["speedup"] < MIXED_TARGET:
-        speedup = steps[f"CE, {MIXED}"]["speedup"]
+    speedup = steps[f"CE, {MIXED}"]["speedup"]
+    if gpu and speedup < MIXED_TARGET:
         missed.append(f"mixed precision is {speedup:.2f} times as fast, not {MIXED_TARGET}")
     if figures["penalty"]["copies"] > COPIES_TARGET:
         missed.append(f"EWC takes {figures['penalty']['copies']:.3f} copies, not {COPIES_TARGET}")
@@ -209,32 +186,14 @@ def find_missed(figures: Mapping[str, Any], gpu: bool) -> list[str]:
     return missed
 
 
-def _table(
-    rows: Mapping[str, Mapping[str, float]], what: str, columns: Mapping[str, tuple[str, str]]
-) -> str:
-    """Format rows as a Markdown table; columns are a title and a format by key."""
-    return markdown_table(
-        [what, *(title for title, _ in columns.values())],
-        [
-            [name, *(format(row[k], f) if k in row else "" for k, (_, f) in columns.items())]
-            for name, row in rows.items()
-        ],
-    )
-
-
 def format_figures(figures: Mapping[str, Any]) -> str:
     """Format the figures as Markdown."""
     lines = [figures["machine"], f"{figures['device']}; {figures['settings']}"]
     if figures["device"] == "CPU":
         lines.append("On a CPU, so a narrow net: mixed precision here says nothing of GPUs.")
-    lines += [
-        "",
-        _table(figures["steps"], "step", _STEP_COLUMNS),
-        "",
-        "Each option by itself in our CE step; relative changes of its loss and gradient:",
-        "",
-        _table(figures["options"], "option", _OPTION_COLUMNS),
-    ]
+    text = "Each option by itself in our CE step; relative changes of its loss and gradient:"
+    lines += ["", table(figures["steps"], "step", _STEP_COLUMNS), "", text, ""]
+    lines.append(table(figures["options"], "option", _OPTION_COLUMNS))
     penalty, weights = figures["penalty"], figures["weights"]
     times = ", ".join(f"{name} {ms:.2f}" for name, ms in penalty["ms"].items())
     lines += [
@@ -257,24 +216,23 @@ OPTIONS = {
     "float16": ("SOLVER.AMP.ENABLED", "True", "SMALLOBJ.AMP_DTYPE", "float16"),
 }
 """Overrides of :data:`.train_steps.PLAIN`, by themselves."""
-_GPU_ONLY = ("prefetch", "float16")
 
 
 def option_names(device: torch.device) -> list[str]:
     """List those of :data:`OPTIONS` that have an effect on a device."""
-    return [name for name in OPTIONS if device.type != "cpu" or name not in _GPU_ONLY]
+    on_cpu = device.type == "cpu"
+    return [name for name in OPTIONS if not (on_cpu and name in ("prefetch", "float16"))]
 
 
 def measure_options(
     problem: Problem, batches: Sequence[Any], names: Sequence[str], *, rounds: int, count: int
 ) -> dict[str, dict[str, float]]:
-    """Time the cross-entropy step with each option by itself, and measure what it changes.
+    """Time the cross-entropy step with each option, and measure what it changes.
 
-    From the same weights and images: ``loss``, the relative difference, and ``gradient``, the norm
-    of the difference over that of the gradient.
+    That is the relative differences of loss and gradient (its norm) at the same weights.
     """
     plain = OurSteps(problem, batches, PLAIN)
-    rows, timer = {}, clock(plain.model.device)
+    rows, timer = {}, train_steps.clock(plain.model.device)
     for name in names:
         other = OurSteps(problem, batches, [*PLAIN, *OPTIONS[name]])
         row = _differences(plain, other, batches[0])
@@ -287,12 +245,7 @@ def measure_options(
 
 def _timed(steps: OurSteps, count: int) -> Callable[[object], None]:
     steps.run("CE", 1)  # kernels are chosen and momentum is made
-
-    def work(_: object) -> None:
-        steps.run("CE", count)
-        wait(steps.model.device)
-
-    return work
+    return lambda _: (steps.run("CE", count), train_steps.wait(steps.model.device))
 
 
 def _differences(plain: OurSteps, other: OurSteps, batch: Any) -> dict[str, float]:

@@ -26,7 +26,6 @@ from d2_smallobj.engine.solver import build_optimizer
 from d2_smallobj.engine.step import TaskStepTrainer
 from d2_smallobj.engine.tasks import build_ewc, set_loss
 from d2_smallobj.engine.trainer import amp_dtype
-from d2_smallobj.losses.ewc import ElasticWeightConsolidation
 from d2_smallobj.losses.size_balanced import resize_labels
 from d2_smallobj.losses.size_weights import SizeWeights, size_weights
 from detectron2.config import CfgNode
@@ -80,17 +79,15 @@ class Problem:
         objects = int(rng.integers(1, MOST_INSTANCES + 1))
         _, labels, _ = draw_maps(rng, self.crop, self.crop, objects)
         image = rng.uniform(0, 255, (3, self.crop, self.crop)).astype(np.float32)
-        sample = {
-            "image": torch.from_numpy(image),
-            "sem_seg": torch.from_numpy(labels.astype(np.int64)),
-            "size_weights": torch.from_numpy(size_weights(labels)),
-        }
+        sample = {"image": image, "sem_seg": labels.astype(np.int64)}
+        sample["size_weights"] = size_weights(labels)
+        tensors = {key: torch.from_numpy(value) for key, value in sample.items()}
         pin = torch.cuda.is_available()
-        return {key: value.pin_memory() if pin else value for key, value in sample.items()}
+        return {key: value.pin_memory() if pin else value for key, value in tensors.items()}
 
 
 def build_net(
-    problem: Problem, batch: Sequence[dict[str, Any]], options: Sequence[str] = ()
+    problem: Problem, batch: Sequence[dict[str, Any]], options: Sequence[str]
 ) -> tuple[CfgNode, nn.Module]:
     """Build the net of the recipe with random weights, in training mode.
 
@@ -166,13 +163,9 @@ class OurSteps:
         self.cfg, self.model = build_net(problem, batches[0], options)
         self.optimizer = build_optimizer(self.cfg, self.model)
         self.loss = LOSSES[0]
-        self.trainer = TaskStepTrainer(
-            self.model,
-            on_device(self.cfg, self._data(batches)),
-            self.optimizer,
-            amp_dtype=amp_dtype(self.cfg),
-            loss_log=LossLog(_NEVER),
-        )
+        data = on_device(self.cfg, self._data(batches))
+        options = {"amp_dtype": amp_dtype(self.cfg), "loss_log": LossLog(_NEVER)}
+        self.trainer = TaskStepTrainer(self.model, data, self.optimizer, **options)
         #: Fisher and penalty by the loss that uses them.
         self.ewc = {FISHER: build_ewc(self.cfg, self.model, self.optimizer)}
         self.run(FISHER, 1)
@@ -218,8 +211,8 @@ def _persistent(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
 
 def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Memory of tensors in bytes, shared storages counted once."""
-    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
-    return sum(storages.values())
+    storages = (x.untyped_storage() for x in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
@@ -257,46 +250,36 @@ def measure_penalty(steps: OurSteps, rounds: int) -> dict[str, Any]:
         parameter.grad = torch.zeros_like(parameter)
 
     def autograd() -> None:
-        ewc.penalty(differentiable=True).backward()
+        triples = zip(trained, ewc.anchor_values.values(), ewc.fisher.values())
+        (ewc.strength * sum((f * (p - a) ** 2).sum() for p, a, f in triples)).backward()
 
     work = {
         "SGD step": steps.optimizer.step,
         "analytic": ewc.add_gradient_,
         "autograd": autograd,
         "Fisher recorded": steps.ewc[FISHER].record_gradients,
-        "proximal step": lambda: ewc.proximal_step_([0.0] * len(trained)),
+        "proximal step": lambda: ewc.proximal_step_(dict.fromkeys(ewc.names, 0.0)),
     }
 
-    def timed(name: str) -> Any:
-        return lambda _: (work[name](), wait(device))
-
-    times = race([None], {name: timed(name) for name in work}, rounds, clock(device))
-    return {
-        "ms": {name: row["median"] for name, row in times.items()},
-        "to_autograd": times["analytic"]["median"] / times["autograd"]["median"],
-        "copies": penalty_copies(ewc, trained),
-    }
-
-
-def penalty_copies(ewc: ElasticWeightConsolidation, trained: Sequence[torch.Tensor]) -> float:
-    """Memory that the penalty holds, in copies of the trained parameters."""
-    return num_bytes((*ewc.fisher.values(), *ewc.anchor_values.values())) / num_bytes(trained)
+    timed = {name: lambda _, run=run: (run(), wait(device)) for name, run in work.items()}
+    times = race([None], timed, rounds, clock(device))
+    ms = {name: row["median"] for name, row in times.items()}
+    held = num_bytes((*ewc.fisher.values(), *ewc.anchor_values.values()))
+    copies = held / num_bytes(trained)
+    return {"ms": ms, "to_autograd": ms["analytic"] / ms["autograd"], "copies": copies}
 
 
 def measure_weights(batches: Sequence[Any], rounds: int) -> dict[str, float]:
-    """Milliseconds an image for the size-weight map of a crop, in one loader worker.
-
-    ``logits`` are the maps at the four sizes that the recipe's multi-scale losses have.
-    """
+    """Milliseconds an image for the size-weight maps of a crop, in one loader worker."""
     rule = SizeWeights()
     labels = [x["sem_seg"] for batch in batches for x in batch]
     side = labels[0].shape[-1]
-    sizes = [(-(-side * part // 32),) * 2 for part in (4, 2, 3, 4)]  # stride 8, scales 1, 1/2, 3/4
+    # Of the recipe's multi-scale losses: stride 8, scales 1, 1/2, 3/4 and the maximum.
+    sizes = [(-(-side * part // 32),) * 2 for part in (4, 2, 3, 4)]
 
     def on_logits(x: torch.Tensor) -> list[np.ndarray]:
         return [rule(resize_labels(x[None], size)[0].numpy()) for size in sizes]
 
     work = {"input": lambda x: rule(x.numpy()), "logits": on_logits}
-    return {
-        name: row["median"] for name, row in race(labels, work, rounds, time.process_time).items()
-    }
+    rows = race(labels, work, rounds, time.process_time)
+    return {name: row["median"] for name, row in rows.items()}

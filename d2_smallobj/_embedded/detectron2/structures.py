@@ -28,14 +28,10 @@ class ImageList:
         pad_value: float = 0.0,
         padding_constraints: Mapping[str, int] | None = None,
     ) -> ImageList:
-        """Pad tensors (..., Hi, Wi) to one size and stack them.
+        """Pad tensors (..., Hi, Wi) to one size, a multiple of ``size_divisibility``; stack them.
 
-        Args:
-            tensors: the images, equal in all but their last two dimensions.
-            size_divisibility: the common size becomes a multiple of it; 0: no constraint.
-            pad_value: value of the padding.
-            padding_constraints: may hold "size_divisibility", which wins over the argument, and
-                "square_size", the side of a square to pad to.
+        ``padding_constraints`` may hold "size_divisibility", which wins over the argument, and
+        "square_size", the side of a square to pad to.
         """
         constraints = padding_constraints or {}
         divisor = max(constraints.get("size_divisibility", size_divisibility), 1)

@@ -1,15 +1,7 @@
 """Data: catalogs, loaders, samplers, transforms."""
 
+# ruff: noqa: F401 (all names are for users)
+
 from . import detection_utils, samplers, transforms
 from .build import build_detection_test_loader, build_detection_train_loader
 from .catalog import DatasetCatalog, MetadataCatalog
-
-__all__ = [
-    "DatasetCatalog",
-    "MetadataCatalog",
-    "build_detection_test_loader",
-    "build_detection_train_loader",
-    "detection_utils",
-    "samplers",
-    "transforms",
-]

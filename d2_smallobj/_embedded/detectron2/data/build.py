@@ -1,18 +1,62 @@
-"""Data loaders for training and for inference."""
+"""Data loaders for training and for inference, and the data sets that they read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils import data as torchdata
 
+from d2_smallobj._host import rebuild
 from detectron2.utils.comm import get_world_size
 from detectron2.utils.env import seed_all_rng
 
-from .common import MapDataset, ToIterableDataset
 from .samplers import InferenceSampler
+
+
+class _Rebuilt:
+    """Pickles by way of d2_smallobj, for workers that do not know the embedded host yet."""
+
+    def __reduce__(self) -> tuple:
+        return rebuild, (type(self).__module__, type(self).__qualname__, self.__dict__)
+
+
+class MapDataset(_Rebuilt, torchdata.Dataset):
+    """A function applied to the elements of a list or a map-style data set."""
+
+    def __init__(
+        self, dataset: Sequence[Any] | torchdata.Dataset, map_func: Callable[[Any], Any]
+    ) -> None:
+        self._dataset = dataset
+        self._map_func = map_func
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, idx: int) -> Any:
+        return self._map_func(self._dataset[idx])
+
+
+class ToIterableDataset(_Rebuilt, torchdata.IterableDataset):
+    """A map-style data set in the order of a sampler.
+
+    Every loader worker runs the sampler and keeps its share: whole chunks of indices in turn.
+    With the batch size as the chunk, the stream of batches is the same for every number of
+    workers.
+    """
+
+    def __init__(self, dataset: torchdata.Dataset, sampler: Iterable[int], chunk_size: int) -> None:
+        self._dataset = dataset
+        self._sampler = sampler
+        self._chunk_size = chunk_size
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = torchdata.get_worker_info()
+        for position, idx in enumerate(self._sampler):
+            turn = position // self._chunk_size
+            if worker is None or turn % worker.num_workers == worker.id:
+                yield self._dataset[idx]
 
 
 def build_detection_train_loader(
@@ -27,17 +71,9 @@ def build_detection_train_loader(
 ) -> torchdata.DataLoader:
     """Build the endless loader of a training; its batches are lists.
 
-    Args:
-        dataset: the samples.
-        mapper: function from a sample to the model's input.
-        sampler: order of the samples.
-        total_batch_size: batch over all processes.
-        aspect_ratio_grouping: must be False; True, detectron2's default, is not part of this host.
-        num_workers: loader processes of each training process.
-        pin_memory: copy the tensors to page-locked memory.
-
-    Raises:
-        ValueError: if the batch does not divide among the processes, or images are to be grouped.
+    ``total_batch_size`` counts the images of all processes, among which it must divide;
+    ``num_workers`` are the loader processes of each. ``aspect_ratio_grouping`` must be False:
+    True, detectron2's default, is not part of this host.
     """
     if aspect_ratio_grouping:
         raise ValueError("aspect_ratio_grouping: the embedded host has none; give False, got True")

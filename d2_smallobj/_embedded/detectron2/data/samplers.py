@@ -14,13 +14,7 @@ from detectron2.utils import comm
 class TrainingSampler(Sampler):
     """An endless stream of shuffled epochs; rank r of n takes every n-th index, from the r-th.
 
-    Args:
-        size: length of the data set.
-        shuffle: whether to shuffle each epoch.
-        seed: seed of the shuffling, equal on all ranks.
-
-    Raises:
-        ValueError: if the data set is empty.
+    ``size`` is that of the data set; ``seed`` must be equal on all ranks.
     """
 
     def __init__(self, size: int, shuffle: bool = True, *, seed: int) -> None:
@@ -44,11 +38,7 @@ class TrainingSampler(Sampler):
 
 
 class InferenceSampler(Sampler):
-    """Every index exactly once: contiguous shares, the first ranks one longer where it must be.
-
-    Args:
-        size: length of the data set.
-    """
+    """Every index exactly once: contiguous shares, the first ranks one longer where it must be."""
 
     def __init__(self, size: int) -> None:
         rank = comm.get_rank()

@@ -1,5 +1,7 @@
 """Training: launching processes, trainers, hooks, defaults."""
 
+# ruff: noqa: F401 (all names are for users)
+
 from . import hooks
 from .defaults import (
     DefaultTrainer,
@@ -10,16 +12,3 @@ from .defaults import (
 )
 from .launch import launch
 from .train_loop import HookBase, SimpleTrainer, TrainerBase
-
-__all__ = [
-    "DefaultTrainer",
-    "HookBase",
-    "SimpleTrainer",
-    "TrainerBase",
-    "create_ddp_model",
-    "default_argument_parser",
-    "default_setup",
-    "default_writers",
-    "hooks",
-    "launch",
-]

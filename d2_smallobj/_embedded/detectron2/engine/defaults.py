@@ -41,12 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
-    """Wrap a model for several processes; return it unchanged for one.
-
-    Args:
-        model: the model, on its device.
-        **kwargs: further arguments of ``DistributedDataParallel``; on the CPU ``device_ids=None``.
-    """
+    """Wrap a model for several processes (on the CPU give ``device_ids=None``), not for one."""
     if comm.get_world_size() == 1:
         return model
     kwargs.setdefault("device_ids", [comm.get_local_rank()])
@@ -74,12 +69,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Set up logging, keep the config in the output folder, seed, set cudnn and precision.
-
-    Args:
-        cfg: the config.
-        args: the command line.
-    """
+    """Set up logging, keep the config in the output folder, seed, set cudnn and precision."""
     rank = comm.get_rank()
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     for name in ("fvcore", "detectron2"):
@@ -150,9 +140,7 @@ class DefaultTrainer(TrainerBase):
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the last checkpoint of the output folder, or load ``MODEL.WEIGHTS``.
 
-        Args:
-            resume: whether to look for a last checkpoint; without one, as with False, only the
-                weights are loaded and training starts at iteration 0.
+        Without a checkpoint, as without ``resume``, training starts at iteration 0.
         """
         resume = resume and self.checkpointer.has_checkpoint()
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
@@ -218,15 +206,9 @@ class DefaultTrainer(TrainerBase):
         model: nn.Module,
         evaluators: Sequence[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """Evaluate a model on ``DATASETS.TEST``.
+        """Evaluate a model on ``DATASETS.TEST``, with ``build_evaluator``'s evaluators or these.
 
-        Args:
-            cfg: the config.
-            model: a model with its weights.
-            evaluators: one for each test set; None: those that ``build_evaluator`` returns.
-
-        Returns:
-            The results of the test set, or {name: results} if there are several.
+        Returns the results of the test set, or {name: results} if there are several.
         """
         results: dict[str, Any] = {}
         for i, name in enumerate(cfg.DATASETS.TEST):
@@ -244,9 +226,6 @@ class DefaultTrainer(TrainerBase):
 
         Batch and rate grow in proportion, iterations and periods shrink; the batch of each
         process stays. A reference of 0 changes nothing.
-
-        Raises:
-            ValueError: if the batch does not divide among the reference's processes.
         """
         reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
         if reference in (0, num_workers):

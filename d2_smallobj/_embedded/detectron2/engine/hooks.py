@@ -21,11 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class IterationTimer(HookBase):
-    """Logs the scalar ``time`` of each iteration, and the time of the whole training.
-
-    Args:
-        warmup_iter: iterations at the start that are left out.
-    """
+    """Logs the scalar ``time`` of each iteration after a warm-up, and the time of the training."""
 
     def __init__(self, warmup_iter: int = 3) -> None:
         self._warmup_iter = warmup_iter
@@ -111,11 +107,9 @@ class LRScheduler(HookBase):
 
 
 class EvalHook(HookBase):
-    """Evaluates every ``eval_period`` iterations and after the last one.
+    """Evaluates every ``eval_period`` iterations (0: never) and after the last one.
 
-    Args:
-        eval_period: iterations; 0: only at the end.
-        eval_function: returns nested dicts of numbers; all processes must have the hook.
+    ``eval_function`` returns nested dicts of numbers; all processes must have the hook.
     """
 
     def __init__(

@@ -27,18 +27,9 @@ def launch(
 ) -> None:
     """Run ``main_func(*args)`` in this process, or in several that form one process group.
 
-    Args:
-        main_func: importable function.
-        num_gpus_per_machine: processes on each machine, with one GPU each where there are GPUs
-            (nccl), on the CPU otherwise (gloo).
-        num_machines: machines; the function is called on each of them.
-        machine_rank: number of this machine.
-        dist_url: meeting point, ``tcp://host:port``; "auto": a free port of this machine.
-        args: arguments of ``main_func``.
-
-    Raises:
-        ValueError: if there are fewer GPUs, there is no ``dist_url``, or it is "auto" for several
-            machines.
+    Call it on each of the machines. The processes have one GPU each where there are GPUs (nccl),
+    else they share the CPU (gloo); they meet at ``dist_url``, ``tcp://host:port`` or, on one
+    machine, "auto": a free port.
     """
     if num_machines * num_gpus_per_machine <= 1:
         main_func(*args)

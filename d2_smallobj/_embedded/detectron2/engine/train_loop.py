@@ -128,13 +128,7 @@ class TrainerBase:
 
 
 class SimpleTrainer(TrainerBase):
-    """One model, one loader, one optimiser, and the sum of the losses that the model returns.
-
-    Args:
-        model: returns a dict of losses for a batch; put into training mode.
-        data_loader: iterable of batches.
-        optimizer: the optimiser.
-    """
+    """One model, one loader, one optimiser, and the sum of the losses that the model returns."""
 
     def __init__(
         self, model: nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer
@@ -166,12 +160,8 @@ class SimpleTrainer(TrainerBase):
     def _write_metrics(self, loss_dict: Mapping[str, torch.Tensor], data_time: float) -> None:
         """Put the losses, averaged over the processes, into the storage of the main process.
 
-        Args:
-            loss_dict: scalar losses of this process.
-            data_time: seconds that this process waited for data; the maximum is logged.
-
-        Raises:
-            FloatingPointError: if the sum of the losses is not finite.
+        Of ``data_time``, the seconds that each process waited for data, the maximum is logged. A
+        sum of losses that is not finite is a ``FloatingPointError``.
         """
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time)

@@ -10,13 +10,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class LRMultiplier(LRScheduler):
-    """Multiplies the initial rate of every parameter group by one schedule.
+    """Multiplies the initial rate of every parameter group by one schedule over [0, 1).
 
-    Args:
-        optimizer: the optimiser.
-        multiplier: schedule over [0, 1).
-        max_iter: iterations that make up this interval.
-        last_iter: iteration to resume after; -1: from the start.
+    ``max_iter`` iterations make up that interval; ``last_iter`` is the one to resume after.
     """
 
     def __init__(

@@ -58,10 +58,6 @@ class EventStorage:
         """Keep a (C, H, W) picture of the current iteration: uint8, or float in 0..1."""
         self._vis_data.append((img_name, img_tensor, self.iter))
 
-    def clear_images(self) -> None:
-        """Forget the pictures; the writer that wrote them calls it."""
-        self._vis_data = []
-
     def put_scalars(self, *, smoothing_hint: bool = True, **kwargs: Any) -> None:
         """Record each keyword argument as a scalar."""
         for name, value in kwargs.items():
@@ -170,7 +166,7 @@ class TensorboardXWriter(_ScalarWriter):
         storage = get_event_storage()
         for picture in storage._vis_data:
             self._writer.add_image(*picture)
-        storage.clear_images()
+        storage._vis_data.clear()
 
     def close(self) -> None:
         """Close the event file, if one was opened."""

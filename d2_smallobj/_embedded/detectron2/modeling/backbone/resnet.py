@@ -77,15 +77,7 @@ class BasicBlock(_ResidualBlock):
 class BottleneckBlock(_ResidualBlock):
     """1x1, 3x3, 1x1 convolutions, of ResNet-50 and deeper.
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        bottleneck_channels: channels in between.
-        stride: stride of the block.
-        num_groups: groups of the 3x3 convolution.
-        norm: normalisation after each convolution, see ``get_norm``.
-        stride_in_1x1: whether the first 1x1 convolution, instead of the 3x3, has the stride.
-        dilation: dilation of the 3x3 convolution.
+    Groups and dilation are those of the 3x3; so is the stride, unless it is ``stride_in_1x1``.
     """
 
     def __init__(
