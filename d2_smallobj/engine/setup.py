@@ -97,14 +97,12 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
     return cfg
 
 
-<<<<<<< HEAD
 def shipped_configs() -> dict[str, str]:
     """Map the names of the configs that come with the package to their paths."""
     package = Path(d2_smallobj.__file__).parent
     # In the package when it is installed, beside it in a clone.
-    folder = next(
-        (path for path in (package / "configs", package.parent / "configs") if path.is_dir()), package
-    )
+    folder = package / "configs"
+    folder = folder if folder.is_dir() else package.parent / "configs"
     return {path.name: str(path) for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -124,7 +122,8 @@ def find_config(name: str) -> str:
         f"--config-file {name} does not exist, and no config of this name comes with d2_smallobj; "
         f"the nearest: {', '.join(near)}"
     )
-=======
+
+
 @contextlib.contextmanager
 def _named_errors(source: str) -> Iterator[None]:
     """Turn what yacs and YAML raise into a ``ValueError`` that names the source."""
@@ -134,7 +133,6 @@ def _named_errors(source: str) -> Iterator[None]:
         # str(KeyError) would show the message's repr.
         told = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise ValueError(f"{source}: {str(told) or type(error).__name__}") from error
->>>>>>> main
 
 
 def check_architecture(cfg: CfgNode) -> None:
