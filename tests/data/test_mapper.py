@@ -80,18 +80,6 @@ def test_test_sample(tiny_cfg, image_and_labels, tmp_path):
     np.testing.assert_array_equal(grey, np.repeat(image[..., :1], 3, axis=2))
 
 
-def test_jpeg_files_of_all_sizes_give_crops_of_one(tiny_cfg, tiny_dicts):
-    mapper = SemSegMapper(tiny_cfg(), True)
-    for position, record in enumerate(tiny_dicts):
-        x = mapper({**record, "stream_position": position})
-        assert x["image"].shape == (3, 24, 32)
-        assert x["sem_seg"].shape == (24, 32)
-        assert set(x["sem_seg"].unique().tolist()) <= {0, 1, 2, 3, 4, 5, 6, 255}
-        decoded = cv2.imread(record["file_name"])
-        assert (x["height"], x["width"]) == decoded.shape[:2]
-        assert record.keys() == {"file_name", "sem_seg_file_name", "image_id"}
-
-
 @pytest.mark.parametrize("ignore", [-1, 200, 65535])
 def test_any_ignore_label(tiny_cfg, image_and_labels, ignore):
     record, _, labels = image_and_labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -70,14 +71,11 @@ def test_coco_val(root):
     dicts = dataset_dicts(["coco_2017_val_81"])
     assert [x["image_id"] for x in dicts] == [image["id"] for image in content["images"]]
     read = resolve("coco_2017_val_81").read_record
-    instances = {}
-    for annotation in content["annotations"]:
-        if not annotation["iscrowd"]:
-            instances[annotation["image_id"]] = instances.get(annotation["image_id"], 0) + 1
+    objects = Counter(a["image_id"] for a in content["annotations"] if not a["iscrowd"])
     for record in dicts:
         with Image.open(record["file_name"]) as image:
             assert image.size == (record["width"], record["height"])
         truth = read(record)
         assert truth.semantic.shape == (record["height"], record["width"])
         found = set(np.unique(truth.instances)) - {0, 255}
-        assert len(found) == instances.get(record["image_id"], 0)
+        assert len(found) == objects[record["image_id"]]

@@ -335,11 +335,15 @@ def test_stuff_is_what_the_user_says(dataset, tmp_path, stuff):
     assert list(load_run(tmp_path / "run").stuff) == ids
 
 
-def test_the_share_of_the_worst_images(dataset, tmp_path):
-    evaluator = SmallObjectEvaluator(dataset.name, worst=40, output_dir=tmp_path / "run")
+def test_own_bins_and_the_share_of_the_worst_images(dataset, tmp_path):
+    options = {"worst": 40, "size_bins": {"tiny": 101, "rest": math.inf}}
+    evaluator = SmallObjectEvaluator(dataset.name, output_dir=tmp_path / "run", **options)
     figures = infer(dataset, evaluator)["small_objects"]
+    # Each image has areas of 100, 140 and at least 300.
+    assert (figures["instances_tiny"], figures["instances_rest"]) == (5, 10)
     assert {"mIoU_I@40", "mIoU_C@40"} <= set(figures)
     assert "mIoU_I@5" not in figures
     assert figures["mIoU_I@40"] < figures["mIoU_I"]
-    assert load_run(tmp_path / "run").options["worst"] == 40
-    assert load_run(tmp_path / "run").figures["mIoU_I@40"] == figures["mIoU_I@40"]
+    run = load_run(tmp_path / "run")
+    assert run.options["worst"] == 40
+    assert run.figures["mIoU_I@40"] == figures["mIoU_I@40"]

@@ -160,14 +160,6 @@ def test_no_image_at_all(dataset, caplog):
     assert math.isnan(figures["IA-mIoU"])
 
 
-def test_own_bins(dataset):
-    evaluator = SmallObjectEvaluator(dataset.name, size_bins={"tiny": 101, "rest": math.inf})
-    evaluator.process(dataset.records[:1], [{"sem_seg": dataset.guesses[0]}])
-    figures = evaluator.evaluate()["small_objects"]
-    # Areas 100, 140 and 300.
-    assert (figures["instances_tiny"], figures["instances_rest"]) == (1, 2)
-
-
 def test_class_numbers_where_there_are_no_names(dataset):
     del dataset.metadata.__dict__["stuff_classes"]
     assert run(dataset, num_classes=4)["instances-2"] == 5
