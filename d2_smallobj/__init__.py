@@ -27,7 +27,10 @@ def __getattr__(name: str) -> Any:
     if importlib.util.find_spec(f"{__name__}.{name}") is not None:
         return importlib.import_module(f"{__name__}.{name}")
     host()  # says clearly what is wrong with the host before the plugin trips over it
-    plugin = importlib.import_module(f"{__name__}.plugin")
+    from d2_smallobj.utils.installation import explained_imports
+
+    with explained_imports():
+        plugin = importlib.import_module(f"{__name__}.plugin")
     if name not in plugin.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(plugin, name)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 r"""Count the instances of data sets by class and size, and measure how balanced they are.
 
 Takes registered data sets (needs torch), COCO, LVIS or panoptic annotation files, Cityscapes, and
@@ -11,10 +10,10 @@ first. Writes to --output:
   sizes.png     box plots over the classes for each size (Fig. 6)
 
 Examples:
-    python tools/dataset_stats.py --output output/stats --dataset voc_2012_seg_val \
+    smallobj stats --output output/stats --dataset voc_2012_seg_val \
         --dataset pascal_b_val
-    python tools/dataset_stats.py --output output/stats --coco-json instances_val2017.json
-    python tools/dataset_stats.py --output output/stats --jobs 4 \
+    smallobj stats --output output/stats --coco-json instances_val2017.json
+    smallobj stats --output output/stats --jobs 4 \
         --semantic VOC=VOC2012/SegmentationClass --instances VOC2012/SegmentationObject \
         --coco-json PASCAL-B=pascal_b/instances.json
 """
@@ -29,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from d2_smallobj.utils.cli import checked, make_parser, positive_int, readable_errors
+from d2_smallobj.utils.installation import install_command
 
 with readable_errors():
-    from evaluate import open_dataset
-
+    from d2_smallobj.commands.evaluate import open_dataset
     from d2_smallobj.metrics import parse_size_bins
     from d2_smallobj.report import dataset_summary
     from d2_smallobj.scoring import Inputs, check_writable
@@ -42,7 +41,7 @@ with readable_errors():
     from d2_smallobj.utils.opencv import cv2
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     data = parser.add_argument_group(
@@ -65,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
             type=lambda value, kind=kind: (kind, value),
             nargs=2 if isinstance(what, tuple) else None,
         )  # fmt: skip
-    more = parser.add_argument_group("for annotation files and folders, as for tools/evaluate.py")
+    more = parser.add_argument_group("for annotation files and folders, as for `smallobj evaluate`")
     text = "class names; default: all of an annotation file, voc for folders"
     more.add_argument("--classes", metavar="voc|coco|N|FILE", help=text)
     stuff = more.add_mutually_exclusive_group()
@@ -82,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--jobs", type=positive_int, default=1, help=text)
     add("--no-figures", action="store_true", help="tables only, no matplotlib")
     add("--quiet", action="store_true", help="no progress bar, no tables")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def read_sources(given: Sequence[Any]) -> dict[str, dict[str, str]]:
@@ -120,7 +119,7 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{option.replace('_', '-')} goes with {flags}; none is given")
     if not args.no_figures and importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
-            "figures need matplotlib: pip install 'd2_smallobj[report]', or give --no-figures"
+            f"figures need matplotlib: {install_command('plots')}, or give --no-figures"
         )
     check_writable(args.output)
 
@@ -140,9 +139,9 @@ def measure(name: str, options: dict[str, Any], args: argparse.Namespace) -> Siz
     return size_statistics(name, sizes, truth.class_names, stuff=truth.stuff, bins=args.size_bins)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write the files, print the tables."""
-    args = parse_arguments()
+    args = parse_arguments(arguments)
     with readable_errors():
         args.sources = read_sources(args.sources)
         check(args)
@@ -157,7 +156,3 @@ def main() -> None:
     if not args.quiet:
         counts = map(dataset_summary.format_counts, sets)
         print("\n\n".join([*counts, dataset_summary.format_balance(sets)]))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 r"""Show how mIoU and IA-mIoU respond to object size and to the metric's conventions.
 
 Needs neither torch nor detectron2, except for --dataset. Writes a PNG and a CSV each:
@@ -8,11 +7,11 @@ Needs neither torch nor detectron2, except for --dataset. Writes a PNG and a CSV
   conventions  the same predictions under every convention of the metric (CSV and Markdown)
 
 Examples:
-    python tools/sensitivity.py --output output/sensitivity
-    python tools/sensitivity.py --output output/sensitivity --dataset smallobj_demo_val
-    python tools/sensitivity.py --output output/sensitivity --class dog \
+    smallobj sensitivity --output output/sensitivity
+    smallobj sensitivity --output output/sensitivity --dataset smallobj_demo_val
+    smallobj sensitivity --output output/sensitivity --class dog \
         --semantic VOC2012/SegmentationClass --instances VOC2012/SegmentationObject
-    python tools/sensitivity.py --output output/sensitivity --dataset smallobj_demo_val \
+    smallobj sensitivity --output output/sensitivity --dataset smallobj_demo_val \
         --experiments conventions --predictions CE=output/predictions
 """
 
@@ -27,9 +26,9 @@ from d2_smallobj.utils.cli import checked, make_parser, readable_errors
 
 with readable_errors():
     import numpy as np
-    from evaluate import open_dataset
 
     from d2_smallobj.annotations.truth import GroundTruth
+    from d2_smallobj.commands.evaluate import open_dataset
     from d2_smallobj.metrics import parse_size_bins
     from d2_smallobj.report import conventions, sensitivity
     from d2_smallobj.report import labelled_images as labelled
@@ -43,7 +42,7 @@ _TRUTHS = ("semantic", "coco_json", "lvis_json", "dataset")
 _OPTIONS = ("instances", "classes", "category_map", "list")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     add = parser.add_argument
@@ -56,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--dataset", metavar="NAME", help="registered data set; needs torch")
     add("--instances", metavar="DIR", help="with --semantic; default: the connected components")
     add("--classes", metavar="voc|coco|N|FILE", help="names, background first; default: voc")
-    add("--category-map", metavar="FILE", help="as for tools/evaluate.py")
+    add("--category-map", metavar="FILE", help="as for `smallobj evaluate`")
     add("--list", metavar="FILE", help="images to use; default: all")
     text = "default: corner, any; removal, the class with the most instances"
     add("--class", dest="class_name", metavar="NAME", help=text)
@@ -65,12 +64,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--points", type=int, default=200, help="most points of the removal curve")
     text = "for conventions; default: the ground truth, perturbed"
     add("--predictions", nargs="+", default=[], metavar="NAME=PATH", help=text)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the experiments."""
-    args = parse_arguments()
+    args = parse_arguments(arguments)
     with readable_errors():
         truth = open_truth(args)
         if truth is None:
@@ -175,7 +174,3 @@ def file_predictor(entry: str, truth: GroundTruth) -> tuple[str, conventions.Pre
         return read_prediction(found[1], semantic.shape, f"{path}, image {image_id}")
 
     return name, predict
-
-
-if __name__ == "__main__":
-    main()

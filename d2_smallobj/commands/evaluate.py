@@ -1,19 +1,18 @@
-#!/usr/bin/env python
 r"""Score predicted label maps: mIoU, IA-mIoU and what happened to every instance, in percent.
 
 Needs neither torch nor detectron2, except for --dataset. Writes metrics.json, instances.csv and
 the other files of a scored run to --output.
 
 Examples:
-    python tools/evaluate.py --predictions preds --semantic VOC2012/SegmentationClass \
+    smallobj evaluate --predictions preds --semantic VOC2012/SegmentationClass \
         --instances VOC2012/SegmentationObject --list val.txt --output output/mine --jobs 8
-    python tools/evaluate.py --predictions sem_seg_predictions.json \
+    smallobj evaluate --predictions sem_seg_predictions.json \
         --coco-json instances_val2017.json --output output/coco --report output/coco.html
-    python tools/evaluate.py --predictions preds --output output/panoptic \
+    smallobj evaluate --predictions preds --output output/panoptic \
         --panoptic panoptic_val2017.json panoptic_val2017
-    python tools/evaluate.py --predictions preds --cityscapes gtFine/val --output output/city
-    python tools/evaluate.py ... --shard 1/4 --output shard1        (and 2/4, 3/4, 4/4)
-    python tools/evaluate.py merge shard1 shard2 shard3 shard4 --output output/mine
+    smallobj evaluate --predictions preds --cityscapes gtFine/val --output output/city
+    smallobj evaluate ... --shard 1/4 --output shard1        (and 2/4, 3/4, 4/4)
+    smallobj evaluate merge shard1 shard2 shard3 shard4 --output output/mine
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ with readable_errors():
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line of a run."""
-    text = "Score predictions. `evaluate.py merge --help`: put shards together."
+    text = "Score predictions. `smallobj evaluate merge --help`: put shards together."
     parser = make_parser(f"{__doc__}\n{text}")
     text = (
         "folder of <image>.png (mode L, P or 16-bit grey) or <image>.npy (integer labels), or the "
@@ -154,9 +153,9 @@ def open_dataset(name: str, **options: Any) -> Any:
     return open_registered(name, **options)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Score or merge, write the files, print a table."""
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] if arguments is None else arguments
     merging = arguments[:1] == ["merge"]
     args = parse_merge_arguments(arguments[1:]) if merging else parse_arguments(arguments)
     with readable_errors(), _removed_if_empty(args.output):
@@ -223,7 +222,3 @@ def _removed_if_empty(folder: str) -> Iterator[None]:
         if made:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,14 @@
-#!/usr/bin/env python
 r"""Write the label maps that a checkpoint predicts as PNGs with the VOC palette, named by image.
 
-Without --input: of all images of the config's first test set, as `tools/evaluate.py --predictions`
-and `tools/sensitivity.py conventions` read them. With --input: of any image files and folders.
+Without --input: of all images of the config's first test set, as `smallobj evaluate --predictions`
+and `smallobj sensitivity` read them. With --input: of any image files and folders.
 --overlay and --uncertainty write into folders of these names below --output. Scales, flips and the
 CRF are set by the keys SMALLOBJ.TEST; --crf switches the CRF on.
 
 Examples:
-    python tools/predict.py --config-file configs/demo_sbce.yaml --output output/predictions \
+    smallobj predict --config-file demo_sbce.yaml --output output/predictions \
         MODEL.WEIGHTS output/demo_sbce/model_final.pth
-    python tools/predict.py --config-file configs/voc_sbce.yaml --input photo.jpg holidays \
+    smallobj predict --config-file voc_sbce.yaml --input photo.jpg holidays \
         --output output/holidays --overlay --crf MODEL.WEIGHTS output/voc_sbce/model_final.pth \
         SMALLOBJ.TEST.SCALES "[0.75, 1, 1.25]" SMALLOBJ.TEST.FLIP True
 """
@@ -17,6 +16,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from d2_smallobj.utils.cli import make_parser, readable_errors
@@ -29,7 +29,7 @@ with readable_errors():
     from d2_smallobj.modeling.inference import build_inference
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
@@ -41,13 +41,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--uncertainty", action="store_true", help="also sigma: .npy and grey .png")
     parser.add_argument("--crf", action="store_true", help="refine with a fully connected CRF")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides, last")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 @readable_errors()
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Predict every image; those that cannot be read are named at the end."""
-    args = parse_arguments()
+    args = parse_arguments(arguments)
     crf = ["SMALLOBJ.TEST.CRF.ENABLED", "True"] if args.crf else []
     cfg = build_config(args.config_file, [*args.opts, *crf])
     if args.input:
@@ -68,7 +68,3 @@ def main() -> None:
     print(f"wrote {len(dicts) - len(problems)} label maps to {args.output}")
     if problems:
         raise ValueError(itemized(f"of {len(dicts)} images could not be read", problems))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 r"""Paint COCO's instance annotations as label maps, semantic and instance PNGs.
 
 Reads <root>/annotations/instances_<split>.json and writes, for every image,
@@ -14,9 +13,9 @@ a 16-bit instance map. Maps that are there already are kept, so an interrupted r
 again.
 
 Examples:
-    python datasets/prepare_coco.py train2014 train2017 --jobs 8
-    python datasets/prepare_coco.py val2017 --painting area --jobs 8
-    python tools/evaluate.py --predictions preds --classes coco \
+    smallobj prepare coco train2014 train2017 --jobs 8
+    smallobj prepare coco val2017 --painting area --jobs 8
+    smallobj evaluate --predictions preds --classes coco \
         --semantic datasets/coco/SegmentationClass81_area/val2017 \
         --instances datasets/coco/SegmentationObject81_area/val2017 --output scores/mine
 """
@@ -25,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from d2_smallobj.utils.cli import positive_int, readable_errors
@@ -37,7 +37,7 @@ with readable_errors():
 SPLITS = ("train2014", "val2014", "train2017", "val2017")
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     default_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
     parser = argparse.ArgumentParser(
@@ -60,9 +60,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 @readable_errors()
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Paint the maps and print where they are."""
-    args = parse_arguments()
+    args = parse_arguments(arguments)
     # The processes share the processors; inside one, threads would not be faster.
     cv2.setNumThreads(1)
     options = {"painting": args.painting, "jobs": args.jobs, "force": args.force}
@@ -73,7 +73,3 @@ def main() -> None:
             f"{done.folders.semantic} and {done.folders.instances} ({done.unannotated} images "
             f"have no annotation, {done.crowded} more than 254 instances)"
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,10 @@
-#!/usr/bin/env python
 """Make the demo data set (synthetic scenes; see datasets/README.md)."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from d2_smallobj.utils.cli import readable_errors
@@ -14,7 +14,7 @@ with readable_errors():
 
 
 @readable_errors()
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Make the scenes."""
     defaults = DemoOptions()
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "smallobj_demo"
@@ -36,7 +36,3 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     make_demo(**vars(args))
     print(f"{args.num_train} + {args.num_val} scenes at {args.root}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,12 @@
-#!/usr/bin/env python
 """Build PASCAL-B from the annotations of LVIS and COCO 2017 (see datasets/README.md).
 
 A re-creation: the paper's authors have not published their list of images. Same inputs, same
 options: same set. --manifest builds the set of a manifest again, to the pixel.
 
 Examples:
-    python datasets/prepare_pascal_b.py --jobs 2 --voc datasets/VOCdevkit/VOC2012
-    python datasets/prepare_pascal_b.py --force --rejected rejected.json
-    python datasets/prepare_pascal_b.py --manifest manifest.json
+    smallobj prepare pascal-b --jobs 2 --voc datasets/VOCdevkit/VOC2012
+    smallobj prepare pascal-b --force --rejected rejected.json
+    smallobj prepare pascal-b --manifest manifest.json
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ with readable_errors():
     from d2_smallobj.utils.opencv import cv2
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     lvis = [root / f"lvis/lvis_v1_{split}.json" for split in ("train", "val")]
@@ -141,7 +140,7 @@ def build(args: argparse.Namespace) -> BuildResult:
 
 
 @readable_errors()
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Build the set and print its balance."""
     args = parse_arguments(arguments)
     # The processes share the processors; inside one, threads would not be faster.
@@ -162,7 +161,3 @@ def main(arguments: list[str] | None = None) -> None:
             f"{label}: normalised entropy {balance[name]['normalized_entropy']:.3f}, coefficient "
             f"of variation {balance[name]['coefficient_of_variation']:.3f}"
         )
-
-
-if __name__ == "__main__":
-    main()

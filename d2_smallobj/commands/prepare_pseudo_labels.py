@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 r"""Convert a method's pseudo labels to the registered form, check and summarise them.
 
 METHOD is one of the methods of datasets/README.md, or "other"; the folders are what its code
@@ -15,17 +14,18 @@ SegmentationObject; COCO: the annotation file): how many small objects they miss
 run can be started again. Activation maps are pickles: they are read without running anything.
 
 Examples:
-    python datasets/prepare_pseudo_labels.py irn result/sem_seg --jobs 8
-    python datasets/prepare_pseudo_labels.py bana Generation/Y_crf Generation/Y_ret
-    python datasets/prepare_pseudo_labels.py edam out_cam --threshold 0.4 --name edam_04
-    python datasets/prepare_pseudo_labels.py rib result/sem_seg_coco --dataset coco_2014
-    python datasets/prepare_pseudo_labels.py irn --check
+    smallobj prepare pseudo-labels irn result/sem_seg --jobs 8
+    smallobj prepare pseudo-labels bana Generation/Y_crf Generation/Y_ret
+    smallobj prepare pseudo-labels edam out_cam --threshold 0.4 --name edam_04
+    smallobj prepare pseudo-labels rib result/sem_seg_coco --dataset coco_2014
+    smallobj prepare pseudo-labels irn --check
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from d2_smallobj.utils.cli import positive_int, readable_errors
@@ -45,7 +45,7 @@ with readable_errors():
     from d2_smallobj.utils.opencv import cv2
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -86,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
         help="convert nothing: check the prepared labels, and write their summary",
     )
     parser.add_argument("--no-summary", action="store_true", help="write no summary")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.check == bool(args.folders):
         parser.error("give the folders that the method wrote, or --check alone")
     if args.method == "other" and not args.name:
@@ -135,16 +135,12 @@ def write_summary(target: LabelTarget, jobs: int) -> None:
 
 
 @readable_errors()
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prepare and summarise the labels, and print how to train on them."""
-    args = parse_arguments()
+    args = parse_arguments(arguments)
     # The processes share the processors; inside one, threads would not be faster.
     cv2.setNumThreads(1)
     target = prepare(args)
     if not args.no_summary:
         write_summary(target, args.jobs)
     print(f"to train on them: {target.command}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,25 +1,25 @@
-#!/usr/bin/env python
 """Make a sheet to review candidates for PASCAL-B by eye: one HTML file, no network needed.
 
 Open it in a browser, keep or reject every image by a key (press ? for the list), and save the
-reject list; datasets/prepare_pascal_b.py leaves those images out and samples others instead.
+reject list; `smallobj prepare pascal-b` leaves those images out and samples others instead.
 Decisions are kept in the browser from one visit to the next.
 
 Examples:
-    python datasets/review_pascal_b.py --pascal-b datasets/pascal_b --output review.html
-    python datasets/review_pascal_b.py --json candidates.json --images coco --output review.html \
+    smallobj prepare review --pascal-b datasets/pascal_b --output review.html
+    smallobj prepare review --json candidates.json --images coco --output review.html \
         --only-suspicious --per-sheet 200 --side 640
 To review more images than the set will have, build a larger one first:
-    python datasets/prepare_pascal_b.py --num-images 4000 --annotations-only --output more \
+    smallobj prepare pascal-b --num-images 4000 --annotations-only --output more \
         --candidates candidates.csv
-    python datasets/review_pascal_b.py --pascal-b more --images datasets/coco \
+    smallobj prepare review --pascal-b more --images datasets/coco \
         --verdicts candidates.csv --output review.html
-    python datasets/prepare_pascal_b.py --rejected rejected.json
+    smallobj prepare pascal-b --rejected rejected.json
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from d2_smallobj.utils.cli import positive_int, readable_errors
@@ -31,7 +31,7 @@ with readable_errors():
     from d2_smallobj.utils.opencv import cv2
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -54,7 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--verdicts",
         type=Path,
         metavar="FILE.csv",
-        help="the list of prepare_pascal_b.py --candidates: its findings become suspicions",
+        help="the list of `prepare pascal-b --candidates`: its findings become suspicions",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.html")
     parser.add_argument(
@@ -81,7 +81,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 @readable_errors()
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Make the sheets and print where they are."""
     args = parse_arguments(arguments)
     # Processes share the processors; inside one, threads would not be faster.
@@ -96,7 +96,3 @@ def main(arguments: list[str] | None = None) -> None:
     paths = write_review(args.output, review, **options, progress=True)
     size = sum(path.stat().st_size for path in paths) / 1e6
     print(f"{len(review.tasks)} images in {len(paths)} sheet(s), {size:.1f} MB: {paths[0]}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Run the paper's ablation over seeds, and over the pseudo labels of several methods.
 
 Every variant is kept apart: CE, the size-weighted loss from the start, CE then size-weighted
@@ -10,14 +9,14 @@ Writes into --output-dir: ablation.csv and ablation.md (all figures), paper_tabl
 table1.csv, table3.csv, table4.csv, fig8.csv and fig8.png (the layout of the paper).
 
 Examples:
-    python tools/ablation.py --config-file configs/demo_sbce.yaml --seeds 0 1 2 --jobs 2
-    python tools/ablation.py --config-file configs/pascalb_sbce.yaml --methods irn amn rca gt
+    smallobj ablation --config-file demo_sbce.yaml --seeds 0 1 2 --jobs 2
+    smallobj ablation --config-file pascalb_sbce.yaml --methods irn amn rca gt
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
 
 from d2_smallobj.utils.cli import make_parser, readable_errors
 
@@ -28,7 +27,7 @@ with readable_errors():
     from d2_smallobj.experiments.ablation import KINDS, Ablation, build_variants
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     sweep.add_run_arguments(
@@ -42,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     text = "one variant each; default: EWC.LAMBDA"
     add("--lambda-online", type=float, nargs="+", help=text)
     add("--lambda-empirical", type=float, nargs="+", help="one variant each")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def build_ablations(args: argparse.Namespace) -> list[Ablation]:
@@ -55,7 +54,6 @@ def build_ablations(args: argparse.Namespace) -> list[Ablation]:
         )
     default = [cfg.SMALLOBJ.EWC.LAMBDA]
     ablation = Ablation(
-        train_net=Path(__file__).with_name("train_net.py"),
         config_file=args.config_file,
         output_dir=args.output_dir,
         variants=build_variants(
@@ -72,12 +70,8 @@ def build_ablations(args: argparse.Namespace) -> list[Ablation]:
 
 
 @readable_errors()
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run all incomplete runs; write the tables of the complete ones."""
-    args = parse_arguments()
+    args = parse_arguments(arguments)
     ablations, folder = build_ablations(args), args.output_dir
     sweep.run_and_report(args, ablations, lambda: sweep.write_all_tables(ablations, folder))
-
-
-if __name__ == "__main__":
-    main()

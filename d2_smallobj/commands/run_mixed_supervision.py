@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 r"""Compare mixed supervision (few masks, many boxes) with its baselines over several seeds.
 
 Full supervision; the masks only; boxes taken for masks; boxes with label uncertainty, without and
@@ -7,15 +6,15 @@ the second half. Run it again after an interruption: complete runs are kept, the
 Writes mixed.csv and mixed.md into --output-dir.
 
 Examples:
-    python tools/mixed_supervision.py --config-file configs/demo_mixed.yaml --seeds 0 1 2
-    python tools/mixed_supervision.py --config-file configs/demo_mixed.yaml --variants full \
+    smallobj mixed --config-file demo_mixed.yaml --seeds 0 1 2
+    smallobj mixed --config-file demo_mixed.yaml --variants full \
         --vary SMALLOBJ.UNCERTAINTY.BOOTSTRAP.THRESHOLD 1.0 3.0 10.0
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
 
 from d2_smallobj.utils.cli import make_parser, readable_errors
 
@@ -27,7 +26,7 @@ with readable_errors():
     from d2_smallobj.experiments.sweep import add_run_arguments, run_and_report
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     add_run_arguments(parser, config_file="configs/demo_mixed.yaml", output_dir="output/mixed")
@@ -35,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     text = "one more bootstrapped variant for each value of a config key; can be repeated"
     pair = ("KEY", "VALUE")
     parser.add_argument("--vary", nargs="+", action="append", default=[], metavar=pair, help=text)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def build_comparison(args: argparse.Namespace) -> mixed.MixedSupervision:
@@ -57,7 +56,6 @@ def build_comparison(args: argparse.Namespace) -> mixed.MixedSupervision:
         build_config(args.config_file, [*args.opts, *variant.options])
     check_datasets(cfg)
     return mixed.MixedSupervision(
-        train_net=Path(__file__).with_name("train_net.py"),
         config_file=args.config_file,
         output_dir=args.output_dir,
         variants=variants,
@@ -68,12 +66,8 @@ def build_comparison(args: argparse.Namespace) -> mixed.MixedSupervision:
 
 
 @readable_errors()
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run all incomplete runs; write the tables of the complete ones."""
-    args = parse_arguments()
+    args = parse_arguments(arguments)
     runs = [build_comparison(args)]
     run_and_report(args, runs, lambda: write_tables(runs, args.output_dir, "mixed", mixed.COLUMNS))
-
-
-if __name__ == "__main__":
-    main()

@@ -15,23 +15,24 @@ import d2_smallobj
 from d2_smallobj.utils.cli import readable_errors
 
 SUBCOMMANDS = {
-    "evaluate": ("evaluate", "score folders of predictions by object size"),
-    "compare": ("compare", "compare scored methods: differences, intervals, ranks"),
-    "report": ("report", "write an HTML report of scored methods"),
-    "sensitivity": ("sensitivity", "show how figures move when predictions change"),
-    "stats": ("stats", "count the instances of data sets by class and size"),
-    "prepare coco": ("prepare_coco", "paint VOC-class label maps from COCO or LVIS"),
-    "prepare demo": ("prepare_demo", "draw the demo scenes"),
-    "prepare pascal-b": ("prepare_pascal_b", "build PASCAL-B"),
-    "prepare pseudo-labels": ("prepare_pseudo_labels", "turn a method's output into label maps"),
-    "prepare review": ("review_pascal_b", "sort the images of PASCAL-B by hand"),
-    "data": ("data", "list and check the registered data sets"),
-    "doctor": ("doctor", "print versions, what is missing and what does not work together"),
-    "train": ("train", "train and evaluate a network"),
-    "predict": ("predict", "predict label maps with trained weights"),
-    "ablation": ("ablation", "train the paper's variants and tabulate them"),
+    "evaluate": ("commands.evaluate", "score folders of predictions by object size"),
+    "compare": ("commands.compare", "compare scored methods: differences, intervals, ranks"),
+    "report": ("commands.compare:report", "write scored methods as one HTML page"),
+    "sensitivity": ("commands.draw_sensitivity", "show how figures move when predictions change"),
+    "stats": ("commands.dataset_stats", "count the instances of data sets by class and size"),
+    "prepare coco": ("commands.prepare_coco", "paint COCO's annotations as label maps"),
+    "prepare demo": ("commands.prepare_demo", "draw the demo scenes"),
+    "prepare pascal-b": ("commands.prepare_pascal_b", "build PASCAL-B"),
+    "prepare pseudo-labels": ("commands.prepare_pseudo_labels", "convert what a method wrote"),
+    "prepare review": ("commands.review_pascal_b", "sort the images of PASCAL-B by eye"),
+    "data": ("data.__main__", "list and check the registered data sets"),
+    "doctor": ("commands.doctor", "print versions, and what is missing or does not work together"),
+    "train": ("commands.train_net", "train and evaluate a network"),
+    "predict": ("commands.predict", "predict label maps with trained weights"),
+    "ablation": ("commands.run_ablation", "train the paper's variants and tabulate them"),
+    "mixed": ("commands.run_mixed_supervision", "compare few masks and many boxes with baselines"),
 }
-"""Subcommands in the order of the help: module in this package, and one line."""
+"""Subcommands in the order of the help: module[:function] in d2_smallobj, one line."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The parsers take the name of their usage line from here.
     sys.argv[0] = f"smallobj {name}"
     with readable_errors():
-        module = importlib.import_module(f"d2_smallobj.commands.{SUBCOMMANDS[name][0]}")
-        module.main(args[words:])
+        module, _, function = SUBCOMMANDS[name][0].partition(":")
+        command = getattr(importlib.import_module(f"d2_smallobj.{module}"), function or "main")
+        command(args[words:])
 
 
 def help_text(prefix: str = "") -> str:
@@ -65,11 +67,11 @@ def help_text(prefix: str = "") -> str:
     width = max(map(len, shown))
     lines = [f"  {name:{width}}  {line}" for name, line in shown.items()]
     example = (
-        "smallobj prepare demo" if prefix else "smallobj evaluate --predictions PRED --output RUN"
+        "prepare demo" if prefix else "evaluate --predictions MAPS --semantic TRUTH --output RUN"
     )
     return "\n".join(
         [
-            f"Example: {example}",
+            f"Example: smallobj {example}",
             "",
             f"usage: smallobj {prefix or 'SUBCOMMAND'} ...    (--help after any of them)",
             "",

@@ -1,17 +1,16 @@
-#!/usr/bin/env python
 r"""Train or evaluate, with detectron2's arguments.
 
 Processes that torchrun or SLURM's srun have started are joined; otherwise --num-gpus,
 --num-machines, --machine-rank and --dist-url say which to start.
 
 Examples:
-    python tools/train_net.py --config-file configs/demo_sbce.yaml
-    python tools/train_net.py --config-file configs/pascalb_sbce.yaml --num-gpus 2
-    python tools/train_net.py --config-file configs/voc_sbce.yaml --eval-only \
+    smallobj train --config-file demo_sbce.yaml
+    smallobj train --config-file pascalb_sbce.yaml --num-gpus 2
+    smallobj train --config-file voc_sbce.yaml --eval-only \
         MODEL.WEIGHTS output/voc_sbce/model_final.pth
-    torchrun --nproc_per_node 8 tools/train_net.py --config-file configs/coco_sbce.yaml
+    torchrun --nproc_per_node 8 tools/train_net.py --config-file coco_sbce.yaml
     srun --ntasks-per-node 8 --gpus-per-node 8 --kill-on-bad-exit=1 \
-        python tools/train_net.py --config-file configs/coco_sbce.yaml
+        smallobj train --config-file coco_sbce.yaml
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 
 # Before torch loads its OpenMP: threads that wait actively for a core that another program has
 # make training on a busy CPU many times slower.
@@ -45,7 +45,7 @@ def check(args: argparse.Namespace, processes: int) -> None:
     check_datasets(cfg, args.eval_only)
 
 
-def main(args: argparse.Namespace) -> OrderedDict | None:
+def train(args: argparse.Namespace) -> OrderedDict | None:
     """Run one process."""
     cfg = setup(args)
     if args.eval_only:
@@ -67,7 +67,12 @@ def main(args: argparse.Namespace) -> OrderedDict | None:
     return trainer.train()
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Check the command line, then run every process."""
     with readable_errors():
-        arguments = default_argument_parser(epilog=__doc__).parse_args()
-        run(main, arguments, lambda processes: check(arguments, processes))
+        args = default_argument_parser(epilog=__doc__).parse_args(arguments)
+        run(train, args, lambda processes: check(args, processes))
+
+
+if __name__ == "__main__":
+    main()

@@ -45,7 +45,6 @@ _SHOWN = 4
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m d2_smallobj.data",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -203,9 +202,9 @@ def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    args = parse_arguments()
+    args = parse_arguments(arguments)
     with readable_errors():
         good = show_data_sets(args) if args.account is None else account_file(args)
         sys.exit(os.EX_OK if good else 1)

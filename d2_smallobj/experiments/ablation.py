@@ -1,4 +1,4 @@
-"""Run the paper's ablation (Table 4) over several seeds, as processes of ``tools/train_net.py``.
+"""Run the paper's ablation (Table 4) over several seeds, as processes of ``smallobj train``.
 
 The released code never applies its penalty, so "with L_SB" may mean two things: a size-weighted
 second task without penalty, or with one (docs/method.md#size-balanced-loss). The variants here
@@ -29,6 +29,7 @@ from d2_smallobj.experiments.paper_tables import BASELINE, mean_and_deviation
 from d2_smallobj.experiments.scheduling import Job, Resources, divide_machine, run_jobs
 from d2_smallobj.utils.files import atomic_write_text
 
+TRAIN_COMMAND = (sys.executable, "-m", "d2_smallobj.commands.train_net")
 KINDS = ("ce", "sw", "ce_sw", "ce_sb_online", "ce_sb_empirical")
 _TASK_A_FILE = f"{TASK_A_CHECKPOINT}.pth"
 _WITHOUT_EFFECT = (
@@ -93,7 +94,6 @@ class Ablation:
     A complete run is not repeated, and an interrupted one resumes.
 
     Attributes:
-        train_net: path of ``tools/train_net.py``.
         config_file: a two-task config.
         output_dir: holds one folder per variant and seed.
         variants: the rows of the table, in its order.
@@ -103,7 +103,6 @@ class Ablation:
         method: what made the labels of the training set, if several are compared.
     """
 
-    train_net: Path
     config_file: str
     output_dir: Path
     variants: Sequence[Variant]
@@ -189,7 +188,7 @@ class Ablation:
         folder = self.folder(variant, seed)
         folder.mkdir(parents=True, exist_ok=True)
         command = [
-            *(sys.executable, str(self.train_net), "--config-file", self.config_file),
+            *(*TRAIN_COMMAND, "--config-file", self.config_file),
             *("--num-gpus", str(self.num_gpus), "--resume", "--dist-url", "auto"),
             *self._run_options(variant, seed),
         ]

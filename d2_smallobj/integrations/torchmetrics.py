@@ -1,4 +1,4 @@
-"""mIoU and IA-mIoU as a ``torchmetrics.Metric``; needs ``pip install d2_smallobj[torchmetrics]``.
+"""mIoU and IA-mIoU as a ``torchmetrics.Metric``; needs the extra ``torchmetrics``.
 
 Shapes: B images of a batch; H, W height and width; C number of classes.
 """
@@ -21,14 +21,10 @@ from d2_smallobj.metrics import (
     match_image,
 )
 from d2_smallobj.metrics.summary import WORST_PERCENT, check_worst
+from d2_smallobj.utils.installation import explained_imports
 
-try:
+with explained_imports():
     from torchmetrics import Metric
-except ImportError as error:
-    raise ImportError(
-        f"d2_smallobj.integrations.torchmetrics needs torchmetrics, which cannot be imported "
-        f"({error}); install it: pip install 'd2_smallobj[torchmetrics]'"
-    ) from error
 
 
 class InstanceAwareIoU(Metric):

@@ -26,6 +26,7 @@ import numpy as np
 from d2_smallobj.pascal_b.candidates import Candidate, Outcome
 from d2_smallobj.pascal_b.near_duplicates import NearDuplicate, PictureCheck
 from d2_smallobj.pascal_b.screening import Verdict
+from d2_smallobj.utils.installation import explained_imports
 
 _NODES = 200
 """Nodes of the search; not seconds, which would make the result depend on the machine."""
@@ -157,12 +158,9 @@ def _draw_members(rng: np.random.Generator, members: np.ndarray, taken: np.ndarr
 
 def import_scipy() -> tuple[Any, Any]:
     """Import ``scipy.sparse`` and ``scipy.optimize``."""
-    try:
+    with explained_imports():
         from scipy import optimize, sparse
-    except ImportError as error:
-        raise ImportError(
-            f"balancing PASCAL-B needs SciPy ({error}): pip install 'd2_smallobj[data]'"
-        ) from error
+
     return sparse, optimize
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from d2_smallobj.annotations.label_maps import voc_palette
 from d2_smallobj.utils.files import atomic_write
+from d2_smallobj.utils.installation import explained_imports
 from d2_smallobj.utils.opencv import cv2
 
 if TYPE_CHECKING:
@@ -28,13 +29,9 @@ def new_figure(width: float, height: float) -> Figure:
     Raises:
         ImportError: matplotlib is missing.
     """
-    try:
+    with explained_imports():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            f"drawing needs matplotlib ({error}): pip install 'd2_smallobj[report]'"
-        ) from error
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

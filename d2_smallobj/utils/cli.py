@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from d2_smallobj.utils.installation import explain_missing
 from d2_smallobj.utils.parallel import WorkerError
 
 _Value = TypeVar("_Value")
@@ -70,6 +71,8 @@ def user_message(error: BaseException) -> str | None:
             return None
     elif not isinstance(error, USER_ERRORS):
         return None
+    elif isinstance(error, ImportError):
+        text = explain_missing(error) or text
     return text[raised[-1].end() :] if raised else text
 
 

@@ -5,11 +5,13 @@ The name d2_smallobj is not on PyPI, so that nothing here advises to install it 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
 import shlex
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 
 import d2_smallobj
@@ -55,6 +57,18 @@ def explain_missing(error: ImportError) -> str | None:
         return None
     missing = ", ".join(missing_modules(extra))
     return f"{missing}: not installed, but needed here; install with: {install_command(extra)}"
+
+
+@contextlib.contextmanager
+def explained_imports() -> Iterator[None]:
+    """Let an import that an extra would mend fail with :func:`explain_missing`'s line."""
+    try:
+        yield
+    except ImportError as error:
+        text = explain_missing(error)
+        if text is None:
+            raise
+        raise ImportError(text) from error
 
 
 def _source() -> str | None:

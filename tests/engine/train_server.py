@@ -74,7 +74,11 @@ def run(job: dict) -> int:
         return 0
     sys.argv = job["argv"]
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        if sys.argv[0] == "-m":
+            sys.argv.pop(0)
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as exit:
         if isinstance(exit.code, str):
             sys.stderr.write(f"{exit.code}\n")

@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""Draw the demo scenes: ``smallobj prepare demo`` as a script."""
+
+from d2_smallobj.commands.prepare_demo import main
+
+if __name__ == "__main__":
+    main()
