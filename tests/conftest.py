@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent))
-from tiny_runs import assert_same, demo_root, tiny, train_server  # noqa: F401
+if importlib.util.find_spec("torch"):
+    from tiny_runs import assert_same, demo_root, tiny, train_server  # noqa: F401
+else:  # the light core: what needs neither torch nor the host
+    collect_ignore = ["benchmarks", "data", "engine", "evaluation", "experiments", "host", "losses"]
+    collect_ignore += ["integrations", "modeling", "tools", "test_config.py", "test_parity.py"]
+    collect_ignore += ["test_readme.py", "test_real_voc_training.py", "test_recipe.py"]
 
 # Processes of pytest-xdist share the cores: threads inside them would only wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -48,11 +55,14 @@ def repository() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def load_tool(repository):
-    """Load a script of tools/ as a module, once."""
+    """Load a script of tools/, or the command that it runs, as a module, once."""
 
     @functools.lru_cache
     def load(name):
         path = repository / "tools" / f"{name}.py"
+        command = re.search(r"from (d2_smallobj\.commands\.\w+) import main", path.read_text())
+        if command:
+            return importlib.import_module(command.group(1))
         spec = importlib.util.spec_from_file_location(f"tool_{name}", path)
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -20,6 +20,7 @@ from PIL import Image
 
 import d2_smallobj
 from d2_smallobj.annotations.label_maps import read_label_map
+from d2_smallobj.commands import smallobj
 from d2_smallobj.config import add_smallobj_config
 from d2_smallobj.data import dataset_dicts
 from d2_smallobj.demo.dataset import make_demo
@@ -125,11 +126,13 @@ def test_loss_example(repository):
 
 PAGES = ["README.md", "CONTRIBUTING.md", "datasets/README.md"]
 PAGES += [
-    f"docs/{name}.md" for name in ["evaluator", "method", "metric", "mixed", "results", "training"]
+    f"docs/{name}.md"
+    for name in ["detectron2", "evaluator", "method", "metric", "mixed", "results", "training"]
 ]
 # A command in a block or in backticks, up to its end or its comment.
 COMMAND = re.compile(
     r"\b(tools|datasets|docs)/(\w+)\.py([^`\n#]*)|-m (d2_smallobj\.data)([^`\n#]*)"
+    r"|\bsmallobj ((?:prepare )?[a-z][\w-]*)(?= -|[ `\n])([^`\n#]*)"
 )
 
 
@@ -145,7 +148,9 @@ def help_of(repository):
             contextlib.redirect_stdout(io.StringIO()) as shown,
             contextlib.suppress(SystemExit),
         ):
-            if script.endswith(".py"):
+            if script.startswith("smallobj "):
+                smallobj.main([*script.split()[1:], *names, "--help"])
+            elif script.endswith(".py"):
                 runpy.run_path(str(repository / script), run_name="__main__")
             else:
                 runpy.run_module(script, run_name="__main__")
@@ -163,8 +168,11 @@ def test_files_commands_and_options_exist(repository, help_of, page):
     }
     assert named
     assert not [name for name in named if not (repository / name).exists()]
-    for folder, tool, arguments, module, more in COMMAND.findall(text):
+    for folder, tool, arguments, module, more, name, last in COMMAND.findall(text):
         script, arguments = (module, more) if module else (f"{folder}/{tool}.py", arguments)
+        if name:
+            assert name in smallobj.SUBCOMMANDS
+            script, arguments = f"smallobj {name}", last
         options = set(re.findall(r"(?<![-\w])--[a-z][\w-]*", arguments)) - {"--help"}
         if options:
             known = help_of(script, *arguments.split()[: tool == "benchmark"])

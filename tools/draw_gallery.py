@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_smallobj.utils.cli import make_parser, positive_int, readable_errors
+from d2_smallobj.utils.cli import make_parser, parse_with_overrides, positive_int, readable_errors
 
 with readable_errors():
     from d2_smallobj import TwoTaskTrainer
@@ -38,9 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="PNG")
     parser.add_argument("--num-images", type=positive_int, default=4)
     parser.add_argument("--min-area", type=int, default=100, help="pixels")
-    text = "KEY VALUE overrides, last"
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help=text)
-    return parser.parse_args()
+    return parse_with_overrides(parser, None)
 
 
 @readable_errors()

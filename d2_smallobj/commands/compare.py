@@ -1,8 +1,8 @@
 r"""Compare scored methods: paired differences with intervals and p-values, ranks, warnings.
 
 The runs are folders that `smallobj evaluate` wrote, of the same images and ground truth;
-NAME=FOLDER gives one another name. --published shows the paper's tables with ranks and rank correlations.
-Needs neither torch nor detectron2.
+NAME=FOLDER gives one another name. --published shows the paper's tables with ranks and rank
+correlations. Needs neither torch nor detectron2.
 
 Example:
     smallobj compare output/irn output/amn --output comparison.md --output comparison.csv

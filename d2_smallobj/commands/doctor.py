@@ -6,7 +6,6 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import importlib.metadata
@@ -20,6 +19,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 import d2_smallobj
+from d2_smallobj.utils.cli import make_parser
 from d2_smallobj.utils.installation import EXTRAS, install_command, missing_modules
 
 PACKAGES = (
@@ -32,9 +32,7 @@ CORE = ("numpy", "cv2", "PIL", "pycocotools", "msgspec", "zlib_ng", "tabulate", 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the report; the exit status is 1 if something is known to fail."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.parse_args(argv)
     rows, problems = describe_machine(), find_problems()
     for name in PACKAGES:

@@ -19,7 +19,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2_smallobj.utils.cli import make_parser, readable_errors
+from d2_smallobj.utils.cli import make_parser, parse_with_overrides, readable_errors
 from d2_smallobj.utils.messages import itemized
 
 with readable_errors():
@@ -33,15 +33,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument(
-        "--input", nargs="+", metavar="PATH", help="images and folders; another option must follow"
-    )
+    parser.add_argument("--input", nargs="+", metavar="PATH", help="images and folders")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--overlay", action="store_true", help="also the images under the colours")
     parser.add_argument("--uncertainty", action="store_true", help="also sigma: .npy and grey .png")
     parser.add_argument("--crf", action="store_true", help="refine with a fully connected CRF")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides, last")
-    return parser.parse_args(arguments)
+    return parse_with_overrides(parser, arguments)
 
 
 @readable_errors()

@@ -27,7 +27,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2_smallobj.utils.cli import positive_int, readable_errors
+from d2_smallobj.utils.cli import make_parser, positive_int, readable_errors
 
 with readable_errors():
     from d2_smallobj.annotations.coco import PAINTINGS
@@ -40,9 +40,7 @@ SPLITS = ("train2014", "val2014", "train2017", "val2017")
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     default_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("splits", nargs="+", choices=SPLITS, help="parts of COCO to paint")
     parser.add_argument(
         "--root", type=Path, default=default_root, help=f"COCO's folder (default: {default_root})"

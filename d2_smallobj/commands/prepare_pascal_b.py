@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.utils.cli import positive_int, readable_errors
+from d2_smallobj.utils.cli import make_parser, positive_int, readable_errors
 
 with readable_errors():
     from d2_smallobj.pascal_b import (
@@ -41,9 +41,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     lvis = [root / f"lvis/lvis_v1_{split}.json" for split in ("train", "val")]
     coco = [root / f"coco/annotations/instances_{split}2017.json" for split in ("train", "val")]
     screening = ScreeningOptions()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     inputs = parser.add_argument_group("inputs and output")
     lvis_help = f"LVIS v1 or v0.5 annotations (default: {' '.join(map(str, lvis))})"
     coco_help = f"COCO 2017 instance annotations (default: {' '.join(map(str, coco))})"

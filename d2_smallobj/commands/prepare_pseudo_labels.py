@@ -28,7 +28,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2_smallobj.utils.cli import positive_int, readable_errors
+from d2_smallobj.utils.cli import make_parser, positive_int, readable_errors
 
 with readable_errors():
     from d2_smallobj.annotations.dataset_files import datasets_root
@@ -47,9 +47,7 @@ with readable_errors():
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("method", metavar="METHOD", choices=METHODS, help=", ".join(METHODS))
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="what it wrote")
     parser.add_argument(

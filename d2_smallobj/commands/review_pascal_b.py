@@ -22,7 +22,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2_smallobj.utils.cli import positive_int, readable_errors
+from d2_smallobj.utils.cli import make_parser, positive_int, readable_errors
 
 with readable_errors():
     from d2_smallobj.annotations.image_lists import IMAGE_FOLDER
@@ -33,9 +33,7 @@ with readable_errors():
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     data = parser.add_argument_group("what to review, one of")
     data.add_argument("--pascal-b", type=Path, metavar="DIR", help="a set that was built")
     data.add_argument(

@@ -5,7 +5,7 @@ Every variant is kept apart: CE, the size-weighted loss from the start, CE then 
 Run it again after an interruption: complete runs are kept, the others resume. As many runs at
 once as there are GPUs (--num-gpus of them each), or as --jobs says.
 
-Writes into --output-dir: ablation.csv and ablation.md (all figures), paper_tables.md with
+Writes into --output: ablation.csv and ablation.md (all figures), paper_tables.md with
 table1.csv, table3.csv, table4.csv, fig8.csv and fig8.png (the layout of the paper).
 
 Examples:
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from d2_smallobj.utils.cli import make_parser, readable_errors
+from d2_smallobj.utils.cli import make_parser, parse_with_overrides, readable_errors
 
 with readable_errors():
     from d2_smallobj.engine import build_config
@@ -30,9 +30,7 @@ with readable_errors():
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
-    sweep.add_run_arguments(
-        parser, config_file="configs/demo_sbce.yaml", output_dir="output/ablation"
-    )
+    sweep.add_run_arguments(parser, config_file="demo_sbce.yaml", output="output/ablation")
     text = "whose labels to train on; a name alone takes the place of the last part of the "
     text += "config's training set; default: the config's training set"
     add = parser.add_argument
@@ -41,7 +39,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     text = "one variant each; default: EWC.LAMBDA"
     add("--lambda-online", type=float, nargs="+", help=text)
     add("--lambda-empirical", type=float, nargs="+", help="one variant each")
-    return parser.parse_args(arguments)
+    return parse_with_overrides(parser, arguments)
 
 
 def build_ablations(args: argparse.Namespace) -> list[Ablation]:
@@ -55,7 +53,7 @@ def build_ablations(args: argparse.Namespace) -> list[Ablation]:
     default = [cfg.SMALLOBJ.EWC.LAMBDA]
     ablation = Ablation(
         config_file=args.config_file,
-        output_dir=args.output_dir,
+        output_dir=args.output,
         variants=build_variants(
             args.lambda_online or default, args.lambda_empirical or default, args.variants
         ),
@@ -73,5 +71,5 @@ def build_ablations(args: argparse.Namespace) -> list[Ablation]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all incomplete runs; write the tables of the complete ones."""
     args = parse_arguments(arguments)
-    ablations, folder = build_ablations(args), args.output_dir
+    ablations, folder = build_ablations(args), args.output
     sweep.run_and_report(args, ablations, lambda: sweep.write_all_tables(ablations, folder))

@@ -33,7 +33,7 @@ from d2_smallobj.data.supervision import read_instances, read_labels
 from d2_smallobj.metrics.matching import match_image
 from d2_smallobj.pseudo_labels.targets import TargetImage
 from d2_smallobj.report.dataset_summary import format_accounting, write_accounting
-from d2_smallobj.utils.cli import positive_int, readable_errors
+from d2_smallobj.utils.cli import make_parser, positive_int, readable_errors
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.options import look_up_option
 from d2_smallobj.utils.parallel import parallel_map
@@ -44,10 +44,7 @@ _SHOWN = 4
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
     parser.add_argument("--root", type=Path, help="folder of all data sets")
     check_help = "also read every label map or annotation, and the size of every image"

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from d2_smallobj.utils.installation import explain_missing
@@ -17,6 +17,8 @@ _Value = TypeVar("_Value")
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, WorkerError)
 """Errors that say what to do about them; all others are defects and show their traceback."""
 
+# A key of the config.
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|SEED|OUTPUT_DIR|CUDNN_BENCHMARK")
 # The line of a traceback that names the exception, e.g. "detectron2.x.SomeError: message".
 _RAISED = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): ", re.MULTILINE)
 
@@ -43,11 +45,41 @@ def readable_errors() -> Iterator[None]:
         sys.exit(f"error: {message}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help begins with the examples of its description."""
+
+    def format_help(self) -> str:
+        text, mark, examples = (self.description or "").partition("\nExample")
+        plain = argparse.ArgumentParser.format_help
+        if not mark:
+            return plain(self)
+        whole, self.description = self.description, text
+        try:
+            return f"Example{examples.rstrip()}\n\n{plain(self)}"
+        finally:
+            self.description = whole
+
+
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """Make a parser whose help shows the description, a program's docstring, line by line."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Make a parser whose help shows a program's docstring line by line, its examples first."""
+    return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def parse_with_overrides(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parse a command line that ends with ``KEY VALUE`` overrides of the config: ``opts``.
+
+    They begin at the first argument that is a config key, so that an option before them may take
+    any number of values.
+    """
+    help_text = "overrides of the config, last: SOLVER.MAX_ITER 1000 MODEL.WEIGHTS x.pth ..."
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help=help_text)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    first = next((i for i, text in enumerate(given) if _KEY.fullmatch(text)), len(given))
+    args = parser.parse_args(given[:first])
+    args.opts += given[first:]
+    return args
 
 
 def user_message(error: BaseException) -> str | None:

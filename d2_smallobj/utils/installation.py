@@ -14,8 +14,6 @@ import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
-import d2_smallobj
-
 EXTRAS = {
     "plots": ("matplotlib",),
     "data": ("scipy", "lvis", "matplotlib"),
@@ -73,7 +71,7 @@ def explained_imports() -> Iterator[None]:
 
 def _source() -> str | None:
     """Find where this copy came from: a folder, a wheel, or ``git+URL@commit``."""
-    package = Path(d2_smallobj.__file__).parent
+    package = Path(__file__).parents[1]
     if (package.parent / "setup.py").is_file():
         return str(package.parent)
     try:

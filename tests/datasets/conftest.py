@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 
 import pytest
 
 
 @pytest.fixture
-def command(repository, capsys, monkeypatch):
+def command(capsys, monkeypatch):
     """``command(script, *arguments)``: exit status, text on stdout, text on stderr."""
 
     def run(script, *arguments):
-        path = repository / "datasets" / script
-        specification = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        module = importlib.import_module(f"d2_smallobj.commands.{script.removesuffix('.py')}")
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         status = 0
         try:
             module.main()

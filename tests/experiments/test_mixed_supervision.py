@@ -92,7 +92,7 @@ def complete(folder, **figures):
 
 def comparison(folder, *kinds, seeds=(0, 1)):
     variants = mixed.build_variants(0.18, 700, kinds)
-    return mixed.MixedSupervision(Path("train_net.py"), CONFIG, folder, variants, seeds)
+    return mixed.MixedSupervision(CONFIG, folder, variants, seeds)
 
 
 def test_shares_are_taken_seed_by_seed(tmp_path):

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import html
-import importlib.util
 import io
 import json
 import os
@@ -287,12 +286,10 @@ def test_pictures_are_shrunk_grey_ones_shown_and_a_vanished_one_is_named(candida
 
 
 @pytest.fixture
-def command(repository):
-    """datasets/review_pascal_b.py as a module."""
-    path = repository / "datasets/review_pascal_b.py"
-    spec = importlib.util.spec_from_file_location("review_command", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def command():
+    """``smallobj prepare review``."""
+    from d2_smallobj.commands import review_pascal_b as module
+
     threads = cv2.getNumThreads()
     yield module.main
     cv2.setNumThreads(threads)

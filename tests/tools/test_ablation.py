@@ -33,7 +33,6 @@ def make(tiny, tmp_path):
 
     def build(*overrides, kinds=KINDS, seeds=SEEDS):
         return Ablation(
-            train_net=tiny.repository / "tools" / "train_net.py",
             config_file=tiny.config_file,
             output_dir=tmp_path / "ablation",
             variants=build_variants([1.0], [2.0], kinds),
@@ -178,7 +177,7 @@ def command(run_tool, runner, registration, demo_root, tiny, tmp_path):
 
     def run(*arguments, config="demo_sbce"):
         file = tiny.repository / "configs" / f"{config}.yaml"
-        folder = ("--output-dir", tmp_path / "out")
+        folder = ("--output", tmp_path / "out")
         return run_tool("ablation", *folder, "--config-file", file, *arguments)
 
     return run
@@ -186,7 +185,7 @@ def command(run_tool, runner, registration, demo_root, tiny, tmp_path):
 
 def test_command(command, runner, tiny, tmp_path):
     arguments = ("--variants", "ce", "--seeds", "5", "--methods", "gt=smallobj_demo_train_gt")
-    arguments += ("--opts", *tiny.as_options(tiny.options))
+    arguments += tuple(tiny.as_options(tiny.options))
     runner.pending[:] = [{"strikes": [["os:replace", 1, "full disk"]]}]
     done = command(*arguments)
     assert done.returncode == 1

@@ -143,4 +143,4 @@ def test_without_matplotlib_the_way_out_is_told(run_tool, load_tool, data, tmp_p
     tool = load_tool("dataset_stats")
     monkeypatch.setattr(tool.importlib.util, "find_spec", lambda name: None)
     done = run_tool("dataset_stats", "--output", tmp_path, "--coco-json", annotations(data))
-    assert re.search(r"d2_smallobj\[report\].* --no-figures", done.stderr)
+    assert re.search(r"pip install .*\[plots\].* --no-figures", done.stderr)

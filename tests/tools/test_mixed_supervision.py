@@ -38,7 +38,6 @@ def options(tiny):
 def compare(tiny, options, tmp_path):
     def make(*kinds, varied=None, more=None):
         return mixed.MixedSupervision(
-            train_net=tiny.repository / "tools" / "train_net.py",
             config_file=str(tiny.repository / "configs" / "demo_mixed.yaml"),
             output_dir=tmp_path / "mixed",
             variants=mixed.build_variants(0.5, 4, kinds, varied),
@@ -96,17 +95,17 @@ NO_TAU = "SMALLOBJ.TAU must be a finite number >= 1 (1 is the plain cross-entrop
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--opts SMALLOBJ.SUPERVISION.MASK_FRACTION 1.0", NO_MASKS),
-        ("--vary SMALLOBJ.UNCERTAINTY.FORM object none", "unknown value 'none'"),
-        ("--vary SMALLOBJ.UNCERTAINTY.FROM object", "Non-existent key"),
-        ("--vary SMALLOBJ.TAU", "--vary SMALLOBJ.TAU: give the values after the key"),
-        ("--vary SMALLOBJ.TAU 2.0 --vary SMALLOBJ.TAU 0.5", NO_TAU),
-        ("--vary SMALLOBJ.TAU 0.5 --vary SMALLOBJ.TAU 2.0", NO_TAU),
+        ("SMALLOBJ.SUPERVISION.MASK_FRACTION 1.0", NO_MASKS),
+        ("--vary SMALLOBJ.UNCERTAINTY.FORM=none", "unknown value 'none'"),
+        ("--vary SMALLOBJ.UNCERTAINTY.FROM=object", "Non-existent key"),
+        ("--vary SMALLOBJ.TAU", "--vary SMALLOBJ.TAU: expected KEY=VALUE"),
+        ("--vary SMALLOBJ.TAU=2.0 --vary SMALLOBJ.TAU=0.5", NO_TAU),
+        ("--vary SMALLOBJ.TAU=0.5 --vary SMALLOBJ.TAU=2.0", NO_TAU),
         ("--jobs 0", "--jobs must be >= 1, got 0"),
     ],
 )
 def test_mistakes_are_one_line(ask, tmp_path, arguments, message):
-    answer = ask("mixed_supervision", "--output-dir", tmp_path, *arguments.split())
+    answer = ask("mixed_supervision", "--output", tmp_path, *arguments.split())
     assert answer.code == 1
     assert answer.stderr.startswith("error: ")
     assert message in answer.stderr
