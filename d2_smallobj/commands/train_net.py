@@ -24,7 +24,7 @@ from collections.abc import Sequence
 # make training on a busy CPU many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from d2_smallobj.utils.cli import readable_errors
+from d2_smallobj.utils.cli import make_parser, readable_errors
 
 with readable_errors():
     from d2_smallobj import TwoTaskTrainer
@@ -70,7 +70,9 @@ def train(args: argparse.Namespace) -> OrderedDict | None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check the command line, then run every process."""
     with readable_errors():
-        args = default_argument_parser(epilog=__doc__).parse_args(arguments)
+        theirs = default_argument_parser()
+        parser = make_parser(__doc__, parents=[theirs], conflict_handler="resolve")
+        args = parser.parse_args(arguments)
         run(train, args, lambda processes: check(args, processes))
 
 

@@ -30,6 +30,7 @@ from d2_smallobj.experiments.paper_tables import (
 )
 from d2_smallobj.experiments.scheduling import visible_devices
 from d2_smallobj.report.drawing import new_figure, save_figure
+from d2_smallobj.utils.installation import explain_missing
 from d2_smallobj.utils.options import look_up_option
 from detectron2.data import DatasetCatalog
 
@@ -120,7 +121,7 @@ def write_all_tables(ablations: Sequence[Ablation], folder: Path) -> str:
         try:
             draw_gains(folder / "fig8.png", gains)
         except ImportError as error:
-            logger.warning(f"fig8.png is left out: {error}")
+            logger.warning(f"fig8.png is left out: {explain_missing(error) or error}")
     return table
 
 

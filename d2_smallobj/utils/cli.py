@@ -7,7 +7,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from d2_smallobj.utils.installation import explain_missing
 from d2_smallobj.utils.parallel import WorkerError
@@ -60,9 +60,10 @@ class _Parser(argparse.ArgumentParser):
             self.description = whole
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
+def make_parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
     """Make a parser whose help shows a program's docstring line by line, its examples first."""
-    return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shape = argparse.RawDescriptionHelpFormatter
+    return _Parser(description=description, formatter_class=shape, **options)
 
 
 def parse_with_overrides(
