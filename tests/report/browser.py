@@ -1,6 +1,5 @@
 """A headless Chromium, driven over a pipe by its DevTools protocol; nothing but Python needed."""
 
-import base64
 import json
 import os
 import pathlib
@@ -113,9 +112,8 @@ class Browser:
 
     def run(self, expression):
         """Value of a JavaScript expression."""
-        answer = self.call(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
+        options = {"returnByValue": True, "awaitPromise": True}
+        answer = self.call("Runtime.evaluate", expression=expression, **options)
         if "exceptionDetails" in answer:
             raise RuntimeError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
@@ -162,10 +160,5 @@ class Browser:
 
     def blocked(self):
         """Number of requests that the page's own policy stopped."""
-        return sum(
-            each.get("blockedReason") == "csp" for each in self.logged("Network.loadingFailed")
-        )
-
-    def pdf(self):
-        """The printed page."""
-        return base64.b64decode(self.call("Page.printToPDF", printBackground=False)["data"])
+        failed = self.logged("Network.loadingFailed")
+        return sum(each.get("blockedReason") == "csp" for each in failed)

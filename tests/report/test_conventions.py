@@ -5,17 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from d2_smallobj.report.conventions import (
-    CONVENTIONS,
-    compare_conventions,
-    convention_table,
-    dilated,
-    eroded,
-    merged,
-    perturbed,
-    shifted,
-    write_conventions,
-)
+from d2_smallobj.report import conventions
+from d2_smallobj.report.conventions import CONVENTIONS, compare_conventions, perturbed
 from d2_smallobj.report.labelled_images import LabelledImage
 
 NAMES = ("background", "a", "b")
@@ -62,7 +53,7 @@ def test_predicted_void_connects_and_official_cuts_shares(surplus):
 
 
 def test_no_background_and_components():
-    shift = perturbed(shifted, 3)
+    shift = perturbed(conventions.shifted, 3)
     row = score(shift)
     semantic, instances = scene()
     moved = shift("a", semantic, instances)
@@ -81,7 +72,12 @@ def test_perturbations():
     semantic, instances = scene()
     moved, less, more, closed = (
         perturbed(change, pixels)("a", semantic, instances)
-        for change, pixels in ((shifted, 2), (eroded, 1), (dilated, 1), (merged, 3))
+        for change, pixels in (
+            (conventions.shifted, 2),
+            (conventions.eroded, 1),
+            (conventions.dilated, 1),
+            (conventions.merged, 3),
+        )
     )
     assert (moved[7:17, 7:17] == 1).all()
     assert not moved[:7].any()
@@ -95,20 +91,20 @@ def test_perturbations():
         assert set(np.unique(prediction)) <= {0, 1, 2}
     # Classes do not grow into one another.
     semantic = np.array([[1, 1, 2, 2]], np.uint8)
-    assert dilated(semantic, semantic, 2).tolist() == [[1, 1, 2, 2]]
+    assert conventions.dilated(semantic, semantic, 2).tolist() == [[1, 1, 2, 2]]
 
 
 def test_table_and_file(tmp_path):
-    predictors = {"one": perturbed(shifted, 1), "two": perturbed(eroded, 1)}
+    predictors = {"one": perturbed(conventions.shifted, 1), "two": perturbed(conventions.eroded, 1)}
     rows = compare_conventions([IMAGE], predictors, NAMES)
     table, changes = (
         [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()]
-        for part in convention_table(rows).split("\n\n")
+        for part in conventions.convention_table(rows).split("\n\n")
     )
     assert table[0] == ["IA-mIoU / IA-mIoU_S", "mIoU", *CONVENTIONS]
     assert [row[0] for row in (*table[2:], *changes[2:])] == ["one", "two"] * 2
     assert {len(row) for row in table} == {len(CONVENTIONS) + 2}
-    write_conventions(tmp_path / "a.csv", rows)
+    conventions.write_conventions(tmp_path / "a.csv", rows)
     written = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
     assert len(written) == 2 * len(CONVENTIONS) * 3
     assert float(written[0]["percent"]) == pytest.approx(rows[0].figures["exact"]["mIoU"])

@@ -8,14 +8,7 @@ import pytest
 from PIL import Image
 
 from d2_smallobj.report import dataset_summary
-from d2_smallobj.report.dataset_summary import (
-    draw_class_bars,
-    draw_size_boxes,
-    format_balance,
-    format_counts,
-    write_balance,
-    write_counts,
-)
+from d2_smallobj.report.dataset_summary import draw_class_bars, draw_size_boxes, format_counts
 from d2_smallobj.statistics.balance import SizeStatistics
 
 
@@ -119,13 +112,15 @@ def rows(path):
 
 def test_csv(tmp_path):
     odd = make("odd, one", [[1, 2, 3]], names=('a "name", with everything',))
-    write_counts(tmp_path / "counts.csv", [SKEWED, odd])
+    dataset_summary.write_counts(tmp_path / "counts.csv", [SKEWED, odd])
     found = rows(tmp_path / "counts.csv")
     assert list(found[0]) == ["data set", "class", "S", "M", "L", "all"]
     assert list(found[0].values()) == ["skewed", "class0", "50", "3", "1", "54"]
     assert list(found[-1].values()) == ["odd, one", 'a "name", with everything', *"1236"]
     assert sum(int(row["all"]) for row in found[:-1]) == SKEWED.counts.sum()
-    write_balance(tmp_path / "balance.csv", [EVEN, make("none", [[0, 0, 0]], num_beyond=4)])
+    dataset_summary.write_balance(
+        tmp_path / "balance.csv", [EVEN, make("none", [[0, 0, 0]], num_beyond=4)]
+    )
     even, none = (",".join(row.values()) for row in rows(tmp_path / "balance.csv"))
     assert even == "even,10,75,25,25,25,0,5,15,0,1.000000,0.000000"
     assert none == "none,10,0,0,0,0,4,1,3,3,,"
@@ -137,7 +132,7 @@ def cells(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_counts_as_text():
+def test_text():
     table = cells(format_counts(SKEWED))
     names = ["skewed", "class4", "class0", "class1", "class2", "class3", "all classes"]
     assert [row[0] for row in table] == names
@@ -146,10 +141,7 @@ def test_counts_as_text():
     assert "class1" in format_counts(make("x", [[1, 2, 3], [0, 0, 0]]))
     table = cells(format_counts(make("x", [[0, 0, 0], [1, 2, 3], [0, 0, 0]])))
     assert [row[0] for row in table[1:]] == ["class1", "2 more classes", "all classes"]
-
-
-def test_balance_as_text():
-    text = format_balance([SKEWED, make("none", [[0, 0, 0]], num_beyond=1234)])
+    text = dataset_summary.format_balance([SKEWED, make("none", [[0, 0, 0]], num_beyond=1234)])
     _, skewed, none = cells(text)
     assert skewed[:4] == ["skewed", "10", "167", "2 of 15"]
     assert none == ["none", "10", "0", "3 of 3", "-", "-"]

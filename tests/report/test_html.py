@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -176,21 +177,17 @@ def test_a_data_set_without_instances(make_run):
     empty = np.zeros((20, 20), np.uint8)
     run = make_run("m", {"a": (empty, empty, empty)}, ["background", "thing"])
     text = render_report([run])
-    Page(text)
     assert "No curve: there are no objects" in text
     assert "There are no small objects (below 32² px) with an IoU below 0.5." in text
     assert text.count("no instances</span>") == 4
     assert "nan" not in Page(text).words.lower()
-    text = render_report([make_run("m", {}, ["background", "thing"])])
-    Page(text)
-    assert "0 images, 0 objects" in text
+    nothing = render_report([make_run("m", {}, ["background", "thing"])])
+    assert "0 images, 0 objects" in Page(nothing).words
 
 
 def test_blobs_are_counted_beside(make_run):
-    semantic = np.zeros((50, 50), np.uint8)
-    semantic[5:10, 5:10] = 1
-    prediction = semantic.copy()
-    prediction[30:40, 30:40] = 1
+    semantic, prediction = np.zeros((2, 50, 50), np.uint8)
+    semantic[5:10, 5:10] = prediction[5:10, 5:10] = prediction[30:40, 30:40] = 1
     prediction[45:, 45:] = 2
     run = make_run("m", {"a": (prediction, semantic, semantic)}, ["background", "x", "y"])
     text = render_report([run])
@@ -226,10 +223,7 @@ def test_writing_is_atomic(scenes, tmp_path, monkeypatch):
     write_report(target, scenes[:1], max_thumbnails=0)
     before = target.read_bytes()
     assert before.startswith(b"<!DOCTYPE html>")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
+    full = mock.Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match=r"could not write .*report\.html: No space left"):
         write_report(target, scenes[:1], max_thumbnails=0)
@@ -243,8 +237,8 @@ def test_nothing_heavy_is_imported(repository):
         "assert not {'torch', 'detectron2', 'matplotlib'} & set(sys.modules);"
         # The tool and the drawings of the documentation do without torch, too.
         "sys.modules['torch'] = sys.modules['detectron2'] = None;"
-        f"runpy.run_path({str(repository / 'tools' / 'sensitivity.py')!r});"
-        f"sys.path.insert(0, {str(repository / 'docs')!r});"
+        "sys.path[:0] = ['tools', 'docs'];"
+        "runpy.run_path('tools/sensitivity.py');"
         "import draw_metric"
     )
     subprocess.run([sys.executable, "-c", code], cwd=repository, check=True)

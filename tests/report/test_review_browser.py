@@ -145,17 +145,16 @@ def test_the_picture_and_its_masks_lie_on_each_other(page):
     assert page.run("document.getElementById('void').getAttribute('d')").startswith("M100.5,80.5")
     assert "striped: ignored" in text(page, "#facts")
     assert text(page, "#objects li") == "birdM1,600 px"
-
-
-def test_only_what_is_shown_is_in_the_page(page):
+    # Only what is shown is in the page.
     assert page.run("document.querySelectorAll('[id^=image-]').length") == NUMBER
     assert 0 < page.run("document.images.length") < 15
-    elements = page.run("document.querySelectorAll('body *').length")
+    count = "document.querySelectorAll('body *').length"
+    elements = page.run(count)
     press(page, ["End"])
     assert "image 120 of 120" in text(page, "#facts")
     press(page, ["ArrowLeft"] * 30)
     assert "image 90 of 120" in text(page, "#facts")
-    assert page.run("document.querySelectorAll('body *').length") < elements + 60
+    assert page.run(count) < elements + 60
 
 
 def test_keys_decide_and_go_on(page, tmp_path):
@@ -175,13 +174,13 @@ def test_keys_decide_and_go_on(page, tmp_path):
     saved = {"version": 1, "rejected": rejected, "kept": [1000, 1002]}
     assert exported(page, tmp_path) == saved
     assert read_reject_list(tmp_path / "rejected.json") == reasons
-    message = "Saved 2 rejected image(s); 116 on this sheet have no decision yet."
-    assert text(page, "#message") == message
+    said = "Saved 2 rejected image(s); 116 on this sheet have no decision yet."
+    assert text(page, "#message") == said
 
 
 def test_a_suspicion_is_the_reason_unless_another_is_given(page, tmp_path):
     press(page, "r")
-    assert text(page, "#count") == "1 of 120 decided, 1 rejected"
+    assert state(page) == "001.jpg: 1 of 120, 1"
     press(page, ["ArrowLeft"])
     assert text(page, "#decision") == "Rejected: overlap"
     # Letters that are typed are no commands.

@@ -68,17 +68,6 @@ def test_folders_are_measured_in_any_number_of_processes(dataset, folders, compo
     assert components or len(expected) == 21
 
 
-def test_a_list_chooses_images(folders, tmp_path):
-    (tmp_path / "list.txt").write_text("image1\nimage4\n")
-    truth = open_truth("semantic", **folders, image_list=str(tmp_path / "list.txt"))
-    assert measure_instances(truth, source="x").num_images == 2
-    path = annotation_file(tmp_path / "a.json")
-    (tmp_path / "list.txt").write_text("2\n")
-    truth = open_truth("coco_json", str(path), image_list=str(tmp_path / "list.txt"))
-    assert (sizes := measure_instances(truth, source="x")).num_images == 1
-    assert len(sizes) == 0
-
-
 def test_more_categories_than_a_label_map_has_labels(tmp_path):
     path = annotation_file(tmp_path / "many.json", 1203)
     truth = open_truth("lvis_json", str(path))

@@ -81,8 +81,7 @@ def test_swaps_are_fair_and_complete():
     (patterns,) = swap_weights(3, 8, 0)
     assert {tuple(row) for row in patterns} == set(itertools.product([0.0, 1.0], repeat=3))
     drawn = np.concatenate(list(swap_weights(30, 4000, 0)))
-    assert drawn.shape == (4000, 30)
-    assert set(np.unique(drawn)) == {0.0, 1.0}
+    assert (drawn.shape, set(np.unique(drawn))) == ((4000, 30), {0.0, 1.0})
     assert drawn.mean(axis=0) == pytest.approx(np.full(30, 0.5), abs=5 * 0.5 / 4000**0.5)
 
 

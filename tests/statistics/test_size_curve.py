@@ -132,9 +132,8 @@ def test_the_background_has_no_size_and_nothing_is_no_curve(noisy):
     backgrounds = noisy.columns() | {"category_id": noisy.category_id * 0}
     backgrounds["instance_id"] = noisy.instance_id * 0
     both = InstanceTable.concatenate([noisy, InstanceTable.from_columns(backgrounds)])
-    assert np.array_equal(
-        size_curve(both, samples=10).iou, size_curve(noisy, samples=10).iou, equal_nan=True
-    )
+    curves = [size_curve(table, samples=10).iou for table in (both, noisy)]
+    assert np.array_equal(*curves, equal_nan=True)
     nothing = noisy.select(np.zeros(0, int))
     assert len(size_curve(nothing).area) == 0
     assert np.isnan(size_curve(nothing, points=[10, 20]).iou).all()
