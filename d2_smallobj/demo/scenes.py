@@ -335,6 +335,6 @@ def _photograph(rng: np.random.Generator, canvas: Array) -> Array:
     """Light, blur and sensor noise: uint8 (size, size, 3)."""
     size = canvas.shape[0]
     light = rng.uniform(0.8, 1.15) * (1.0 + 0.1 * smooth_noise(rng, size, 3))
-    picture = cv2.GaussianBlur(canvas * light[..., None].astype(np.float32), (5, 5), 0.7)
+    picture: Array = cv2.GaussianBlur(canvas * light[..., None].astype(np.float32), (5, 5), 0.7)
     picture += rng.normal(0.0, rng.uniform(3.0, 7.0), picture.shape)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)

@@ -188,10 +188,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         return super().load(path, checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        path, loaded = self._read or (None, None)
-        if path != filename:
-            loaded = read_weights_file(filename)
-        self._read = None
+        read, self._read = self._read, None
+        loaded = read[1] if read and read[0] == filename else read_weights_file(filename)
         if self.cfg is not None and not self._resuming:
             warn_of_other_model(loaded, self.cfg, filename)
         return {**loaded, "source": filename}

@@ -167,7 +167,7 @@ class BootstrapHook(HookBase):
 
     def before_step(self) -> None:
         """Set whether the loss of this iteration relabels, and whether it is observed."""
-        model = unwrap(self.trainer._trainer.model)
+        model = self._model()
         if self.trainer.iter == self.start < self.trainer.max_iter:
             logger.info(
                 f"Bootstrapping starts at iteration {self.start}: box pixels with sigma > "
@@ -179,7 +179,7 @@ class BootstrapHook(HookBase):
 
     def after_step(self) -> None:
         """Log the observation of the step."""
-        model = unwrap(self.trainer._trainer.model)
+        model = self._model()
         seen, model.observation, model.watched = model.observation, None, False
         if seen is None:
             return
@@ -191,6 +191,11 @@ class BootstrapHook(HookBase):
                 seen, node.PIXEL_MEAN, node.PIXEL_STD, self.cfg.INPUT.FORMAT
             )
             self.trainer.storage.put_image(BOOTSTRAP_PICTURE, torch.from_numpy(picture))
+
+    def _model(self) -> UncertainSegmentor:
+        model = unwrap(self.trainer._trainer.model)
+        assert isinstance(model, UncertainSegmentor)
+        return model
 
 
 def bootstrap_figures(seen: Observation, ignore_label: int) -> dict[str, float]:

@@ -177,10 +177,12 @@ def explained_errors(output_dir: str) -> Iterator[None]:
         message = explain_dead_worker(error)
         if message is not None:
             raise ChildProcessError(message) from error
-        number = getattr(error, "errno", None)
-        if number not in _DISK_ERRORS or output_dir in str(error):
+        if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
             raise
-        raise OSError(number, f"could not write to {output_dir}: {error.strerror}") from error
+        if output_dir in str(error):
+            raise
+        text = f"could not write to {output_dir}: {error.strerror}"
+        raise OSError(error.errno, text) from error
 
 
 def explain_dead_worker(error: BaseException) -> str | None:

@@ -26,7 +26,7 @@ def prepare_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """
     if cfg.SMALLOBJ.SPEED.FOLD_FROZEN_BN:
         fold_frozen_norms(model)
-    model.to(memory_format=memory_format(cfg))
+    model.to(memory_format=memory_format(cfg))  # type: ignore[call-overload]  # not in the stubs
     return model
 
 

@@ -51,8 +51,10 @@ _CHANGEABLE = (
 _SECOND_TASK = ("SMALLOBJ.TASK_B", "SMALLOBJ.EWC")
 """Keys that may change until task B begins, so that one task A serves several second tasks."""
 
-_MODEL = ("MODEL", "INPUT.FORMAT", "SMALLOBJ.OUTPUT_STRIDE", "SMALLOBJ.ASPP_DILATIONS")
-_MODEL += ("SMALLOBJ.MSC", "SMALLOBJ.STEM_POOL_CEIL")
+_MODEL = (
+    *("MODEL", "INPUT.FORMAT", "SMALLOBJ.OUTPUT_STRIDE", "SMALLOBJ.ASPP_DILATIONS"),
+    *("SMALLOBJ.MSC", "SMALLOBJ.STEM_POOL_CEIL"),
+)
 """Keys that decide the output of given weights."""
 
 
@@ -153,8 +155,8 @@ def _integers_for_decimals(cfg: CfgNode, given: Iterable[tuple[str, Any]]) -> It
         *path, leaf = str(key).split(".")
         node: Any = cfg
         for part in path:
-            node = node.get(part) if isinstance(node, Mapping) else None
-        if type(value) is int and isinstance(node, Mapping) and type(node.get(leaf)) is float:
+            node = node.get(part) if isinstance(node, dict) else None
+        if type(value) is int and isinstance(node, dict) and type(node.get(leaf)) is float:
             node[leaf] = 0  # yacs lets an integer replace an integer
             places.append((node, leaf))
     yield

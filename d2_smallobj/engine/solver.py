@@ -87,7 +87,8 @@ def same_implementation(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     The run that saved the state may have had another device. Momentum gets the memory formats of
     the parameters.
     """
-    kept = [{k: g[k] for k in ("foreach", "fused") if k in g} for g in optimizer.param_groups]
+    names = ("foreach", "fused")
+    kept = [{k: g[k] for k in names if k in g} for g in optimizer.param_groups]
     yield
     for group, implementation in zip(optimizer.param_groups, kept):
         group.update(implementation)

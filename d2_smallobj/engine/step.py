@@ -67,9 +67,9 @@ class TaskStepTrainer(SimpleTrainer):
             self.grad_scaler = torch.cuda.amp.GradScaler(enabled=scaled)
 
     @property
-    def penalizes(self) -> bool:
-        """True if the EWC penalty acts in this step."""
-        return self.ewc is not None and self.in_task_b
+    def penalty(self) -> ElasticWeightConsolidation | None:
+        """The EWC penalty, if it acts in this step."""
+        return self.ewc if self.in_task_b else None
 
     def replace_data_loader(self, data_loader: Iterable[list[dict[str, Any]]]) -> None:
         """Continue with another loader."""
@@ -83,8 +83,9 @@ class TaskStepTrainer(SimpleTrainer):
         self.optimizer.zero_grad()
         losses, data_time, samples = self._backward_passes()
         self.grad_scaler.unscale_(self.optimizer)
-        if self.penalizes:
-            losses["loss_ewc"] = self.ewc.penalty() if self.proximal else self.ewc.add_gradient_()
+        ewc = self.penalty
+        if ewc is not None:
+            losses["loss_ewc"] = ewc.penalty() if self.proximal else ewc.add_gradient_()
         elif self.ewc is not None and self.ewc.estimator == "online":
             # Leaves the estimate as it is where float16 overflowed: that step is skipped too.
             self.ewc.record_gradients()
@@ -134,8 +135,8 @@ class TaskStepTrainer(SimpleTrainer):
     def _optimizer_step(self) -> None:
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        if self.proximal and self.penalizes:
-            self.ewc.proximal_step_(self.ewc.learning_rates(self.optimizer))
+        if self.proximal and self.penalty is not None:
+            self.penalty.proximal_step_(self.penalty.learning_rates(self.optimizer))
 
     def state_dict(self) -> dict[str, Any]:
         """Return optimiser and loss scale, as detectron2's inner trainers keep them."""

@@ -204,15 +204,17 @@ class Ablation:
                 f"ended with code {code}: {lines[-1] if lines else 'no output'} (log: {log})"
             )
 
-    def rows(self) -> Iterator[dict[str, object]]:
+    def rows(self) -> Iterator[dict[str, str | float]]:
         """Yield the figures of the complete runs, one row per variant, seed and data set."""
         method = {"method": self.method} if self.method else {}
         for variant in self.variants:
             for seed in self.seeds:
                 for dataset, figures in final_results(self.folder(variant, seed)).items():
-                    row = {"variant": variant.label, "seed": seed, "data set": dataset}
-                    headline = {key: figures.get(key, math.nan) for key in HEADLINE}
-                    yield {**method, **row, **headline}
+                    yield {
+                        **method,
+                        **{"variant": variant.label, "seed": seed, "data set": dataset},
+                        **{key: figures.get(key, math.nan) for key in HEADLINE},
+                    }
 
 
 def run_all(
@@ -257,13 +259,13 @@ def write_tables(
     return table
 
 
-def seed_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = HEADLINE) -> str:
+def seed_table(rows: Sequence[Mapping[str, str | float]], columns: Sequence[str] = HEADLINE) -> str:
     """Lay out mean ± sample standard deviation over seeds as Markdown, as the paper's Table 4.
 
     The rows are those of :meth:`Ablation.rows`: all with a method, or none.
     """
     names = ["data set", *(["method"] if rows and "method" in rows[0] else []), "variant"]
-    groups: dict[tuple[object, ...], list[Mapping[str, object]]] = {}
+    groups: dict[tuple[object, ...], list[Mapping[str, str | float]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
     lines = [

@@ -81,7 +81,7 @@ def build_variants(
 class MixedSupervision(Ablation):
     """All runs of a comparison; see :class:`.ablation.Ablation`."""
 
-    def rows(self) -> Iterator[dict[str, object]]:
+    def rows(self) -> Iterator[dict[str, str | float]]:
         """Yield the percentages of the complete runs, one row per variant, seed and data set.
 
         ``% of full`` is the foreground IoU in percent of that of full supervision with the same

@@ -84,8 +84,8 @@ def load_published(table: str | None = None) -> list[PublishedResult]:
     rows = csv.DictReader(source.read_text(encoding="utf-8").splitlines())
     return [
         PublishedResult(
-            *(row[key] for key in ("table", "data_set", "method", "supervision", "loss")),
-            {name: float(row[name]) for name in PUBLISHED_FIGURES},
+            **{key: row[key] for key in ("table", "data_set", "method", "supervision", "loss")},
+            figures={name: float(row[name]) for name in PUBLISHED_FIGURES},
         )
         for row in rows
         if table in (None, row["table"])

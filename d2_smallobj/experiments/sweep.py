@@ -84,7 +84,7 @@ def split_by_method(ablation: Ablation, methods: Sequence[str]) -> list[Ablation
     data set, or a name that is given twice or is no folder's name.
     """
     register_all()
-    split = []
+    split: list[Ablation] = []
     for argument in methods:
         name, _, data_set = argument.partition("=")
         if not _NAME.fullmatch(name) or name in [other.method for other in split]:

@@ -138,23 +138,23 @@ class AnnotationSources:
 
         ``from_coco`` are the classes whose instances are taken from COCO.
         """
-        homes = [home.get(image_id) for home in (self._lvis_home, self._coco_home)]
-        if homes[0] is None:
+        lvis_home, coco_home = self._lvis_home.get(image_id), self._coco_home.get(image_id)
+        if lvis_home is None:
             return Outcome.NOT_IN_LVIS
-        lvis = tuple(self._pieces(homes[0], image_id))
-        coco = () if homes[1] is None else tuple(self._pieces(homes[1], image_id))
+        lvis = tuple(self._pieces(lvis_home, image_id))
+        coco = () if coco_home is None else tuple(self._pieces(coco_home, image_id))
         if not any(piece.role not in UNCERTAIN for piece in lvis) and not any(
             piece.class_id in from_coco and not piece.crowd for piece in coco
         ):
             return Outcome.NO_OBJECT
-        if homes[1] is None:
+        if coco_home is None:
             return Outcome.NOT_IN_COCO
-        entry, other = (self.files[home].images[image_id] for home in homes)
+        entry, other = (self.files[home].images[image_id] for home in (lvis_home, coco_home))
         size = (entry.height, entry.width)
         if size != (other.height, other.width):
             return Outcome.OTHER_SIZE
         name = entry.file_name if "/" in entry.file_name else other.file_name
-        labelled = self._labelled_classes(homes[0], entry, lvis)
+        labelled = self._labelled_classes(lvis_home, entry, lvis)
         return Candidate(image_id, name, *size, lvis, coco, *labelled)
 
     def _pieces(self, source: int, image_id: int) -> Iterator[Piece]:

@@ -200,20 +200,23 @@ def read_index(path: str | os.PathLike[str], kind: str) -> AnnotationIndex:
     rules = LVIS_RULES if kind == "lvis" else COCO_RULES
     wanted = [c for c, category in file.categories.items() if category.name in rules]
     count = len(file.annotations)
-    columns = [
+    annotation_ids, image_ids, category_ids = (
         np.fromiter((getattr(entry, name) for entry in file.annotations), np.int64, count)
         for name in ("id", "image_id", "category_id")
-    ]
+    )
     crowd = np.fromiter((bool(entry.iscrowd) for entry in file.annotations), bool, count)
-    order = np.lexsort(columns[:2])
-    needed = np.isin(columns[2][order], wanted)
+    order = np.lexsort([annotation_ids, image_ids])
+    needed = np.isin(category_ids[order], wanted)
     return AnnotationIndex(
         path,
         kind,
         *_hash(path),
         _images(file),
-        {identity: category.name for identity, category in file.categories.items()},
-        *(column[order] for column in (*columns, crowd)),
+        {int(identity): category.name for identity, category in file.categories.items()},
+        annotation_ids[order],
+        image_ids[order],
+        category_ids[order],
+        crowd[order],
         # Copied: a view would keep the whole file in memory.
         {
             row: bytes(file.annotations[order[row]].segmentation)
@@ -243,7 +246,7 @@ def _images(file: AnnotationFile) -> dict[int, Image]:
         except ValueError as error:
             problems.append(str(error))
             continue
-        images[image_id] = Image(entry.height, entry.width, name, *map(tuple, lists))
+        images[int(image_id)] = Image(entry.height, entry.width, name, *map(tuple, lists))
     if problems:
         raise ValueError(f"{file.path}: {itemized('file name(s) refused', problems)}")
     return images

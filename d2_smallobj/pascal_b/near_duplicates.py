@@ -96,7 +96,7 @@ class PictureCheck:
     ) -> None:
         self._folder = Path(folder)
         self._max_distance = max_distance
-        self._parallel = {"jobs": jobs, "progress": progress}
+        self._jobs, self._progress = jobs, progress
         if not any((self._folder / split).is_dir() for split in _SPLITS):
             raise FileNotFoundError(
                 f"{self._folder}: expected COCO's train2017 and val2017 in it, found neither; "
@@ -137,12 +137,21 @@ class PictureCheck:
     def _hash(self, paths: Sequence[Path], what: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """Hash pictures: uint8 (M, 8), and their sizes."""
         names = [os.fspath(path) for path in paths]
-        results = list(parallel_map(_hash_or_problem, names, description=what, **self._parallel))
+        results = list(
+            parallel_map(
+                _hash_or_problem,
+                names,
+                jobs=self._jobs,
+                description=what,
+                progress=self._progress,
+            )
+        )
         problems = [result for result in results if isinstance(result, str)]
         if problems:
             raise ValueError(itemized("image(s) unreadable", problems))
-        hashes = np.array([found for found, _ in results], np.uint8).reshape(-1, 8)
-        return hashes, [size for _, size in results]
+        pictures = [result for result in results if not isinstance(result, str)]
+        hashes = np.array([found for found, _ in pictures], np.uint8).reshape(-1, 8)
+        return hashes, [size for _, size in pictures]
 
 
 def find_pictures(candidates: Iterable[Candidate], folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -140,7 +140,7 @@ def _load(data: bytes) -> Any:
     """Unpickle with the stand-ins."""
     # A few bytes can ask for a memo of billions of entries.
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in _MEMO and argument > len(data):
+        if opcode.name in _MEMO and (argument or 0) > len(data):
             raise ValueError("the pickle is malformed")
     return _Unpickler(io.BytesIO(data)).load()
 
@@ -180,7 +180,8 @@ class _Dtype:
     def __init__(self, text: str) -> None:
         if not (_NUMBERS.fullmatch(text) or text in ("O", "O8", "O4")):
             raise ValueError(f"an array of {text!r}")
-        self.text, self.order = text, "|"
+        self.text = text
+        self.order: Literal["<", ">", "|", "="] = "|"
 
     def __setstate__(self, state: Any) -> None:
         if state[1] not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
