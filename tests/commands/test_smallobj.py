@@ -129,7 +129,7 @@ def test_without_torch_the_way_out_is_told(repository, name):
 
 
 def test_extras_are_those_of_setup(repository, monkeypatch):
-    import setuptools
+    setuptools = pytest.importorskip("setuptools")
 
     given = {}
     monkeypatch.setattr(setuptools, "setup", given.update)
