@@ -169,7 +169,7 @@ def choose_categories(
         raise ValueError("--category-map needs --classes: the classes that it maps to")
     entries = decode_json(path, _Categories, _CATEGORIES).categories
     own = class_names is None
-    number = len(entries) if own else len(class_names) - 1
+    number = len(entries) if class_names is None else len(class_names) - 1
     if number > _MOST_CLASSES:
         found = f"its {number} categories" if own else f"the {number} classes beside background"
         raise ValueError(

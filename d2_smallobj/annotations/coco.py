@@ -82,7 +82,7 @@ class InstanceAnnotations:
         json_path: str | os.PathLike[str],
         *,
         kind: str = "coco",
-        category_map: Mapping[int, int] | None = None,
+        category_map: Mapping[Id, int] | None = None,
         class_names: Sequence[str] | None = None,
         painting: str = "area",
         label_maps: bool = True,
@@ -155,7 +155,7 @@ class InstanceAnnotations:
         height, width = self.image_size(image_id)
         return paint(found, height, width, painting=self.painting, source=str(self.path))
 
-    def _class_ids(self, category_map: Mapping[int, int] | None, void: set[Id]) -> dict[Id, int]:
+    def _class_ids(self, category_map: Mapping[Id, int] | None, void: set[Id]) -> dict[Id, int]:
         """Class id of every category that has one."""
         lowest, highest = (1, IGNORE_LABEL - 1) if self._label_maps else (0, float("inf"))
         if category_map is None:

@@ -125,7 +125,7 @@ def read_annotation_file(
         f"an annotation file of kind {kind!r} has lists 'images' (id, height, width), "
         f"'annotations' ({needed}) and 'categories' (id, name)"
     )
-    content = decode_json(path, _Content[entry], expected)
+    content = decode_json(path, _Content[entry], expected)  # type: ignore[valid-type]  # at run time
     images = {image.id: image for image in content.images}
     categories = {category.id: category for category in content.categories}
     problems = []

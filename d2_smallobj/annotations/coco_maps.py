@@ -251,8 +251,8 @@ def account(
         (annotations.annotations(image_id), *annotations.image_size(image_id))
         for image_id in annotations.image_ids
     ]
-    options = {"painting": annotations.painting, "source": str(annotations.path)}
-    find = functools.partial(image_fates, **options)
+    source = str(annotations.path)
+    find = functools.partial(image_fates, painting=annotations.painting, source=source)
     counts: dict[Id, Counter[str]] = {}
     errors: list[str] = []
     results = parallel_map(find, images, jobs=jobs, description="annotations", progress=progress)

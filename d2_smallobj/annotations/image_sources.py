@@ -18,7 +18,7 @@ from d2_smallobj.annotations.cityscapes import (
     label_classes,
 )
 from d2_smallobj.annotations.classes import stuff_beside_background
-from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, paint
+from d2_smallobj.annotations.coco import IGNORE_LABEL, Annotation, InstanceAnnotations, paint
 from d2_smallobj.annotations.label_maps import label_size, read_labels
 from d2_smallobj.annotations.label_rules import (
     VOID,
@@ -63,6 +63,12 @@ class ImageSource:
     number: Any = None
     size: tuple[int, int] | None = None
     label_ids: bool = False
+
+    @property
+    def instance_file(self) -> str:
+        """The file of the instances, of a kind that has one."""
+        assert self.instances is not None
+        return self.instances
 
     @property
     def files(self) -> str:
@@ -128,16 +134,16 @@ class SourceReader:
     """Read the maps of an :class:`ImageSource`; picklable.
 
     Attributes:
-        class_names: names of the C classes.
+        class_names: names of the C classes; empty: not known.
         stuff: ids of the classes without instances.
-        ignore_label: label of ignored pixels.
+        ignore_label: label of ignored pixels; ``None``: 255.
         unannotated: label of pixels without annotation, where the semantic map is painted.
         rule: how stored values become classes; ``None``: they are classes.
         annotations: the data set's annotation file, if an image needs it.
     """
 
-    class_names: Sequence[str] | None = None
-    stuff: tuple[int, ...] | None = None
+    class_names: Sequence[str] = ()
+    stuff: tuple[int, ...] = ()
     ignore_label: int | None = None
     unannotated: int = 0
     rule: LabelRule | None = None
@@ -149,12 +155,13 @@ class SourceReader:
         if source.semantic is not None:
             sizes[source.semantic] = label_size(source.semantic)
         if source.kind == "panoptic":
-            sizes[source.instances] = panoptic_size(source.instances)
+            sizes[source.instance_file] = panoptic_size(source.instance_file)
         elif source.instances is not None:
             sizes[source.instances] = label_size(source.instances)
         if not sizes and source.kind == "json":
-            return self.annotations.image_size(source.number)
+            return self._file.image_size(source.number)
         if not sizes:
+            assert source.size is not None
             return source.size
         (first, size), *others = sizes.items()
         for file, other in others:
@@ -185,7 +192,7 @@ class SourceReader:
     ) -> np.ndarray | None:
         """Remove what is annotated of classes that are stuff here: no segment of it is one."""
         declared = stuff_beside_background(self.stuff, self.class_names)
-        return without_stuff(semantic, instances, declared, self.ignore_label)
+        return without_stuff(semantic, instances, declared, self._ignored)
 
     def _paint(self, source: ImageSource) -> Maps:
         """Both maps from where the instances are."""
@@ -193,42 +200,59 @@ class SourceReader:
             maps = self._panoptic(source)
             return maps.semantic, maps.instances
         annotations, size, where = self._annotations(source)
-        labels = {"unannotated": self.unannotated, "ignore_label": self.ignore_label}
-        return paint(annotations, *size, source=where, **labels)
+        return paint(
+            annotations,
+            *size,
+            source=where,
+            unannotated=self.unannotated,
+            ignore_label=self._ignored,
+        )
 
     def _annotations(
         self, source: ImageSource
     ) -> tuple[Sequence[Annotation], tuple[int, int], str]:
         """Masks of an image, its size, and where they are from."""
         if source.kind == "json":
-            file, number = self.annotations, source.number
+            file, number = self._file, source.number
             return file.annotations(number), file.image_size(number), str(file.path)
+        assert source.size is not None
         return source.annotations, source.size, source.name
+
+    @property
+    def _file(self) -> InstanceAnnotations:
+        assert self.annotations is not None
+        return self.annotations
+
+    @property
+    def _ignored(self) -> int:
+        return IGNORE_LABEL if self.ignore_label is None else self.ignore_label
 
     def _panoptic(self, source: ImageSource) -> PanopticMaps:
         return panoptic_maps(
-            source.instances, source.segments, stuff=self.stuff, ignore_label=self.ignore_label
+            source.instance_file, source.segments, stuff=self.stuff, ignore_label=self._ignored
         )
 
     def _instances(self, source: ImageSource, semantic: np.ndarray) -> np.ndarray | None:
         """The instance map beside a semantic map that is in a file."""
+        instances: np.ndarray | None
         classes = None
         if source.kind == "components":
             return None
         if source.kind == "void":
-            things = thing_pixels(semantic, self.stuff, self.ignore_label)
+            things = thing_pixels(semantic, self.stuff, self._ignored)
             return np.where(things, VOID, 0).astype(np.int32)
         if source.kind == "map":
-            return read_labels(source.instances)
-        fit = {"stuff": self.stuff, "ignore_label": self.ignore_label, "source": source.files}
+            return read_labels(source.instance_file)
+        fit: dict[str, Any] = {"stuff": self.stuff, "ignore_label": self._ignored}
+        fit["source"] = source.files
         if source.kind == "cityscapes":
-            stored = read_labels(source.instances)
+            stored = read_labels(source.instance_file)
             return cityscapes_instances(semantic, stored, label_classes(self.class_names), **fit)
         if source.kind == "panoptic":
             maps = self._panoptic(source)
             instances, classes = maps.instances, maps.classes
         elif source.kind == "objects":
-            instances = read_labels(source.instances)
+            instances = read_labels(source.instance_file)
             if self.rule is None:
                 instances = self._without_stuff(semantic, instances)
         else:
@@ -236,6 +260,6 @@ class SourceReader:
             _, instances = paint(annotations, *size, source=where)
             classes = annotation_classes(annotations)
         # The semantic map decides; where stored labels are no classes yet, the rule does.
-        if self.rule is not None:
+        if self.rule is not None or instances is None:
             return instances
         return fit_instances(semantic, instances, classes, **fit)

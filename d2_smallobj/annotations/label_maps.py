@@ -26,7 +26,7 @@ try:
     # Unpacks a label map in a fraction of zlib's time, which is most of the time of scoring one.
     from zlib_ng import zlib_ng as zlib
 except ImportError:
-    import zlib
+    import zlib  # type: ignore[no-redef]  # the same functions
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, RGB, _PALETTE = 0, 2, 3
@@ -163,7 +163,7 @@ def _unpack(data: bytes, most: int, path: str | os.PathLike[str]) -> bytes:
     """The first bytes of compressed pixels, at most so many."""
     try:
         return zlib.decompressobj().decompress(data, most)
-    except zlib.error as error:
+    except zlib.error as error:  # type: ignore[misc]  # zlib_ng's stubs call it an instance
         raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
 
 

@@ -255,7 +255,7 @@ def dict_annotations(
             raise ValueError(
                 f"{source}: annotation {number} has no 'segmentation', which others have"
             )
-        class_id = classes[category]
+        class_id = classes[int(category)]
         if class_id is not None:
             crowd, mask = bool(entry.get("iscrowd", 0)), entry["segmentation"]
             found.append(Annotation(number, int(category), class_id, crowd, mask))

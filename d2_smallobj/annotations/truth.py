@@ -21,6 +21,7 @@ from d2_smallobj.annotations.cityscapes import (
     instance_ids_beside,
 )
 from d2_smallobj.annotations.coco import IGNORE_LABEL, InstanceAnnotations
+from d2_smallobj.annotations.coco_file import Id
 from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.image_sources import ImageSource, SourceReader, TruthImage
 from d2_smallobj.annotations.label_maps import LabelFolder
@@ -51,8 +52,8 @@ class GroundTruth:
     Attributes:
         images: as given; also ``json_classes``.
         remarks: what was decided about it without being asked for, one sentence each.
-        class_names: names of its classes; ``None``: it has none.
-        stuff: ids of the classes without instances; ``None``: it does not know.
+        class_names: names of its classes; empty: it has none.
+        stuff: ids of the classes without instances; empty, too, where it does not know.
         ignore_label: its label of ignored pixels; ``None``: it has none of its own.
         annotations: the annotation file that images are painted from; ``None``: there is none.
         void_instance: instance id of pixels whose instance is unknown.
@@ -65,12 +66,12 @@ class GroundTruth:
         images: Iterable[TruthImage],
         reader: SourceReader | None = None,
         *,
-        json_classes: Mapping[int, int] | None = None,
+        json_classes: Mapping[Id, int] | None = None,
     ) -> None:
         reader = reader or SourceReader()
         self.images = list(images)
-        self.class_names = None if reader.class_names is None else tuple(reader.class_names)
-        self.stuff = None if reader.stuff is None else tuple(reader.stuff)
+        self.class_names = tuple(reader.class_names)
+        self.stuff = tuple(reader.stuff)
         self.ignore_label = reader.ignore_label
         self.annotations = reader.annotations
         self.json_classes = json_classes
@@ -111,24 +112,24 @@ class GroundTruth:
         source = image.source
         if source.kind != "json":
             return image
-        found, size = self.annotations.annotations, self.annotations.image_size
+        file = self.annotations
+        assert file is not None
         contained = dataclasses.replace(
             source,
-            name=str(self.annotations.path),
+            name=str(file.path),
             kind="annotations",
-            annotations=tuple(found(source.number)),
-            size=size(source.number),
+            annotations=tuple(file.annotations(source.number)),
+            size=file.image_size(source.number),
         )
         return dataclasses.replace(image, source=contained)
 
     @property
     def _reader(self) -> SourceReader:
-        named = self.class_names is not None
         return dataclasses.replace(
             self._given,
-            class_names=self.class_names if named else (),
-            stuff=(self.stuff or ()) if named else (),
-            ignore_label=IGNORE_LABEL if self.ignore_label is None else self.ignore_label,
+            class_names=self.class_names,
+            stuff=self.stuff if self.class_names else (),
+            ignore_label=self.ignore_label,
             annotations=self.annotations,
         )
 
@@ -156,7 +157,8 @@ def folder_truth(
     problems = Problems()
     images = []
     for stem in sorted(folder.files) if listed is None else listed:
-        if stem not in folder.files:
+        path = folder.find(stem)
+        if path is None:
             problems.add(f"image(s) of --list without a semantic map in {folder.path}", stem)
             continue
         for source in (folder, other):
@@ -170,7 +172,7 @@ def folder_truth(
                 " one, name them with --list)",
                 stem,
             )
-        images.append(TruthImage.of_files(stem, folder.find(stem), found))
+        images.append(TruthImage.of_files(stem, path, found))
     problems.raise_if_any()
     return GroundTruth(images)
 
@@ -256,19 +258,19 @@ def cityscapes_truth(
         ValueError: there is no label map in it.
     """
     os.listdir(folder)  # Raises for what is no folder.
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
     for path in sorted(Path(folder).rglob("*_label*Ids.png")):
-        if instance_ids_beside(str(path)) is not None:
+        instances = instance_ids_beside(str(path))
+        if instances is not None:
             # labelIds come before labelTrainIds, which are made of them.
-            found.setdefault(bare_name(path.stem), str(path))
+            found.setdefault(bare_name(path.stem), (str(path), instances))
     if not found:
         raise ValueError(
             f"--cityscapes: no *_gtFine_labelIds.png in {folder} or below it; give gtFine or a "
             "split of it"
         )
     files, problems, images = FileCheck("", ""), Problems(), []
-    for name, semantic in found.items():
-        instances = instance_ids_beside(semantic)
+    for name, (semantic, instances) in found.items():
         if not files.exists(instances):
             problems.add("instance map(s) missing beside the label map", instances)
         stored = semantic.endswith("_labelIds.png")
@@ -302,7 +304,7 @@ def choose(
 
 def with_pictures(truth: GroundTruth, folder: str | os.PathLike[str]) -> GroundTruth:
     """Set the picture of every image that has one of its name in a folder."""
-    found = {}
+    found: dict[str, str] = {}
     for name in sorted(os.listdir(folder)):
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in _PICTURES:

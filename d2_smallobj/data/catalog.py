@@ -48,7 +48,7 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
     if root is None and _state["explicit"]:
         return
     explicit = root is not None
-    root = Path(root) if explicit else datasets_root()
+    root = datasets_root() if root is None else Path(root)
     _state["explicit"] = explicit
     if root == _state["root"]:
         return

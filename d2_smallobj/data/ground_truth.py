@@ -39,8 +39,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 MISSING = ("error", "components", "void")
 Reader = Callable[[Mapping[str, Any]], "tuple[np.ndarray, np.ndarray | None]"]
 
-_KEYS = ("sem_seg_file_name", "ins_seg_file_name", "pan_seg_file_name", "segments_info")
-_KEYS += ("annotations", "image_id", "height", "width")
+_KEYS = (
+    *("sem_seg_file_name", "ins_seg_file_name", "pan_seg_file_name", "segments_info"),
+    *("annotations", "image_id", "height", "width"),
+)
 
 
 class GroundTruthMaps(NamedTuple):

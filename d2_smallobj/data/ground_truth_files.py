@@ -14,6 +14,7 @@ from typing import Any
 
 from d2_smallobj.annotations.cityscapes import instance_ids_beside
 from d2_smallobj.annotations.coco import InstanceAnnotations
+from d2_smallobj.annotations.coco_file import Id
 from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.image_sources import ImageSource
 from d2_smallobj.annotations.label_rules import dict_annotations
@@ -103,14 +104,14 @@ class TruthFinder:
         entries = record.get("annotations")
         if entries is None or (entries and not any("segmentation" in e for e in entries)):
             return None
-        size = (record.get("height"), record.get("width"))
-        if None in size:
+        height, width = record.get("height"), record.get("width")
+        if height is None or width is None:
             what = f"the dict of {image.name} has annotations, but no 'height' and 'width'"
             raise ValueError(f"{self._name}: {what}")
         things = self._metadata.get("thing_classes") or self._class_names
         classes = [self._numbers.get(str(thing)) for thing in things]
         found = dict_annotations(entries, classes, image.name)
-        return replace(image, kind="annotations", annotations=found, size=size)
+        return replace(image, kind="annotations", annotations=found, size=(height, width))
 
     def _from_json(self, record: Mapping[str, Any], image: ImageSource) -> ImageSource | None:
         """Return the annotation file of the metadata."""
@@ -130,7 +131,7 @@ class TruthFinder:
         return self._metadata.get("instances_listed", False)
 
     @property
-    def json_classes(self) -> dict[int, int] | None:
+    def json_classes(self) -> dict[Id, int] | None:
         """Class by the id that detectron2's SemSegEvaluator writes; ``None``: the class itself."""
         mapping = self._metadata.get("stuff_dataset_id_to_contiguous_id")
         return None if mapping is None else dict(mapping)
@@ -144,6 +145,7 @@ class TruthFinder:
     def annotations(self) -> InstanceAnnotations:
         """The content of :attr:`json_file`, with the classes of the data set."""
         metadata = self._metadata
+        assert self.json_file is not None
         lvis = metadata.get("evaluator_type") == "lvis"
         kind = metadata.get("json_kind") or ("lvis" if lvis else "coco")
         read = functools.partial(InstanceAnnotations, self.json_file, kind=kind)

@@ -91,6 +91,7 @@ class SemSegMapper:
 
     def _add_size_weights(self, x: dict[str, Any], labels: np.ndarray) -> None:
         """Weigh the labels at the resolution of the loss."""
+        assert self.size_weights is not None
         if self.logit_sizes is None:
             x["size_weights"] = torch.from_numpy(self.size_weights(labels))
             return
@@ -228,7 +229,7 @@ class PaddedCropTransform(T.Transform):
     """Crop the window of ``size`` (height, width) at (top, left); fill it outside the image."""
 
     def __init__(
-        self, top: int, left: int, size: tuple[int, int], image_value: np.ndarray, label_value: int
+        self, top: int, left: int, size: tuple[int, ...], image_value: np.ndarray, label_value: int
     ) -> None:
         super().__init__()
         self.top, self.left, self.size = top, left, size

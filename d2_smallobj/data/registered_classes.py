@@ -106,7 +106,7 @@ def _ignore_label(where: str, metadata: Any, names: Sequence[str]) -> int:
         raise ValueError(f"{where}: ignore_label must be an integer >= 0, got {label!r}")
     if label < len(names):
         raise ValueError(
-            f"{where}: ignore_label is {label}, which is the class {names[label]!r}; "
+            f"{where}: ignore_label is {label}, which is the class {names[int(label)]!r}; "
             f"set it to a label that no class has, e.g. {free}"
         )
     return int(label)

@@ -153,7 +153,7 @@ def binary_spec(spec: DatasetSpec, category: str) -> DatasetSpec:
 # ---- Data sets with label maps ------------------------------------------------------------------
 
 
-_MASKS = {"label_dir": "SegmentationClass", "instance_dir": "SegmentationObject"}
+_MASKS: dict[str, Any] = {"label_dir": "SegmentationClass", "instance_dir": "SegmentationObject"}
 
 
 def _demo_specs(root: Path) -> Iterator[DatasetSpec]:
@@ -174,7 +174,7 @@ def _voc_specs(root: Path) -> Iterator[DatasetSpec]:
     """VOC-aug with pseudo labels or ground truth, VOC val, PASCAL-B."""
     voc, section = root / VOC_FOLDER, "VOC-aug and pseudo labels"
 
-    def spec(name: str, split: str, command: str = "", **labels: str) -> DatasetSpec:
+    def spec(name: str, split: str, command: str = "", **labels: Any) -> DatasetSpec:
         lister = functools.partial(voc_dicts, voc, split, **labels)
         return DatasetSpec(name, lister, voc, VOC_CLASS_NAMES, command, section)
 
@@ -234,7 +234,8 @@ def _cityscapes_specs(root: Path) -> Iterator[DatasetSpec]:
 
 def _boxed_specs(root: Path, specs: Mapping[str, DatasetSpec]) -> Iterator[DatasetSpec]:
     """The training sets with true masks, whose dicts get the boxes of the annotations."""
-    sets = {"voc_2012_trainaug": (_with_voc_boxes, root / VOC_FOLDER / "Annotations")}
+    annotations = root / VOC_FOLDER / "Annotations"
+    sets: dict[str, tuple[_Lister, Path]] = {"voc_2012_trainaug": (_with_voc_boxes, annotations)}
     for year in COCO_YEARS:
         sets[f"coco_{year}_train_81"] = _with_coco_boxes, coco_annotations(root, "train", year)
     for name, (with_boxes, path) in sets.items():

@@ -70,22 +70,22 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
             f"SMALLOBJ.SUPERVISION.MASK_FRACTION is {fraction}, but {flagged} image(s) of "
             "DATASETS.TRAIN have a 'supervision' flag of their own; set it to 1"
         )
-    dicts = list(dicts)
+    kept = list(dicts)
     if number or fraction < 1:
-        classes = _classes(dicts, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        classes = _classes(kept, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     if number:
-        drawn = _draw(cfg, "NUM_IMAGES", classes, number / len(dicts))
-        dicts, classes = (list(compress(values, drawn)) for values in (dicts, classes))
+        drawn = _draw(cfg, "NUM_IMAGES", classes, number / len(kept))
+        kept, classes = list(compress(kept, drawn)), list(compress(classes, drawn))
     if fraction < 1:
         drawn = _draw(cfg, "MASK_FRACTION", classes, fraction)
-        masks = [{**x, "supervision": "mask"} for x in compress(dicts, drawn)]
-        boxes = [{**x, "supervision": "boxes"} for x in compress(dicts, ~drawn)]
-        dicts = masks * node.MASK_REPEAT + (boxes if node.REST == "boxes" else [])
-    elif any("supervision" in x for x in dicts):
+        masks = [{**x, "supervision": "mask"} for x in compress(kept, drawn)]
+        boxes = [{**x, "supervision": "boxes"} for x in compress(kept, ~drawn)]
+        kept = masks * node.MASK_REPEAT + (boxes if node.REST == "boxes" else [])
+    elif any("supervision" in x for x in kept):
         # Either all images of a batch have the maps that go with a flag, or none.
-        dicts = [{"supervision": "mask", **x} for x in dicts]
-    check_supervision(dicts)
-    return dicts
+        kept = [{"supervision": "mask", **x} for x in kept]
+    check_supervision(kept)
+    return kept
 
 
 def check_supervision(dicts: Sequence[Mapping[str, Any]]) -> None:
@@ -260,9 +260,9 @@ def read_supervision(
     flag, mask = x.get("supervision", "mask"), None
     if flag == "mask" or (keep_true and "sem_seg_file_name" in x):
         mask = read_labels(x, num_classes, ignore_label).astype(np.int32)
-    if "supervision" not in x:
+    if mask is not None and "supervision" not in x:
         return mask, {}
-    if flag == "mask":
+    if mask is not None and flag == "mask":
         labels, numbers = mask, np.zeros_like(mask)
     else:
         boxes = boxes_of(x)

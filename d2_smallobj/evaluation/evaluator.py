@@ -186,7 +186,7 @@ class SmallObjectEvaluator(DatasetEvaluator):
         )
         self._log(accumulator, figures)
         if self._output_dir is not None:
-            self._write(accumulator, figures)
+            self._write(self._output_dir, accumulator, figures)
         if not self._per_class:
             figures = {name: figures[name] for name in self._headline}
         return OrderedDict({self.task: figures})
@@ -269,15 +269,20 @@ class SmallObjectEvaluator(DatasetEvaluator):
         for line in (f"Task: {self.task}", ",".join(names), values):
             logger.info("copypaste: %s", line)
 
-    def _write(self, accumulator: Accumulator, figures: dict[str, float]) -> None:
+    def _write(
+        self,
+        folder: str | os.PathLike[str],
+        accumulator: Accumulator,
+        figures: dict[str, float],
+    ) -> None:
         # Meanwhile a training may have put its own there.
-        _check_output_dir(self._output_dir)
+        _check_output_dir(folder)
         name = self._truth.name
-        options = {"dataset": name, "size_bins": str(self._size_bins)}
+        options: dict[str, Any] = {"dataset": name, "size_bins": str(self._size_bins)}
         options |= {"worst": self._worst, "version": d2_smallobj.__version__}
         run = ScoredRun.from_accumulator(accumulator, self._truth.class_names, options=options)
         # The flat figures, too, as detectron2 returns and logs them.
-        save_run(self._output_dir, run, extra={"dataset": name, self.task: figures})
+        save_run(folder, run, extra={"dataset": name, self.task: figures})
 
 
 def evaluation_logger() -> logging.Logger:

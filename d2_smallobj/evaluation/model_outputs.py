@@ -67,7 +67,7 @@ def to_labels(
             + (class_number_remedy(num_classes, dataset_name) if len(shape) == 3 else "")
         )
     # The first of equal scores, as argmax; on a CPU three times as fast.
-    labels = prediction.max(dim=0).indices
+    labels = torch.as_tensor(prediction).max(dim=0).indices
     # Narrowed on the device: an eighth of the bytes to copy.
     return labels.to(torch.uint8 if num_classes <= 256 else torch.int32).cpu().numpy()
 

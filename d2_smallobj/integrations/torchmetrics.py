@@ -64,6 +64,7 @@ class InstanceAwareIoU(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    messages: Any  # a list of tensors; inside sync_context() one tensor
 
     def __init__(
         self,
@@ -80,8 +81,13 @@ class InstanceAwareIoU(Metric):
     ) -> None:
         super().__init__(**kwargs)
         # Wrong options are errors now, not at the first image.
-        ignored = {"ignore_label": ignore_label, "void_instance": void_instance}
-        self._options = Accumulator(num_classes, stuff=stuff, mode=mode, **ignored).settings
+        self._options = Accumulator(
+            num_classes,
+            stuff=stuff,
+            ignore_label=ignore_label,
+            void_instance=void_instance,
+            mode=mode,
+        ).settings
         self.worst = check_worst(worst)
         self.class_names = names = [str(name) for name in (class_names or range(num_classes))]
         if len(names) != num_classes:
@@ -113,19 +119,19 @@ class InstanceAwareIoU(Metric):
             TypeError: if a map is not of integers.
             ValueError: if shapes do not fit, or a map is malformed.
         """
-        preds = _to_labels(preds, self._options["num_classes"])
+        labels = _to_labels(preds, self._options["num_classes"])
         if image_ids is None:
-            image_ids = [self._next_name() for _ in preds]
+            image_ids = [self._next_name() for _ in labels]
         batches = {"target": target, "image_ids": image_ids}
         if instances is not None:
             batches["instances"] = instances
         for name, batch in batches.items():
-            if len(batch) != len(preds):
-                raise ValueError(f"{name} must have {len(preds)} entries, got {len(batch)}")
-        masks = [None] * len(preds) if instances is None else instances.cpu().numpy()
+            if len(batch) != len(labels):
+                raise ValueError(f"{name} must have {len(labels)} entries, got {len(batch)}")
+        masks = [None] * len(labels) if instances is None else instances.cpu().numpy()
         found = [
             _encode(str(name), match_image(*maps, **self._options))
-            for name, *maps in zip(image_ids, preds, target.cpu().numpy(), masks)
+            for name, *maps in zip(image_ids, labels, target.cpu().numpy(), masks)
         ]
         self.messages += [torch.from_numpy(message).to(self.device) for message in found]
 

@@ -69,7 +69,7 @@ class ElasticWeightConsolidation:
         self.anchored = False
         self._trained = trained_parameters(named_parameters)
         self.names = tuple(self._trained)
-        self._parameters = list(self._trained.values())
+        self._parameters: list[Tensor] = list(self._trained.values())
         # The online estimate starts at ones (the authors' code); the empirical one arrives whole.
         self._fisher: list[Tensor] | None = None
         if self.estimator == "online":
@@ -106,7 +106,7 @@ class ElasticWeightConsolidation:
         _check_scale(scale)
         self._check_call("record_gradients", anchored=False, estimator="online")
         gradients = [parameter.grad for parameter in self._parameters]
-        return update_online_(self._fisher, gradients, alpha=self.alpha, scale=scale)
+        return update_online_(self._known_fisher(), gradients, alpha=self.alpha, scale=scale)
 
     def set_fisher(self, fisher: Mapping[str, Tensor]) -> None:
         """Set the empirical estimate, before :meth:`anchor`.
@@ -158,7 +158,7 @@ class ElasticWeightConsolidation:
             RuntimeError: if θ* is not set.
         """
         self._check_call("penalty", anchored=True)
-        return self.strength * ewc_penalty.penalty(self._parameters, self._anchor, self._fisher)
+        return self.strength * ewc_penalty.penalty(*self._tensors())
 
     def add_gradient_(self, scale: float = 1.0) -> Tensor:
         """Add ``2 λ F (θ - θ*)`` to every ``.grad``, without autograd.
@@ -178,7 +178,7 @@ class ElasticWeightConsolidation:
         _check_scale(scale)
         self._check_call("add_gradient_", anchored=True)
         return self.strength * ewc_penalty.penalty(
-            self._parameters, self._anchor, self._fisher, add_gradient=2 * self.strength * scale
+            *self._tensors(), add_gradient=2 * self.strength * scale
         )
 
     def proximal_step_(self, learning_rates: Mapping[str, float]) -> None:
@@ -199,7 +199,7 @@ class ElasticWeightConsolidation:
         self._check_call("proximal_step_", anchored=True)
         rates = ewc_penalty.match_rates(self.names, learning_rates)
         factors = [2 * self.strength * rate for rate in rates]
-        ewc_penalty.proximal_step_(self._parameters, self._anchor, self._fisher, factors)
+        ewc_penalty.proximal_step_(*self._tensors(), factors)
 
     def learning_rates(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         """The present rate of every penalised parameter; 0 for those the optimiser lacks."""
@@ -280,6 +280,11 @@ class ElasticWeightConsolidation:
                 )
         self._fisher, self._anchor = fisher, anchor
         self.anchored = bool(state_dict["anchored"])
+
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """θ, θ* and F, once θ* is set."""
+        assert self._anchor is not None
+        return self._parameters, self._anchor, self._known_fisher()
 
     def _known_fisher(self) -> list[Tensor]:
         if self._fisher is None:

@@ -144,9 +144,9 @@ def chunks(tensors: Sequence[Tensor]) -> Iterator[slice]:
 
 @torch.no_grad()
 def penalty(
-    parameters: Sequence[Tensor],
-    anchor: Sequence[Tensor],
-    fisher: Sequence[Tensor],
+    parameters: list[Tensor],
+    anchor: list[Tensor],
+    fisher: list[Tensor],
     *,
     add_gradient: float | None = None,
 ) -> Tensor:
@@ -160,10 +160,11 @@ def penalty(
         moved = parameters[part]
         difference = torch._foreach_sub(moved, anchor[part])
         if add_gradient is not None:
+            gradients = []
             for parameter in moved:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            gradients = [parameter.grad for parameter in moved]
+                gradients.append(parameter.grad)
             torch._foreach_addcmul_(gradients, difference, fisher[part], add_gradient)
         # Squared in place: fresh memory costs a CPU more than the arithmetic.
         torch._foreach_mul_(difference, difference)
@@ -180,9 +181,9 @@ def _elements(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def proximal_step_(
-    parameters: Sequence[Tensor],
-    anchor: Sequence[Tensor],
-    fisher: Sequence[Tensor],
+    parameters: list[Tensor],
+    anchor: list[Tensor],
+    fisher: list[Tensor],
     factors: list[float],
 ) -> None:
     """Set θ to ``(θ + c F θ*) / (1 + c F)`` in place, c >= 0 being the factor of each tensor.

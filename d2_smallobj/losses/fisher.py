@@ -31,7 +31,7 @@ _STOCHASTIC = (
 
 
 def update_online_(
-    fisher: Sequence[Tensor], gradients: Sequence[Tensor | None], *, alpha: float, scale: float
+    fisher: list[Tensor], gradients: Sequence[Tensor | None], *, alpha: float, scale: float
 ) -> Tensor:
     """Move the online estimate on by one batch: ``F <- alpha * g² + (1 - alpha) * F``, in place.
 
@@ -162,7 +162,7 @@ def _add_squared_gradient(
     torch._foreach_addcmul_(targets, values, values)
 
 
-def _finite(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
+def _finite(gradients: list[Tensor], device: torch.device) -> Tensor:
     """0-d bool on ``device``: true if the squares of the gradients are finite."""
     if not gradients:
         return torch.ones((), dtype=torch.bool, device=device)

@@ -5,6 +5,8 @@ Shapes: N images, K classes, H, W label map, h, w logit map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -174,7 +176,7 @@ def batch_size_weights(labels: Tensor, weights: SizeWeights) -> Tensor:
     return result.to(labels.device)
 
 
-def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Resize label maps (N, H, W) to (N, h, w) by the nearest pixel, centres aligned.
 
     Output pixel i takes input pixel ``floor((i + 1/2) * H / h)``, computed in integers: PyTorch's

@@ -119,6 +119,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         spreads = logits.shape[1] if self.form == "per_class" else 1
         shape = (len(logits), spreads, *logits.shape[2:])
         _check_sigma(shape, labels, sigma_raw, doubtable)
+        assert doubtable is not None
         logits, labels, sigma, doubtable = self.aligned(logits, labels, sigma_raw, doubtable)
         uncertain = doubtable > 0
         if self.bootstrapping:

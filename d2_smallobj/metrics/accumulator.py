@@ -71,7 +71,7 @@ class Accumulator:
         # Read, but not matched yet: a few images together take less time than one by one.
         self._pending: list[ImageRuns] = []
         self._pending_runs = 0
-        self._tables: dict[str, list[Table]] = {attribute: [] for attribute in _TABLES}
+        self._tables: dict[str, list[Any]] = {attribute: [] for attribute in _TABLES}
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def number_components(images: Sequence[ImageRuns], settings: MatchSettings) -> P
         if place:
             number += place * kinds
         numbers.append(number)
-        if image.number is None:
+        if image.number is None or image.class_of is None:
             # From the runs, those of all images at once.
             chosen = settings.is_thing[image.predicted].nonzero()[0]
             parts.append((image.runs, chosen))

@@ -165,7 +165,7 @@ class _Columns:
     def __post_init__(self) -> None:
         """Check the lengths."""
         lengths = {getattr(column, "shape", None) for column in self.__dict__.values()}
-        if lengths != {(len(self.image_id),)}:
+        if lengths != {(len(self),)}:
             shapes = {name: np.shape(column) for name, column in self.columns().items()}
             raise ValueError(
                 f"columns of {type(self).__name__} must share one length, got {shapes}"

@@ -170,7 +170,7 @@ class MatchSettings:
     """
 
     num_classes: int
-    stuff: tuple[int, ...] = (0,)
+    stuff: Collection[int] = (0,)
     ignore_label: int = 255
     void_instance: int | None = VOID_INSTANCE
     mode: str = "exact"

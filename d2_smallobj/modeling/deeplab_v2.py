@@ -164,13 +164,15 @@ class DeepLabV2Head(nn.Module):
         self.loss = loss
         self.ignore_value = ignore_value
         channels = input_shape[in_feature].channels
-        self.aspp = nn.ModuleList(
+        convolutions = [
             nn.Conv2d(channels, num_classes, 3, padding=dilation, dilation=dilation)
             for dilation in dilations
-        )
-        for convolution in self.aspp:
+        ]
+        for convolution in convolutions:
             nn.init.normal_(convolution.weight, std=init_std)
+            assert convolution.bias is not None
             nn.init.zeros_(convolution.bias)
+        self.aspp = nn.ModuleList(convolutions)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
@@ -202,6 +204,7 @@ class DeepLabV2Head(nn.Module):
         """``(None, losses)`` in training, ``(upsampled logits, {})`` otherwise."""
         logits = self.layers(features)
         if self.training:
+            assert self.loss is not None
             return None, {"loss_sem_seg": self.loss(logits, targets)}
         size = [side * self.common_stride for side in logits.shape[-2:]]
         return resized(logits.float(), size), {}

@@ -24,7 +24,7 @@ PROJECT_PARTS: Mapping[str, str] = dict.fromkeys(
 )
 """Name in a config to the project of detectron2 that registers it."""
 _REAL_HOST_ONLY = {"SemSegFPNHead", "build_resnet_fpn_backbone", *PROJECT_PARTS}
-_REGISTRIES = {
+_REGISTRIES: dict[tuple[str, ...], Any] = {
     ("MODEL", "BACKBONE", "NAME"): BACKBONE_REGISTRY,
     ("MODEL", "SEM_SEG_HEAD", "NAME"): SEM_SEG_HEADS_REGISTRY,
 }

@@ -156,7 +156,8 @@ def load_weights(
     _check(match, source, complete)
     values = OrderedDict((key, renamed[name]) for key, name in match.pairs.items())
     if layout is DETECTRON2 and hasattr(weights, "_metadata"):
-        values._metadata = weights._metadata  # versions of the modules' states
+        # Versions of the modules' states.
+        values._metadata = weights._metadata  # type: ignore[attr-defined]  # torch's own habit
     model.load_state_dict(values, strict=False)
     total = len(match.pairs) + len(match.missing) + len(match.wrong_shape)
     lines = [f"{where}: {len(match.pairs)} of the model's {total} tensors loaded: "]

@@ -39,6 +39,10 @@ class SizeBalancedSegmentor(nn.Module):
         msc_scales: multi-scale factors beside 1 (MSC, docs/method.md#recipe); empty: one scale.
     """
 
+    sem_seg_head: Any  # has layers(features), which nn.Module does not declare
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
+
     @configurable
     def __init__(
         self,
@@ -154,7 +158,8 @@ class SizeBalancedSegmentor(nn.Module):
                 "training needs labels: the key 'sem_seg' is not in the batch, which holds "
                 f"{sorted(batched_inputs[0])}; map it with a training mapper"
             )
-        return self._stack(batched_inputs, "sem_seg", self.ignore_label)
+        maps = [x["sem_seg"].to(self.device) for x in batched_inputs]
+        return self._pad(maps, self.ignore_label).tensor
 
     def _size_weights(
         self, batched_inputs: Sequence[dict[str, Any]]
@@ -200,7 +205,8 @@ def weights_for(
 ) -> torch.Tensor | None:
     """The size weights of one logit map; None: the loss computes them."""
     if isinstance(size_weights, dict):
-        return size_weights.get(tuple(logits.shape[-2:]))
+        height, width = logits.shape[-2:]
+        return size_weights.get((height, width))
     return size_weights
 
 

@@ -55,6 +55,8 @@ class UncertainSegmentor(SizeBalancedSegmentor):
         observation: of the last watched step.
     """
 
+    loss: UncertaintyCrossEntropy
+
     @configurable
     def __init__(self, *, num_logits: int, sigma_init: float, **arguments: Any) -> None:
         super().__init__(**arguments)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 
@@ -149,7 +149,7 @@ def strip_wrappers(name: str) -> str:
 def convention_mismatches(cfg: CfgNode, conventions: Conventions) -> list[str]:
     """Describe every config key that does not fit the weights, with the value that would."""
     resnet, own = cfg.MODEL.RESNETS, conventions
-    now = {
+    now: dict[str, tuple[Any, Any]] = {
         "INPUT.FORMAT": (cfg.INPUT.FORMAT, own.image_format),
         "MODEL.PIXEL_MEAN": (list(cfg.MODEL.PIXEL_MEAN), list(own.pixel_mean)),
         "MODEL.PIXEL_STD": (list(cfg.MODEL.PIXEL_STD), list(own.pixel_std)),

@@ -168,7 +168,8 @@ def _score_labels(
     content: Mapping[str | int, Any], size: tuple[int, int], num_classes: int, _: float
 ) -> np.ndarray:
     """The class of the largest score, background included."""
-    maps, classes = _checked_maps(*reversed(_by_class(content, size)), num_classes)
+    keys, maps = _by_class(content, size)
+    maps, classes = _checked_maps(maps, keys, num_classes)
     if 0 not in classes:
         raise _MapError(f"scores need a map 0 (background), got keys {classes.tolist()}")
     return classes[maps.argmax(axis=0)]

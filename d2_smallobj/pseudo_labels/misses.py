@@ -125,9 +125,9 @@ def summarize_labels(
     problems.raise_if_any()
     table = total.table.select(total.table.things)
     keys = zip(table.image_id.tolist(), table.instance_id.tolist())
-    left_out = np.array([ignored.get(key, 0) for key in keys], np.int64)
-    names = tuple(truth.class_names)
-    return LabelSummary(name, names, total.summarize(names), table, left_out, len(images))
+    pixels = np.array([ignored.get(key, 0) for key in keys], np.int64)
+    names = truth.class_names
+    return LabelSummary(name, names, total.summarize(names), table, pixels, len(images))
 
 
 def _compare(
@@ -140,6 +140,8 @@ def _compare(
         label = read_label_map(path)
     except (OSError, ValueError) as error:
         return str(error)
+    if instances is None:
+        return f"{image.where}: no instance map, and objects are counted one by one"
     left_out = label == IGNORE_LABEL
     accumulator = Accumulator(len(truth.class_names))
     try:

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,27 +63,27 @@ def find_sources(
             f"{method}: expected {wanted} folder(s) ({', '.join(names)}), got {len(folders)}"
         )
     look_up_option("--format", file_format, ("auto", *FORMATS))
-    folders = tuple(Path(folder) for folder in folders)
+    paths = tuple(Path(folder) for folder in folders)
     suffix = FORMATS.get(file_format, ".png or .npy")
     advice = (
         f"A method's labels are files of the images' names ({suffix}), of all images of the set: "
         "run its code on all of them. See datasets/README.md."
     )
     check = FileCheck(f"{method} pseudo labels", advice)
-    for folder in folders:
+    for folder in paths:
         check.require_folder(folder)
     check.raise_if_missing()
     if file_format == "auto":
-        file_format = _guess_format(folders[0], target, check)
+        file_format = _guess_format(paths[0], target, check)
     suffix = FORMATS[file_format]
     files = tuple(
-        tuple(_find(folder, image, suffix, check) for folder in folders) for image in target.images
+        tuple(_find(folder, image, suffix, check) for folder in paths) for image in target.images
     )
     for path in itertools.chain.from_iterable(files):
         check.require(path)
     check.raise_if_missing()
-    found = sum(len(os.listdir(folder)) for folder in folders)
-    return Sources(folders, file_format, files, found - len(files) * len(folders))
+    found = sum(len(os.listdir(folder)) for folder in paths)
+    return Sources(paths, file_format, files, found - len(files) * len(paths))
 
 
 def prepare_labels(
@@ -155,7 +155,8 @@ def _convert_all(
     options.update(num_classes=len(target.class_names), file_format=sources.file_format)
     convert, items = functools.partial(_convert, **options), list(zip(target.images, sources.files))
     results = parallel_map(convert, items, jobs=jobs, description=what, progress=progress)
-    problems, counts = Problems(), Counter()
+    problems = Problems()
+    counts: Counter[str | bool] = Counter()
     for result in results:
         if isinstance(result, str):
             problems.add("pseudo label(s) that cannot be used", result)
@@ -179,8 +180,13 @@ def _convert(
     try:
         if keep and path is not None and _is_newer(path, paths):
             return False
-        options = {"file_format": file_format, "threshold": threshold}
-        labels = read_pseudo_label(paths, *image.read_size(), num_classes=num_classes, **options)
+        labels = read_pseudo_label(
+            paths,
+            *image.read_size(),
+            num_classes=num_classes,
+            file_format=file_format,
+            threshold=threshold,
+        )
     except (OSError, ValueError) as error:
         return str(error)
     if path is not None:
@@ -224,7 +230,7 @@ def _is_newer(path: str, sources: Sequence[str]) -> bool:
     return all(os.stat(source).st_mtime_ns <= made for source in sources)
 
 
-def _check_origin(folder: Path, origin: dict[str, object], *, force: bool) -> bool:
+def _check_origin(folder: Path, origin: Mapping[str, object], *, force: bool) -> bool:
     """Return whether existing labels can be kept; FileExistsError if they must not be replaced."""
     if not folder.is_dir() or not any(name.endswith(".png") for name in os.listdir(folder)):
         return True

@@ -54,6 +54,7 @@ class TargetImage:
         """
         if self.size is not None:
             return self.size
+        assert self.picture is not None
         try:
             with Image.open(self.picture) as picture:
                 width, height = picture.size
@@ -143,8 +144,9 @@ def open_target(root: str | os.PathLike[str], data_set: str, method: str) -> Lab
         check.raise_if_missing()
     images = []
     for image in read_image_list(list_path):
-        images.append(TargetImage((image.image_id,), image_path(folder, image)))
-        check.require(images[-1].picture)
+        picture = image_path(folder, image)
+        images.append(TargetImage((image.image_id,), picture))
+        check.require(picture)
     check.raise_if_missing()
     labels = folder / voc_labels(method)
     base = "smallobj_demo_train" if demo else "voc_2012_trainaug"

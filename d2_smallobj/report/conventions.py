@@ -75,7 +75,7 @@ def merged(labels: np.ndarray, instances: np.ndarray, pixels: int) -> np.ndarray
     """Every class closed: gaps of up to twice this width between its parts are filled."""
 
     def close(mask: np.ndarray) -> np.ndarray:
-        room = cv2.copyMakeBorder(mask, *[pixels] * 4, cv2.BORDER_CONSTANT)
+        room = cv2.copyMakeBorder(mask, pixels, pixels, pixels, pixels, cv2.BORDER_CONSTANT)
         closed = cv2.morphologyEx(room, cv2.MORPH_CLOSE, _disc(pixels))
         return closed[pixels:-pixels, pixels:-pixels]
 

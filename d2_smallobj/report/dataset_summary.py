@@ -248,7 +248,7 @@ def write_accounting(path: str | os.PathLike[str], result: Accounting) -> None:
     header = ["category_id", "category", *(fate.replace(" ", "_") for fate in FATES)]
     rows = []
     for category, name in result.names.items():
-        counts = result.counts.get(category, {})
+        counts = result.counts.get(category, Counter())
         rows.append([category, name, *(counts.get(fate, 0) for fate in FATES)])
     write_csv(path, header, rows)
 

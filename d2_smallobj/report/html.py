@@ -86,7 +86,7 @@ def render_report(
     first = methods[0]
     worst = worst_small(methods)
     thumbnails, reasons = make_thumbnails(methods, worst, max_thumbnails)
-    differs = comparison is not None and bool(comparison.differences)
+    paired = comparison if comparison is not None and comparison.differences else None
     script = read_asset("report.js")
     return render_page(
         "report.html.j2",
@@ -104,8 +104,8 @@ def render_report(
         cards=_cards(methods),
         further_table=page_tables.further_table(methods),
         comparison=comparison,
-        differences=comparison_tables.difference_table(comparison) if differs else None,
-        p_values=comparison_tables.p_value_table(comparison) if differs else None,
+        differences=comparison_tables.difference_table(paired) if paired else None,
+        p_values=comparison_tables.p_value_table(paired) if paired else None,
         charts=_charts(methods, level),
         size_table=page_tables.size_table(methods),
         outcome_texts=page_tables.OUTCOME_TEXTS,
@@ -172,7 +172,7 @@ def _summary(methods: Sequence[ScoredMethod], *, paired: bool) -> list[str]:
     size = next(iter(first.bins))
     key = f"IA-mIoU_{size}"
     present = sum(first.figure(f"instances-{name}") > 0 for name in first.thing_names)
-    objects = np.count_nonzero(first.run.table.things)
+    objects = int(np.count_nonzero(first.run.table.things))
     sentences = [
         f"{thousands(len(first.run.images))} images, {thousands(objects)} objects of"
         f" {present} classes, {thousands(first.figure(f'instances_{size}'))} of them"

@@ -97,8 +97,8 @@ def _draw_sizes(axis: Axes, rows: list[dict[str, Any]], name: str) -> None:
     axis.set_xlim(0, 100)
     axis.set_xlabel("% of the instances", fontsize=8)
     axis.set_title(f"{name}: what became of the objects", fontsize=9, parse_math=False)
-    below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.16)}
-    axis.legend(fontsize=7, ncols=5, frameon=False, **below)
+    below = (0.45, -0.16)
+    axis.legend(fontsize=7, ncols=5, frameon=False, loc="upper center", bbox_to_anchor=below)
     axis.tick_params(labelsize=7, length=0)
     hide_frame(axis)
 

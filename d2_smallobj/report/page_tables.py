@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from d2_smallobj.metrics.summary import OUTCOMES, headline_names, split_headline
 from d2_smallobj.report.methods import ScoredMethod, outcome_shares, size_word
@@ -209,10 +210,7 @@ def blob_table(methods: Sequence[ScoredMethod]) -> PageTable:
     sizes = list(methods[0].bins)
     kinds = ["blobs", *(f"blobs {size}" for size in sizes), "pixels"]
 
-    def row(
-        title: str, find: Callable[[ScoredMethod], dict], *, bold: bool = False
-    ) -> list[TableCell]:
-        found = [find(method) for method in methods]
+    def row(title: str, found: list[dict[str, Any]], *, bold: bool = False) -> list[TableCell]:
         counts = [blobs["all"]["blobs"] for blobs in found]
         for size in sizes:
             counts += [blobs["sizes"][size]["blobs"] for blobs in found]
@@ -220,12 +218,12 @@ def blob_table(methods: Sequence[ScoredMethod]) -> PageTable:
         return [TableCell(title, title, bold=bold), *map(count_cell, counts)]
 
     rows = [
-        row(name, lambda method, name=name: method.blobs["classes"][name])
+        row(name, [method.blobs["classes"][name] for method in methods])
         for name in methods[0].thing_names
         if any(method.blobs["classes"][name]["all"]["blobs"] for method in methods)
     ]
     if len(rows) != 1:
-        rows.insert(0, row("all classes", lambda method: method.blobs, bold=True))
+        rows.insert(0, row("all classes", [method.blobs for method in methods], bold=True))
     return PageTable(
         "blob-table",
         "False-positive blobs by class and by their own size",

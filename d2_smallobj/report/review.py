@@ -220,7 +220,7 @@ def write_review(
     with contextlib.ExitStack() as stack:
         for number, sheet_path in enumerate(paths):
             file = stack.enter_context(atomic_write(sheet_path))
-            sheet = {
+            sheet: dict[str, Any] = {
                 "set": review.set_id,
                 "classes": review.class_names[1:],
                 "sizes": list(COCO_SIZE_BINS),

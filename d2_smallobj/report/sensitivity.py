@@ -292,7 +292,7 @@ def draw_removal(path: str | os.PathLike[str], curve: Curve) -> None:
     _plot_figures(axis, removed, curve, width=2.2)
     _mark_sizes(axis, removed, curve.columns["size"])
     axis.set_xlim(0, removed[-1])
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params("x", integer=True)
     axis.set_xlabel("instances deleted, the smallest first", fontsize=9)
     axis.set_ylabel(f"{curve.name}, percent", fontsize=9)
     _percent_axis(axis)

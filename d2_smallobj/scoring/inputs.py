@@ -150,6 +150,7 @@ class Inputs:
         if self.dataset is not None:
             truth = self._open_registered(listed)
         elif self.panoptic is not None:
+            assert self.panoptic_maps is not None
             truth = panoptic_truth(self.panoptic, self.panoptic_maps, listed=listed)
         elif self.cityscapes is not None:
             truth = cityscapes_truth(self.cityscapes, listed=listed)
@@ -183,12 +184,13 @@ class Inputs:
     def _open_files(self, listed: Sequence[str] | None, label_maps: bool) -> GroundTruth:
         """Open folders of label maps or an annotation file, which do not tell their stuff."""
         names = None if self.classes is None else read_class_names(self.classes)
-        stuff = default_stuff(self.classes, names or ()) if self.stuff is None else None
+        stuff = default_stuff(self.classes, names or ()) if self.stuff is None else ()
         if self.semantic is not None:
             truth = folder_truth(self.semantic, self.instances, listed=listed)
             truth.class_names, truth.stuff = names or VOC_CLASS_NAMES, stuff
             return truth
         kind, path = ("coco", self.coco_json) if self.coco_json else ("lvis", self.lvis_json)
+        assert path is not None
         chosen = (self.classes, self.category_map, self.stuff) != (None, None, None)
         label_maps = label_maps or chosen
         annotations = InstanceAnnotations(
@@ -255,8 +257,9 @@ class PixelSources(Sources):
     def _truth_map(self, image_id: str, which: int) -> np.ndarray:
         truth = self._opened[1]
         maps = truth.read(self._image(image_id))
-        if maps[which] is not None:
-            return maps[which]
+        wanted = maps[which]
+        if wanted is not None:
+            return wanted
         ignore_label = choose_ignore_label(None, truth)
         return component_instances(maps[0], stuff=truth.stuff, ignore_label=ignore_label)
 
@@ -280,6 +283,7 @@ class PixelSources(Sources):
 
     @functools.cached_property
     def _opened(self) -> tuple[Inputs, GroundTruth, dict[str, TruthImage]]:
+        assert self._description is not None
         inputs = Inputs.from_description(self._description, self._open_dataset)
         truth = inputs.open_truth()
         return inputs, truth, {image.image_id: image for image in truth.images}

@@ -52,6 +52,7 @@ def _measure(image: TruthImage, *, truth: GroundTruth, painted: bool) -> Instanc
     try:
         if painted:
             annotations, number = truth.annotations, image.source.number
+            assert annotations is not None
             found, size = annotations.annotations(number), annotations.image_size(number)
             sizes = annotation_sizes(found, *size, str(annotations.path))
             declared = stuff_beside_background(truth.stuff, truth.class_names)

@@ -86,7 +86,7 @@ class Scorer:
         return Accumulator(
             len(self.truth.class_names),
             stuff=self.truth.stuff,
-            ignore_label=self.truth.ignore_label,
+            ignore_label=choose_ignore_label(None, self.truth),
             void_instance=self.truth.void_instance,
             mode=self.mode,
         )
@@ -180,9 +180,11 @@ def score(prepared: ScoringJob, *, jobs: int = 1, progress: bool = False) -> Sco
     accumulator, problems = scorer.new_accumulator(), Problems()
     problems.extend(plan.problems.pairs())
     # Images with problems are known already: read the others, so that one error names all.
-    description = "looking for more problems" if problems else "scoring"
-    options = {"jobs": jobs, "description": description, "progress": progress}
-    for state, found in parallel_batches(scorer.score, plan.tasks, largest=_BATCH, **options):
+    what = "looking for more problems" if problems else "scoring"
+    results = parallel_batches(
+        scorer.score, plan.tasks, largest=_BATCH, jobs=jobs, description=what, progress=progress
+    )
+    for state, found in results:
         problems.extend(found)
         if not problems:
             accumulator.merge(Accumulator.from_state(state))
@@ -214,6 +216,7 @@ def _image_set(truth: GroundTruth) -> str:
 
 def _files(task: Task, label_ids: bool) -> tuple[str, str, str, str]:
     """Files of an image by :data:`.SOURCE_KINDS`, empty where none can be shown as it is."""
-    plain, truth = isinstance(task.prediction, str) and not label_ids, task.truth
-    prediction = task.prediction if plain else ""
+    truth, prediction = task.truth, task.prediction
+    if label_ids or not isinstance(prediction, str):
+        prediction = ""
     return prediction, truth.semantic or "", truth.instances or "", truth.picture or ""

@@ -16,7 +16,7 @@ from typing import Any, Union
 import numpy as np
 
 from d2_smallobj.annotations.cityscapes import predicted_train_ids
-from d2_smallobj.annotations.coco_file import decode_mask
+from d2_smallobj.annotations.coco_file import Id, decode_mask
 from d2_smallobj.annotations.label_maps import LabelFolder, label_size, read_labels
 from d2_smallobj.annotations.truth import GroundTruth, TruthImage
 from d2_smallobj.utils.messages import LIMIT
@@ -44,8 +44,9 @@ class FolderPredictions:
         for stem in image.stems:
             if stem in self._folder.ambiguous:
                 raise ValueError(" and ".join(self._folder.ambiguous[stem]))
-            if stem in self._folder.files:
-                return stem, self._folder.find(stem)
+            path = self._folder.find(stem)
+            if path is not None:
+                return stem, path
         return None
 
 
@@ -58,7 +59,7 @@ class JsonPredictions:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], classes: Mapping[int, int] | None = None
+        self, path: str | os.PathLike[str], classes: Mapping[Id, int] | None = None
     ) -> None:
         self.path = Path(path)
         self._classes = classes
@@ -121,7 +122,7 @@ Predictions = Union[FolderPredictions, JsonPredictions]
 
 
 def open_predictions(
-    path: str | os.PathLike[str], json_classes: Mapping[int, int] | None = None
+    path: str | os.PathLike[str], json_classes: Mapping[Id, int] | None = None
 ) -> Predictions:
     """Open a folder of label maps, the JSON file (classes by ``category_id``), or its folder."""
     path = Path(path)
@@ -137,8 +138,8 @@ def open_predictions(
 
 def check_prediction(entry: Entry, size: tuple[int, int]) -> str | None:
     """Say how a prediction's size differs from (H, W), without decoding it; ``None`` if it fits."""
-    is_file = isinstance(entry, str)
-    for height, width in [label_size(entry)] if is_file else [runs["size"] for _, runs in entry]:
+    sizes = [label_size(entry)] if isinstance(entry, str) else [runs["size"] for _, runs in entry]
+    for height, width in sizes:
         if (height, width) != size:
             return f"{height} x {width} instead of {size[0]} x {size[1]}"
     return None
@@ -207,8 +208,8 @@ class Task:
     @property
     def where(self) -> str:
         """The prediction's name in messages."""
-        is_file = isinstance(self.prediction, str)
-        return self.prediction if is_file else f"prediction of {self.truth.stems[0]}"
+        name = f"prediction of {self.truth.stems[0]}"
+        return self.prediction if isinstance(self.prediction, str) else name
 
 
 @dataclasses.dataclass(frozen=True)

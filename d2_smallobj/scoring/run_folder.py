@@ -101,7 +101,8 @@ def merge(
         raise ValueError("merge: give the folders of all shards, got none")
     runs = [load_run(folder) for folder in folders]
     _check_shards(runs, [Path(folder) for folder in folders])
-    files = {image: paths for run in runs for image, paths in run.sources.files.items()}
+    read = [run.sources for run in runs if isinstance(run.sources, PixelSources)]
+    files = {image: paths for source in read for image, paths in source.files.items()}
     ids = sorted(image for run in runs for image in run.images)
     options = {key: value for key, value in runs[0].options.items() if key != "shard"}
     sources = PixelSources({image: files[image] for image in ids}, options["inputs"], open_dataset)

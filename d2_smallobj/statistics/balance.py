@@ -40,17 +40,18 @@ class InstanceSizes:
     def select(self, chosen: np.ndarray) -> InstanceSizes:
         """The instances that a bool (N,) chooses, of as many images."""
         columns = (self.class_ids, self.areas, self.image_areas)
-        return InstanceSizes(*(column[chosen] for column in columns), self.num_images)
+        class_ids, areas, image_areas = (column[chosen] for column in columns)
+        return InstanceSizes(class_ids, areas, image_areas, self.num_images)
 
     @classmethod
     def concatenate(cls, parts: Iterable[InstanceSizes]) -> InstanceSizes:
         """Join the instances of several images, in the order given."""
         parts = list(parts)
-        columns = (
+        class_ids, areas, image_areas = (
             np.concatenate([np.zeros(0, np.int64), *(getattr(part, name) for part in parts)])
             for name in ("class_ids", "areas", "image_areas")
         )
-        return cls(*columns, num_images=sum(part.num_images for part in parts))
+        return cls(class_ids, areas, image_areas, sum(part.num_images for part in parts))
 
 
 def map_sizes(
@@ -151,7 +152,7 @@ def class_size_counts(
     *,
     num_classes: int,
     bins: Mapping[str, float] = COCO_SIZE_BINS,
-    image_areas: ArrayLike = 0,
+    image_areas: np.ndarray | int = 0,
 ) -> np.ndarray:
     """Count instances by class and size.
 

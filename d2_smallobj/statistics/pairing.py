@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def paired(
     """
     check_settings(samples, seed, level)
     check_same_truth(first, second)
-    options = {"class_names": class_names, "stuff": stuff, "size_bins": size_bins}
+    options: dict[str, Any] = {"class_names": class_names, "stuff": stuff, "size_bins": size_bins}
     options |= {"include_background": include_background, "worst": worst}
     scores = [score(run, **options) for run in (first, second)]
     draws = bootstrap_figures(scores, samples, seed)
@@ -198,14 +198,14 @@ def check_same_truth(
 def _changed_images(first: Run, second: Run) -> set[str]:
     """Images whose ground-truth pixels or instances differ."""
     return _changed_rows(
-        *(run.pixels.select(run.pixels.ground_truth > 0) for run in (first, second)),
         ("image_id", "category_id", "ground_truth"),
+        *(run.pixels.select(run.pixels.ground_truth > 0) for run in (first, second)),
     ) | _changed_rows(
-        first.table, second.table, ("image_id", "category_id", "instance_id", "area", "pixels")
+        ("image_id", "category_id", "instance_id", "area", "pixels"), first.table, second.table
     )
 
 
-def _changed_rows(first: Table, second: Table, columns: Sequence[str]) -> set[str]:
+def _changed_rows(columns: Sequence[str], first: Table, second: Table) -> set[str]:
     """Images in which two tables differ."""
     tables = [table.sorted() for table in (first, second)]
     if len(tables[0]) == len(tables[1]) and all(
