@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw the demo scenes: ``smallobj prepare demo`` as a script."""
 
-from d2_smallobj.commands.prepare_demo import main
+from d2_smallobj.commands.prepare import prepare_demo
 
 if __name__ == "__main__":
-    main()
+    prepare_demo()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Turn what a method writes into label maps: ``smallobj prepare pseudo-labels`` as a script."""
 
-from d2_smallobj.commands.prepare_pseudo_labels import main
+from d2_smallobj.commands.prepare import prepare_pseudo_labels
 
 if __name__ == "__main__":
-    main()
+    prepare_pseudo_labels()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Sort the images of PASCAL-B by hand: ``smallobj prepare review`` as a script."""
 
-from d2_smallobj.commands.review_pascal_b import main
+from d2_smallobj.commands.build_pascal_b import review_pascal_b
 
 if __name__ == "__main__":
-    main()
+    review_pascal_b()

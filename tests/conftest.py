@@ -66,9 +66,10 @@ def load_tool(repository):
     @functools.lru_cache
     def load(name):
         path = repository / "tools" / f"{name}.py"
-        command = re.search(r"from (d2_smallobj\.commands\.\w+) import main", path.read_text())
+        command = re.search(r"from (d2_smallobj\.commands\.\w+) import (\w+)", path.read_text())
         if command:
-            return importlib.import_module(command.group(1))
+            module = importlib.import_module(command.group(1))
+            return SimpleNamespace(module=module, main=getattr(module, command.group(2)))
         spec = importlib.util.spec_from_file_location(f"tool_{name}", path)
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

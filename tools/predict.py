@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Predict label maps with trained weights: ``smallobj predict`` as a script."""
 
-from d2_smallobj.commands.predict import main
+from d2_smallobj.commands.train_net import predict
 
 if __name__ == "__main__":
-    main()
+    predict()

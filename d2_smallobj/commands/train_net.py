@@ -1,4 +1,32 @@
-r"""Train or evaluate, with detectron2's arguments.
+"""Train a network, and predict with it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+# Before torch loads its OpenMP: threads that wait actively for a core that another program has
+# make training on a busy CPU many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from d2_smallobj.utils.cli import make_parser, parse_with_overrides, readable_errors
+from d2_smallobj.utils.messages import itemized
+
+with readable_errors():
+    from d2_smallobj import TwoTaskTrainer
+    from d2_smallobj.data import dataset_dicts
+    from d2_smallobj.engine import SafeCheckpointer, build_config, prediction, setup
+    from d2_smallobj.engine.distributed import check_batch_size, run
+    from d2_smallobj.engine.setup import check_architecture, check_datasets
+    from d2_smallobj.modeling.inference import build_inference
+    from detectron2.engine import default_argument_parser
+    from detectron2.evaluation import verify_results
+    from detectron2.utils import comm
+
+TRAIN_HELP = r"""Train or evaluate, with detectron2's arguments.
 
 Processes that torchrun or SLURM's srun have started are joined; otherwise --num-gpus,
 --num-machines, --machine-rank and --dist-url say which to start.
@@ -13,27 +41,20 @@ Examples:
         smallobj train --config-file coco_sbce.yaml
 """
 
-from __future__ import annotations
+PREDICT_HELP = r"""Write predicted label maps as PNGs with the VOC palette, named by image.
 
-import argparse
-import os
-from collections import OrderedDict
-from collections.abc import Sequence
+Without --input: of all images of the config's first test set, as `smallobj evaluate --predictions`
+and `smallobj sensitivity` read them. With --input: of any image files and folders.
+--overlay and --uncertainty write into folders of these names below --output. Scales, flips and the
+CRF are set by the keys SMALLOBJ.TEST; --crf switches the CRF on.
 
-# Before torch loads its OpenMP: threads that wait actively for a core that another program has
-# make training on a busy CPU many times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-from d2_smallobj.utils.cli import make_parser, readable_errors
-
-with readable_errors():
-    from d2_smallobj import TwoTaskTrainer
-    from d2_smallobj.engine import SafeCheckpointer, build_config, setup
-    from d2_smallobj.engine.distributed import check_batch_size, run
-    from d2_smallobj.engine.setup import check_architecture, check_datasets
-    from detectron2.engine import default_argument_parser
-    from detectron2.evaluation import verify_results
-    from detectron2.utils import comm
+Examples:
+    smallobj predict --config-file demo_sbce.yaml --output output/predictions \
+        MODEL.WEIGHTS output/demo_sbce/model_final.pth
+    smallobj predict --config-file voc_sbce.yaml --input photo.jpg holidays \
+        --output output/holidays --overlay --crf MODEL.WEIGHTS output/voc_sbce/model_final.pth \
+        SMALLOBJ.TEST.SCALES "[0.75, 1, 1.25]" SMALLOBJ.TEST.FLIP True
+"""
 
 
 def check(args: argparse.Namespace, processes: int) -> None:
@@ -71,9 +92,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Check the command line, then run every process."""
     with readable_errors():
         theirs = default_argument_parser()
-        parser = make_parser(__doc__, parents=[theirs], conflict_handler="resolve")
+        parser = make_parser(TRAIN_HELP, parents=[theirs], conflict_handler="resolve")
         args = parser.parse_args(arguments)
         run(train, args, lambda processes: check(args, processes))
+
+
+def parse_predict(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(PREDICT_HELP)
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--input", nargs="+", metavar="PATH", help="images and folders")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--overlay", action="store_true", help="also the images under the colours")
+    parser.add_argument("--uncertainty", action="store_true", help="also sigma: .npy and grey .png")
+    parser.add_argument("--crf", action="store_true", help="refine with a fully connected CRF")
+    return parse_with_overrides(parser, arguments)
+
+
+@readable_errors()
+def predict(arguments: Sequence[str] | None = None) -> None:
+    """Predict every image; those that cannot be read are named at the end."""
+    args = parse_predict(arguments)
+    crf = ["SMALLOBJ.TEST.CRF.ENABLED", "True"] if args.crf else []
+    cfg = build_config(args.config_file, [*args.opts, *crf])
+    if args.input:
+        dicts = prediction.find_images(args.input, args.output)
+    else:
+        dicts = dataset_dicts(cfg.DATASETS.TEST[:1])
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS must name a checkpoint, got ''")
+    model = TwoTaskTrainer.build_model(cfg).eval()
+    SafeCheckpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS, complete=True)
+    problems = prediction.predict(
+        build_inference(cfg, model, always=True),
+        prediction.build_prediction_loader(cfg, dicts),
+        prediction.PredictionWriter(
+            args.output, cfg.INPUT.FORMAT, overlay=args.overlay, uncertainty=args.uncertainty
+        ),
+    )
+    print(f"wrote {len(dicts) - len(problems)} label maps to {args.output}")
+    if problems:
+        raise ValueError(itemized(f"of {len(dicts)} images could not be read", problems))
 
 
 if __name__ == "__main__":

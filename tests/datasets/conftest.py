@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 import pytest
+
+from d2_smallobj.commands import build_pascal_b, prepare
+
+COMMANDS = {
+    "prepare_coco.py": prepare.prepare_coco,
+    "prepare_demo.py": prepare.prepare_demo,
+    "prepare_pascal_b.py": build_pascal_b.prepare_pascal_b,
+    "prepare_pseudo_labels.py": prepare.prepare_pseudo_labels,
+}
 
 
 @pytest.fixture
@@ -13,11 +21,10 @@ def command(capsys, monkeypatch):
     """``command(script, *arguments)``: exit status, text on stdout, text on stderr."""
 
     def run(script, *arguments):
-        module = importlib.import_module(f"d2_smallobj.commands.{script.removesuffix('.py')}")
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         status = 0
         try:
-            module.main()
+            COMMANDS[script]()
         except SystemExit as stop:
             status = stop.code
         captured = capsys.readouterr()

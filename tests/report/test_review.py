@@ -288,10 +288,10 @@ def test_pictures_are_shrunk_grey_ones_shown_and_a_vanished_one_is_named(candida
 @pytest.fixture
 def command():
     """``smallobj prepare review``."""
-    from d2_smallobj.commands import review_pascal_b as module
+    from d2_smallobj.commands.build_pascal_b import review_pascal_b
 
     threads = cv2.getNumThreads()
-    yield module.main
+    yield review_pascal_b
     cv2.setNumThreads(threads)
 
 
