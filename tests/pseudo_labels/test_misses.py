@@ -168,5 +168,5 @@ def test_files_that_do_not_fit(pair, tmp_path):
 def test_ground_truth_without_instances_is_refused(pair):
     truth, labels = pair
     truth.images = [TruthImage.of_files("a", truth.images[0].source.semantic)]
-    with pytest.raises(InputError, match="semantic/a.png: no instance map"):
+    with pytest.raises(InputError, match=r"semantic/a\.png: no instance map"):
         summarize_labels(truth, labels, name="mine")
