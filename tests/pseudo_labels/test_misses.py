@@ -163,3 +163,10 @@ def test_files_that_do_not_fit(pair, tmp_path):
             write_label_map(labels["a"], label)
         with pytest.raises(InputError, match=message):
             summarize_labels(truth, labels, name="mine")
+
+
+def test_ground_truth_without_instances_is_refused(pair):
+    truth, labels = pair
+    truth.images = [TruthImage.of_files("a", truth.images[0].source.semantic)]
+    with pytest.raises(InputError, match=r"semantic/a\.png: no instance map"):
+        summarize_labels(truth, labels, name="mine")
