@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 
 VARIABLE = "D2_SMALLOBJ_HOST"
 MODES = ("auto", "embedded", "detectron2")

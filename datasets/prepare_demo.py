@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw the demo scenes: ``smallobj prepare demo`` as a script."""
 
-from d2_smallobj.commands.prepare import prepare_demo
+from d2_smallobj.commands.prepare import prepare_demo as main
 
 if __name__ == "__main__":
-    prepare_demo()
+    main()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import importlib
 import importlib.util
 import os
 import pathlib
-import re
 import sys
 from types import SimpleNamespace
 
@@ -59,33 +57,14 @@ def repository() -> pathlib.Path:
     return _REPOSITORY
 
 
-@pytest.fixture(scope="session")
-def load_tool(repository):
-    """Load a script of tools/, or the command that it runs, as a module, once."""
-
-    @functools.lru_cache
-    def load(name):
-        path = repository / "tools" / f"{name}.py"
-        command = re.search(r"from (d2_smallobj\.commands\.\w+) import (\w+)", path.read_text())
-        if command:
-            module = importlib.import_module(command.group(1))
-            return SimpleNamespace(module=module, main=getattr(module, command.group(2)))
-        spec = importlib.util.spec_from_file_location(f"tool_{name}", path)
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
-
-
 @pytest.fixture
-def run_tool(load_tool, monkeypatch, capfd):
-    """Run a script of tools/ in this process, in a fraction of the time of a process of its own."""
+def run_tool(monkeypatch, capfd):
+    """Run a script of tools/ or datasets/ in this process: a fraction of a new one's time."""
 
     def run(name, *arguments):
         from d2_smallobj.utils.opencv import cv2
 
-        tool, code = load_tool(name), 0
+        tool, code = importlib.import_module(name), 0
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         threads = cv2.getNumThreads()
         try:

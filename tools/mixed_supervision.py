@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Compare mixed supervision with its baselines: ``smallobj mixed`` as a script."""
 
-from d2_smallobj.commands.run_experiments import mixed_supervision
+from d2_smallobj.commands.run_experiments import mixed_supervision as main
 
 if __name__ == "__main__":
-    mixed_supervision()
+    main()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Predict label maps with trained weights: ``smallobj predict`` as a script."""
 
-from d2_smallobj.commands.train_net import predict
+from d2_smallobj.commands.train_net import predict as main
 
 if __name__ == "__main__":
-    predict()
+    main()

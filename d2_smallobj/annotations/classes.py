@@ -13,7 +13,7 @@ import numpy as np
 
 from d2_smallobj.annotations.coco_file import CategoryEntry, Id
 from d2_smallobj.annotations.dataset_files import decode_json
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 
 VOC_CLASS_NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),

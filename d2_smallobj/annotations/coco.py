@@ -20,7 +20,7 @@ from d2_smallobj.annotations.coco_file import (
     decode_mask,
     read_annotation_file,
 )
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 
 IGNORE_LABEL = 255
 """Value of ignored pixels in both maps."""

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from d2_smallobj.annotations.coco_file import KINDS, Id, read_annotation_file
 from d2_smallobj.annotations.dataset_files import FileCheck, resolve_inside
-from d2_smallobj.utils.messages import itemized
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import itemized, look_up_option
 
 IMAGE_FOLDER = "JPEGImages"
 LIST_FOLDER = "ImageSets/Segmentation"

@@ -27,7 +27,7 @@ from d2_smallobj.annotations.image_sources import ImageSource, SourceReader, Tru
 from d2_smallobj.annotations.label_maps import LabelFolder
 from d2_smallobj.annotations.label_rules import VOID
 from d2_smallobj.annotations.panoptic import read_panoptic_file
-from d2_smallobj.utils.problems import Problems
+from d2_smallobj.utils.messages import Problems
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 # Of the maps, of the picture, and of what detectron2's own evaluator writes.

@@ -21,6 +21,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -61,7 +62,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         data.add_argument(
             option, dest="sources", action="append", metavar=what, help=text, default=[],
             # A value keeps its option, since the order of all options counts.
-            type=lambda value, kind=kind: (kind, value),
+            type=functools.partial(_keep_kind, kind),
             nargs=2 if isinstance(what, tuple) else None,
         )  # fmt: skip
     more = parser.add_argument_group("for annotation files and folders, as for `smallobj evaluate`")
@@ -124,6 +125,10 @@ def check(args: argparse.Namespace) -> None:
     check_writable(args.output)
 
 
+def _keep_kind(kind: str, value: str) -> tuple[str, str]:
+    return kind, value
+
+
 def measure(name: str, options: dict[str, Any], args: argparse.Namespace) -> SizeStatistics:
     """Read one data set and count its instances."""
     shared = {"classes": args.classes, "category_map": args.category_map}
@@ -147,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check(args)
         # Processes share the processors; inside one, threads would not be faster.
         cv2.setNumThreads(1)
-        sets = [measure(*source, args) for source in args.sources.items()]
+        sets = [measure(name, source, args) for name, source in args.sources.items()]
         dataset_summary.write_counts(args.output / "counts.csv", sets)
         dataset_summary.write_balance(args.output / "balance.csv", sets)
         if not args.no_figures:

@@ -98,9 +98,9 @@ def _broken_imports() -> Iterator[tuple[str, str]]:
         ("torch", install_command("train")),
     ):
         if importlib.util.find_spec(module) is not None:
-            error = _import_error(module)
-            if error:
-                yield f"{module} does not import: {error}", repair
+            told = _import_error(module)
+            if told:
+                yield f"{module} does not import: {told}", repair
     try:
         host = d2_smallobj.host()
     except (ImportError, ValueError) as error:
@@ -110,10 +110,10 @@ def _broken_imports() -> Iterator[tuple[str, str]]:
         return
     rebuild = "reinstall detectron2 for this torch: docs/detectron2.md"
     for module in ("detectron2", "detectron2._C"):
-        error = _import_error(module)
-        if error:
+        told = _import_error(module)
+        if told:
             use = "D2_SMALLOBJ_HOST=embedded runs d2_smallobj without it"
-            yield f"{module} does not import: {error}", f"{rebuild}; {use}"
+            yield f"{module} does not import: {told}", f"{rebuild}; {use}"
             return
 
 

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with readable_errors():
         truth = open_truth(args)
         if truth is None:
-            class_names = ("background", "disc")
+            class_names: tuple[str, ...] = ("background", "disc")
             sources = {"corner": [labelled.drawn_pair()], "removal": labelled.drawn_sizes()}
             sources["conventions"] = [*sources["corner"], *sources["removal"]]
         else:

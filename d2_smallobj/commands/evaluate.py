@@ -198,7 +198,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _percent(text: str) -> int:
-    return check_worst(int(text) if text.strip().isdecimal() else text)
+    # What is no number is refused there, too.
+    given: Any = int(text) if text.strip().isdecimal() else text
+    return check_worst(given)
 
 
 def _import(module: str) -> None:

@@ -34,8 +34,7 @@ from d2_smallobj.metrics.matching import match_image
 from d2_smallobj.pseudo_labels.targets import TargetImage
 from d2_smallobj.report.dataset_summary import format_accounting, write_accounting
 from d2_smallobj.utils.cli import make_parser, positive_int, readable_errors
-from d2_smallobj.utils.messages import itemized
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import itemized, look_up_option
 from d2_smallobj.utils.parallel import parallel_map
 from d2_smallobj.utils.tables import markdown_table
 

@@ -20,7 +20,7 @@ from d2_smallobj.data.specs import (
     binary_spec,
     with_labels,
 )
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 ALIASES = {"voc_2012_val": "voc_2012_seg_val"}

@@ -33,7 +33,7 @@ from d2_smallobj.annotations.truth import GroundTruth, TruthImage, choose
 from d2_smallobj.data.catalog import alias_hint, canonical_name
 from d2_smallobj.data.ground_truth_files import TOLD, TruthFinder
 from d2_smallobj.data.registered_classes import DatasetClasses, dataset_classes
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 MISSING = ("error", "components", "void")

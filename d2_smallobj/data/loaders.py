@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from d2_smallobj.data.catalog import canonical_name
 from d2_smallobj.data.mapper import SemSegMapper, images_per_step
 from d2_smallobj.data.supervision import apply_supervision
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,

@@ -35,8 +35,7 @@ from d2_smallobj.annotations.label_maps import voc_palette
 from d2_smallobj.annotations.label_rules import LabelRule, identity_rule
 from d2_smallobj.demo.dataset import PREPARE_COMMAND, PSEUDO_LABELS, ensure_demo
 from d2_smallobj.pseudo_labels.formats import METHODS as METHOD_FOLDERS
-from d2_smallobj.utils.messages import itemized
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import itemized, look_up_option
 
 IGNORE_LABEL = 255
 EVALUATOR_TYPE = "smallobj_sem_seg"

@@ -29,8 +29,7 @@ from d2_smallobj.annotations.boxes import (
 )
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.annotations.label_rules import check_label_values
-from d2_smallobj.utils.messages import listed
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import listed, look_up_option
 from detectron2.config import CfgNode
 
 SUPERVISIONS = ("mask", "boxes")

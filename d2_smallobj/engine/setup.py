@@ -20,7 +20,7 @@ from d2_smallobj._host import announce_host
 from d2_smallobj.config import add_smallobj_config, task_a_iterations, validate_config
 from d2_smallobj.data import dataset_dicts, register_all
 from d2_smallobj.modeling.detectron2_heads import add_project_configs
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.modeling import META_ARCH_REGISTRY

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from d2_smallobj.statistics.ranking import format_rank_table, rank_table, spearman
 from d2_smallobj.utils.files import atomic_write_text, write_csv
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 from d2_smallobj.utils.tables import markdown_table
 
 PUBLISHED_FIGURES = ("mIoU", "IA-mIoU", "IA-mIoU_S")

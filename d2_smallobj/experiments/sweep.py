@@ -31,7 +31,7 @@ from d2_smallobj.experiments.paper_tables import (
 from d2_smallobj.experiments.scheduling import visible_devices
 from d2_smallobj.report.drawing import new_figure, save_figure
 from d2_smallobj.utils.installation import explain_missing
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 from detectron2.data import DatasetCatalog
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from d2_smallobj.losses.fisher import (
     normalize_min_max_,
     update_online_,
 )
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 
 logger = logging.getLogger(__name__)
 

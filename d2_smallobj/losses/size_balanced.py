@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from d2_smallobj.losses.size_weights import SizeWeights, check_ignore_label
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 
 RESOLUTIONS = ("input", "logits")
 NORMALIZATIONS = ("weights", "pixels")
@@ -85,7 +85,9 @@ class SizeWeightedCrossEntropy(nn.Module):
     """:func:`size_weighted_cross_entropy` with its options, for any semantic head.
 
     Args:
-        ignore_label, normalize, global_divisor: see :func:`size_weighted_cross_entropy`.
+        ignore_label: see :func:`size_weighted_cross_entropy`.
+        normalize: the same.
+        global_divisor: the same.
         resolution: ``"input"``: logits are upsampled to the label map (bilinear,
             ``align_corners=False``), so that the smallest objects count. ``"logits"``: labels are
             resized to the logit map (:func:`resize_labels`) and weighed there, as the authors do

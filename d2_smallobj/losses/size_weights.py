@@ -13,8 +13,8 @@ import math
 import numpy as np
 
 from d2_smallobj.metrics.components import Components, class_components
+from d2_smallobj.utils.messages import look_up_option
 from d2_smallobj.utils.opencv import cv2
-from d2_smallobj.utils.options import look_up_option
 
 TOTALS = ("foreground", "class")
 COMPATS = ("exact", "contour")

@@ -36,7 +36,7 @@ from d2_smallobj.losses.size_balanced import (
     check_batch,
     resize_labels,
 )
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 
 SIGMA_FORMS = ("per_class", "object")
 _FACTOR = math.sqrt(math.pi / 8)

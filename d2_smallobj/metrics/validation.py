@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 
 MODES = ("exact", "official")
 

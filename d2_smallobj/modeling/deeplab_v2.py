@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from d2_smallobj.modeling.segmentor import brings_a_loss, loss_options, resized
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from d2_smallobj._host import INSTALL_URL, host
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY
 

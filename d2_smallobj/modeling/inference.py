@@ -16,7 +16,7 @@ from torch import nn
 from d2_smallobj.config import AVERAGES
 from d2_smallobj.modeling.segmentor import resized
 from d2_smallobj.postprocessing import CrfOptions, DenseCrf
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 from detectron2.config import CfgNode
 
 

@@ -22,8 +22,7 @@ import numpy as np
 from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco_file import AnnotationFile, ImageEntry, read_annotation_file
 from d2_smallobj.annotations.dataset_files import resolve_inside
-from d2_smallobj.utils.messages import itemized
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import itemized, look_up_option
 
 CORE, EXTENSION, PART = "core", "extension", "part"
 """Roles of a category: the class itself; a kind of it; a part of its objects."""

@@ -22,7 +22,7 @@ from d2_smallobj.pascal_b.compose import Composition, Mask, compose
 from d2_smallobj.pascal_b.index import COCO_CLASS_OPTIONS, class_id
 from d2_smallobj.statistics.balance import class_size_counts
 from d2_smallobj.utils.files import write_csv
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 
 CLASSES_AND_SIZES = tuple((name, size) for name in VOC_CLASS_NAMES[1:] for size in COCO_SIZE_BINS)
 """Class and size of each of the 60 cells: S, M and L of a class in a row."""

@@ -22,7 +22,7 @@ from d2_smallobj.annotations.label_maps import (
     voc_palette,
 )
 from d2_smallobj.annotations.label_rules import check_label_values
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 from d2_smallobj.utils.safe_pickle import read_npy_dict
 
 IGNORE_LABEL = 255

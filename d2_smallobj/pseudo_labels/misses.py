@@ -23,8 +23,8 @@ from d2_smallobj.metrics import (
     classify,
 )
 from d2_smallobj.pseudo_labels.formats import IGNORE_LABEL
+from d2_smallobj.utils.messages import Problems
 from d2_smallobj.utils.parallel import parallel_map
-from d2_smallobj.utils.problems import Problems
 
 ALL = "all"
 """The row of all sizes, or of all classes."""

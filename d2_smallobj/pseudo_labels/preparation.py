@@ -16,9 +16,8 @@ from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS, read_pseudo_label
 from d2_smallobj.pseudo_labels.targets import LabelTarget, TargetImage
 from d2_smallobj.utils.files import atomic_write_text
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import Problems, look_up_option
 from d2_smallobj.utils.parallel import parallel_map
-from d2_smallobj.utils.problems import Problems
 
 
 class Sources(NamedTuple):

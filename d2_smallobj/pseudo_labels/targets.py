@@ -26,7 +26,7 @@ from d2_smallobj.annotations.image_lists import find_list, image_index, image_pa
 from d2_smallobj.annotations.image_sources import SourceReader
 from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
 from d2_smallobj.annotations.truth import GroundTruth, TruthImage, annotation_truth
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 
 DATA_SETS = ("voc", *(f"coco_{year}" for year in COCO_YEARS), "demo")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

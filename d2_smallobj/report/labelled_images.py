@@ -15,8 +15,8 @@ import numpy as np
 from d2_smallobj import metrics
 from d2_smallobj.annotations.label_rules import check_label_values
 from d2_smallobj.metrics import InstanceTable, match_image
+from d2_smallobj.utils.messages import look_up_option
 from d2_smallobj.utils.opencv import cv2
-from d2_smallobj.utils.options import look_up_option
 
 if TYPE_CHECKING:
     from d2_smallobj.annotations.truth import GroundTruth, TruthImage

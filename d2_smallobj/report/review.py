@@ -32,8 +32,8 @@ from d2_smallobj.metrics.records import COCO_SIZE_BINS
 from d2_smallobj.report.page import content_policy, read_asset, template_environment
 from d2_smallobj.report.review_images import ReviewTask, draw_review_image
 from d2_smallobj.utils.files import atomic_write
+from d2_smallobj.utils.messages import Problems
 from d2_smallobj.utils.parallel import parallel_map
-from d2_smallobj.utils.problems import Problems
 
 SUSPICIOUS_DISAGREEMENT = 0.25
 """Share of labelled pixels on which LVIS and COCO differ, from which on it is a suspicion."""
@@ -135,7 +135,7 @@ def _read_notes(path: Path, content: bytes) -> dict[Id, _ImageNotes]:
     return {image.id: image for image in images}
 
 
-def read_suspicions(path: str | os.PathLike[str]) -> dict[int, tuple[str, ...]]:
+def read_suspicions(path: str | os.PathLike[str]) -> dict[int | str, Sequence[str]]:
     """Read the builder's list of candidates (``prepare_pascal_b.py --candidates``).
 
     Returns:

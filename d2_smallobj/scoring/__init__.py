@@ -8,7 +8,7 @@ from d2_smallobj.scoring.inputs import Inputs
 from d2_smallobj.scoring.pipeline import Settings, evaluate, prepare, score
 from d2_smallobj.scoring.run_folder import load_run, load_runs, merge
 from d2_smallobj.scoring.scored_run import ScoredRun, check_writable, save_run
-from d2_smallobj.utils.problems import InputError
+from d2_smallobj.utils.messages import InputError
 
 __all__ = [
     "InputError",

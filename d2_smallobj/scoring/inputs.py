@@ -30,7 +30,7 @@ from d2_smallobj.annotations.truth import (
 )
 from d2_smallobj.metrics import component_instances
 from d2_smallobj.scoring.predictions import Predictions, open_predictions, read_prediction
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 
 SOURCE_KINDS = ("prediction", "semantic", "instances", "image")
 """Kinds of files of an image, in this order."""

@@ -18,8 +18,8 @@ from d2_smallobj.annotations.coco_file import encode_mask
 from d2_smallobj.annotations.truth import GroundTruth, TruthImage
 from d2_smallobj.scoring.inputs import choose_ignore_label
 from d2_smallobj.statistics.balance import InstanceSizes, map_sizes
+from d2_smallobj.utils.messages import Problems
 from d2_smallobj.utils.parallel import parallel_map
-from d2_smallobj.utils.problems import Problems
 
 
 def measure_instances(

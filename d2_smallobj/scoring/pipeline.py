@@ -23,10 +23,8 @@ from d2_smallobj.scoring.predictions import (
     read_prediction,
 )
 from d2_smallobj.scoring.scored_run import LEVEL, ScoredRun
-from d2_smallobj.utils.messages import listed
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import Problems, listed, look_up_option
 from d2_smallobj.utils.parallel import parallel_batches
-from d2_smallobj.utils.problems import Problems
 
 # Images that a process scores before it sends its records.
 _BATCH = 16

@@ -19,8 +19,7 @@ from d2_smallobj.annotations.cityscapes import predicted_train_ids
 from d2_smallobj.annotations.coco_file import Id, decode_mask
 from d2_smallobj.annotations.label_maps import LabelFolder, label_size, read_labels
 from d2_smallobj.annotations.truth import GroundTruth, TruthImage
-from d2_smallobj.utils.messages import LIMIT
-from d2_smallobj.utils.problems import Problems
+from d2_smallobj.utils.messages import LIMIT, Problems
 
 JSON_NAME = "sem_seg_predictions.json"
 """File name that detectron2's SemSegEvaluator writes."""

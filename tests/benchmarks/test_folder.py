@@ -6,8 +6,7 @@ import argparse
 
 import numpy as np
 import pytest
-from benchmarks import folder
-from benchmarks.scenes import FOLDERS, draw_folders
+from benchmarks import FOLDERS, draw_folders, folder
 from PIL import Image
 
 from d2_smallobj.annotations.label_maps import read_label_map

@@ -7,7 +7,7 @@ import argparse
 import numpy as np
 import pytest
 from benchmarks import lvis
-from benchmarks.lvis_files import draw_annotation_files, published_counts
+from benchmarks.lvis import draw_annotation_files, published_counts
 
 from d2_smallobj.pascal_b import BuildOptions, BuildPaths, build_pascal_b
 from d2_smallobj.pascal_b.index import read_index

@@ -8,8 +8,19 @@ import time
 
 import numpy as np
 import pytest
-from benchmarks import Measurement, metric, race, scenes
-from benchmarks.scenes import VOC_SIZE, draw_maps
+from benchmarks import (
+    VOC_SIZE,
+    Measurement,
+    draw_maps,
+    make_run,
+    metric,
+    predict_blocks,
+    predict_borders,
+    race,
+    read_voc,
+    spread_classes,
+    void_of,
+)
 
 from d2_smallobj.metrics import match_image
 
@@ -100,7 +111,7 @@ def test_figures_missed_targets_and_the_summary_on_request(monkeypatch, short):
 
 def test_ragged_predictions_are_seeded_and_ragged():
     _, semantic, instances = draw(4)
-    for predict in (scenes.predict_blocks, scenes.predict_borders):
+    for predict in (predict_blocks, predict_borders):
         guess = predict(np.random.default_rng(0), semantic)
         assert (guess.shape, guess.dtype) == (semantic.shape, np.uint8)
         assert np.array_equal(guess, predict(np.random.default_rng(0), semantic))
@@ -114,7 +125,7 @@ def test_ragged_predictions_are_seeded_and_ragged():
 
 
 def test_blocks_are_cells_of_eight_pixels():
-    guess = scenes.predict_blocks(np.random.default_rng(1), np.zeros((20, 30), np.uint8))
+    guess = predict_blocks(np.random.default_rng(1), np.zeros((20, 30), np.uint8))
     cells = guess[::8, ::8].repeat(8, 0).repeat(8, 1)
     assert np.array_equal(guess, cells[:20, :30])
 
@@ -124,14 +135,14 @@ def test_blocks_are_cells_of_eight_pixels():
 def test_more_classes_have_the_same_regions(classes, spread):
     maps = draw(5)
     rng = np.random.default_rng(0)
-    prediction, semantic, instances = scenes.spread_classes(maps, rng, classes, spread=spread)
+    prediction, semantic, instances = spread_classes(maps, rng, classes, spread=spread)
     assert np.array_equal(instances, maps[2])
     for old, new in zip(maps, (prediction, semantic)):
         assert len(np.unique(new)) == len(np.unique(old)) == len(set(zip(old.flat, new.flat)))
         assert np.array_equal(new == 0, old == 0)
         if not spread:
             assert np.array_equal(new[old < 255], old[old < 255])
-    void = scenes.void_of(classes)
+    void = void_of(classes)
     assert np.array_equal(semantic == void, maps[1] == 255)
     assert prediction.max() < classes <= void
     one = match_image(*maps, num_classes=21)
@@ -140,17 +151,17 @@ def test_more_classes_have_the_same_regions(classes, spread):
 
 
 def test_voc_images(realdata, tmp_path):
-    images = scenes.read_voc(realdata / "voc" / "VOC2012")
+    images = read_voc(realdata / "voc" / "VOC2012")
     assert len(images) == 24
     for semantic, instances in images:
         assert semantic.shape == instances.shape
         assert semantic.dtype == instances.dtype == np.uint8
     with pytest.raises(ValueError, match=r"--voc: expected SegmentationObject/\*\.png in a VOC"):
-        scenes.read_voc(tmp_path)
+        read_voc(tmp_path)
 
 
 def test_tables_of_the_summary():
-    table, pixels, ids = scenes.make_run(200, 1500, 81, 0)
+    table, pixels, ids = make_run(200, 1500, 81, 0)
     assert len(ids) == len(set(ids)) == 200
     assert (len(table), table.things.sum()) == (1700, 1500)
     assert set(table.image_id.tolist()) == set(ids) == set(pixels.image_id.tolist())

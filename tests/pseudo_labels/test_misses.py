@@ -22,7 +22,7 @@ from d2_smallobj.report.label_summary import (
     write_label_summary,
 )
 from d2_smallobj.scoring import Inputs, Settings, evaluate
-from d2_smallobj.utils.problems import InputError
+from d2_smallobj.utils.messages import InputError
 
 NAMES = ("background", "cat", "dog")
 

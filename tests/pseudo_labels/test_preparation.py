@@ -19,7 +19,7 @@ from d2_smallobj.pseudo_labels.preparation import (
     prepare_labels,
 )
 from d2_smallobj.pseudo_labels.targets import open_target
-from d2_smallobj.utils.problems import InputError
+from d2_smallobj.utils.messages import InputError
 
 IDS = [f"2007_{i:06d}" for i in range(12)]
 

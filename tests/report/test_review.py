@@ -17,8 +17,8 @@ from d2_smallobj.annotations.coco import Annotation
 from d2_smallobj.pascal_b.screening import Verdict, write_candidate_list
 from d2_smallobj.report.review import open_review_set, read_suspicions, write_review
 from d2_smallobj.report.review_images import ReviewTask, draw_review_image, outline
+from d2_smallobj.utils.messages import InputError
 from d2_smallobj.utils.opencv import cv2
-from d2_smallobj.utils.problems import InputError
 
 
 def rectangle(x0, y0, x1, y1):

@@ -16,7 +16,7 @@ from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.scoring import Inputs
 from d2_smallobj.scoring.instance_sizes import annotation_sizes, measure_instances
 from d2_smallobj.statistics.balance import map_sizes
-from d2_smallobj.utils.problems import InputError
+from d2_smallobj.utils.messages import InputError
 
 HEIGHT, WIDTH = 24, 32
 

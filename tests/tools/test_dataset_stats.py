@@ -139,8 +139,7 @@ def test_what_is_wrong_is_one_line_and_leaves_no_file(run_tool, data, tmp_path, 
     assert not output.exists() or not os.listdir(output)
 
 
-def test_without_matplotlib_the_way_out_is_told(run_tool, load_tool, data, tmp_path, monkeypatch):
-    tool = load_tool("dataset_stats").module
-    monkeypatch.setattr(tool.importlib.util, "find_spec", lambda name: None)
+def test_without_matplotlib_the_way_out_is_told(run_tool, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = run_tool("dataset_stats", "--output", tmp_path, "--coco-json", annotations(data))
     assert re.search(r"pip install .*\[plots\].* --no-figures", done.stderr)

@@ -30,8 +30,7 @@ from d2_smallobj.scoring.scored_run import save_run
 from d2_smallobj.utils.cli import positive_int
 from d2_smallobj.utils.opencv import cv2
 
-from benchmarks import Measurement, machine, one_thread, race, race_table
-from benchmarks.scenes import FOLDERS, draw_folders
+from benchmarks import FOLDERS, Measurement, draw_folders, machine, one_thread, race, race_table
 
 TARGET = 1.3  # highest ratio of scoring to decoding with Pillow
 _CHUNK = 96

@@ -33,8 +33,17 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from detectron2.modeling import build_model
 
-from benchmarks import Measurement, race, race_table, torch_machine
-from benchmarks.scenes import CLASSES, FOLDERS, VOC_SIZE, VOID, draw_folders
+from benchmarks import (
+    CLASSES,
+    FOLDERS,
+    VOC_SIZE,
+    VOID,
+    Measurement,
+    draw_folders,
+    race,
+    race_table,
+    torch_machine,
+)
 
 TARGET = 1.05  # highest ratio to the yardstick with worker threads on a GPU
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"

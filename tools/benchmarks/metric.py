@@ -37,8 +37,27 @@ from d2_smallobj.metrics.summary import summarize
 from d2_smallobj.statistics.intervals import bootstrap
 from d2_smallobj.utils.cli import positive_int
 
-from benchmarks import Measurement, in_process, machine, one_thread, race, race_table, scenes, table
-from benchmarks.scenes import CLASSES, MOST_INSTANCES, VOC_SIZE, VOID, Maps, draw_maps
+from benchmarks import (
+    CLASSES,
+    MOST_INSTANCES,
+    VOC_SIZE,
+    VOID,
+    Maps,
+    Measurement,
+    draw_maps,
+    in_process,
+    machine,
+    make_run,
+    one_thread,
+    predict_blocks,
+    predict_borders,
+    race,
+    race_table,
+    read_voc,
+    spread_classes,
+    table,
+    void_of,
+)
 
 CROWDED_SIZE, CROWDED_INSTANCES = (1500, 1125), 36
 RAGGED_IMAGES = 24
@@ -101,10 +120,10 @@ def measure(
     ]
     crowds = [draw_maps(rng, *CROWDED_SIZE, CROWDED_INSTANCES, 12) for _ in range(crowded)]
     guess, truth = rng.integers(0, CLASSES, (2, *VOC_SIZE[::-1])).astype(np.uint8)
-    truths = scenes.read_voc(voc) if voc else [maps[1:] for maps in drawn[:RAGGED_IMAGES]]
+    truths = read_voc(voc) if voc else [maps[1:] for maps in drawn[:RAGGED_IMAGES]]
     blocks, borders = (
         [(predict(rng, semantic), semantic, owner) for semantic, owner in truths]
-        for predict in (scenes.predict_blocks, scenes.predict_borders)
+        for predict in (predict_blocks, predict_borders)
     )
     settings = {"images": images, "crowded": crowded, "rounds": rounds, "seed": seed, "voc": voc}
     return {
@@ -140,7 +159,7 @@ def ours(
     images: Iterable[Maps], *, classes: int = CLASSES, mode: str = "exact", annotated: bool = True
 ) -> Accumulator:
     """Compute mIoU and IA-mIoU of all sizes, except the final figures."""
-    accumulator = Accumulator(classes, ignore_label=scenes.void_of(classes), mode=mode)
+    accumulator = Accumulator(classes, ignore_label=void_of(classes), mode=mode)
     for number, (prediction, semantic, instances) in enumerate(images):
         accumulator.update(number, prediction, semantic, instances if annotated else None)
     # Images wait to be matched together until something is asked for.
@@ -168,7 +187,7 @@ def race_classes(images: Sequence[Maps], seed: int, rounds: int) -> dict[str, An
         kinds |= {f"{count}, few": (count, False), f"{count}, spread": (count, True)}
     functions = {}
     for name, (count, wide) in kinds.items():
-        held = [scenes.spread_classes(maps, rng, count, spread=wide) for maps in images]
+        held = [spread_classes(maps, rng, count, spread=wide) for maps in images]
         functions[name] = lambda _, held=held, count=count: ours(10 * held, classes=count)
     return race_images(10 * list(images), functions, rounds)
 
@@ -247,7 +266,7 @@ def _summarize_alone(
 ) -> dict[str, float]:
     """Summarise one made-up data set: with and without intervals, with the process's memory."""
     names = [f"class {number}" for number in range(classes)]
-    run = scenes.make_run(images, instances, classes, seed)
+    run = make_run(images, instances, classes, seed)
     before = _peak()
     begin = time.perf_counter()
     summarize(run.table, run.pixels, names, images=images)

@@ -33,8 +33,7 @@ from detectron2.layers import CNNBlockBase, FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from benchmarks import race
-from benchmarks.scenes import MOST_INSTANCES, VOID, draw_maps
+from benchmarks import MOST_INSTANCES, VOID, draw_maps, race
 
 FISHER = "CE with online Fisher"
 LOSSES = ("CE", FISHER, "L_SW", "L_SB")

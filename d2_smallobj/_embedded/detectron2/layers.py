@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2_smallobj.utils.options import look_up_option
+from d2_smallobj.utils.messages import look_up_option
 from detectron2.config import CfgNode
 
 

@@ -4,7 +4,7 @@ r"""Draw predictions of several checkpoints side by side, with the IoU of every 
 The images are those with the most small instances of at least --min-area pixels.
 
 Example:
-    python tools/draw_gallery.py --config-file configs/demo_sbce.yaml --output docs/demo.png \
+    python docs/draw_gallery.py --config-file configs/demo_sbce.yaml --output docs/demo.png \
         --weights CE=output/demo_ce/model_final.pth SBCE=output/demo_sbce/model_final.pth
 """
 

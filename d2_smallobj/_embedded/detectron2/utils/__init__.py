@@ -1,1 +1,0 @@
-"""Utilities: processes, events, logging, files, seeds."""
