@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 
 import pytest
 
+import d2_smallobj.commands
 from d2_smallobj.commands import doctor, smallobj
 from d2_smallobj.commands.smallobj import SUBCOMMANDS
 from d2_smallobj.utils import installation
@@ -171,6 +173,12 @@ def test_the_command_follows_where_the_copy_came_from(origin, command, tmp_path,
     monkeypatch.setattr(installation, "__file__", str(tmp_path / "d2_smallobj/utils/x.py"))
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
     assert install_command("plots") == command.replace("{folder}", str(folder))
+
+
+def test_an_old_python_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 8, 18))
+    with pytest.raises(SystemExit, match=r"^error: d2_smallobj needs Python 3\.9 or newer"):
+        importlib.reload(d2_smallobj.commands)
 
 
 def test_errors_of_other_modules_are_left_alone():
