@@ -23,8 +23,12 @@ from d2_smallobj.engine.checkpoint import SafeCheckpointer
 from d2_smallobj.engine.distributed import check_batch_size, distribute, synchronize_buffers
 from d2_smallobj.engine.hooks import IterationSeed, training_hooks
 from d2_smallobj.engine.loss_log import LossLog, explained_errors
-from d2_smallobj.engine.performance import prepare_model, varied_sizes
-from d2_smallobj.engine.solver import build_lr_scheduler, build_optimizer
+from d2_smallobj.engine.solver import (
+    build_lr_scheduler,
+    build_optimizer,
+    prepare_model,
+    varied_sizes,
+)
 from d2_smallobj.engine.step import TaskStepTrainer
 from d2_smallobj.engine.tasks import TaskSwitch, build_ewc
 from d2_smallobj.evaluation import TASK, SmallObjectEvaluator

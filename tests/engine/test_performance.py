@@ -10,8 +10,13 @@ import torch
 from torch import nn
 
 from d2_smallobj.engine import TwoTaskTrainer, solver
-from d2_smallobj.engine.performance import FoldedConv2d, fold_frozen_norms, memory_format
-from d2_smallobj.engine.solver import build_optimizer, same_implementation
+from d2_smallobj.engine.solver import (
+    FoldedConv2d,
+    build_optimizer,
+    fold_frozen_norms,
+    memory_format,
+    same_implementation,
+)
 from d2_smallobj.losses import ElasticWeightConsolidation
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.utils.env import seed_all_rng

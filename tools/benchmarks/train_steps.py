@@ -21,8 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from d2_smallobj.data.loaders import on_device
 from d2_smallobj.engine import build_config
 from d2_smallobj.engine.loss_log import LossLog
-from d2_smallobj.engine.performance import prepare_model
-from d2_smallobj.engine.solver import build_optimizer
+from d2_smallobj.engine.solver import build_optimizer, prepare_model
 from d2_smallobj.engine.step import TaskStepTrainer
 from d2_smallobj.engine.tasks import build_ewc, set_loss
 from d2_smallobj.engine.trainer import amp_dtype

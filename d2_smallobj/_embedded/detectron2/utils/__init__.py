@@ -1,0 +1,1 @@
+"""Utilities: processes, events, logging, files, seeds."""
