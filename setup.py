@@ -63,12 +63,12 @@ setup(
     install_requires=[
         "jinja2>=3.0",
         # Annotation files are gigabytes: a fraction of json's time and memory.
-        "msgspec>=0.18",
+        "msgspec>=0.18.6",
         "numpy>=1.22",
         # Not the headless build: lvis installs this one, and the two overwrite each other.
         "opencv-python>=4.5",
         "Pillow>=9.1",
-        "pycocotools>=2.0.5",
+        "pycocotools>=2.0.7",
         "tabulate",
         "tqdm",
         # Decodes PNGs in a fraction of zlib's time.
