@@ -17,7 +17,7 @@ if importlib.util.find_spec("torch"):
     from tiny_runs import assert_same, demo_root, tiny, train_server  # noqa: F401
 else:  # the light core: what needs neither torch nor the host
     collect_ignore = ["benchmarks", "data", "engine", "evaluation", "experiments", "host", "losses"]
-    collect_ignore += ["integrations", "modeling", "tools", "test_config.py", "test_parity.py"]
+    collect_ignore += ["integrations", "modeling", "test_config.py", "test_parity.py"]
     collect_ignore += [
         "pseudo_labels/test_formats.py",
         "utils/test_safe_pickle.py",

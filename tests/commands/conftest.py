@@ -1,4 +1,4 @@
-"""Runs of experiments without a start of Python each."""
+"""Commands, and the trainings that they start, without a start of Python each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+
+
+@pytest.fixture
+def command(run_tool):
+    """``command(script, *arguments)``: exit status, text on stdout, text on stderr."""
+
+    def run(script, *arguments):
+        done = run_tool(script.removesuffix(".py"), *arguments)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
 
 
 @pytest.fixture

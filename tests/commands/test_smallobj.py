@@ -16,6 +16,7 @@ import d2_smallobj.commands
 from d2_smallobj.commands import doctor, smallobj
 from d2_smallobj.commands.smallobj import SUBCOMMANDS
 from d2_smallobj.utils import installation
+from d2_smallobj.utils.cli import make_parser, parse_with_overrides
 from d2_smallobj.utils.installation import EXTRAS, explain_missing, install_command
 
 
@@ -76,6 +77,15 @@ def test_wrong_usage_is_status_2(run, arguments, told):
     code, out, error = run(*arguments)
     assert (code, out) == (2, "")
     assert told in error
+
+
+def test_overrides_begin_at_a_key_of_the_config():
+    parser = make_parser(None)
+    parser.add_argument("--input", nargs="+")
+    given = ["--input", "IMG_0001.JPG", "DSC.PNG", "MODEL.WEIGHTS", "x.pth", "SEED", "1"]
+    args = parse_with_overrides(parser, given)
+    assert args.input == ["IMG_0001.JPG", "DSC.PNG"]
+    assert args.opts == ["MODEL.WEIGHTS", "x.pth", "SEED", "1"]
 
 
 def test_from_scenes_to_a_report(run, tmp_path):
