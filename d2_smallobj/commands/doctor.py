@@ -77,11 +77,7 @@ def describe_machine() -> list[tuple[str, str]]:
 
 def find_problems() -> list[tuple[str, str]]:
     """Find what does not import, and pairs of versions that are known to fail: (what, repair)."""
-    return [
-        *_missing_core(),
-        *_broken_imports(),
-        *_known_pairs(),
-    ]
+    return [*_missing_core(), *_broken_imports(), *_known_pairs()]
 
 
 def _missing_core() -> Iterator[tuple[str, str]]:
@@ -133,19 +129,19 @@ def _known_pairs() -> Iterator[tuple[str, str]]:
     if torch and torch < (2, 3) and numpy >= (2,):
         yield (
             "torch before 2.3 was built for numpy 1: arrays and tensors do not convert",
-            ("pip install 'numpy<2'"),
+            "pip install 'numpy<2'",
         )
     if all(installed_version(name) for name in ("opencv-python", "opencv-python-headless")):
         yield (
             "opencv-python and opencv-python-headless overwrite each other",
-            ("pip uninstall -y opencv-python-headless opencv-python && pip install opencv-python"),
+            "pip uninstall -y opencv-python-headless opencv-python && pip install opencv-python",
         )
     with contextlib.suppress(ImportError, ValueError):
         if d2_smallobj.host().name == "detectron2":
             if _version("setuptools") >= (82,):
                 yield (
                     "detectron2's model_zoo needs pkg_resources, gone since setuptools 82",
-                    ("pip install 'setuptools<82'"),
+                    "pip install 'setuptools<82'",
                 )
             if _version("iopath") >= (0, 1, 10):
                 yield "detectron2 asks for iopath below 0.1.10", "pip install 'iopath<0.1.10'"

@@ -44,10 +44,16 @@ with readable_errors():
     from d2_smallobj.utils.opencv import cv2
 
 
+MERGE_HELP = """Put the shards of a run together, to the bit as if it had been one.
+
+Example:
+    smallobj evaluate merge shard1 shard2 shard3 shard4 --output output/mine
+"""
+
+
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line of a run."""
-    text = "Score predictions. `smallobj evaluate merge --help`: put shards together."
-    parser = make_parser(f"{__doc__}\n{text}")
+    parser = make_parser(__doc__, epilog="`smallobj evaluate merge --help`: put shards together.")
     text = (
         "folder of <image>.png (mode L, P or 16-bit grey) or <image>.npy (integer labels), or the "
         "sem_seg_predictions.json of detectron2's SemSegEvaluator (its category_id is the label; "
@@ -120,8 +126,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def parse_merge_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line of a merge."""
-    what = "Put the shards of a run together, to the bit as if it had been one."
-    parser = make_parser(f"{__doc__}\n{what}")
+    parser = make_parser(MERGE_HELP)
     parser.prog += " merge"
     parser.add_argument("shards", nargs="+", metavar="SHARD_DIR", help="folders of all shards")
     _add_output(parser)

@@ -13,7 +13,6 @@ with readable_errors():
     from d2_smallobj.experiments import mixed_supervision as mixed
     from d2_smallobj.experiments import sweep
     from d2_smallobj.experiments.ablation import KINDS, Ablation, build_variants, write_tables
-    from d2_smallobj.experiments.sweep import add_run_arguments, run_and_report
 
 ABLATION_HELP = """Run the paper's ablation over seeds and pseudo labels of several methods.
 
@@ -96,7 +95,7 @@ def ablation(arguments: Sequence[str] | None = None) -> None:
 def parse_mixed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(MIXED_HELP)
-    add_run_arguments(parser, config_file="demo_mixed.yaml", output="output/mixed")
+    sweep.add_run_arguments(parser, config_file="demo_mixed.yaml", output="output/mixed")
     parser.add_argument("--variants", nargs="*", choices=mixed.KINDS, default=list(mixed.KINDS))
     text = "one more bootstrapped variant with this value of a config key; can be repeated"
     parser.add_argument("--vary", action="append", default=[], metavar="KEY=VALUE", help=text)
@@ -137,4 +136,6 @@ def mixed_supervision(arguments: Sequence[str] | None = None) -> None:
     """Run all incomplete runs; write the tables of the complete ones."""
     args = parse_mixed(arguments)
     runs = [build_comparison(args)]
-    run_and_report(args, runs, lambda: write_tables(runs, args.output, "mixed", mixed.COLUMNS))
+    sweep.run_and_report(
+        args, runs, lambda: write_tables(runs, args.output, "mixed", mixed.COLUMNS)
+    )

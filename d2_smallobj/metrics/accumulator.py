@@ -15,6 +15,7 @@ from d2_smallobj.metrics.matching import ImageMatch, match_images, read_or_match
 from d2_smallobj.metrics.records import COCO_SIZE_BINS, BlobTable, InstanceTable, PixelTable
 from d2_smallobj.metrics.summary import WORST_PERCENT, summarize
 from d2_smallobj.metrics.validation import VOID_INSTANCE, MatchSettings
+from d2_smallobj.utils.messages import listed
 
 Table = Union[InstanceTable, BlobTable, PixelTable]
 _TABLES: dict[str, type[Table]] = {
@@ -238,8 +239,7 @@ class Accumulator:
     def _refuse_duplicates(self, images: Iterable[str]) -> None:
         twice = sorted(image for image in images if image in self._images)
         if twice:
-            more = f" and {len(twice) - 10} more" if len(twice) > 10 else ""
             raise ValueError(
-                f"image_id: every image may be evaluated once, got again {', '.join(twice[:10])}"
-                f"{more} (does the sampler repeat images, or do two images share an id?)"
+                f"image_id: every image may be evaluated once, got again {listed(twice)} "
+                "(does the sampler repeat images, or do two images share an id?)"
             )

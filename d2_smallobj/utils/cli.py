@@ -17,8 +17,11 @@ _Value = TypeVar("_Value")
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, WorkerError)
 """Errors that say what to do about them; all others are defects and show their traceback."""
 
-# A key of the config.
-_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|SEED|OUTPUT_DIR|CUDNN_BENCHMARK")
+# A key of the config; its first part is named, for a photograph may be called IMG_0001.JPG.
+_KEY = re.compile(
+    r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|SMALLOBJ|GLOBAL)(\.[A-Z0-9_]+)+"
+    r"|CUDNN_BENCHMARK|FLOAT32_PRECISION|OUTPUT_DIR|SEED|VERSION|VIS_PERIOD"
+)
 # The line of a traceback that names the exception, e.g. "detectron2.x.SomeError: message".
 _RAISED = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): ", re.MULTILINE)
 
