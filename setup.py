@@ -12,7 +12,7 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "d2_smallobj" / "__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
-PLOTS = ["matplotlib>=3.5"]
+PLOTS = ["matplotlib>=3.6"]
 # SciPy's solver samples PASCAL-B; detectron2 reads LVIS through its own package.
 DATA = ["scipy>=1.9", "lvis>=0.5.3", *PLOTS]
 TRAIN = ["torch>=2.1", "fvcore>=0.1.5", "iopath>=0.1.9", "tensorboard>=2.8", *DATA]
@@ -65,8 +65,9 @@ setup(
         # Annotation files are gigabytes: a fraction of json's time and memory.
         "msgspec>=0.18.6",
         "numpy>=1.22",
-        # Not the headless build: lvis installs this one, and the two overwrite each other.
-        "opencv-python>=4.5",
+        # Before 4.10 components of maps a few pixels wide are wrong. Not the headless build: lvis
+        # installs this one, and the two overwrite each other.
+        "opencv-python>=4.10",
         "Pillow>=9.1",
         "pycocotools>=2.0.7",
         "tabulate",

@@ -131,6 +131,11 @@ def _known_pairs() -> Iterator[tuple[str, str]]:
             "torch before 2.3 was built for numpy 1: arrays and tensors do not convert",
             "pip install 'numpy<2'",
         )
+    if () < _version("opencv-python") < (4, 10):
+        yield (
+            "OpenCV before 4.10 finds wrong components in maps a few pixels wide",
+            "pip install 'opencv-python>=4.10'",
+        )
     if all(installed_version(name) for name in ("opencv-python", "opencv-python-headless")):
         yield (
             "opencv-python and opencv-python-headless overwrite each other",

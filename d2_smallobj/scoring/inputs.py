@@ -30,6 +30,7 @@ from d2_smallobj.annotations.truth import (
 )
 from d2_smallobj.metrics import component_instances
 from d2_smallobj.scoring.predictions import Predictions, open_predictions, read_prediction
+from d2_smallobj.utils.installation import explain_missing
 from d2_smallobj.utils.messages import look_up_option
 
 SOURCE_KINDS = ("prediction", "semantic", "instances", "image")
@@ -177,8 +178,8 @@ class Inputs:
             )
         except ImportError as error:
             raise ImportError(
-                f"--dataset: registered data sets need torch ({error}); name the folders with "
-                "--semantic and --instances, or the file with --coco-json, instead"
+                f"--dataset: registered data sets need torch ({explain_missing(error) or error}); "
+                "or name the folders with --semantic and --instances, or the file with --coco-json"
             ) from error
 
     def _open_files(self, listed: Sequence[str] | None, label_maps: bool) -> GroundTruth:
