@@ -162,6 +162,10 @@ def add_smallobj_config(cfg: CN) -> None:
     # Iterations after which losses are fetched from the device, logged and checked for NaN, >= 1;
     # also done before every checkpoint. detectron2 logs every 20. 1: the host waits in each one.
     node.SPEED.LOSS_PERIOD = 20
+    # Number of images, >= 0, whose logits are upsampled at once for a loss at LOSS_RESOLUTION
+    # "input". 0: all of the batch; 1: the least memory. Without effect on losses with label
+    # uncertainty, which need sigma upsampled too (docs/performance.md).
+    node.SPEED.LOSS_IMAGES = 0
 
     # ---- Augmentation (docs/method.md#recipe) --------------------------------------------------
     # One of these factors is drawn for every training image.
@@ -264,7 +268,11 @@ def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
         ("an integer >= 1", _integer_from(1), "EWC.NUM_IMAGES POLY_HOLD ACCUMULATE"),
         ("an integer >= 1", _integer_from(1), "SUPERVISION.MASK_REPEAT SPEED.LOSS_PERIOD"),
         ("an integer >= 1", _integer_from(1), "TEST.CRF.ITERATIONS PICTURES.NUM_IMAGES"),
-        ("an integer >= 0", _integer_from(0), "SUPERVISION.NUM_IMAGES PICTURES.PERIOD"),
+        (
+            "an integer >= 0",
+            _integer_from(0),
+            "SUPERVISION.NUM_IMAGES PICTURES.PERIOD SPEED.LOSS_IMAGES",
+        ),
         ("an integer >= -1", _integer_from(-1), "SUPERVISION.SPLIT_SEED"),
         ("in [0, 1]", _share, "FLIP_PROB UNCERTAINTY.BOOTSTRAP.WARMUP"),
         ("in [0, 1)", lambda v: _share(v) and v < 1, "EWC.ALPHA SUPERVISION.BOXES_FROM"),

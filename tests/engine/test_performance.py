@@ -66,7 +66,9 @@ def build(make_config):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, CHANNELS_LAST, {**PLAIN, **CHANNELS_LAST}], ids=["folded", "both", "last"]
+    "options",
+    [{}, {**CHANNELS_LAST, "SMALLOBJ.SPEED.LOSS_IMAGES": 1}, {**PLAIN, **CHANNELS_LAST}],
+    ids=["folded", "all", "last"],
 )
 def test_loss_and_gradients_are_those_of_the_plain_net(build, options):
     """In double precision, where rounding cannot hide a difference."""
@@ -196,7 +198,8 @@ def test_a_run_with_every_option(make_trainer):
     """Both tasks; what is saved loads into the plain net, and training ends where it does."""
     options = {**FROZEN, "SOLVER.BASE_LR": 1e-4, "SMALLOBJ.EWC.FISHER": "online"}
     ends = []
-    for speed in (PLAIN, {**CHANNELS_LAST, "SMALLOBJ.SPEED.LOSS_PERIOD": 3}):
+    periods = {"SMALLOBJ.SPEED.LOSS_PERIOD": 3, "SMALLOBJ.SPEED.LOSS_IMAGES": 1}
+    for speed in (PLAIN, {**CHANNELS_LAST, **periods}):
         trainer = make_trainer(options, speed)
         trainer.train()
         ends.append((trainer.model.state_dict(), trainer._trainer.ewc.fisher))
