@@ -97,6 +97,10 @@ def add_smallobj_config(cfg: CN) -> None:
     node.SUPERVISION.BOXES_FROM = 0.0
     # How often an image with a mask comes for every time one with boxes comes, >= 1. 1: as often.
     node.SUPERVISION.MASK_REPEAT = 1
+    # Label of a pixel in boxes of several classes: "smaller" = the smallest box's, "interior" = of
+    # the box in whose middle it lies deepest, "ignore" = none, "model" = the smallest box's, and
+    # while bootstrapping the most probable of these classes (UncertainSegmentor).
+    node.SUPERVISION.OVERLAPS = "smaller"
     # Read the masks of box images where they are known, only to log how many labels are true.
     node.SUPERVISION.LOG_ACCURACY = True
 

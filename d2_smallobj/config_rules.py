@@ -52,6 +52,7 @@ def _choices() -> dict[str, Sequence[str]]:
         "SPEED.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
         "TEST.AVERAGE": AVERAGES,
         "SUPERVISION.REST": ("boxes", "none"),
+        "SUPERVISION.OVERLAPS": ("smaller", "interior", "ignore", "model"),
         "UNCERTAINTY.FORM": SIGMA_FORMS,
     }
 
