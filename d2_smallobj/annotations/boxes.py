@@ -87,12 +87,17 @@ def number_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     (B, 5) from :func:`checked_boxes`; returns int32 (H, W), 1 for the first box, 0 for no box.
     """
     numbers = np.zeros((height, width), np.int32)
-    area = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
-    # lexsort is stable; the last key counts first.
-    for row in np.lexsort((-area, boxes[:, 0] > 0)):
+    for row in painting_order(boxes):
         _, left, top, right, bottom = boxes[row]
         numbers[top:bottom, left:right] = row + 1
     return numbers
+
+
+def painting_order(boxes: np.ndarray) -> np.ndarray:
+    """Rows of a box table (B, 5) from the lowest to the uppermost: crowds, then by area."""
+    area = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
+    # lexsort is stable; the last key counts first.
+    return np.lexsort((-area, boxes[:, 0] > 0))
 
 
 def classes_of_numbers(boxes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
