@@ -29,6 +29,11 @@ def add_smallobj_config(cfg: CN) -> None:
     # Pixels of the input per pixel of the last feature map: 4, 8, 16 or 32. Strides that would
     # exceed it are replaced by dilation (8: res4 dilation 2, res5 dilation 4).
     node.OUTPUT_STRIDE = 8
+    # MobileNetV2 (build_mobilenet_v2_backbone): multiplier (> 0) of its channels, and whether res5
+    # ends with its last convolution, 1280 channels instead of 320.
+    node.MOBILENET = CN()
+    node.MOBILENET.WIDTH = 1.0
+    node.MOBILENET.LAST_CONV = False
     # Round sizes up in the stem's max pooling, as kazuto1011/deeplab-pytorch does (a side of 160
     # gives 41 rows there, else 40); detectron2's own stem rounds down.
     node.STEM_POOL_CEIL = False
@@ -256,9 +261,9 @@ def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
     finite, factors = "a finite number", "a list of factors > 0"
     for rule, holds, keys in (
         ("> 0", _positive, "ASPP_INIT_STD TASK_A.LR_FACTOR TASK_B.LR_FACTOR POLY_POWER"),
-        ("> 0", _positive, "HEAD_LR_FACTOR HEAD_BIAS_LR_FACTOR UNCERTAINTY.SIGMA_INIT"),
-        ("> 0", _positive, "UNCERTAINTY.BOOTSTRAP.THRESHOLD TEST.CRF.GAUSSIAN_SXY"),
-        ("> 0", _positive, "TEST.CRF.BILATERAL_SXY TEST.CRF.BILATERAL_SRGB"),
+        ("> 0", _positive, "HEAD_LR_FACTOR HEAD_BIAS_LR_FACTOR MOBILENET.WIDTH"),
+        ("> 0", _positive, "UNCERTAINTY.SIGMA_INIT UNCERTAINTY.BOOTSTRAP.THRESHOLD"),
+        ("> 0", _positive, "TEST.CRF.GAUSSIAN_SXY TEST.CRF.BILATERAL_SXY TEST.CRF.BILATERAL_SRGB"),
         (f"{finite} >= 0", _not_negative, "EWC.LAMBDA BIAS_WEIGHT_DECAY TEST.CRF.GAUSSIAN_WEIGHT"),
         (f"{finite} >= 0", _not_negative, "TEST.CRF.BILATERAL_WEIGHT"),
         ("an integer >= 1", _integer_from(1), "EWC.NUM_IMAGES POLY_HOLD ACCUMULATE"),
