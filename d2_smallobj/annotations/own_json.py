@@ -143,22 +143,23 @@ def _image(
     image = file.images[number]
     name = resolve_inside(Path(), file.file_name(number), f"image {number}").as_posix()
     kept = tuple(entry for entry in entries if entry.category_id in class_ids)
-    rows: list[tuple[float, ...]] | None = []
-    for entry in kept:
-        if not entry.bbox:
-            rows = None
-            break
-        if len(entry.bbox) != 4:
-            raise ValueError(f"annotation {entry.id}: bbox is {entry.bbox}, not 4 numbers")
-        left, top, width, height = entry.bbox
-        label = class_ids[entry.category_id] * (-1 if entry.iscrowd else 1)
-        rows.append((label, left, top, left + width, top + height))
-    where = f"image {number} ({name})"
-    boxes = None if rows is None else checked_boxes(rows, image.height, image.width, where)
+    where, boxes = f"image {number} ({name})", None
+    if all(entry.bbox for entry in kept):
+        rows = [_box(entry, class_ids) for entry in kept]
+        boxes = checked_boxes(rows, image.height, image.width, where)
     classes = tuple(sorted({class_ids[entry.category_id] for entry in kept}))
     return OwnImage(
         number, name, image.height, image.width, kept, bool(entries), boxes, classes
     )  # fmt: skip
+
+
+def _box(entry: OwnEntry, class_ids: Mapping[Id, int]) -> tuple[float, ...]:
+    """A row of a box table."""
+    if entry.bbox is None or len(entry.bbox) != 4:
+        raise ValueError(f"annotation {entry.id}: bbox is {entry.bbox}, not 4 numbers")
+    left, top, width, height = entry.bbox
+    label = class_ids[entry.category_id] * (-1 if entry.iscrowd else 1)
+    return label, left, top, left + width, top + height
 
 
 def _no_masks(path: str, entries: Sequence[OwnEntry]) -> str:
