@@ -53,6 +53,7 @@ class CategoryEntry(msgspec.Struct, frozen=True, gc=False):
 
     id: Id
     name: str
+    supercategory: _Text = None
 
 
 class AnnotationEntry(msgspec.Struct, frozen=True, gc=False):
