@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 
 from d2_smallobj.utils.cli import make_parser, parse_with_overrides, readable_errors
@@ -77,6 +78,7 @@ def build_ablations(args: argparse.Namespace) -> list[Ablation]:
         seeds=args.seeds,
         num_gpus=args.num_gpus,
         options=tuple(args.opts),
+        deadline=time.monotonic() + args.seconds,
     )
     ablations = sweep.split_by_method(ablation, args.methods) if args.methods else [ablation]
     for each in ablations:
@@ -128,6 +130,7 @@ def build_comparison(args: argparse.Namespace) -> mixed.MixedSupervision:
         seeds=args.seeds,
         num_gpus=args.num_gpus,
         options=tuple(args.opts),
+        deadline=time.monotonic() + args.seconds,
     )
 
 

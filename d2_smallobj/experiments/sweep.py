@@ -31,6 +31,7 @@ from d2_smallobj.experiments.paper_tables import (
 from d2_smallobj.experiments.scheduling import visible_devices
 from d2_smallobj.experiments.seed_gains import measure_seed_gains, write_seed_gains
 from d2_smallobj.report.drawing import new_figure, save_figure
+from d2_smallobj.utils.cli import positive_int
 from d2_smallobj.utils.installation import explain_missing
 from d2_smallobj.utils.messages import look_up_option
 from detectron2.data import DatasetCatalog
@@ -56,6 +57,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, config_file: str, outp
     parser.add_argument(
         "--jobs", type=int, help="runs at once; default: as the GPUs allow, 1 without one"
     )
+    text = "end after this time; called again, it goes on (default: no limit)"
+    parser.add_argument("--seconds", type=positive_int, default=math.inf, help=text)
 
 
 def run_and_report(
