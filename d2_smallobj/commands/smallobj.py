@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = " ".join(args[:words])
     if name == "prepare" or (words == 2 and args[1:2] in (["-h"], ["--help"])):
         print(help_text("prepare"))
-        sys.exit(0 if len(args) > 1 else 2)
+        return
     if name not in SUBCOMMANDS:
         near = difflib.get_close_matches(name, SUBCOMMANDS, n=3) or list(SUBCOMMANDS)
         print(f"error: no subcommand {name!r}; did you mean {', '.join(near)}?", file=sys.stderr)
