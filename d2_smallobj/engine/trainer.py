@@ -17,7 +17,8 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from d2_smallobj.config import task_a_iterations, validate_config
+from d2_smallobj.config import task_a_iterations
+from d2_smallobj.config_rules import validate_config
 from d2_smallobj.data.loaders import build_test_loader, build_train_loader, on_device
 from d2_smallobj.engine.checkpoint import SafeCheckpointer
 from d2_smallobj.engine.distributed import check_batch_size, distribute, synchronize_buffers
