@@ -134,7 +134,7 @@ def test_a_failure_is_status_1_and_names_what(run, tmp_path, command, told):
     places = {"out": tmp_path / "out", "file": tmp_path / "file"}
     code, out, error = run(*command.format(**places).split())
     assert (code, out) == (1, "")
-    assert error.startswith("error: ")
+    error = error[error.index("error: ") :]  # after a progress bar
     assert told.format(**places) in error
     assert error.count("\n") == (3 if "1 path(s) missing:" in error else 1), error
     assert not places["out"].exists() or not [*places["out"].rglob("*.*")]
