@@ -18,6 +18,11 @@ def add_smallobj_config(cfg: CN) -> None:
     # Pixels of the input per pixel of the last feature map: 4, 8, 16 or 32. Strides that would
     # exceed it are replaced by dilation (8: res4 dilation 2, res5 dilation 4).
     node.OUTPUT_STRIDE = 8
+    # MobileNetV2 (build_mobilenet_v2_backbone): multiplier (> 0) of its channels, and whether res5
+    # ends with its last convolution, 1280 channels instead of 320.
+    node.MOBILENET = CN()
+    node.MOBILENET.WIDTH = 1.0
+    node.MOBILENET.LAST_CONV = False
     # Round sizes up in the stem's max pooling, as kazuto1011/deeplab-pytorch does (a side of 160
     # gives 41 rows there, else 40); detectron2's own stem rounds down.
     node.STEM_POOL_CEIL = False

@@ -63,9 +63,9 @@ def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
     finite, factors = "a finite number", "a list of factors > 0"
     for rule, holds, keys in (
         ("> 0", _positive, "ASPP_INIT_STD TASK_A.LR_FACTOR TASK_B.LR_FACTOR POLY_POWER"),
-        ("> 0", _positive, "HEAD_LR_FACTOR HEAD_BIAS_LR_FACTOR UNCERTAINTY.SIGMA_INIT"),
-        ("> 0", _positive, "UNCERTAINTY.BOOTSTRAP.THRESHOLD TEST.CRF.GAUSSIAN_SXY"),
-        ("> 0", _positive, "TEST.CRF.BILATERAL_SXY TEST.CRF.BILATERAL_SRGB"),
+        ("> 0", _positive, "HEAD_LR_FACTOR HEAD_BIAS_LR_FACTOR MOBILENET.WIDTH"),
+        ("> 0", _positive, "UNCERTAINTY.SIGMA_INIT UNCERTAINTY.BOOTSTRAP.THRESHOLD"),
+        ("> 0", _positive, "TEST.CRF.GAUSSIAN_SXY TEST.CRF.BILATERAL_SXY TEST.CRF.BILATERAL_SRGB"),
         (f"{finite} >= 0", _not_negative, "EWC.LAMBDA BIAS_WEIGHT_DECAY TEST.CRF.GAUSSIAN_WEIGHT"),
         (f"{finite} >= 0", _not_negative, "TEST.CRF.BILATERAL_WEIGHT"),
         ("an integer >= 1", _integer_from(1), "EWC.NUM_IMAGES POLY_HOLD ACCUMULATE"),

@@ -78,12 +78,16 @@ def parse_build(arguments: Sequence[str] | None) -> argparse.Namespace:
     for flag, old, paths in (("--lvis-json", "--lvis", lvis), ("--coco-json", "--coco", coco)):
         add_shared(inputs, flag, type=Path, nargs="+", default=paths, metavar="FILE")
         # The names of earlier versions.
-        hidden = {"dest": flag[2:].replace("-", "_"), "default": paths, "help": argparse.SUPPRESS}
+        hidden: dict[str, Any] = {
+            "dest": flag[2:].replace("-", "_"),
+            "default": paths,
+            "help": argparse.SUPPRESS,
+        }
         inputs.add_argument(old, type=Path, nargs="+", **hidden)
     add_shared(inputs, "--images", type=Path, default=root / "coco")
     add_shared(inputs, "--output", required=False, default=root / "pascal_b")
     add_shared(inputs, "--jobs", default=os.cpu_count() or 1)
-    file = {"type": Path, "metavar": "FILE"}
+    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
     text = "build this set again, with its options instead of those below"
     inputs.add_argument("--manifest", help=text, **file)
     text = "do without the images: no JPEGImages"

@@ -42,8 +42,15 @@ with readable_errors():
     from d2_smallobj.utils.messages import UsageError
     from d2_smallobj.utils.opencv import cv2
 
-_SOURCES = ("--dataset", "--coco-json", "--lvis-json", "--panoptic", "--cityscapes", "--semantic")
-_SOURCES += ("--instances",)
+_SOURCES = (
+    "--dataset",
+    "--coco-json",
+    "--lvis-json",
+    "--panoptic",
+    "--cityscapes",
+    "--semantic",
+    "--instances",
+)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from d2_smallobj.utils.cli import add_shared, checked, make_parser, positive_int, readable_errors
 
@@ -47,7 +48,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     text = "of those above (default: corner removal)"
-    choice = {"nargs": "+", "choices": EXPERIMENTS, "default": ["corner", "removal"]}
+    choice: dict[str, Any] = {
+        "nargs": "+",
+        "choices": EXPERIMENTS,
+        "default": ["corner", "removal"],
+    }
     parser.add_argument("--experiments", metavar="EXPERIMENT", help=text, **choice)
     data = parser.add_argument_group("ground truth, one of (default: scenes drawn here)")
     add_shared(data, "--semantic", "--coco-json", "--lvis-json", "--dataset")
@@ -57,7 +62,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     text = "class to look at (default: corner, any; removal, the most frequent)"
     how.add_argument("--class", dest="class_name", metavar="NAME", help=text)
     add_shared(how, "--size-bins", type=checked(parse_size_bins))
-    number = {"type": positive_int, "metavar": "N"}
+    number: dict[str, Any] = {"type": positive_int, "metavar": "N"}
     how.add_argument("--steps", default=20, help="steps of a stage of the corner cases", **number)
     how.add_argument("--points", default=200, help="most points of the removal curve", **number)
     add_shared(how, "--predictions", nargs="+", default=[], metavar="NAME=PATH")

@@ -70,6 +70,7 @@ class SemSegMapper:
         """
         x = copy.copy(dataset_dict)
         image = read_image(x["file_name"], self.image_format)
+        _check_size(x, image)
         x["height"], x["width"] = image.shape[:2]
         if not self.is_train:
             x["image"] = _to_tensor(image)
@@ -113,6 +114,17 @@ def read_image(path: str, image_format: str) -> np.ndarray:
         return detection_utils.read_image(path, format=image_format)
     except CORRUPT_IMAGE as error:
         raise OSError(f"{path}: the image cannot be read: {error}") from error
+
+
+def _check_size(x: dict[str, Any], image: np.ndarray) -> None:
+    """Refuse an image of another size than its data set states."""
+    height, width = image.shape[:2]
+    stated = (x.get("height", height), x.get("width", width))
+    if stated != (height, width):
+        raise ValueError(
+            f"{x['file_name']}: the image is {width}x{height}, its data set says "
+            f"{stated[1]}x{stated[0]} (width x height, EXIF orientation applied)"
+        )
 
 
 def images_per_step(cfg: CfgNode) -> int:

@@ -5,7 +5,8 @@ Keys of a dataset dict that this module knows:
 - ``supervision``: ``"mask"`` or ``"boxes"``; without it, the image has a mask;
 - ``boxes``: a table as in :mod:`d2_smallobj.annotations.boxes`; without it, boxes are derived from
   ``ins_seg_file_name`` and ``sem_seg_file_name``;
-- ``label_rule``: how the values of the label files become classes.
+- ``label_rule``: how the values of the label files become classes;
+- ``no_masks``: why it has no ``sem_seg_file_name``, in a sentence.
 
 Legend: H, W height and width of the image.
 """
@@ -92,6 +93,8 @@ def check_supervision(dicts: Sequence[Mapping[str, Any]]) -> None:
     """Check that every image has what its flag promises; a ValueError names those that lack it."""
     no_masks, no_boxes = [], []
     for x in dicts:
+        if "no_masks" in x and x.get("supervision") != "boxes":
+            raise ValueError(f"DATASETS.TRAIN: there is nothing to train on: {x['no_masks']}")
         if "supervision" not in x:
             continue
         name = str(x.get("file_name"))

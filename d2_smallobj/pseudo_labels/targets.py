@@ -7,7 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, DEMO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
@@ -62,6 +63,19 @@ class TargetImage:
         except CORRUPT_IMAGE as error:
             raise ValueError(f"{self.picture}: the image cannot be read: {error}") from error
         return (width, height) if rotated else (height, width)
+
+
+def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image as uint8 (H, W, 3) RGB, EXIF orientation applied.
+
+    Raises:
+        OSError: it cannot be read; names the file.
+    """
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except CORRUPT_IMAGE as error:
+        raise OSError(f"{path}: the image cannot be read: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from d2_smallobj.commands import smallobj
 from d2_smallobj.commands.smallobj import SUBCOMMANDS
 from d2_smallobj.utils import cli
 
-NAMES = [*SUBCOMMANDS, "evaluate merge"]
+NAMES = [*(name for name in SUBCOMMANDS if "weak" not in name), "evaluate merge"]
 # Where one name needs two texts.
 OWN_TEXT = {
     "--output": "a folder, or the one file that is written",
