@@ -71,7 +71,8 @@ class MapPairs:
         Returns:
             One dict per image: ``file_name``, ``sem_seg_file_name``, ``image_id`` (str),
             ``height``, ``width``, ``image_classes``, ``boxes``, with instance maps
-            ``ins_seg_file_name``.
+            ``ins_seg_file_name``. Where ``check`` passes over what is made on first use, those
+            that tell of the maps are absent.
 
         Raises:
             FileNotFoundError: files are missing, or :meth:`look` has not been called; one error
@@ -80,8 +81,9 @@ class MapPairs:
         """
         found = self._files(check := check or FileCheck(self._semantic))
         index = self._index(found)
-        check.require(index, one_of_many=False)
-        check.raise_if_missing()
+        if not check.require(index, one_of_many=False):
+            check.raise_if_missing()
+            return found
         seen = msgspec.json.decode(index.read_bytes(), type=list[_Seen])
         return [
             {

@@ -52,14 +52,14 @@ class Findings:
 
 def find_files(spec: DatasetSpec) -> DatasetFiles:
     """Look which files of a data set exist; opens only lists and annotation files."""
-    check = FileCheck(spec.name, spec.prepare_command)
+    check = FileCheck(spec.name, spec.prepare_command, made_in=spec.makes)
     try:
-        return DatasetFiles("ready", f"{len(spec.list_files(check)):,}")
+        number = f"{len(spec.list_files(check)):,}"
+        return DatasetFiles("on first use" if check.to_make else "ready", number)
     except ValueError as error:
         return DatasetFiles("unusable", what_to_do=str(error))
     except FileNotFoundError:
-        made = os.path.join(spec.makes or spec.folder, "")
-        if spec.ensure is not None and all(path.startswith(made) for path in check.missing):
+        if spec.ensure is not None and spec.makes is None:
             return DatasetFiles("on first use")
     shown = [
         os.path.relpath(path, spec.folder) + os.sep * path.endswith(os.sep)
@@ -151,14 +151,10 @@ def _read_maps(
 
 
 def describe(spec: DatasetSpec, checked: Findings) -> str:
-    """Describe a user's data set: its classes in a table, and warnings, one a line.
-
-    Raises as :meth:`.DatasetSpec.list_files`.
-    """
-    try:
-        dicts = spec.list_files()
-    except FileNotFoundError:
-        return f"{spec.name}: its classes are counted once its files are made (--check makes them)"
+    """Describe a user's data set: its classes in a table, and warnings, one a line."""
+    dicts = spec.list_files(FileCheck(spec.name, made_in=spec.makes))
+    if any("image_classes" not in record for record in dicts):
+        return f"{spec.name}: its classes are counted when it is used first (--check is a use)"
     images = Counter(c for record in dicts for c in record["image_classes"])
     boxed = any("boxes" in record for record in dicts)
     boxes = Counter(int(row[0]) for record in dicts for row in record.get("boxes", ()))

@@ -353,7 +353,11 @@ def shown(capsys, *arguments):
 def test_the_list(own, pairs, cache, capsys):
     shutil.rmtree(cache)
     code, text = shown(capsys, own.name)
-    assert (code, "| on first use |" in text) == (0, True)
+    assert not cache.exists()
+    assert (code, "| on first use | 4 |" in text) == (0, True)
+    assert "| 2 | cat | 2 | 3 |" in text
+    code, text = shown(capsys, pairs.two.replace("=5", "=6"))
+    assert (code, "its classes are counted when it is used first" in text) == (0, True)
     code, text = shown(capsys, own.name, "--check")
     assert code == 0
     assert "| ready | 4 |" in text
