@@ -99,9 +99,7 @@ def number_boxes(
     """
     numbers = np.zeros((height, width), np.int32)
     depth = np.zeros((height, width))
-    area = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
-    # lexsort is stable; the last key counts first.
-    for row in np.lexsort((-area, boxes[:, 0] > 0)):
+    for row in painting_order(boxes):
         class_id, left, top, right, bottom = boxes[row]
         window = np.s_[top:bottom, left:right]
         if not interior or class_id < 0:
@@ -111,6 +109,13 @@ def number_boxes(
         nearer = inward >= depth[window]
         numbers[window][nearer], depth[window][nearer] = row + 1, inward[nearer]
     return numbers
+
+
+def painting_order(boxes: np.ndarray) -> np.ndarray:
+    """Rows of a box table (B, 5) from the lowest to the uppermost: crowds, then by area."""
+    area = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
+    # lexsort is stable; the last key counts first.
+    return np.lexsort((-area, boxes[:, 0] > 0))
 
 
 def _inward(side: int) -> np.ndarray:

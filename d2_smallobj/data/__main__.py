@@ -1,7 +1,8 @@
 """List the registered data sets and check their files.
 
-The list says which files exist, which are missing, and which command makes them. Without names it
-has all data sets. A training set with another folder of label maps is named as in a config
+The list says which files exist, which are missing, and which command makes them; "24 of 10,582"
+images are those of a list that is shorter than the published one. Without names it has all sets.
+A training set with another folder of label maps is named as in a config
 (voc_2012_trainaug@FOLDER), as are a user's own files (coco_json@JSON@IMAGES), whose classes are
 listed, too; --check paints their masks. The data sets lie in $DETECTRON2_DATASETS, or in --root.
 The exit status is 1 if a named set cannot be used, or if --check or --account finds an error.

@@ -30,7 +30,7 @@ class DatasetFiles(NamedTuple):
     """State of a data set's files, as the list shows it."""
 
     state: str  # "ready", "on first use" (made when needed), "missing", "unusable" (a bad list)
-    images: str = ""  # their number
+    images: str = ""  # their number, and that of the published set if it is another
     missing: str = ""  # the missing paths, or their number and the first one
     what_to_do: str = ""  # what is wrong, or the command or page that helps to get the files
 
@@ -54,8 +54,10 @@ def find_files(spec: DatasetSpec) -> DatasetFiles:
     """Look which files of a data set exist; opens only lists and annotation files."""
     check = FileCheck(spec.name, spec.prepare_command, made_in=spec.makes)
     try:
-        number = f"{len(spec.list_files(check)):,}"
-        return DatasetFiles("on first use" if check.to_make else "ready", number)
+        number = len(spec.list_files(check))
+        expected = spec.published or number
+        images = f"{number:,}" + (f" of {expected:,}" if number != expected else "")
+        return DatasetFiles("on first use" if check.to_make else "ready", images)
     except ValueError as error:
         return DatasetFiles("unusable", what_to_do=str(error))
     except FileNotFoundError:
