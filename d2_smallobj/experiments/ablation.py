@@ -27,12 +27,13 @@ from d2_smallobj.engine.checkpoint import load_torch_file, save_torch_file
 from d2_smallobj.engine.setup import build_config, flatten
 from d2_smallobj.engine.tasks import TASK_A_CHECKPOINT
 from d2_smallobj.engine.trainer import HEADLINE
+from d2_smallobj.experiments import ABLATION_VARIANTS
 from d2_smallobj.experiments.paper_tables import BASELINE, mean_and_deviation
 from d2_smallobj.experiments.scheduling import Job, Resources, divide_machine, run_jobs
 from d2_smallobj.utils.files import atomic_write_text
 
 TRAIN_COMMAND = (sys.executable, "-m", "d2_smallobj.commands.train_net")
-KINDS = ("ce", "sw", "ce_sw", "ce_sb_online", "ce_sb_empirical")
+KINDS = ABLATION_VARIANTS
 _TASK_A_FILE = f"{TASK_A_CHECKPOINT}.pth"
 _HOURS_FILE = "hours.txt"
 _WITHOUT_EFFECT = (

@@ -31,7 +31,6 @@ from d2_smallobj.experiments.paper_tables import (
 from d2_smallobj.experiments.scheduling import visible_devices
 from d2_smallobj.experiments.seed_gains import measure_seed_gains, write_seed_gains
 from d2_smallobj.report.drawing import new_figure, save_figure
-from d2_smallobj.utils.cli import positive_int
 from d2_smallobj.utils.installation import explain_missing
 from d2_smallobj.utils.messages import look_up_option
 from detectron2.data import DatasetCatalog
@@ -48,25 +47,12 @@ _COLORS = ("#d9480f", "#1971c2", "#2f9e44", "#9c36b5", "#f08c00", "#0b7285")
 _MOST_LABELS = 30
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, *, config_file: str, output: str) -> None:
-    """Add the options of a tool that runs many trainings, with two of their defaults."""
-    parser.add_argument("--config-file", default=config_file, metavar="FILE")
-    parser.add_argument("--output", type=Path, default=Path(output), metavar="DIR")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of one run")
-    parser.add_argument(
-        "--jobs", type=int, help="runs at once; default: as the GPUs allow, 1 without one"
-    )
-    text = "end after this time; called again, it goes on (default: no limit)"
-    parser.add_argument("--seconds", type=positive_int, default=math.inf, help=text)
-
-
 def run_and_report(
     args: argparse.Namespace, ablations: Sequence[Ablation], write: Callable[[], str]
 ) -> None:
     """Run all incomplete runs, then write the tables of the complete ones, also after a failure.
 
-    ``args`` are those of :func:`add_run_arguments`; ``write`` writes the tables and returns the one
+    ``args`` are those of the command line; ``write`` writes the tables and returns the one
     to print. Raises SystemExit with a message for the user if a run failed.
     """
     failure = None
