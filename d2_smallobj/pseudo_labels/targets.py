@@ -7,8 +7,6 @@ import os
 import re
 from pathlib import Path
 
-from PIL import Image
-
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, DEMO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.dataset_files import (
@@ -22,9 +20,9 @@ from d2_smallobj.annotations.dataset_files import (
     coco_labels,
     voc_labels,
 )
+from d2_smallobj.annotations.image_files import open_picture
 from d2_smallobj.annotations.image_lists import find_list, image_index, image_path, read_image_list
 from d2_smallobj.annotations.image_sources import SourceReader
-from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
 from d2_smallobj.annotations.truth import GroundTruth, TruthImage, annotation_truth
 from d2_smallobj.utils.messages import look_up_option
 
@@ -50,17 +48,15 @@ class TargetImage:
         """Return height and width of the image as it is trained on, EXIF orientation applied.
 
         Raises:
-            ValueError: its file is missing or no picture.
+            OSError: its file is missing.
+            ValueError: it is damaged or no picture.
         """
         if self.size is not None:
             return self.size
         assert self.picture is not None
-        try:
-            with Image.open(self.picture) as picture:
-                width, height = picture.size
-                rotated = picture.getexif().get(_ORIENTATION, 1) >= _ROTATED
-        except CORRUPT_IMAGE as error:
-            raise ValueError(f"{self.picture}: the image cannot be read: {error}") from error
+        with open_picture(self.picture) as picture:
+            width, height = picture.size
+            rotated = picture.getexif().get(_ORIENTATION, 1) >= _ROTATED
         return (width, height) if rotated else (height, width)
 
 

@@ -109,6 +109,9 @@ def user_message(error: BaseException) -> str | None:
         return None
     elif isinstance(error, ImportError):
         text = explain_missing(error) or text
+    elif isinstance(error, OSError) and error.strerror:
+        # Without the number, which says nothing to a person.
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return text[raised[-1].end() :] if raised else text
 
 
