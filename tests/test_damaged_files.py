@@ -1,7 +1,7 @@
 """Damage every kind of file that is read: one clear error that names the file, or a true result.
 
 Bits are flipped, bytes overwritten, cut, repeated and put in; in text, numbers and words are also
-replaced by what a parser stumbles over. The default run takes seconds; ``--run-slow`` takes minutes.
+replaced by what a parser stumbles over. The default run takes seconds, ``--run-slow`` minutes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 from PIL import Image
+from pycocotools import mask as coco_mask
 from small_scenes import NAMES, guess, scene, write_ids
 
 from d2_smallobj.annotations.boxes import coco_boxes, read_voc_boxes
@@ -35,6 +35,7 @@ from d2_smallobj.annotations.truth import TruthImage
 from d2_smallobj.pascal_b.candidates import read_reject_list
 from d2_smallobj.pascal_b.index import read_index
 from d2_smallobj.pascal_b.near_duplicates import hash_picture
+from d2_smallobj.pseudo_labels.activations import read_maps
 from d2_smallobj.pseudo_labels.formats import read_pseudo_label
 from d2_smallobj.pseudo_labels.targets import TargetImage
 from d2_smallobj.report.review import read_suspicions
@@ -317,40 +318,78 @@ LIST = "\n".join(
 SUSPICIONS = "image_id,disagreement,void_share,message\n" + "".join(
     f"{n},0.4,0.{n},\n" for n in range(1, 9)
 )
-JSON = {"text": True}
+
+
+def ints(found):
+    return all(type(number) is int for number in found)
+
+
+def stored(name, save):
+    """A writer that calls ``save`` with the path."""
+
+    def write(folder):
+        save(folder / name)
+        return folder / name
+
+    return write
+
+
+SMALL = guess(0)[:6, :8] % 4
+REJECTED = {"version": 1, "rejected": [{"image_id": 3, "reason": "x"}]}
 READERS = {
     "label PNG": Reader(label_png, lambda path: (read_labels(path), label_size(path))),
-    "label npy": Reader(array("a.npy", scene(0)[1]), lambda p: (read_labels(p), label_size(p)),
-                        lambda found: is_map(found[0]) and found[0].shape == found[1]),
+    "label npy": Reader(
+        array("a.npy", scene(0)[1]),
+        lambda path: (read_labels(path), label_size(path)),
+        lambda found: is_map(found[0]) and found[0].shape == found[1],
+    ),
     "JPEG": Reader(picture("a.jpg"), look_at, lambda found: found[0].ndim == 3),
     "PNG picture": Reader(picture("a.png"), look_at, lambda found: found[0].ndim == 3),
-    "label TIFF": Reader(lambda f: Image.fromarray(guess(0)).save(f / "a.tif") or f / "a.tif",
-                         read_labels, is_map),
-    "pseudo label": Reader(lambda f: write_label_map(f / "a.png", guess(0)[:6, :8] % 4) or f / "a.png",
-                           pseudo("indices")),
-    "activation maps": Reader(array("a.npy", {"keys": np.array([0, 2]), "high_res": MAPS}),
-                              pseudo("cams"), is_pseudo),
+    "label TIFF": Reader(
+        stored("a.tif", lambda path: Image.fromarray(guess(0)).save(path)), read_labels, is_map
+    ),
+    "pseudo label": Reader(
+        stored("a.png", lambda path: write_label_map(path, SMALL)), pseudo("indices")
+    ),
+    "activation maps": Reader(
+        array("a.npy", {"keys": np.array([0, 2]), "high_res": MAPS}), pseudo("cams"), is_pseudo
+    ),
     "scores": Reader(array("a.npy", {0: MAPS[0], 2: MAPS[1]}), pseudo("scores"), is_pseudo),
-    "COCO": Reader(saved("c.json", annotation_file("coco")), read_annotations("coco"), are_maps, True),
-    "LVIS": Reader(saved("l.json", annotation_file("lvis")), read_annotations("lvis"), are_maps, True),
-    "panoptic JSON": Reader(panoptic_json, read_panoptic, lambda found: all(s.ndim == 2 for s, _ in found),
-                            True),
+    "plain maps": Reader(array("a.npy", MAPS), read_maps, lambda found: np.isfinite(found).all()),
+    "COCO": Reader(
+        saved("c.json", annotation_file("coco")), read_annotations("coco"), are_maps, True
+    ),
+    "LVIS": Reader(
+        saved("l.json", annotation_file("lvis")), read_annotations("lvis"), are_maps, True
+    ),
+    "panoptic JSON": Reader(
+        panoptic_json, read_panoptic, lambda found: all(s.ndim == 2 for s, _ in found), True
+    ),
     "panoptic PNG": Reader(panoptic_png, read_panoptic),
-    "predictions": Reader(predictions, read_predictions, lambda found: all(map(is_map, found)), True),
-    "VOC boxes": Reader(saved("a.xml", VOC), lambda path: read_voc_boxes(path, {"cat": 8}), inside, True),
-    "image list": Reader(saved("l.txt", LIST), read_image_list,
-                         lambda found: all(i.image_id and ".." not in str(i.image) for i in found), True),
-    "class names": Reader(saved("c.txt", "\n".join(NAMES)), lambda path: read_class_names(str(path)),
-                          lambda found: len(set(found)) == len(found) > 0, True),
-    "reject list": Reader(saved("r.txt", "12 # dark\n77\n"), read_reject_list,
-                          lambda found: all(type(n) is int for n in found), True),
-    "reject JSON": Reader(saved("r.json", {"version": 1, "rejected": [{"image_id": 3, "reason": "x"}]}),
-                          read_reject_list, lambda found: all(type(n) is int for n in found), True),
-    "candidates CSV": Reader(saved("s.csv", SUSPICIONS), read_suspicions,
-                             lambda found: all(type(n) is int for n in found), True),
+    "predictions": Reader(
+        predictions, read_predictions, lambda found: all(map(is_map, found)), True
+    ),
+    "VOC boxes": Reader(
+        saved("a.xml", VOC), lambda path: read_voc_boxes(path, {"cat": 8}), inside, True
+    ),
+    "image list": Reader(
+        saved("l.txt", LIST),
+        read_image_list,
+        lambda found: all(i.image_id and ".." not in str(i.image) for i in found),
+        True,
+    ),
+    "class names": Reader(
+        saved("c.txt", "\n".join(NAMES)),
+        lambda path: read_class_names(str(path)),
+        lambda found: len(set(found)) == len(found) > 0,
+        True,
+    ),
+    "reject list": Reader(saved("r.txt", "12 # dark\n77\n"), read_reject_list, ints, True),
+    "reject JSON": Reader(saved("r.json", REJECTED), read_reject_list, ints, True),
+    "candidates CSV": Reader(saved("s.csv", SUSPICIONS), read_suspicions, ints, True),
     **(weight_readers() if TORCH else {}),
     **{f"run, {name}": Reader(scored(name), figures, None, True) for name in RUN_FILES},
-}  # fmt: skip
+}
 
 
 def damage(content: bytes, rng: np.random.Generator, text: bool) -> bytes:

@@ -51,6 +51,7 @@ class CategoryEntry(msgspec.Struct, frozen=True, gc=False):
 
     id: Id
     name: str
+    supercategory: _Text = None
 
 
 class AnnotationEntry(msgspec.Struct, frozen=True, gc=False):

@@ -34,14 +34,16 @@ _MOST_PIXELS = 178_956_970
 
 @contextlib.contextmanager
 def open_picture(
-    path: str | os.PathLike[str], content: bytes | None = None, what: str = "picture"
+    path: str | os.PathLike[str],
+    content: bytes | None = None,
+    problem: str = "the image cannot be read",
 ) -> Iterator[Image.Image]:
     """Open a picture with Pillow, to be decoded in the ``with`` block.
 
     Args:
         path: the file.
         content: its bytes, if they have been read.
-        what: what it is, for messages.
+        problem: what messages say of a damaged one.
 
     Raises:
         OSError: the file is missing or no regular file.
@@ -57,7 +59,7 @@ def open_picture(
         # Pillow fails in many ways (KeyError, ZeroDivisionError, ...), wherever the damage is.
         except Exception as error:
             reason = str(error) or type(error).__name__
-            raise ValueError(f"{path}: corrupt or truncated {what} ({reason})") from error
+            raise ValueError(f"{path}: {problem}: {reason}") from error
 
 
 class Header(NamedTuple):
@@ -169,7 +171,7 @@ def _decode_packed(
     """Decode an interlaced map, or one with several pixels to a byte: uint8 or uint16 (H, W)."""
     if not header.interlaced:
         _inflate(header, data, path)
-    with open_picture(path, content, "label map") as image:
+    with open_picture(path, content, "corrupt or truncated label map") as image:
         labels = np.asarray(image)
     if header.depth == 16:
         return labels.astype(np.uint16)

@@ -10,7 +10,6 @@ returned, every checksum and pixel count verified. Legend: H, W height and width
 from __future__ import annotations
 
 import io
-import math
 import os
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from PIL import Image
 
 from d2_smallobj.annotations.image_files import SIGNATURE, decode_png, open_picture, parse_header
 from d2_smallobj.utils.files import atomic_write, open_file
-from d2_smallobj.utils.safe_pickle import read_npy_header
+from d2_smallobj.utils.safe_pickle import read_npy
 
 SUFFIXES = (".png", ".npy")
 _INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "1", "I")
@@ -40,7 +39,7 @@ def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
     content = read_content(path)
     if content.startswith(SIGNATURE):
         return decode_png(content, path)
-    with open_picture(path, content, "label map") as image:
+    with open_picture(path, content, "corrupt or truncated label map") as image:
         mode, labels = image.mode, np.asarray(image)
     if mode not in _INDEX_MODES or labels.min() < 0 or labels.max() > 65535:
         raise ValueError(
@@ -139,33 +138,18 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
 def _read_array(path: str | os.PathLike[str], *, header_only: bool) -> np.ndarray:
     """Read a label map from a ``.npy`` file without ever unpickling; of the header, no pixels."""
     try:
-        file = open_file(path)
+        labels = read_npy(path, header_only=header_only)
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, "no such label map", os.fspath(path)) from error
-    with file:
-        if file.peek(2).startswith(b"PK"):
-            raise ValueError(f"{path}: a label map is one array, this is an archive of several")
-        shape, by_columns, dtype = read_npy_header(file, path)
-        if len(shape) != 2 or dtype.kind not in "iu" or not all(shape):
-            hint = ""
-            if len(shape) == 3 or dtype.kind == "f":
-                hint = "; of scores, save the labels: scores.argmax(0).astype(numpy.uint8)"
-            raise ValueError(
-                f"{path}: a label map is a non-empty integer array of shape (H, W), got shape "
-                f"{shape} of {dtype}{hint}"
-            )
-        # Compared before anything is allocated: a header may promise any number.
-        found = os.fstat(file.fileno()).st_size - file.tell()
-        promised = math.prod(shape) * dtype.itemsize
-        if found != promised:
-            raise ValueError(
-                f"{path}: not a complete .npy file of plain numbers ({found} bytes of pixels, its "
-                f"header promises {promised})"
-            )
-        if header_only:
-            return np.broadcast_to(np.zeros((), dtype), shape)
-        labels = np.frombuffer(bytearray(file.read()), dtype)
-    return labels.reshape(shape, order="F" if by_columns else "C")
+    if labels.ndim == 2 and labels.dtype.kind in "iu" and labels.size:
+        return labels
+    hint = ""
+    if labels.ndim == 3 or labels.dtype.kind == "f":
+        hint = "; of scores, save the labels: scores.argmax(0).astype(numpy.uint8)"
+    raise ValueError(
+        f"{path}: a label map is a non-empty integer array of shape (H, W), got shape "
+        f"{labels.shape} of {labels.dtype}{hint}"
+    )
 
 
 class LabelFolder:

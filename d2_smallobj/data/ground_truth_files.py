@@ -61,6 +61,8 @@ class TruthFinder:
             return source
         if semantic is not None:
             return ImageSource(name, semantic)
+        if "no_masks" in record:
+            raise ValueError(f"data set {self._name!r} has no ground truth: {record['no_masks']}")
         if "annotations" in record and not self._paints:
             raise ValueError(no_semantics(self._name, "no 'sem_seg_file_name' in its dicts"))
         raise ValueError(

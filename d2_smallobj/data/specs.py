@@ -66,6 +66,8 @@ class DatasetSpec:
     instances_json: str | None = None  # COCO file of its instances, where they are not PNGs
     ensure: Callable[[], None] | None = None  # makes its files if they are missing
     label_rule: LabelRule | None = None  # makes classes of the values of its label files
+    makes: Path | None = None  # folder in which ``ensure`` makes files; default: its own
+    weak: bool = False  # whether its label maps are no ground truth
 
     @property
     def see(self) -> str:
@@ -119,7 +121,7 @@ def with_labels(spec: DatasetSpec, name: str, folder: str) -> DatasetSpec:
     """Return a training set of this name with the label maps of another folder."""
     lister = functools.partial(spec.lister, label_dir=folder)
     command = spec.command if spec.ensure is not None else ""
-    return dataclasses.replace(spec, name=name, lister=lister, command=command)
+    return dataclasses.replace(spec, name=name, lister=lister, command=command, weak=True)
 
 
 def binary_spec(spec: DatasetSpec, category: str) -> DatasetSpec:
@@ -138,6 +140,9 @@ def binary_spec(spec: DatasetSpec, category: str) -> DatasetSpec:
         for record in dicts:
             if "boxes" in record:
                 record["boxes"] = only_class(record["boxes"], class_id)
+            if "image_classes" in record:
+                found = record["image_classes"]
+                record["image_classes"] = [1] * bool(class_id in found or (not class_id and found))
         return dicts
 
     return dataclasses.replace(

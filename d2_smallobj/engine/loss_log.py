@@ -24,6 +24,10 @@ from detectron2.utils.events import EventStorage, get_event_storage
 NAN_FILE = "nan_batch.json"
 _KEPT_KEYS = ("file_name", "sem_seg_file_name", "stream_position")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# PyTorch's messages, of its allocators and of CUDA's libraries.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|DefaultCPUAllocator: (?:can't allocate|not enough) memory|_STATUS_ALLOC_FAILED"
+)
 # PyTorch's three messages about a loader worker that died.
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) "
@@ -170,10 +174,13 @@ def explained_errors(output_dir: str) -> Iterator[None]:
     - A write that names no file (a writer's flush to a full disk) becomes an ``OSError`` that
       names ``output_dir``.
     - A loader worker that died becomes a ``ChildProcessError`` that names it and its signal.
+    - A device whose memory is used up becomes a ``MemoryError`` that names the keys to lower.
     """
     try:
         yield
     except (OSError, EOFError, RuntimeError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)):
+            raise MemoryError(explain_memory(error)) from error
         message = explain_dead_worker(error)
         if message is not None:
             raise ChildProcessError(message) from error
@@ -183,6 +190,18 @@ def explained_errors(output_dir: str) -> Iterator[None]:
             raise
         text = f"could not write to {output_dir}: {error.strerror}"
         raise OSError(error.errno, text) from error
+
+
+def explain_memory(error: BaseException) -> str:
+    """Say in one line which keys to lower; ``error`` tells that a device's memory is used up."""
+    wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+    more = f" (when {wanted.group(1)} more were wanted)" if wanted else ""
+    return (
+        f"memory is used up{more}: lower SOLVER.IMS_PER_BATCH and raise SMALLOBJ.ACCUMULATE by the "
+        "same factor, which leaves the step as it is; SMALLOBJ.SPEED.LOSS_IMAGES 1, "
+        "SOLVER.AMP.ENABLED True and a smaller SMALLOBJ.CROP_SIZE need less, too (in an "
+        "evaluation: lower SMALLOBJ.TEST.SCALES). --resume continues the run"
+    )
 
 
 def explain_dead_worker(error: BaseException) -> str | None:

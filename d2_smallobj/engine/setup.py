@@ -17,7 +17,8 @@ import yaml
 
 import d2_smallobj
 from d2_smallobj._host import announce_host
-from d2_smallobj.config import add_smallobj_config, task_a_iterations, validate_config
+from d2_smallobj.config import add_smallobj_config, task_a_iterations
+from d2_smallobj.config_rules import validate_config
 from d2_smallobj.data import dataset_dicts, register_all
 from d2_smallobj.modeling.detectron2_heads import add_project_configs
 from d2_smallobj.utils.messages import look_up_option
@@ -53,7 +54,7 @@ _SECOND_TASK = ("SMALLOBJ.TASK_B", "SMALLOBJ.EWC")
 
 _MODEL = (
     *("MODEL", "INPUT.FORMAT", "SMALLOBJ.OUTPUT_STRIDE", "SMALLOBJ.ASPP_DILATIONS"),
-    *("SMALLOBJ.MSC", "SMALLOBJ.STEM_POOL_CEIL"),
+    *("SMALLOBJ.MSC", "SMALLOBJ.STEM_POOL_CEIL", "SMALLOBJ.MOBILENET"),
 )
 """Keys that decide the output of given weights."""
 

@@ -7,6 +7,9 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
+from PIL import ImageOps
+
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, DEMO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
 from d2_smallobj.annotations.dataset_files import (
@@ -58,6 +61,17 @@ class TargetImage:
             width, height = picture.size
             rotated = picture.getexif().get(_ORIENTATION, 1) >= _ROTATED
         return (width, height) if rotated else (height, width)
+
+
+def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image as uint8 (H, W, 3) RGB, EXIF orientation applied.
+
+    Raises:
+        OSError: it is missing; names the file.
+        ValueError: it is damaged or no picture; names the file.
+    """
+    with open_picture(path) as picture:
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -205,7 +205,7 @@ def test_all_are_listed_and_the_others_converted(root, voc, written):
     with pytest.raises(InputError, match=r"^5 pseudo label\(s\) that cannot be used:") as caught:
         prepare(root, "irn", written)
     told = {
-        IDS[4]: "corrupt or truncated picture",  # its path comes first
+        IDS[4]: "the image cannot be read",  # its path comes first
         IDS[0]: "found 60 in 320 of 320 pixels",
         IDS[1]: "the pseudo label is 20x16, its image 21x16",
         IDS[2]: "corrupt or truncated",
