@@ -28,8 +28,8 @@ except ImportError:
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, RGB, _PALETTE = 0, 2, 3
 _COLOURS = {2: "RGB", 4: "LA", 6: "RGBA"}
-# Pillow's own bound against decompression bombs.
-_MOST_PIXELS = 178_956_970
+MOST_PIXELS = 178_956_970
+"""Largest number of pixels of an image: Pillow's own bound against decompression bombs."""
 
 
 @contextlib.contextmanager
@@ -53,8 +53,8 @@ def open_picture(
     with source:
         try:
             with Image.open(source) as image:
-                if image.width * image.height > _MOST_PIXELS:
-                    raise ValueError(f"more than {_MOST_PIXELS} pixels")
+                if image.width * image.height > MOST_PIXELS:
+                    raise ValueError(f"more than {MOST_PIXELS} pixels")
                 yield image
         # Pillow fails in many ways (KeyError, ZeroDivisionError, ...), wherever the damage is.
         except Exception as error:
@@ -99,9 +99,9 @@ def parse_header(content: bytes, path: str | os.PathLike[str], *, colours: bool 
             f"{path}: a label map holds class indices; this one is a colour picture (mode "
             f"{_COLOURS[colour]}). Give the P or L PNG with indices, not its rendering"
         )
-    if not 0 < height * width <= _MOST_PIXELS:
+    if not 0 < height * width <= MOST_PIXELS:
         raise ValueError(
-            f"{path}: a label map must have 1..{_MOST_PIXELS} pixels, got {width} x {height}"
+            f"{path}: a label map must have 1..{MOST_PIXELS} pixels, got {width} x {height}"
         )
     return Header(height, width, depth, colour, bool(interlace))
 
