@@ -27,7 +27,6 @@ from d2_smallobj.annotations.coco_file import (
 from d2_smallobj.annotations.dataset_files import FileCheck, resolve_inside
 from d2_smallobj.annotations.image_lists import choose_listed
 from d2_smallobj.annotations.map_cache import MapCache
-from d2_smallobj.utils.files import read_text
 from d2_smallobj.utils.messages import itemized, listed
 
 # Evaluated in Python 3.9, too, hence no `| None`.
@@ -193,12 +192,7 @@ def choose_images(data: OwnJson, list_file: str | os.PathLike[str] | None) -> tu
     """
     if list_file is None:
         return data.images
-<<<<<<< HEAD
-    lines = read_text(list_file, "a list of images").splitlines()
-    names: dict[str, dict[Id, OwnImage]] = {}
-=======
     names: dict[str, set[Id]] = {}
->>>>>>> main
     for image in data.images:
         path = PurePosixPath(image.file_name)
         for name in (str(image.image_id), image.file_name, path.name, path.stem):

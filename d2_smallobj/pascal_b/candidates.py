@@ -21,12 +21,8 @@ from d2_smallobj.pascal_b.index import (
     Image,
     missing_lvis_names,
 )
-<<<<<<< HEAD
 from d2_smallobj.utils.files import read_text
-from d2_smallobj.utils.messages import itemized
-=======
 from d2_smallobj.utils.messages import itemized, listed
->>>>>>> main
 
 
 class Outcome(enum.Enum):

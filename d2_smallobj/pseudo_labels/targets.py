@@ -57,19 +57,10 @@ class TargetImage:
         if self.size is not None:
             return self.size
         assert self.picture is not None
-<<<<<<< HEAD
         with open_picture(self.picture) as picture:
             width, height = picture.size
-            rotated = picture.getexif().get(_ORIENTATION, 1) >= _ROTATED
-=======
-        try:
-            with Image.open(self.picture) as picture:
-                width, height = picture.size
-                # A value that is none, a text or 99, rotates nothing, as when the image is read.
-                rotated = picture.getexif().get(_ORIENTATION) in _ROTATED
-        except CORRUPT_IMAGE as error:
-            raise ValueError(f"{self.picture}: the image cannot be read: {error}") from error
->>>>>>> main
+            # A value that is none, a text or 99, rotates nothing, as when the image is read.
+            rotated = picture.getexif().get(_ORIENTATION) in _ROTATED
         return (width, height) if rotated else (height, width)
 
 
