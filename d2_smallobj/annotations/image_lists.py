@@ -71,10 +71,7 @@ def choose_listed(
         FileNotFoundError: there is no such list.
         ValueError: it is empty or no text, or a line names no image, two, or one again.
     """
-    try:
-        lines = Path(list_file).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{list_file}: a list of images is UTF-8 text; {error}") from error
+    lines = read_text(list_file, "a list of images").splitlines()
     chosen: dict[Id, int] = {}
     problems = []
     for number, name in enumerate(map(str.strip, lines), start=1):

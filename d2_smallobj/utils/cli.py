@@ -20,6 +20,7 @@ _Value = TypeVar("_Value")
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError, WorkerError)
 """Errors that say what to do about them; all others are defects and show their traceback."""
 
+_LONGEST_LINE = 1000
 # A key of the config; its first part is named, for a photograph may be called IMG_0001.JPG.
 _KEY = re.compile(
     r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|SMALLOBJ|GLOBAL)(\.[A-Z0-9_]+)+"
@@ -155,7 +156,18 @@ def user_message(error: BaseException) -> str | None:
     elif isinstance(error, OSError) and error.strerror:
         # Without the number, which says nothing to a person.
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return text[raised[-1].end() :] if raised else text
+    return _shortened(text[raised[-1].end() :] if raised else text)
+
+
+def _shortened(text: str) -> str:
+    """Cut what a damaged file can put into a line: a number of thousands of digits."""
+    cut = (
+        f"{line[:_LONGEST_LINE]} ... ({len(line)} characters)"
+        if len(line) > _LONGEST_LINE
+        else line
+        for line in text.split("\n")
+    )
+    return "\n".join(cut)
 
 
 def checked(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
