@@ -169,13 +169,9 @@ def user_message(error: BaseException) -> str | None:
 
 def _shortened(text: str) -> str:
     """Cut what a damaged file can put into a line: a number of thousands of digits."""
-    cut = (
-        f"{line[:_LONGEST_LINE]} ... ({len(line)} characters)"
-        if len(line) > _LONGEST_LINE
-        else line
-        for line in text.split("\n")
-    )
-    return "\n".join(cut)
+    most = _LONGEST_LINE
+    lines = text.split("\n")
+    return "\n".join(f"{x[:most]} ... {x[-most // 4 :]}" if len(x) > 2 * most else x for x in lines)
 
 
 def checked(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:

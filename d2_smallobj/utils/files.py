@@ -97,13 +97,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def require_files(wanted: Iterable[tuple[str, str | os.PathLike[str] | None]]) -> None:
-    """Raise one FileNotFoundError for all files that are missing, before any is read.
+    """Raise one FileNotFoundError if several files are missing, before any is read.
 
-    ``wanted`` are pairs of an option and its file; options without a file (None) are passed over.
+    A single one is left to its reader, which can say more about it. ``wanted`` are pairs of an
+    option and its file; options without a file (None) are passed over.
     """
     missing = [f"{flag} {path}" for flag, path in wanted if path and not os.path.exists(path)]
-    if missing:
-        raise FileNotFoundError(f"{itemized('input(s) missing', missing)}")
+    if len(missing) > 1:
+        raise FileNotFoundError(itemized("input(s) missing", missing))
 
 
 @contextlib.contextmanager

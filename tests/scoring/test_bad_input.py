@@ -157,7 +157,7 @@ def test_found_when_pixels_are_read(dataset, change, options, message):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"predictions": "nope"}, r"--predictions: no such folder or .*nope"),
-    ({"semantic": "nope"}, r"1 input\(s\) missing:\n  --semantic .*nope"),
+    ({"semantic": "nope"}, r"--semantic: no such folder.*nope"),
     ({"instances": "classes.txt"}, r"--instances: no such .*classes\.txt"),
     ({"predictions": "empty"}, r"--predictions: no label map .*empty \(1 other"),
     ({"image_list": "nope.txt"}, r"nope\.txt"),
