@@ -25,6 +25,7 @@ from d2_smallobj.scoring.scored_run import (
     INSTANCE_COLUMNS,
     RUN_FILES,
     ScoredRun,
+    digest,
 )
 from d2_smallobj.statistics.intervals import Interval
 from d2_smallobj.utils.messages import listed
@@ -195,6 +196,17 @@ def _check_together(run: ScoredRun, document: Mapping[str, Any], folder: Path) -
         found.append(f"metrics.json has another {', '.join(wrong)} than the records")
     if found:
         raise ValueError(f"{folder}: its files belong to different runs ({'; '.join(found)})")
+    # Runs that were written before there were checksums have none.
+    written = document.get("files", {})
+    if not isinstance(written, dict):
+        raise ValueError(f"{folder}: metrics.json: expected checksums by name, got {written!r:.60}")
+    tables = [name for name in RUN_FILES[:-1] if name in written]
+    changed = [name for name in tables if digest((folder / name).read_bytes()) != written[name]]
+    if changed:
+        raise ValueError(
+            f"{folder}: changed or cut short since it was scored: {listed(changed)}; score the "
+            "predictions again"
+        )
 
 
 def _read_instances(path: Path, details: Path) -> InstanceTable:

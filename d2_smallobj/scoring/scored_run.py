@@ -15,14 +15,16 @@ The folder holds small text files, from which a run is read back to the bit (:mo
 The keys of ``metrics.json`` are stable: ``mIoU``, ``IA-mIoU``, ``IA-mIoU_fg``, ``IA-mIoU_<size>``
 and the other figures of :func:`d2_smallobj.metrics.summary.headline_names` in percent (``null``
 where undefined), ``intervals``, ``classes``, ``counts``, ``outcomes``, ``blobs``,
-``few_instances``, ``warnings``, ``options``, ``versions``. None depends on the time, the machine's
-speed, or the number of processes. Shapes: N number of images; C number of classes.
+``few_instances``, ``warnings``, ``options``, ``versions``, ``files`` (checksums). None depends on
+the time, the machine's speed, or the number of processes. Shapes: N number of images; C number of
+classes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
@@ -221,18 +223,24 @@ def save_run(
     sources = getattr(run.sources, "files", {})
     images = ((image, *sources.get(image, ("",) * len(SOURCE_KINDS))) for image in run.images)
     confusion = zip(run.class_names, run.confusion.tolist())
-    contents = (
+    tables = (
         _instances_csv(run),
         csv_text(DETAIL_COLUMNS, details),
         _table_csv(run.blobs),
         csv_text(IMAGE_COLUMNS, images),
         _table_csv(run.pixels),
         csv_text((CORNER, *run.class_names), ((name, *row) for name, row in confusion)),
-        json.dumps(_plain(describe(run, extra)), indent=2, allow_nan=False, ensure_ascii=False)
-        + "\n",
     )
-    for name, content in zip(RUN_FILES, contents):
+    document = _plain(describe(run, extra))
+    document["files"] = {name: digest(text.encode()) for name, text in zip(RUN_FILES, tables)}
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+    for name, content in zip(RUN_FILES, (*tables, f"{text}\n")):
         atomic_write_text(os.path.join(folder, name), content)
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 of a file's content as ``files`` has it."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -117,6 +117,32 @@ def test_damaged_files(folder, name, old, new, message):
         load_run(folder)
 
 
+@pytest.mark.parametrize(("name", "old", "new"), [
+    ("blobs.csv", None, None),  # its last row is missing
+    ("blobs.csv", "image1,", "image2,"),
+    ("instance_details.csv", "0\n", "1\n"),
+    ("images.csv", "/image0", "/image1"),
+    ("pixels.csv", "\n", "\r\n"),
+])  # fmt: skip
+def test_a_change_that_leaves_the_figures_is_noticed(folder, name, old, new):
+    path = folder / name
+    if old is None:
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    else:
+        edit(path, old, new)
+    with pytest.raises(ValueError, match=rf"run: changed or cut short .*: {name}; score") as caught:
+        load_run(folder)
+    assert "\n" not in str(caught.value)
+    # Runs of earlier versions have no checksums.
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert sorted(metrics.pop("files")) == sorted(RUN_FILES[:-1])
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert load_run(folder).images
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "files": [1]}))
+    with pytest.raises(ValueError, match=r"metrics\.json: expected checksums by name, got \[1\]"):
+        load_run(folder)
+
+
 def test_files_of_different_runs(dataset, folder, tmp_path):
     (dataset.preds / "image3.png").write_bytes((dataset.semantic / "image3.png").read_bytes())
     save_run(tmp_path / "other", evaluate(Inputs(**dataset.options), Settings(samples=0)))
