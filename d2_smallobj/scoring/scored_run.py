@@ -51,6 +51,7 @@ from d2_smallobj.metrics import (
 )
 from d2_smallobj.metrics.summary import headline_names
 from d2_smallobj.scoring.inputs import SOURCE_KINDS, Sources
+from d2_smallobj.scoring.suspicious_maps import suspicions
 from d2_smallobj.statistics.comparison import run_size_bins, run_stuff, run_worst
 from d2_smallobj.statistics.intervals import (
     FewInstances,
@@ -271,7 +272,7 @@ def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str
 
 def warnings(run: ScoredRun) -> list[str]:
     """List the limits of the figures, one sentence each."""
-    found = list(run.remarks)
+    found = [*run.remarks, *suspicions(run.table, len(run.class_names), run.options)]
     if "shard" in run.options:
         found.append(
             f"These are the figures of shard {run.options['shard']} alone; merge all shards."
