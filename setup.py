@@ -12,12 +12,12 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "d2_smallobj" / "__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
-PLOTS = ["matplotlib>=3.6"]
+PLOTS = ["matplotlib>=3.7"]
 # SciPy's solver samples PASCAL-B; detectron2 reads LVIS through its own package.
 DATA = ["scipy>=1.9", "lvis>=0.5.3", *PLOTS]
 TRAIN = ["torch>=2.1", "fvcore>=0.1.5", "iopath>=0.1.9", "tensorboard>=2.8", *DATA]
 TORCHMETRICS = ["torch>=2.1", "torchmetrics>=1.0"]
-TEST = ["pytest>=7", "pytest-cov", "pytest-xdist>=3", "hypothesis>=6"]
+TEST = ["pytest>=7", "pytest-cov", "pytest-xdist>=3", "hypothesis>=6", "argcomplete>=2"]
 DOCS = ["mkdocs-material>=9", "mkdocstrings[python]>=0.24"]
 NOTEBOOKS = ["nbclient>=0.8", "nbformat>=5", "ipykernel>=6"]
 LINT = ["ruff", "mypy>=1.10", "pre-commit"]

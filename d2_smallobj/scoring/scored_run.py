@@ -270,9 +270,14 @@ def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str
     }
 
 
+def input_warnings(run: ScoredRun) -> list[str]:
+    """List what the reader should know about the inputs, one sentence each."""
+    return [*run.remarks, *suspicions(run.table, len(run.class_names), run.options)]
+
+
 def warnings(run: ScoredRun) -> list[str]:
     """List the limits of the figures, one sentence each."""
-    found = [*run.remarks, *suspicions(run.table, len(run.class_names), run.options)]
+    found = input_warnings(run)
     if "shard" in run.options:
         found.append(
             f"These are the figures of shard {run.options['shard']} alone; merge all shards."
