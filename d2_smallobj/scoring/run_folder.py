@@ -25,9 +25,9 @@ from d2_smallobj.scoring.scored_run import (
     INSTANCE_COLUMNS,
     RUN_FILES,
     ScoredRun,
-    digest,
 )
 from d2_smallobj.statistics.intervals import Interval
+from d2_smallobj.utils.files import digest
 from d2_smallobj.utils.messages import listed
 
 _Table = TypeVar("_Table", InstanceTable, BlobTable, PixelTable)

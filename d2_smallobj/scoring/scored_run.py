@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import os
@@ -60,7 +59,7 @@ from d2_smallobj.statistics.intervals import (
     few_instances,
     few_instances_warnings,
 )
-from d2_smallobj.utils.files import atomic_write_text, csv_text
+from d2_smallobj.utils.files import atomic_write_text, csv_text, digest
 from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.opencv import cv2
 
@@ -237,11 +236,6 @@ def save_run(
     text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
     for name, content in zip(RUN_FILES, (*tables, f"{text}\n")):
         atomic_write_text(os.path.join(folder, name), content)
-
-
-def digest(content: bytes) -> str:
-    """SHA-256 of a file's content as ``files`` has it."""
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
