@@ -76,7 +76,12 @@ def test_instances_file(run, folder):
 
 def test_the_text_table(run):
     text = format_run(run)
-    parts = (f"| {run.figures['mIoU']:.2f} ", "| 95 %", "| false-positive components |", "| missed ")
+    parts = (
+        f"| {run.figures['mIoU']:.2f} ",
+        "| 95 %",
+        "| false-positive components |",
+        "| missed ",
+    )
     assert [part for part in parts if part not in text] == []
     # A class that does not occur has no row.
     assert "| bird" not in text
