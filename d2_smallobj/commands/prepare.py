@@ -15,6 +15,7 @@ with readable_errors():
     from d2_smallobj.annotations.coco_maps import write_coco_maps
     from d2_smallobj.annotations.dataset_files import datasets_root
     from d2_smallobj.demo.dataset import DemoOptions, make_demo
+    from d2_smallobj.postprocessing import DenseCrf
     from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS
     from d2_smallobj.pseudo_labels.misses import LabelSummary, summarize_labels
     from d2_smallobj.pseudo_labels.preparation import check_labels, find_sources, prepare_labels
@@ -167,12 +168,13 @@ def parse_pseudo_labels(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=("auto", *FORMATS),
         default="auto",
         help="indices: PNG; cams: activation maps; scores: scores with background, as a CRF "
-        "writes them (default: auto, PNG or activation maps by what is there)",
+        "writes them; clip_es: its attn_highres (default: auto, PNG or the method's activation "
+        "maps by what is there)",
     )
     parser.add_argument(
         "--threshold",
         type=float,
-        help="background where no activation exceeds it (default: the method's own, 0.15 or 0.5)",
+        help="background where no activation exceeds it (default: the method's own)",
     )
     parser.add_argument(
         "--jobs", type=positive_int, default=1, help="processes (default: %(default)s)"
@@ -206,6 +208,8 @@ def prepare(args: argparse.Namespace) -> LabelTarget:
         return target
     sources = find_sources(target, args.method, args.folders, file_format=args.format)
     options = {"threshold": args.threshold, "jobs": args.jobs, "force": args.force}
+    # CLIP-ES refines with DeepLab's weights, which are the defaults.
+    options["crf"] = DenseCrf() if sources.file_format == "clip_es" else None
     done = prepare_labels(target, sources, **options, progress=True)
     print(
         f"{done.written} label maps written, {done.kept} kept in {target.folder}; "
