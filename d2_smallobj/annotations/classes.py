@@ -14,6 +14,7 @@ import numpy as np
 
 from d2_smallobj.annotations.coco_file import CategoryEntry, Id, id_order
 from d2_smallobj.annotations.dataset_files import decode_json
+from d2_smallobj.metrics.validation import MOST_CLASSES
 from d2_smallobj.utils.messages import listed, look_up_option
 
 VOC_CLASS_NAMES = (
@@ -63,9 +64,12 @@ def read_class_names(text: str) -> tuple[str, ...]:
     if text in BUILT_IN:
         return BUILT_IN[text]
     if text.isdecimal():
-        if int(text) < 1:
-            raise ValueError(f"--classes: the number counts background, so >= 1; got {text}")
-        return ("background", *(str(number) for number in range(1, int(text))))
+        count = int(text) if len(text) < 10 else MOST_CLASSES + 1
+        if not 1 <= count <= MOST_CLASSES:
+            raise ValueError(
+                f"--classes: the number counts background, so 1..{MOST_CLASSES}; got {text:.20}"
+            )
+        return ("background", *(str(number) for number in range(1, count)))
     path = Path(text)
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
@@ -77,6 +81,10 @@ def read_class_names(text: str) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: class names are UTF-8 text; {error}") from error
     names = [line.strip() for line in lines]
+    if len(names) > MOST_CLASSES:
+        raise ValueError(
+            f"{path}: {len(names)} lines; at most {MOST_CLASSES} classes can be scored"
+        )
     for number, name in enumerate(names, start=1):
         if not name:
             raise ValueError(f"{path}, line {number}: empty; every line names a class")

@@ -14,7 +14,7 @@ from typing import Any
 
 from d2_smallobj.annotations.cityscapes import instance_ids_beside
 from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.coco_file import Id
+from d2_smallobj.annotations.coco_file import Id, check_size
 from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.image_sources import ImageSource
 from d2_smallobj.annotations.label_rules import dict_annotations
@@ -110,6 +110,7 @@ class TruthFinder:
         if height is None or width is None:
             what = f"the dict of {image.name} has annotations, but no 'height' and 'width'"
             raise ValueError(f"{self._name}: {what}")
+        check_size(height, width, f"{self._name}: the dict of {image.name}")
         things = self._metadata.get("thing_classes") or self._class_names
         classes = [self._numbers.get(str(thing)) for thing in things]
         found = dict_annotations(entries, classes, image.name)

@@ -54,8 +54,9 @@ def distribute(model: nn.Module) -> nn.Module:
         return model
     # Gradients lie in the buckets that are sent: one copy of them less.
     arguments: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
-    if next(model.parameters()).device.type == "cpu":
-        arguments["device_ids"] = None
+    device = next(model.parameters()).device
+    # The model's own, where detectron2 takes the number of the process: two may share a GPU.
+    arguments["device_ids"] = None if device.type == "cpu" else [device.index]
     return create_ddp_model(model, **arguments)
 
 

@@ -232,11 +232,10 @@ class TwoTaskTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Build the evaluator, which writes to ``OUTPUT_DIR/inference/<data set>``."""
-        name = folder_name(dataset_name) if "/" in dataset_name else dataset_name
+        """Build the evaluator, which writes to :func:`inference_folder`."""
         return SmallObjectEvaluator(
             dataset_name,
-            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", name),
+            output_dir=inference_folder(cfg.OUTPUT_DIR, dataset_name),
             mode=cfg.SMALLOBJ.METRIC_MODE,
             num_workers=EVALUATOR_WORKERS,
             per_class=cfg.SMALLOBJ.TEST.PER_CLASS,
@@ -248,6 +247,12 @@ class TwoTaskTrainer(DefaultTrainer):
         synchronize_buffers(model)  # all processes evaluate the same weights
         with varied_sizes():
             return super().test(cfg, build_inference(cfg, model), evaluators)
+
+
+def inference_folder(output_dir: str | os.PathLike[str], dataset_name: str) -> str:
+    """Return where a training's evaluations of a data set are: a name with paths is one folder."""
+    name = folder_name(dataset_name) if "/" in dataset_name else dataset_name
+    return os.path.join(output_dir, "inference", name)
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:

@@ -268,11 +268,17 @@ def _by_class(
     wrong = [key for key in content if not isinstance(key, int)]
     if wrong:
         raise _MapError(f"expected the keys 'keys' and 'high_res', or classes; got {list(content)}")
+    try:
+        keys = np.array(list(content), np.int64)
+    except OverflowError as error:
+        raise _MapError(
+            f"classes must be below {IGNORE_LABEL}, got {list(content)[:10]}"
+        ) from error
     shapes = {np.shape(value) for value in content.values()} or {size}
     if len(shapes) > 1 or len(*shapes) != 2:
         raise _MapError(f"expected one (H, W) map for each class, got shapes {sorted(shapes)}")
     maps = np.array(list(content.values()), np.float32).reshape(-1, *shapes.pop())
-    return np.array(list(content), np.int64), maps
+    return keys, maps
 
 
 def _checked_maps(maps: Any, keys: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -113,11 +114,13 @@ def prepare_labels(
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: the sources are the target's own folder.
+        ValueError: the sources are the target's own folder, or the threshold is not finite.
         FileExistsError: there are labels of another origin, without ``force``.
         InputError: sources are malformed, or of another size than their images; all others are
             converted.
     """
+    if not math.isfinite(threshold):
+        raise ValueError(f"--threshold: expected a finite number, got {threshold}")
     own = os.path.realpath(target.folder)
     if any(os.path.realpath(folder) == own for folder in sources.folders):
         raise ValueError(

@@ -32,7 +32,7 @@ from d2_smallobj.utils.messages import look_up_option
 
 DATA_SETS = ("voc", *(f"coco_{year}" for year in COCO_YEARS), "demo")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_ROTATED = 5  # EXIF orientations from here on exchange height and width.
+_ROTATED = range(5, 9)  # EXIF orientations that exchange height and width.
 _ORIENTATION = 0x0112
 
 
@@ -60,7 +60,8 @@ class TargetImage:
         try:
             with Image.open(self.picture) as picture:
                 width, height = picture.size
-                rotated = picture.getexif().get(_ORIENTATION, 1) >= _ROTATED
+                # A value that is none, a text or 99, rotates nothing, as when the image is read.
+                rotated = picture.getexif().get(_ORIENTATION) in _ROTATED
         except CORRUPT_IMAGE as error:
             raise ValueError(f"{self.picture}: the image cannot be read: {error}") from error
         return (width, height) if rotated else (height, width)

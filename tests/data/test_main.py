@@ -14,7 +14,7 @@ from PIL import Image
 
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
 from d2_smallobj.data import __main__ as command
-from d2_smallobj.data import catalog
+from d2_smallobj.data import catalog, file_checks
 
 
 @pytest.fixture
@@ -48,11 +48,11 @@ def test_all_data_sets(main, root):
     status, out, _ = main("--root", root)
     assert status == 0
     rows = rows_of(out)
-    assert rows["voc_2012_seg_val"] == ["ready", "24", ""]
-    assert rows["voc_2012_trainaug_irn"] == ["ready", "24", ""]
-    assert rows["voc_2012_trainaug_gt"] == ["ready", "24", ""]
+    assert rows["voc_2012_seg_val"] == ["ready", "24 of 1,449", ""]
+    assert rows["voc_2012_trainaug_irn"] == ["ready", "24 of 10,582", ""]
+    assert rows["voc_2012_trainaug_gt"] == ["ready", "24 of 10,582", ""]
     assert rows["voc_2012_trainaug_amn"] == ["missing", "", "PseudoLabels/amn/"]
-    assert rows["coco_2017_val_81"] == ["ready", "50", ""]
+    assert rows["coco_2017_val_81"] == ["ready", "50 of 5,000", ""]
     assert rows["coco_2014_val_81"][2] == "annotations/instances_val2014.json, val2014/"
     assert rows["smallobj_demo_train"] == ["on first use", "", ""]
     assert not (root / "smallobj_demo").exists()  # looking does not make it
@@ -78,7 +78,10 @@ def test_named_ones(main, root):
     assert list(rows_of(out))[-2:] == ["voc_2012_seg_val", "pascal_b_val"]
     folder = root / "VOCdevkit/VOC2012/SegmentationClass"
     status, out, _ = main(f"voc_2012_trainaug@{folder}", "--root", root)
-    assert (status, rows_of(out)[f"voc_2012_trainaug@{folder}"]) == (0, ["ready", "24", ""])
+    assert (status, rows_of(out)[f"voc_2012_trainaug@{folder}"]) == (
+        0,
+        ["ready", "24 of 10,582", ""],
+    )
     status, _, err = main("voc_2012_trainaug_amm", "--root", root)
     assert status == 1
     assert "did you mean 'voc_2012_trainaug_amn'?" in err
@@ -114,7 +117,7 @@ def test_good_files(main, root, monkeypatch):
         assert jobs == 2
         return map(pickle.loads(pickle.dumps(function)), tasks)
 
-    monkeypatch.setattr(command, "parallel_map", sent)
+    monkeypatch.setattr(file_checks, "parallel_map", sent)
     run = functools.partial(runpy.run_module, "d2_smallobj.data", run_name="__main__")
     status, out, _ = main(*NAMES, "--check", "--jobs", 2, "--root", root, main=run)
     assert status == 0
@@ -206,7 +209,7 @@ def test_malformed_masks_of_chosen_classes(main, realdata, tmp_path):
     [
         ("--account gone.json", 1, "gone.json"),
         ("--account x.json pascal_b_val", 2, "give no data sets"),
-        ("--account coco --category-map m.json", 1, "needs --classes"),
+        ("--account coco --category-map m.json", 2, "needs --classes"),
         ("--account coco --void prson", 1, "did you mean 'person'?"),
     ],
 )
