@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -91,6 +92,13 @@ class _Parser(argparse.ArgumentParser):
         finally:
             self.description, self.usage = whole, None
         return f"Example{examples.rstrip()}\n\n{plain}" if mark else plain
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete  # a shell asks for completions, so it is installed
+
+            argcomplete.autocomplete(self)
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
