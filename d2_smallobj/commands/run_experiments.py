@@ -9,6 +9,7 @@ from d2_smallobj.utils.cli import make_parser, parse_with_overrides, readable_er
 
 with readable_errors():
     from d2_smallobj.engine import build_config
+    from d2_smallobj.engine.checkpoint import fetch_weights
     from d2_smallobj.engine.setup import check_datasets
     from d2_smallobj.experiments import mixed_supervision as mixed
     from d2_smallobj.experiments import sweep
@@ -81,6 +82,7 @@ def build_ablations(args: argparse.Namespace) -> list[Ablation]:
     ablations = sweep.split_by_method(ablation, args.methods) if args.methods else [ablation]
     for each in ablations:
         check_datasets(build_config(each.config_file, each.options))
+    fetch_weights(cfg.MODEL.WEIGHTS)
     return ablations
 
 
@@ -121,6 +123,7 @@ def build_comparison(args: argparse.Namespace) -> mixed.MixedSupervision:
     for variant in variants:
         build_config(args.config_file, [*args.opts, *variant.options])
     check_datasets(cfg)
+    fetch_weights(cfg.MODEL.WEIGHTS)
     return mixed.MixedSupervision(
         config_file=args.config_file,
         output_dir=args.output,

@@ -19,8 +19,14 @@ with readable_errors():
     from d2_smallobj import TwoTaskTrainer
     from d2_smallobj.data import dataset_dicts
     from d2_smallobj.engine import SafeCheckpointer, build_config, prediction, setup
+    from d2_smallobj.engine.checkpoint import LAST, fetch_weights
     from d2_smallobj.engine.distributed import check_batch_size, run
-    from d2_smallobj.engine.setup import check_architecture, check_datasets
+    from d2_smallobj.engine.setup import (
+        check_architecture,
+        check_datasets,
+        check_unused,
+        make_writable,
+    )
     from d2_smallobj.modeling.inference import build_inference
     from detectron2.engine import default_argument_parser
     from detectron2.evaluation import verify_results
@@ -63,18 +69,23 @@ def check(args: argparse.Namespace, processes: int) -> None:
     check_architecture(cfg)
     if not args.eval_only:
         check_batch_size(TwoTaskTrainer.auto_scale_workers(cfg, processes), processes)
+        if not args.resume:
+            check_unused(cfg.OUTPUT_DIR)
+    elif not (cfg.MODEL.WEIGHTS or args.resume):
+        raise ValueError(
+            "--eval-only has no weights to evaluate: give MODEL.WEIGHTS FILE, or --resume for "
+            f"the last checkpoint in {cfg.OUTPUT_DIR}"
+        )
     check_datasets(cfg, args.eval_only)
+    if not (args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, LAST))):
+        fetch_weights(cfg.MODEL.WEIGHTS)
+    make_writable(cfg.OUTPUT_DIR)
 
 
 def train(args: argparse.Namespace) -> OrderedDict | None:
     """Run one process."""
     cfg = setup(args)
     if args.eval_only:
-        if not (cfg.MODEL.WEIGHTS or args.resume):
-            raise ValueError(
-                "--eval-only has no weights to evaluate: give MODEL.WEIGHTS FILE, or --resume for "
-                f"the last checkpoint in {cfg.OUTPUT_DIR}"
-            )
         model = TwoTaskTrainer.build_model(cfg)
         SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR, cfg=cfg).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume, complete=True
@@ -121,6 +132,7 @@ def predict(arguments: Sequence[str] | None = None) -> None:
         dicts = dataset_dicts(cfg.DATASETS.TEST[:1])
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS must name a checkpoint, got ''")
+    fetch_weights(cfg.MODEL.WEIGHTS)
     model = TwoTaskTrainer.build_model(cfg).eval()
     SafeCheckpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS, complete=True)
     problems = prediction.predict(

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import signal
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,12 @@ from detectron2.utils.events import EventStorage, get_event_storage
 NAN_FILE = "nan_batch.json"
 _KEPT_KEYS = ("file_name", "sem_seg_file_name", "stream_position")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of gloo and of NCCL.
+_LOST_PROCESS = re.compile(
+    r"Connection (?:closed|reset) by peer|Broken pipe|Socket closed|ncclRemoteError|"
+    r"remote process exited|Application timeout caused pair closure"
+)
+_PATIENCE = 3.0  # seconds
 # PyTorch's three messages about a loader worker that died.
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) "
@@ -170,19 +177,37 @@ def explained_errors(output_dir: str) -> Iterator[None]:
     - A write that names no file (a writer's flush to a full disk) becomes an ``OSError`` that
       names ``output_dir``.
     - A loader worker that died becomes a ``ChildProcessError`` that names it and its signal.
+    - A lost connection to another process becomes a ``ConnectionError``, after a while: that
+      process, which knows more, is to be the first that reports.
     """
     try:
         yield
     except (OSError, EOFError, RuntimeError) as error:
-        message = explain_dead_worker(error)
-        if message is not None:
-            raise ChildProcessError(message) from error
-        if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
+        explained = explain(error, output_dir)
+        if explained is None:
             raise
-        if output_dir in str(error):
-            raise
-        text = f"could not write to {output_dir}: {error.strerror}"
-        raise OSError(error.errno, text) from error
+        if isinstance(explained, ConnectionError):
+            time.sleep(_PATIENCE)
+        raise explained from error
+
+
+def explain(error: BaseException, output_dir: str = "") -> OSError | None:
+    """Make the error that says what has happened; None where ``error`` says it, or is a defect."""
+    message = explain_dead_worker(error)
+    if message is not None:
+        return ChildProcessError(message)
+    if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
+        return ConnectionError(
+            f"another process of this training has ended or was killed, see what it wrote "
+            f"({_first_line(error)}). --resume continues from the last checkpoint"
+        )
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS and output_dir not in str(error):
+        return OSError(error.errno, f"could not write to {output_dir}: {error.strerror}")
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{(str(error).splitlines() or [''])[0]:.200}"
 
 
 def explain_dead_worker(error: BaseException) -> str | None:

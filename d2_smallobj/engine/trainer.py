@@ -113,8 +113,13 @@ class TwoTaskTrainer(DefaultTrainer):
 
     def train(self) -> OrderedDict | None:
         """Run both tasks and log a table; return the main process's last results."""
-        with explained_errors(self.cfg.OUTPUT_DIR):
-            super().train()
+        try:
+            with explained_errors(self.cfg.OUTPUT_DIR):
+                super().train()
+        except KeyboardInterrupt:
+            if comm.is_main_process():
+                self._say_where_to_go_on()
+            raise
         results = getattr(self, "_last_eval_results", None)
         if comm.is_main_process() and results:
             has_task_b = task_a_iterations(self.cfg) < self.cfg.SOLVER.MAX_ITER
@@ -128,6 +133,13 @@ class TwoTaskTrainer(DefaultTrainer):
             table = tabulate(rows, headers=names, floatfmt=".2f", tablefmt="github")
             logger.info(f"Results (percent):\n{table}")
         return results
+
+    def _say_where_to_go_on(self) -> None:
+        last = "no checkpoint was written yet"
+        if self.checkpointer.has_checkpoint():
+            path = self.checkpointer.get_checkpoint_file()
+            last = f"the last checkpoint is {path}, where --resume goes on"
+        logger.warning(f"Interrupted at iteration {self.iter}; {last}")
 
     def after_train(self) -> None:
         """Call the hooks; a full disk there must not hide the error that ended the training."""
