@@ -19,6 +19,7 @@ import torch
 from torch import distributed as dist
 
 from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.messages import listed
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 
@@ -31,6 +32,7 @@ _LOST_PROCESS = re.compile(
     r"remote process exited|Application timeout caused pair closure"
 )
 _PATIENCE = 3.0  # seconds
+_STEPS_WITHOUT_LABELS = 20
 # PyTorch's three messages about a loader worker that died.
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) "
@@ -62,6 +64,7 @@ class LossLog:
         self.output_dir = output_dir
         self._steps: list[Step] = []
         self._before: Step | None = None
+        self._zeros = 0  # steps from the first on without any loss; -1: there was one
 
     def add(
         self,
@@ -85,6 +88,7 @@ class LossLog:
         Raises:
             FloatingPointError: on every process, if a loss of any is not finite; names the
                 iteration, and the main process saves which files were in the batch.
+            ValueError: on every process, if no label has counted since the start.
         """
         steps, self._steps = self._steps, []
         if not steps:
@@ -95,10 +99,26 @@ class LossLog:
         for before, step, (times, means) in zip(befores, steps, _read(steps)):
             if not math.isfinite(sum(means)):
                 _stop_for_loss(step, before, means, self.output_dir)
+            self._check_labels(step, sum(means))
             now = storage.iter
             storage.iter = step.iteration
             _put(storage, step, times, means)
             storage.iter = now
+
+    def _check_labels(self, step: Step, loss: float) -> None:
+        """Refuse to go on when every loss from the start on was 0."""
+        if loss or self._zeros < 0:
+            self._zeros = -1
+            return
+        self._zeros += 1
+        if self._zeros == _STEPS_WITHOUT_LABELS:
+            names = [x["sem_seg_file_name"] for x in step.samples if "sem_seg_file_name" in x]
+            which = f" (e.g. of {listed(names, 2)})" if names else ""
+            raise ValueError(
+                f"the loss of the first {self._zeros} iterations was 0: all labels{which} are the "
+                "ignore label (MODEL.SEM_SEG_HEAD.IGNORE_VALUE), so that nothing can be learned "
+                "from DATASETS.TRAIN"
+            )
 
 
 def samples_of(batch: Sequence[Any]) -> list[dict[str, Any]]:

@@ -113,8 +113,10 @@ def _named_errors(source: str) -> Iterator[None]:
         yield
     except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
         # str(KeyError) would show the message's repr.
-        told = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ValueError(f"{source}: {str(told) or type(error).__name__}") from error
+        told = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        # yacs shows a whole node, where one is expected, line by line.
+        told = re.sub(r"(?s) with values \(.*\n.*\)(?= for config key)", "", told)
+        raise ValueError(f"{source}: {told or type(error).__name__}") from error
 
 
 def check_architecture(cfg: CfgNode) -> None:
@@ -259,9 +261,9 @@ def check_resumable(checkpoint: Mapping[str, Any], cfg: CfgNode | None, path: st
             "resumed. Give it as MODEL.WEIGHTS without --resume"
         )
     iteration, ewc = trainer["iteration"], checkpoint.get("ewc", {})
-    if type(iteration) is not int or not isinstance(ewc, Mapping):
+    if type(iteration) is not int or iteration < 0 or not isinstance(ewc, Mapping):
         raise ValueError(
-            f"{path} cannot be resumed: its iteration must be an integer and its 'ewc' a dict, got "
+            f"{path} cannot be resumed: its iteration must be an integer >= 0, its 'ewc' a dict, got "
             f"{iteration!r:.60} and a {type(ewc).__name__}"
         )
     if cfg is None:
@@ -280,7 +282,7 @@ def check_resumable(checkpoint: Mapping[str, Any], cfg: CfgNode | None, path: st
             "that wrote it, or start a new run from its weights (MODEL.WEIGHTS, another "
             "OUTPUT_DIR, no --resume)"
         )
-    if not 0 <= iteration < cfg.SOLVER.MAX_ITER:
+    if iteration >= cfg.SOLVER.MAX_ITER:
         raise ValueError(
             f"{path} cannot be resumed: its last iteration is {iteration}, this run's are 0 to "
             f"{cfg.SOLVER.MAX_ITER - 1} (SOLVER.MAX_ITER)"
