@@ -4,7 +4,8 @@ from __future__ import annotations
 
 # Imported for registration.
 from d2_smallobj import modeling  # noqa: F401
-from d2_smallobj.config import add_smallobj_config, validate_config
+from d2_smallobj.config import add_smallobj_config
+from d2_smallobj.config_rules import validate_config
 from d2_smallobj.data import SemSegMapper, build_test_loader, build_train_loader, register_all
 from d2_smallobj.engine import TwoTaskTrainer, build_config
 from d2_smallobj.evaluation import SmallObjectEvaluator, add_small_objects

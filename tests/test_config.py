@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import d2_smallobj
-from d2_smallobj.config import add_smallobj_config, has_penalty, task_a_iterations, validate_config
+from d2_smallobj.config import add_smallobj_config, has_penalty, task_a_iterations
+from d2_smallobj.config_rules import validate_config
 from d2_smallobj.engine import build_config
 from d2_smallobj.engine.setup import check_architecture
 from detectron2.config import CfgNode, get_cfg

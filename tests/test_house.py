@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     *("utils", "_host", "metrics", "statistics", "annotations", "pseudo_labels", "pascal_b"),
     *("demo", "scoring", "report", "postprocessing", "losses", "integrations", "config"),
-    *("modeling", "data", "evaluation", "engine", "experiments", "plugin", "commands"),
+    *("config_rules", "modeling", "data", "evaluation", "engine", "experiments", "plugin"),
+    "commands",
 ]
 LONGEST, SHORTEST = 350, 80
 

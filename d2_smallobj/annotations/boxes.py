@@ -80,19 +80,61 @@ def checked_boxes(
     return table.astype(np.int32)
 
 
-def number_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+def number_boxes(
+    boxes: np.ndarray, height: int, width: int, *, interior: bool = False
+) -> np.ndarray:
     """Number each pixel by the smallest box on it (docs/method.md#label-uncertainty).
 
-    Of two equally large boxes the later one lies on top; crowds lie beneath all boxes. Takes int32
-    (B, 5) from :func:`checked_boxes`; returns int32 (H, W), 1 for the first box, 0 for no box.
+    Of two equally large boxes the later one lies on top; crowds lie beneath all boxes.
+
+    Args:
+        boxes: int32 (B, 5) from :func:`checked_boxes`.
+        height: of the image, H.
+        width: of the image, W.
+        interior: number by the box that has the pixel nearest to its middle instead, in units of
+            the box's own sides.
+
+    Returns:
+        int32 (H, W), 1 for the first box, 0 for no box.
     """
     numbers = np.zeros((height, width), np.int32)
+    depth = np.zeros((height, width))
+    for row in painting_order(boxes):
+        class_id, left, top, right, bottom = boxes[row]
+        window = np.s_[top:bottom, left:right]
+        if not interior or class_id < 0:
+            numbers[window] = row + 1
+            continue
+        inward = np.minimum(_inward(right - left)[None, :], _inward(bottom - top)[:, None])
+        nearer = inward >= depth[window]
+        numbers[window][nearer], depth[window][nearer] = row + 1, inward[nearer]
+    return numbers
+
+
+def painting_order(boxes: np.ndarray) -> np.ndarray:
+    """Rows of a box table (B, 5) from the lowest to the uppermost: crowds, then by area."""
     area = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
     # lexsort is stable; the last key counts first.
-    for row in np.lexsort((-area, boxes[:, 0] > 0)):
-        _, left, top, right, bottom = boxes[row]
-        numbers[top:bottom, left:right] = row + 1
-    return numbers
+    return np.lexsort((-area, boxes[:, 0] > 0))
+
+
+def _inward(side: int) -> np.ndarray:
+    """Distances of the pixels of a side from its ends, 0 at both, 1 in the middle."""
+    return 1 - np.abs(2 * np.arange(side) + 1 - side) / side
+
+
+def classes_on_pixels(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Note all classes whose boxes cover a pixel: int64 (H, W), bit c - 1 for class c.
+
+    Takes int32 (B, 5) from :func:`checked_boxes`; crowds are left out. Raises ValueError for a
+    class above 63, which has no bit.
+    """
+    if boxes[:, 0].max(initial=0) > 63:
+        raise ValueError(f"at most 63 classes can be noted on a pixel, got {boxes[:, 0].max()}")
+    classes = np.zeros((height, width), np.int64)
+    for class_id, left, top, right, bottom in boxes[boxes[:, 0] > 0]:
+        classes[top:bottom, left:right] |= np.int64(1) << np.int64(class_id - 1)
+    return classes
 
 
 def classes_of_numbers(boxes: np.ndarray, numbers: np.ndarray) -> np.ndarray:

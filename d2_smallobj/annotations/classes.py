@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -11,9 +12,10 @@ from typing import Annotated, Any, Union
 import msgspec
 import numpy as np
 
-from d2_smallobj.annotations.coco_file import CategoryEntry, Id
+from d2_smallobj.annotations.coco_file import CategoryEntry, Id, id_order
 from d2_smallobj.annotations.dataset_files import decode_json
-from d2_smallobj.utils.messages import look_up_option
+from d2_smallobj.metrics.validation import MOST_CLASSES
+from d2_smallobj.utils.messages import listed, look_up_option
 
 VOC_CLASS_NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
@@ -62,9 +64,12 @@ def read_class_names(text: str) -> tuple[str, ...]:
     if text in BUILT_IN:
         return BUILT_IN[text]
     if text.isdecimal():
-        if int(text) < 1:
-            raise ValueError(f"--classes: the number counts background, so >= 1; got {text}")
-        return ("background", *(str(number) for number in range(1, int(text))))
+        count = int(text) if len(text) < 10 else MOST_CLASSES + 1
+        if not 1 <= count <= MOST_CLASSES:
+            raise ValueError(
+                f"--classes: the number counts background, so 1..{MOST_CLASSES}; got {text:.20}"
+            )
+        return ("background", *(str(number) for number in range(1, count)))
     path = Path(text)
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
@@ -76,6 +81,10 @@ def read_class_names(text: str) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: class names are UTF-8 text; {error}") from error
     names = [line.strip() for line in lines]
+    if len(names) > MOST_CLASSES:
+        raise ValueError(
+            f"{path}: {len(names)} lines; at most {MOST_CLASSES} classes can be scored"
+        )
     for number, name in enumerate(names, start=1):
         if not name:
             raise ValueError(f"{path}, line {number}: empty; every line names a class")
@@ -191,6 +200,8 @@ def choose_categories(
     return {ids[name]: label for label, name in enumerate(class_names[1:], start=1)}
 
 
+ALL, SUPERCATEGORIES = "all", "supercategories"
+"""Choices of a file's classes, in place of names of categories with ``+`` between them."""
 _CATEGORIES = "an annotation file has a list 'categories' of 'id' and 'name'"
 _Map = Annotated[dict[str, Any], msgspec.Meta(min_length=1)]
 _MAP_FORM = 'expected a JSON object such as {"television_set": "tvmonitor"}'
@@ -200,6 +211,81 @@ class _Categories(msgspec.Struct, frozen=True):
     """The part of an annotation file that names its categories."""
 
     categories: list[CategoryEntry]
+
+
+def json_classes(
+    path: str | os.PathLike[str], choice: str = ALL
+) -> tuple[dict[Id, int], tuple[str, ...]]:
+    """Choose classes among the categories of a file; reads nothing else of it.
+
+    Args:
+        path: the JSON file.
+        choice: ``"all"`` categories in the order of their ids, their ``"supercategories"`` in the
+            order of the first id, or names of categories with ``+`` between them, in that order.
+
+    Returns:
+        Class by category id, and the names, background first. A category called background is
+        none of the classes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is malformed, names a category twice or gives one no supercategory, has no
+            category of that name, or the choice has more than 254 classes.
+    """
+    entries = decode_json(path, _Categories, _CATEGORIES).categories
+    entries = [
+        e for e in sorted(entries, key=lambda e: id_order(e.id)) if not is_background(e.name)
+    ]
+    twice = [name for name, count in Counter(e.name for e in entries).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path}: several categories have the name {listed(twice)}; rename them")
+    if choice == ALL:
+        groups = {e.name: [e] for e in entries}
+    elif choice == SUPERCATEGORIES:
+        groups = _supercategories(path, entries)
+    else:
+        groups = _named(path, entries, choice)
+    if not groups:
+        raise ValueError(f"{path}: its list 'categories' is empty, so that it has no classes")
+    if len(groups) > _MOST_CLASSES:
+        raise ValueError(
+            f"{path}: {len(groups)} classes are more than the {_MOST_CLASSES} labels of an 8-bit "
+            "map: choose fewer with classes=supercategories or classes=NAME+NAME+..."
+        )
+    found = {e.id: n for n, members in enumerate(groups.values(), 1) for e in members}
+    return found, ("background", *groups)
+
+
+def _supercategories(
+    path: str | os.PathLike[str], entries: Sequence[CategoryEntry]
+) -> dict[str, list[CategoryEntry]]:
+    groups: dict[str, list[CategoryEntry]] = {}
+    lacking = [entry.name for entry in entries if not entry.supercategory]
+    if lacking:
+        raise ValueError(
+            f"{path}: {len(lacking)} categories have no 'supercategory' ({listed(lacking, 3)}): "
+            "give classes=all or names"
+        )
+    for entry in entries:
+        groups.setdefault(str(entry.supercategory), []).append(entry)
+    if "background" in groups:
+        raise ValueError(
+            f"{path}: a supercategory is called 'background', as class 0 is; rename it"
+        )
+    return groups
+
+
+def _named(
+    path: str | os.PathLike[str], entries: Sequence[CategoryEntry], choice: str
+) -> dict[str, list[CategoryEntry]]:
+    by_name = {entry.name: entry for entry in entries}
+    names = [choice] if choice in by_name else choice.split("+")
+    legal = [*by_name] if len(names) > 1 else [ALL, SUPERCATEGORIES, *by_name]
+    for name in names:
+        look_up_option(f"classes= of {path}", name, legal)
+        if names.count(name) > 1:
+            raise ValueError(f"classes= of {path}: {name!r} is named twice")
+    return {name: [by_name[name]] for name in names}
 
 
 def _map_categories(

@@ -17,7 +17,9 @@ from d2_smallobj.annotations.coco_file import (
     KINDS,
     AnnotationEntry,
     Id,
-    decode_mask,
+    encode_mask,
+    fill_mask,
+    mask_area,
     read_annotation_file,
 )
 from d2_smallobj.utils.messages import look_up_option
@@ -206,7 +208,7 @@ def paint(
     source: str = "",
     unannotated: int = 0,
     ignore_label: int = IGNORE_LABEL,
-    masks: Sequence[np.ndarray] | None = None,
+    masks: Sequence[dict[str, Any]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paint the annotations of an image of H x W pixels, in the order of the file, as label maps.
 
@@ -218,7 +220,7 @@ def paint(
         source: the file of the annotations, for messages.
         unannotated: label of pixels without annotation.
         ignore_label: label of crowds in the semantic map.
-        masks: bool (H, W) of the annotations, if they are decoded already.
+        masks: :func:`.coco_file.encode_mask` of the annotations, if it was called already.
 
     Returns:
         semantic: (H, W), uint8 if all labels fit: ``unannotated``, classes, ``ignore_label``.
@@ -230,21 +232,22 @@ def paint(
     """
     if masks is None:
         masks = [
-            decode_mask(a.segmentation, height, width, f"{source}: annotation {a.annotation_id}")
+            encode_mask(a.segmentation, height, width, f"{source}: annotation {a.annotation_id}")
             for a in annotations
         ]
     things = [(a.class_id, mask) for a, mask in zip(annotations, masks) if not a.crowd]
     order = list(range(len(things)))
     # Every pixel gets the number of what lies on top of it; the number after the last means crowd.
-    numbers = np.zeros((height, width), np.int32)
+    columns = np.zeros(width * height, np.int32)
     if painting == "area":
         # A stable sort: of two equally large ones, the later in the file lies on top.
-        order.sort(key=lambda place: -int(np.count_nonzero(things[place][1])))
+        order.sort(key=lambda place: -mask_area(things[place][1]))
         for annotation, mask in zip(annotations, masks):
             if annotation.crowd:
-                numbers[mask] = len(things) + 1
+                fill_mask(columns, mask, len(things) + 1)
     for place in order:
-        numbers[things[place][1]] = place + 1
+        fill_mask(columns, things[place][1], place + 1)
+    numbers = np.ascontiguousarray(columns.reshape(width, height).T)
     labels = [unannotated, *(class_id for class_id, _ in things), ignore_label]
     ids = [0, *(instance_id(place + 1) for place in range(len(things))), IGNORE_LABEL]
     kind = np.uint8 if max(labels) < 1 << 8 else np.int32

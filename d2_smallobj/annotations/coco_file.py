@@ -20,6 +20,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from d2_smallobj.annotations.dataset_files import decode_json
+from d2_smallobj.annotations.label_maps import MOST_PIXELS
 from d2_smallobj.utils.messages import itemized
 
 KINDS = ("coco", "lvis")
@@ -30,8 +31,9 @@ _Pixels = Annotated[int, msgspec.Meta(ge=1)]
 _Text = Optional[str]
 _Ids = Optional[list[Id]]
 _Entry = TypeVar("_Entry")
-# Coordinates beyond this are an error: rasterising such polygons would take all memory.
-_LARGEST_COORDINATE = 1e5
+# Coordinates beyond so many sides of the image (at least 100 pixels long) are an error, and those
+# beyond a number of pixels: the time to rasterise a polygon grows with its length.
+_FARTHEST_SIDES, _FARTHEST = 5, 1e5
 
 
 class ImageEntry(msgspec.Struct, frozen=True, gc=False):
@@ -51,6 +53,7 @@ class CategoryEntry(msgspec.Struct, frozen=True, gc=False):
 
     id: Id
     name: str
+    supercategory: _Text = None
 
 
 class AnnotationEntry(msgspec.Struct, frozen=True, gc=False):
@@ -116,8 +119,9 @@ def read_annotation_file(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or malformed, an id or file name is repeated, or an
-            annotation has an unknown image or category.
+        ValueError: the file is truncated or malformed, an id or file name is repeated, an image
+            is larger than any (:func:`check_size`), or an annotation has an unknown image or
+            category.
     """
     fields = msgspec.structs.fields(entry)
     needed = ", ".join(field.name for field in fields if field.default is msgspec.NODEFAULT)
@@ -133,6 +137,10 @@ def read_annotation_file(
         problems += repeated((e.id for e in getattr(content, section)), "id", section)
     owner: dict[str, Id] = {}
     for image in content.images:
+        try:
+            check_size(image.height, image.width, f"image {image.id}")
+        except ValueError as error:
+            problems.append(str(error))
         # The URL tells LVIS's images apart, whose names are those of another year.
         name = image.coco_url or image.file_name
         if name and owner.setdefault(name, image.id) != image.id:
@@ -146,6 +154,14 @@ def read_annotation_file(
     if problems:
         raise ValueError(f"{path}: {itemized('error(s)', problems)}")
     return AnnotationFile(Path(path), kind, images, categories, content.annotations)
+
+
+def check_size(height: int, width: int, where: str) -> None:
+    """Bound an image's size as that of a label map: a ValueError that begins with ``where``."""
+    if not 0 < height * width <= MOST_PIXELS:
+        raise ValueError(
+            f"{where}: height and width must give 1..{MOST_PIXELS} pixels, got {height} x {width}"
+        )
 
 
 def repeated(values: Iterable[Hashable], key: str, section: str) -> list[str]:
@@ -208,6 +224,21 @@ def encode_mask(segmentation: Any, height: int, width: int, where: str) -> dict[
     return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
+def mask_area(mask: dict[str, Any]) -> int:
+    """Number of pixels of an encoded mask; ``coco_mask.area`` of 256 masks or more fails."""
+    return int(coco_mask.area(mask))
+
+
+def fill_mask(columns: np.ndarray, mask: dict[str, Any], value: int) -> None:
+    """Write a value to the pixels of an encoded mask; ``columns`` (H * W,) are the image's columns.
+
+    The time grows with the mask's runs, not with the image as that of decoding does.
+    """
+    ends = np.cumsum(parse_runs(mask["counts"], "mask")).tolist()
+    for start, end in zip(ends[::2], ends[1::2]):
+        columns[start:end] = value
+
+
 def describe_mask(mask: np.ndarray) -> dict[str, Any]:
     """Write a mask, bool (H, W), as COCO does: ``segmentation``, ``area`` and ``bbox``."""
     runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -264,7 +295,8 @@ def _decode_runs(runs: Any, height: int, width: int, where: str) -> np.ndarray:
 
 def _encode_polygons(polygons: list[Any], height: int, width: int, where: str) -> dict[str, Any]:
     """Compressed run lengths of the union of polygons."""
-    checked = [_check_polygon(polygon, where) for polygon in polygons]
+    far = min(_FARTHEST_SIDES * max(height, width, 100), _FARTHEST)
+    checked = [_check_polygon(polygon, far, where) for polygon in polygons]
     outlines = [outline for outline in checked if len(outline) >= 6]
     if not outlines:
         empty = {"size": [height, width], "counts": [height * width]}
@@ -272,8 +304,8 @@ def _encode_polygons(polygons: list[Any], height: int, width: int, where: str) -
     return coco_mask.merge(coco_mask.frPyObjects(outlines, height, width))
 
 
-def _check_polygon(polygon: Any, where: str) -> list[float]:
-    """Check one polygon; returns its coordinates."""
+def _check_polygon(polygon: Any, far: float, where: str) -> list[float]:
+    """Check one polygon, within ``far`` pixels of the corner; returns its coordinates."""
     try:
         coordinates = np.asarray(polygon, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -284,10 +316,10 @@ def _check_polygon(polygon: Any, where: str) -> list[float]:
         raise ValueError(
             f"{where}: a polygon is a flat list of x, y pairs, got {_shorten(polygon)}"
         )
-    if not (np.abs(coordinates) <= _LARGEST_COORDINATE).all():  # NaN fails this as well
+    if not (np.abs(coordinates) <= far).all():  # NaN fails this as well
         raise ValueError(
-            f"{where}: polygon coordinates must be finite and near the image, got "
-            f"{_shorten(polygon)}"
+            f"{where}: polygon coordinates must be finite and near the image, within {far:g} "
+            f"pixels, got {_shorten(polygon)}"
         )
     return coordinates.tolist()
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES
 from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, instance_id, paint
-from d2_smallobj.annotations.coco_file import Id, decode_mask, id_order
+from d2_smallobj.annotations.coco_file import Id, encode_mask, id_order, mask_area
 from d2_smallobj.annotations.image_lists import image_index
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.utils.files import atomic_write_text
@@ -282,12 +282,12 @@ def image_fates(
     :data:`FATES` for each, and the errors of malformed ones, which begin with ``source``.
     """
     annotations, height, width = image
-    masks: list[np.ndarray | None] = []
+    masks: list[dict[str, Any] | None] = []
     errors = []
     for annotation in annotations:
         where = f"{source}: annotation {annotation.annotation_id}"
         try:
-            masks.append(decode_mask(annotation.segmentation, height, width, where))
+            masks.append(encode_mask(annotation.segmentation, height, width, where))
         except ValueError as error:
             masks.append(None)
             errors.append(str(error))
@@ -302,11 +302,11 @@ def image_fates(
     return fates, errors
 
 
-def _fate(annotation: Annotation, mask: np.ndarray | None, visible: bool) -> str:
+def _fate(annotation: Annotation, mask: dict[str, Any] | None, visible: bool) -> str:
     """The fate of an annotation of a class or a void category."""
     if mask is None:
         return "malformed"
-    if not mask.any():
+    if not mask_area(mask):
         return "no area"
     if annotation.crowd:
         return "void" if annotation.class_id == 0 else "crowd"

@@ -31,8 +31,8 @@ except ImportError:
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, RGB, _PALETTE = 0, 2, 3
 _COLOURS = {2: "RGB", 4: "LA", 6: "RGBA"}
-# Pillow's own bound against decompression bombs.
-_MOST_PIXELS = 178_956_970
+MOST_PIXELS = 178_956_970
+"""Largest number of pixels of an image: Pillow's own bound against decompression bombs."""
 
 SUFFIXES = (".png", ".npy")
 _INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "1", "I")
@@ -122,9 +122,9 @@ def parse_header(content: bytes, path: str | os.PathLike[str], *, colours: bool 
             f"{path}: a label map holds class indices; this one is a colour picture (mode "
             f"{_COLOURS[colour]}). Give the P or L PNG with indices, not its rendering"
         )
-    if not 0 < height * width <= _MOST_PIXELS:
+    if not 0 < height * width <= MOST_PIXELS:
         raise ValueError(
-            f"{path}: a label map must have 1..{_MOST_PIXELS} pixels, got {width} x {height}"
+            f"{path}: a label map must have 1..{MOST_PIXELS} pixels, got {width} x {height}"
         )
     return Header(height, width, depth, colour, bool(interlace))
 

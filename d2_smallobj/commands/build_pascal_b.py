@@ -173,8 +173,9 @@ def prepare_pascal_b(arguments: Sequence[str] | None = None) -> None:
     sampling, balance = manifest["sampling"], manifest["balance"]
     print(
         f"{len(manifest['image_ids'])} images, {manifest['outputs']['instances']} instances in "
-        f"{result.folder}; distance to {sampling['per_cell']} instances of every class and size: "
-        f"{sampling['distance']}, no set is nearer than {sampling['bound']}"
+        f"{result.folder}; the aim is {sampling['per_cell']} instances of every class and size, "
+        f"or all there are where there are fewer: {sampling['distance']} instances from it in "
+        f"all, and no set of {len(manifest['image_ids'])} images is nearer than {sampling['bound']}"
     )
     labels = {"source": "all fit images", "random": "as many at random", "achieved": "this set"}
     for name, label in labels.items():

@@ -16,7 +16,7 @@ with readable_errors():
     from d2_smallobj.annotations.dataset_files import datasets_root
     from d2_smallobj.demo.dataset import DemoOptions, make_demo
     from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS
-    from d2_smallobj.pseudo_labels.misses import summarize_labels
+    from d2_smallobj.pseudo_labels.misses import LabelSummary, summarize_labels
     from d2_smallobj.pseudo_labels.preparation import check_labels, find_sources, prepare_labels
     from d2_smallobj.pseudo_labels.targets import DATA_SETS, LabelTarget, open_target
     from d2_smallobj.report.label_summary import (
@@ -222,8 +222,12 @@ def write_summary(target: LabelTarget, jobs: int) -> None:
         return
     name = target.folder.name
     summary = summarize_labels(truth, target.files(), name=name, jobs=jobs, progress=True)
+    write_label_summaries(summary, target.summary)
+
+
+def write_label_summaries(summary: LabelSummary, base: Path) -> None:
+    """Write a summary as ``<base>.md``, ``.csv`` and ``.png``, and print it."""
     text = format_label_summary(summary)
-    base = target.summary
     atomic_write_text(f"{base}.md", text)
     write_label_summary(f"{base}.csv", summary)
     print(text)

@@ -24,6 +24,8 @@ SUBCOMMANDS = {
     "prepare demo": ("commands.prepare:prepare_demo", "draw the demo scenes"),
     "prepare pascal-b": ("commands.build_pascal_b:prepare_pascal_b", "build PASCAL-B"),
     "prepare pseudo-labels": ("commands.prepare:prepare_pseudo_labels", "convert pseudo labels"),
+    "prepare weak-labels boxes": ("commands.weak_labels:boxes", "label maps of boxes"),
+    "prepare weak-labels cam": ("commands.weak_labels:cam", "label maps of image labels"),
     "prepare review": ("commands.build_pascal_b:review_pascal_b", "sort PASCAL-B's images by eye"),
     "data": ("data.__main__", "list and check the registered data sets"),
     "doctor": ("commands.doctor", "print versions, and what is missing or does not work together"),
@@ -33,6 +35,11 @@ SUBCOMMANDS = {
     "mixed": ("commands.run_experiments:mixed_supervision", "compare few masks and many boxes"),
 }
 """Subcommands in the order of the help: module[:function] in d2_smallobj, one line."""
+GROUPS = {
+    "prepare": "prepare demo",
+    "prepare weak-labels": "prepare weak-labels boxes --dataset NAME --output FOLDER",
+}
+"""First words of several subcommands, with the example of their help."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,11 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args[0] == "--version":
         print(f"smallobj {d2_smallobj.__version__}")
         return
-    words = 2 if args[0] == "prepare" else 1
+    words = 1
+    while " ".join(args[:words]) in GROUPS:
+        words += 1
+        if len(args) < words or args[words - 1] in ("-h", "--help"):
+            print(help_text(" ".join(args[: words - 1])))
+            sys.exit(0 if len(args) >= words else 2)
     name = " ".join(args[:words])
-    if name == "prepare" or (words == 2 and args[1:2] in (["-h"], ["--help"])):
-        print(help_text("prepare"))
-        sys.exit(0 if len(args) > 1 else 2)
     if name not in SUBCOMMANDS:
         near = difflib.get_close_matches(name, SUBCOMMANDS, n=3) or list(SUBCOMMANDS)
         print(f"error: no subcommand {name!r}; did you mean {', '.join(near)}?", file=sys.stderr)
@@ -66,9 +75,7 @@ def help_text(prefix: str = "") -> str:
     shown = {name: line for name, (_, line) in SUBCOMMANDS.items() if name.startswith(prefix)}
     width = max(map(len, shown))
     lines = [f"  {name:{width}}  {line}" for name, line in shown.items()]
-    example = (
-        "prepare demo" if prefix else "evaluate --predictions MAPS --semantic TRUTH --output RUN"
-    )
+    example = GROUPS.get(prefix, "evaluate --predictions MAPS --semantic TRUTH --output RUN")
     return "\n".join(
         [
             f"Example: smallobj {example}",

@@ -1,7 +1,8 @@
 """List the registered data sets and check their files.
 
-The list says which files exist, which are missing, and which command makes them. Without names it
-has all data sets. A training set with another folder of label maps is named as in a config
+The list says which files exist, which are missing, and which command makes them; "24 of 10,582"
+images are those of a list that is shorter than the published one. Without names it has all sets.
+A training set with another folder of label maps is named as in a config
 (voc_2012_trainaug@FOLDER). The data sets lie in $DETECTRON2_DATASETS, or in --root.
 The exit status is 1 if a named set cannot be used, or if --check or --account finds an error.
 
@@ -94,7 +95,7 @@ class DatasetFiles(NamedTuple):
     """State of a data set's files, as the list shows it."""
 
     state: str  # "ready", "on first use" (made when needed), "missing", "unusable" (a bad list)
-    images: str = ""  # their number
+    images: str = ""  # their number, and that of the published set if it is another
     missing: str = ""  # the missing paths, or their number and the first one
     what_to_do: str = ""  # what is wrong, or the command or page that helps to get the files
 
@@ -103,7 +104,10 @@ def find_files(spec: DatasetSpec) -> DatasetFiles:
     """Look which files of a data set exist; opens only lists and annotation files."""
     check = FileCheck(spec.name, spec.prepare_command)
     try:
-        return DatasetFiles("ready", f"{len(spec.list_files(check)):,}")
+        number = len(spec.list_files(check))
+        expected = spec.published or number
+        images = f"{number:,}" + (f" of {expected:,}" if number != expected else "")
+        return DatasetFiles("ready", images)
     except ValueError as error:
         return DatasetFiles("unusable", what_to_do=str(error))
     except FileNotFoundError:

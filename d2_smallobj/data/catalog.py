@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from d2_smallobj.annotations.dataset_files import datasets_root
+from d2_smallobj.data.own_specs import FORMS, is_own, own_spec, split_class
 from d2_smallobj.data.specs import (
     SEPARATOR,
     TRAINING_SETS,
@@ -94,20 +95,27 @@ def canonical_name(name: str) -> str:
     ``<training set>@<folder>``, e.g. ``voc_2012_trainaug@/data/mine``, is the training set with
     the label maps (``<image name>.png``) of any folder: absolute, or relative to the current one.
     ``<data set>:<class>``, e.g. ``coco_2017_val_81:person``, is the binary task of one class.
+    Names of a user's own files are those of :mod:`d2_smallobj.data.own_specs`.
 
     An alias becomes the name of its data set; other names are returned whether they exist or not.
 
     Raises:
         ValueError: there is no such training set before ``@`` or no folder after it, or no such
-            data set before ``:`` or no such class after it.
+            data set before ``:`` or no such class after it, or a user's files have other classes.
+        FileNotFoundError: the file with the classes of a user's data set is missing.
     """
     register_all()
     name = ALIASES.get(name, name)
     if name in DatasetCatalog.list():
         return name
     base, at, folder = name.partition("@")
-    if at:
-        look_up_option(f"data set {name!r}, before '@'", base, TRAINING_SETS)
+    if is_own(name):
+        base, category = split_class(name)
+        spec = _registered[base] if base in _registered else own_spec(base)
+        if category:
+            spec = binary_spec(spec, category)
+    elif at:
+        look_up_option(f"data set {name!r}, before '@'", base, [*TRAINING_SETS, *FORMS])
         if not folder:
             raise ValueError(f"data set {name!r}: '@' is followed by the folder of the label maps")
         folder = os.path.abspath(os.path.expanduser(folder))

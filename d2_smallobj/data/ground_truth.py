@@ -41,7 +41,7 @@ Reader = Callable[[Mapping[str, Any]], "tuple[np.ndarray, np.ndarray | None]"]
 
 _KEYS = (
     *("sem_seg_file_name", "ins_seg_file_name", "pan_seg_file_name", "segments_info"),
-    *("annotations", "image_id", "height", "width"),
+    *("annotations", "image_id", "height", "width", "no_masks"),
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from d2_smallobj.annotations.cityscapes import instance_ids_beside
 from d2_smallobj.annotations.coco import InstanceAnnotations
-from d2_smallobj.annotations.coco_file import Id
+from d2_smallobj.annotations.coco_file import Id, check_size
 from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.image_sources import ImageSource
 from d2_smallobj.annotations.label_rules import dict_annotations
@@ -61,6 +61,8 @@ class TruthFinder:
             return source
         if semantic is not None:
             return ImageSource(name, semantic)
+        if "no_masks" in record:
+            raise ValueError(f"data set {self._name!r} has no ground truth: {record['no_masks']}")
         if "annotations" in record and not self._paints:
             raise ValueError(no_semantics(self._name, "no 'sem_seg_file_name' in its dicts"))
         raise ValueError(
@@ -108,6 +110,7 @@ class TruthFinder:
         if height is None or width is None:
             what = f"the dict of {image.name} has annotations, but no 'height' and 'width'"
             raise ValueError(f"{self._name}: {what}")
+        check_size(height, width, f"{self._name}: the dict of {image.name}")
         things = self._metadata.get("thing_classes") or self._class_names
         classes = [self._numbers.get(str(thing)) for thing in things]
         found = dict_annotations(entries, classes, image.name)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from d2_smallobj.data.catalog import canonical_name
+from d2_smallobj.data.catalog import canonical_name, registered
 from d2_smallobj.data.mapper import SemSegMapper, images_per_step
 from d2_smallobj.data.supervision import apply_supervision
 from d2_smallobj.utils.messages import look_up_option
@@ -77,7 +77,8 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str
     Raises:
         ValueError: the data set is a training set with a folder of label maps.
     """
-    if "@" in dataset_name:
+    spec = registered().get(canonical_name(dataset_name))
+    if spec is not None and spec.weak:
         raise ValueError(f"{dataset_name!r} has pseudo labels: it is no set to evaluate on")
     return build_detection_test_loader(
         dataset_dicts([dataset_name]),

@@ -42,6 +42,7 @@ class SemSegMapper:
         self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         self.ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         self.keep_true = cfg.SMALLOBJ.SUPERVISION.LOG_ACCURACY
+        self.overlaps = cfg.SMALLOBJ.SUPERVISION.OVERLAPS
         self.seed = max(cfg.SEED, 0)
         weighs_a = cfg.SMALLOBJ.TASK_A.LOSS == "size_weighted"
         weighs_b = cfg.SMALLOBJ.TASK_B.LOSS == "size_weighted"
@@ -61,7 +62,7 @@ class SemSegMapper:
             ``size_weights`` (H, W) float32, or with ``logit_sizes`` ``logit_size_weights``, a dict
             from each (h, w) to (h, w) float32. Images with a ``supervision`` also get ``doubtable``
             (H, W) int64, the number of the box that a label comes from, 0 where it is certain, and
-            with ``keep_true`` ``true_sem_seg`` (H, W) int64.
+            ``box_classes`` and ``true_sem_seg`` as :func:`.supervision.read_supervision` does.
 
         Raises:
             ValueError: a label map is corrupt, or has other labels or another size than expected.
@@ -69,11 +70,14 @@ class SemSegMapper:
         """
         x = copy.copy(dataset_dict)
         image = read_image(x["file_name"], self.image_format)
+        _check_size(x, image)
         x["height"], x["width"] = image.shape[:2]
         if not self.is_train:
             x["image"] = _to_tensor(image)
             return x
-        labels, maps = read_supervision(x, self.num_classes, self.ignore_label, self.keep_true)
+        labels, maps = read_supervision(
+            x, self.num_classes, self.ignore_label, self.keep_true, self.overlaps
+        )
         with _augmentation_seed(self.seed, x.get("stream_position")):
             augmented = T.AugInput(image.astype(np.float32), sem_seg=labels)
             transforms = self.augmentations(augmented)
@@ -82,9 +86,9 @@ class SemSegMapper:
         x["sem_seg"] = torch.from_numpy(labels.astype(np.int64))
         for key, value in maps.items():
             x[key] = torch.from_numpy(transforms.apply_segmentation(value).astype(np.int64))
-        if "doubtable" in maps:
+        for key in maps.keys() & {"doubtable", "box_classes"}:
             # The crop pads all maps with the ignore label, which is no box's number.
-            x["doubtable"][x["sem_seg"] == self.ignore_label] = 0
+            x[key][x["sem_seg"] == self.ignore_label] = 0
         if self.size_weights is not None and x.get("stream_position", 0) >= self.weights_from:
             self._add_size_weights(x, labels)
         return x
@@ -110,6 +114,17 @@ def read_image(path: str, image_format: str) -> np.ndarray:
         return detection_utils.read_image(path, format=image_format)
     except CORRUPT_IMAGE as error:
         raise OSError(f"{path}: the image cannot be read: {error}") from error
+
+
+def _check_size(x: dict[str, Any], image: np.ndarray) -> None:
+    """Refuse an image of another size than its data set states."""
+    height, width = image.shape[:2]
+    stated = (x.get("height", height), x.get("width", width))
+    if stated != (height, width):
+        raise ValueError(
+            f"{x['file_name']}: the image is {width}x{height}, its data set says "
+            f"{stated[1]}x{stated[0]} (width x height, EXIF orientation applied)"
+        )
 
 
 def images_per_step(cfg: CfgNode) -> int:

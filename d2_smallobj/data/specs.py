@@ -50,6 +50,19 @@ TRAINING_SETS = {
 }
 """Sets that take label maps from any folder: the registered one by the name before ``@``."""
 
+# Images of the published sets by the beginning of the name; of COCO's training sets those that have
+# annotations (methods write labels for no others).
+_PUBLISHED = {
+    "voc_2012_trainaug": 10_582,
+    "voc_2012_seg_val": 1_449,
+    "coco_2014_train_81": 82_081,
+    "coco_2014_val_81": 40_504,
+    "coco_2017_train_81": 117_266,
+    "coco_2017_val_81": 5_000,
+    "cityscapes_vehicles_persons_train": 2_975,
+    "cityscapes_vehicles_persons_val": 500,
+}
+
 _Lister = Callable[..., "list[dict[str, Any]]"]
 
 
@@ -66,6 +79,14 @@ class DatasetSpec:
     instances_json: str | None = None  # COCO file of its instances, where they are not PNGs
     ensure: Callable[[], None] | None = None  # makes its files if they are missing
     label_rule: LabelRule | None = None  # makes classes of the values of its label files
+    makes: Path | None = None  # folder in which ``ensure`` makes files; default: its own
+    weak: bool = False  # whether its label maps are no ground truth
+
+    @property
+    def published(self) -> int | None:
+        """Number of images of the published set; ``None``: there is no such number."""
+        found = (n for start, n in _PUBLISHED.items() if self.name.startswith(start))
+        return next(found, None)
 
     @property
     def see(self) -> str:
@@ -119,7 +140,7 @@ def with_labels(spec: DatasetSpec, name: str, folder: str) -> DatasetSpec:
     """Return a training set of this name with the label maps of another folder."""
     lister = functools.partial(spec.lister, label_dir=folder)
     command = spec.command if spec.ensure is not None else ""
-    return dataclasses.replace(spec, name=name, lister=lister, command=command)
+    return dataclasses.replace(spec, name=name, lister=lister, command=command, weak=True)
 
 
 def binary_spec(spec: DatasetSpec, category: str) -> DatasetSpec:
@@ -138,6 +159,9 @@ def binary_spec(spec: DatasetSpec, category: str) -> DatasetSpec:
         for record in dicts:
             if "boxes" in record:
                 record["boxes"] = only_class(record["boxes"], class_id)
+            if "image_classes" in record:
+                found = record["image_classes"]
+                record["image_classes"] = [1] * bool(class_id in found or (not class_id and found))
         return dicts
 
     return dataclasses.replace(

@@ -5,7 +5,8 @@ Keys of a dataset dict that this module knows:
 - ``supervision``: ``"mask"`` or ``"boxes"``; without it, the image has a mask;
 - ``boxes``: a table as in :mod:`d2_smallobj.annotations.boxes`; without it, boxes are derived from
   ``ins_seg_file_name`` and ``sem_seg_file_name``;
-- ``label_rule``: how the values of the label files become classes.
+- ``label_rule``: how the values of the label files become classes;
+- ``no_masks``: why it has no ``sem_seg_file_name``, in a sentence.
 
 Legend: H, W height and width of the image.
 """
@@ -24,6 +25,7 @@ from d2_smallobj.annotations.boxes import (
     IGNORE_LABEL,
     checked_boxes,
     classes_of_numbers,
+    classes_on_pixels,
     instance_boxes,
     number_boxes,
 )
@@ -91,6 +93,8 @@ def check_supervision(dicts: Sequence[Mapping[str, Any]]) -> None:
     """Check that every image has what its flag promises; a ValueError names those that lack it."""
     no_masks, no_boxes = [], []
     for x in dicts:
+        if "no_masks" in x and x.get("supervision") != "boxes":
+            raise ValueError(f"DATASETS.TRAIN: there is nothing to train on: {x['no_masks']}")
         if "supervision" not in x:
             continue
         name = str(x.get("file_name"))
@@ -243,18 +247,24 @@ def _check_size(what: str, labels: np.ndarray, size: tuple[int, ...], other: str
 
 
 def read_supervision(
-    x: Mapping[str, Any], num_classes: int, ignore_label: int, keep_true: bool
+    x: Mapping[str, Any],
+    num_classes: int,
+    ignore_label: int,
+    keep_true: bool,
+    overlaps: str = "smaller",
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Make the label map of an image from its mask or boxes, and the maps that go with it.
 
     Ignored pixels of a mask are not carried over to the boxes of its image: the borders that VOC
     marks with 255 would tell the outlines. Crowds and unknown true labels get ``ignore_label``.
+    ``overlaps`` is ``SMALLOBJ.SUPERVISION.OVERLAPS``.
 
     Returns:
         labels, int32 (H, W), for the ignore label may be none of the file's; and for images with a
-        flag int32 (H, W) maps by name: ``doubtable``, the number of the box that a label comes
-        from, 0 where it is certain; with ``keep_true`` also ``true_sem_seg``, the mask of a box
-        image where it is known.
+        flag integer (H, W) maps by name: ``doubtable``, the number of the box that a label comes
+        from, 0 where it is certain; with ``overlaps`` "model" ``box_classes``, the bits of
+        :func:`.boxes.classes_on_pixels` (0 for a mask); with ``keep_true`` ``true_sem_seg``, the
+        mask of a box image where it is known.
     """
     flag, mask = x.get("supervision", "mask"), None
     if flag == "mask" or (keep_true and "sem_seg_file_name" in x):
@@ -263,14 +273,22 @@ def read_supervision(
         return mask, {}
     if mask is not None and flag == "mask":
         labels, numbers = mask, np.zeros_like(mask)
+        classes = np.zeros(mask.shape, np.int64)
     else:
-        boxes = boxes_of(x)
-        numbers = number_boxes(boxes, x["height"], x["width"])
+        boxes, size = boxes_of(x), (x["height"], x["width"])
+        numbers = number_boxes(boxes, *size, interior=overlaps == "interior")
         labels = classes_of_numbers(boxes, numbers).astype(np.int32)
         labels[labels == IGNORE_LABEL] = ignore_label
         where = f"{x['file_name']}: its boxes"
         check_label_values(labels, num_classes, ignore_label, where)
+        if overlaps in ("ignore", "model"):
+            classes = classes_on_pixels(boxes, *size)
+        if overlaps == "ignore":
+            # A number with a single bit shares none with the number before it.
+            labels[classes & (classes - 1) != 0] = ignore_label
     maps = {"doubtable": numbers}
+    if overlaps == "model":
+        maps["box_classes"] = classes
     if keep_true:
         maps["true_sem_seg"] = np.full_like(labels, ignore_label) if mask is None else mask
     return labels, maps

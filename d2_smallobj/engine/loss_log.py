@@ -33,6 +33,10 @@ _LOST_PROCESS = re.compile(
 )
 _PATIENCE = 3.0  # seconds
 _STEPS_WITHOUT_LABELS = 20
+# PyTorch's messages, of its allocators and of CUDA's libraries.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|DefaultCPUAllocator: (?:can't allocate|not enough) memory|_STATUS_ALLOC_FAILED"
+)
 # PyTorch's three messages about a loader worker that died.
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) "
@@ -199,6 +203,7 @@ def explained_errors(output_dir: str) -> Iterator[None]:
     - A loader worker that died becomes a ``ChildProcessError`` that names it and its signal.
     - A lost connection to another process becomes a ``ConnectionError``, after a while: that
       process, which knows more, is to be the first that reports.
+    - A device whose memory is used up becomes a ``MemoryError`` that names the keys to lower.
     """
     try:
         yield
@@ -211,8 +216,10 @@ def explained_errors(output_dir: str) -> Iterator[None]:
         raise explained from error
 
 
-def explain(error: BaseException, output_dir: str = "") -> OSError | None:
+def explain(error: BaseException, output_dir: str = "") -> OSError | MemoryError | None:
     """Make the error that says what has happened; None where ``error`` says it, or is a defect."""
+    if isinstance(error, torch.cuda.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return MemoryError(explain_memory(error))
     message = explain_dead_worker(error)
     if message is not None:
         return ChildProcessError(message)
@@ -228,6 +235,18 @@ def explain(error: BaseException, output_dir: str = "") -> OSError | None:
 
 def _first_line(error: BaseException) -> str:
     return f"{(str(error).splitlines() or [''])[0]:.200}"
+
+
+def explain_memory(error: BaseException) -> str:
+    """Say in one line which keys to lower; ``error`` tells that a device's memory is used up."""
+    wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+    more = f" (when {wanted.group(1)} more were wanted)" if wanted else ""
+    return (
+        f"memory is used up{more}: lower SOLVER.IMS_PER_BATCH and raise SMALLOBJ.ACCUMULATE by the "
+        "same factor, which leaves the step as it is; SMALLOBJ.SPEED.LOSS_IMAGES 1, "
+        "SOLVER.AMP.ENABLED True and a smaller SMALLOBJ.CROP_SIZE need less, too (in an "
+        "evaluation: lower SMALLOBJ.TEST.SCALES). --resume continues the run"
+    )
 
 
 def explain_dead_worker(error: BaseException) -> str | None:

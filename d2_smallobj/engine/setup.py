@@ -16,7 +16,8 @@ import torch
 import yaml
 
 from d2_smallobj._host import announce_host
-from d2_smallobj.config import add_smallobj_config, task_a_iterations, validate_config
+from d2_smallobj.config import add_smallobj_config, task_a_iterations
+from d2_smallobj.config_rules import validate_config
 from d2_smallobj.data import dataset_dicts, register_all
 from d2_smallobj.engine.config_files import check_config_file, find_config
 from d2_smallobj.engine.loss_log import explain
@@ -56,7 +57,7 @@ _SECOND_TASK = ("SMALLOBJ.TASK_B", "SMALLOBJ.EWC")
 
 _MODEL = (
     *("MODEL", "INPUT.FORMAT", "SMALLOBJ.OUTPUT_STRIDE", "SMALLOBJ.ASPP_DILATIONS"),
-    *("SMALLOBJ.MSC", "SMALLOBJ.STEM_POOL_CEIL"),
+    *("SMALLOBJ.MSC", "SMALLOBJ.STEM_POOL_CEIL", "SMALLOBJ.MOBILENET"),
 )
 """Keys that decide the output of given weights."""
 
@@ -263,8 +264,8 @@ def check_resumable(checkpoint: Mapping[str, Any], cfg: CfgNode | None, path: st
     iteration, ewc = trainer["iteration"], checkpoint.get("ewc", {})
     if type(iteration) is not int or iteration < 0 or not isinstance(ewc, Mapping):
         raise ValueError(
-            f"{path} cannot be resumed: its iteration must be an integer >= 0, its 'ewc' a dict, got "
-            f"{iteration!r:.60} and a {type(ewc).__name__}"
+            f"{path} cannot be resumed: its iteration must be an integer >= 0, its 'ewc' a dict, "
+            f"got {iteration!r:.60} and a {type(ewc).__name__}"
         )
     if cfg is None:
         return

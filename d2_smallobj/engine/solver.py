@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
 from d2_smallobj.config import task_a_iterations
+from d2_smallobj.utils.messages import look_up_option
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.solver import LRMultiplier
@@ -64,15 +65,46 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
+def clipping(
+    cfg: CfgNode, optimizer: type[torch.optim.Optimizer]
+) -> Callable[..., torch.optim.Optimizer]:
+    """Return a class of optimisers that clip gradients in a step (docs/training.md#without-a-gpu).
+
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` is detectron2's "value" or "norm", both of each parameter by
+    itself, or the "full_model" of its projects: the norm of all gradients together.
+
+    Raises:
+        ValueError: for another type, or a ``CLIP_VALUE`` that is not above 0.
+    """
+    options = cfg.SOLVER.CLIP_GRADIENTS
+    if not options.ENABLED:
+        return optimizer
+    key, kinds = "SOLVER.CLIP_GRADIENTS", ("value", "norm", "full_model")
+    look_up_option(f"{key}.CLIP_TYPE", options.CLIP_TYPE, kinds)
+    if not options.CLIP_VALUE > 0:
+        raise ValueError(f"{key}.CLIP_VALUE must be > 0, got {options.CLIP_VALUE!r}")
+    if options.CLIP_TYPE != "full_model":
+        return maybe_add_gradient_clipping(cfg, optimizer)
+    value, norm = options.CLIP_VALUE, options.NORM_TYPE
+
+    class FullModelClipping(optimizer):  # type: ignore[valid-type,misc]  # a variable
+        def step(self, closure: Any = None) -> Any:
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, value, norm)
+            return super().step(closure)
+
+    return FullModelClipping
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build SGD with momentum over :func:`parameter_groups`, fused where torch and device can.
 
     Loss scaling (float16) makes the host wait for the GPU in every step unless SGD is fused.
-    Gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says.
+    Gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says (:func:`clipping`).
     """
     has_fused = "fused" in inspect.signature(torch.optim.SGD).parameters  # torch >= 2.3
     fused = has_fused and cfg.MODEL.DEVICE.split(":")[0] in ("cpu", "cuda")
-    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
+    return clipping(cfg, torch.optim.SGD)(
         parameter_groups(cfg, model),
         lr=cfg.SOLVER.BASE_LR,
         momentum=cfg.SOLVER.MOMENTUM,

@@ -18,7 +18,8 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from d2_smallobj.config import task_a_iterations, validate_config
+from d2_smallobj.config import task_a_iterations
+from d2_smallobj.config_rules import validate_config
 from d2_smallobj.data.loaders import build_test_loader, build_train_loader, on_device
 from d2_smallobj.engine.checkpoint import SafeCheckpointer
 from d2_smallobj.engine.distributed import check_batch_size, distribute, synchronize_buffers
@@ -32,7 +33,7 @@ from d2_smallobj.engine.solver import (
 )
 from d2_smallobj.engine.step import TaskStepTrainer
 from d2_smallobj.engine.tasks import TaskSwitch, build_ewc
-from d2_smallobj.evaluation import TASK, SmallObjectEvaluator
+from d2_smallobj.evaluation import TASK, SmallObjectEvaluator, folder_name
 from d2_smallobj.modeling.inference import build_inference
 from d2_smallobj.utils.files import atomic_write_text
 from detectron2.config import CfgNode
@@ -257,9 +258,10 @@ class TwoTaskTrainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Build the evaluator, which writes to ``OUTPUT_DIR/inference/<data set>``."""
+        name = folder_name(dataset_name) if "/" in dataset_name else dataset_name
         return SmallObjectEvaluator(
             dataset_name,
-            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", name),
             mode=cfg.SMALLOBJ.METRIC_MODE,
             num_workers=EVALUATOR_WORKERS,
             per_class=cfg.SMALLOBJ.TEST.PER_CLASS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -27,6 +28,9 @@ _HOST_TASKS = {
     "PascalVOCDetectionEvaluator": ("bbox",),
 }
 """Result keys of detectron2's evaluators, known before hours of inference."""
+
+_LONGEST = 100
+"""Characters of a folder's name; names of data sets may hold several paths."""
 
 _CITYSCAPES_PACKAGES = ("deeplearning", "cityscapesscripts")
 """Packages in which versions of detectron2 look for the Cityscapes scripts."""
@@ -76,7 +80,9 @@ def add_small_objects(
                 f"task {task!r}: {type(member).__name__} reports under this key already;"
                 " name another with task="
             )
-    folder = None if output_dir is None else os.path.join(output_dir, task, _plain(dataset_name))
+    folder = (
+        None if output_dir is None else os.path.join(output_dir, task, folder_name(dataset_name))
+    )
     members.append(SmallObjectEvaluator(dataset_name, output_dir=folder, **options))
     return DatasetEvaluators(members)
 
@@ -148,6 +154,10 @@ def _missing_packages(kind: type) -> list[str]:
     return [package for package in wanted if importlib.util.find_spec(package) is None]
 
 
-def _plain(dataset_name: str) -> str:
+def folder_name(dataset_name: str) -> str:
     """Return a name that is one folder: ``voc_2012_trainaug@/data/mine`` has slashes."""
-    return re.sub(r"[^\w.@+-]+", "_", dataset_name)
+    plain = re.sub(r"[^\w.@+-]+", "_", dataset_name)
+    if len(plain) <= _LONGEST:
+        return plain
+    digest = hashlib.sha256(dataset_name.encode("utf-8")).hexdigest()
+    return f"{plain[:_LONGEST]}_{digest[:8]}"

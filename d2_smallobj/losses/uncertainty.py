@@ -94,6 +94,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
         *,
         sigma_raw: Tensor | None = None,
         doubtable: Tensor | None = None,
+        box_classes: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss of a batch.
 
@@ -106,6 +107,8 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             doubtable: (N, H, W), needed with ``sigma_raw``: bool, true where the label comes from
                 a box; or int64, the number of that box in its image, 0 where the label is certain.
                 With bool, all boxes of an image are one to ``min_object``.
+            box_classes: int64 (N, H, W), bit c - 1 for each class c whose box covers the pixel.
+                While bootstrapping, a box pixel with several takes the most probable of them.
 
         Returns:
             float32 scalar; 0 with zero gradients where every pixel is ignored.
@@ -128,6 +131,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             # the model would learn to call everything in a small box object.
             if size_weights is None and self.size_weighted:
                 size_weights = batch_size_weights(labels, self.weights)
+            labels = self.choose_classes(logits, labels, doubtable, box_classes)
             labels, _, uncertain = self.bootstrap(logits, labels, sigma, doubtable)
         return super().forward(soften(logits, sigma, uncertain, self.form), labels, size_weights)
 
@@ -162,6 +166,22 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             kept = inside & _emptied(doubtable, inside, inside & (own == 0), self.min_object)
         changed = inside & ~kept & (self.sigma_of(sigma, own) > self.threshold)
         return torch.where(changed, own, labels), changed, inside & ~kept & ~changed
+
+    @torch.no_grad()
+    def choose_classes(
+        self, logits: Tensor, labels: Tensor, doubtable: Tensor, box_classes: Tensor | None
+    ) -> Tensor:
+        """Give box pixels of several classes the most probable of them; returns the labels."""
+        if box_classes is None:
+            return labels
+        if box_classes.shape != labels.shape:
+            box_classes = resize_labels(box_classes, tuple(labels.shape[-2:]))
+        scores = all_logits(logits)[:, 1:]
+        bits = torch.arange(scores.shape[1], device=labels.device)[:, None, None]
+        covered = (box_classes[:, None] >> bits) & 1 > 0
+        best = scores.masked_fill(~covered, -math.inf).argmax(dim=1) + 1
+        several = (covered.sum(dim=1) > 1) & (doubtable > 0) & (labels != self.ignore_label)
+        return torch.where(several, best, labels)
 
     def own_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The model's own label of every pixel, int64 (N, H, W)."""

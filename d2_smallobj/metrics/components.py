@@ -11,7 +11,7 @@ from collections.abc import Collection
 import numpy as np
 
 from d2_smallobj.metrics.runs import Runs, find_runs, join_trees, run_components, stack_runs
-from d2_smallobj.metrics.validation import VOID_INSTANCE, check_maps
+from d2_smallobj.metrics.validation import VOID_INSTANCE, check_label, check_maps
 from d2_smallobj.utils.opencv import cv2
 
 # cv2.calcHist returns float32, which counts exactly up to 2**24 pixels.
@@ -179,10 +179,11 @@ def component_instances(
         with the class, then with the first pixel in raster order.
 
     Raises:
-        TypeError: if ``semantic`` is not an integer array.
-        ValueError: if it is not two-dimensional.
+        TypeError: if ``semantic`` is not an integer array, or ``ignore_label`` no int.
+        ValueError: if it is not two-dimensional, or a label is too large.
     """
     check_maps(semantic=semantic)
+    check_label(ignore_label)
     runs = find_runs(semantic)
     ids = component_ids(runs, runs.sample(semantic), (*stuff, ignore_label), void_instance)
     return np.repeat(ids, runs.length).reshape(semantic.shape)

@@ -15,26 +15,46 @@ MODES = ("exact", "official")
 # Border and crowd pixels of VOC's instance maps.
 VOID_INSTANCE = 255
 
+MOST_CLASSES = 10_000
+"""Largest number of classes: the confusion matrix has the square of it."""
+
 _SHOWN = 10
+_LARGEST = 1 << 62  # Above all ids and labels; sums with it still fit int64.
 
 
 def check_classes(num_classes: int, ignore_label: int) -> None:
     """Check the number of classes and that the ignore label is none of them.
 
     Raises:
-        TypeError: if ``num_classes`` is not an int.
-        ValueError: if it is below 1, or if ``ignore_label`` is negative or a class.
+        TypeError: if one is not an int.
+        ValueError: if ``num_classes`` is not in 1..10,000, or if ``ignore_label`` is negative, a
+            class, or 2**62 or more.
     """
-    if not isinstance(num_classes, (int, np.integer)):
-        raise TypeError(f"num_classes must be an int, got {num_classes!r}")
+    _check_int("num_classes", num_classes)
+    check_label(ignore_label)
     if num_classes < 1:
         raise ValueError(
             f"num_classes must be at least 1 (it counts every class), got {num_classes}"
         )
+    if num_classes > MOST_CLASSES:
+        raise ValueError(f"num_classes must be at most {MOST_CLASSES}, got {num_classes}")
     if ignore_label < num_classes:
         raise ValueError(
             f"ignore_label must lie above the classes 0..{num_classes - 1}, got {ignore_label}"
         )
+
+
+def check_label(ignore_label: int) -> None:
+    """Check a label that is left out: a TypeError if it is no int, a ValueError from 2**62 on."""
+    _check_int("ignore_label", ignore_label)
+    if ignore_label >= _LARGEST:
+        raise ValueError(f"ignore_label must lie below 2**62, got {ignore_label}")
+
+
+def _check_int(name: str, value: object) -> None:
+    """Raise TypeError for what is no integer; bool is none, nor is 255.0."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an int, got {value!r}")
 
 
 def check_stuff(stuff: Collection[int], num_classes: int) -> tuple[int, ...]:
@@ -65,10 +85,11 @@ def check_void_instance(void_instance: int | None) -> int | None:
     """
     if void_instance is None:
         return None
-    if isinstance(void_instance, bool) or not isinstance(void_instance, (int, np.integer)):
-        raise TypeError(f"void_instance must be an int or None, got {void_instance!r}")
-    if not 1 <= void_instance < 1 << 62:
-        raise ValueError(f"void_instance must be at least 1, or None, got {void_instance}")
+    _check_int("void_instance", void_instance)
+    if not 1 <= void_instance < _LARGEST:
+        raise ValueError(
+            f"void_instance must be at least 1 and below 2**62, or None, got {void_instance}"
+        )
     return int(void_instance)
 
 
@@ -76,16 +97,22 @@ def check_maps(**maps: np.ndarray | None) -> None:
     """Check that the maps given (``None`` = not given) are integers, 2-D and of one shape.
 
     Raises:
-        TypeError: if one is not an integer array.
-        ValueError: if one is not two-dimensional, or the shapes differ.
+        TypeError: if one is not an integer array, or one that behaves otherwise (``numpy.matrix``,
+            a masked array).
+        ValueError: if one is not two-dimensional, holds 2**63 or more, or the shapes differ.
     """
     given = {name: value for name, value in maps.items() if value is not None}
     for name, value in given.items():
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
             got = getattr(value, "dtype", type(value).__name__)
             raise TypeError(f"{name} must be an integer array of labels, got {got}")
+        if isinstance(value, (np.matrix, np.ma.MaskedArray)):
+            kind = type(value).__name__
+            raise TypeError(f"{name} must be a plain array, got a {kind}; give numpy.asarray of it")
         if value.ndim != 2:
             raise ValueError(f"{name} must have shape (H, W), got shape {value.shape}")
+        if value.dtype == np.uint64 and value.max(initial=0) >= 1 << 63:
+            raise ValueError(f"{name} must hold values below 2**63, got {value.max()}")
     shapes = {name: value.shape for name, value in given.items()}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())

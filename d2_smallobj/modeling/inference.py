@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from d2_smallobj.config import AVERAGES
+from d2_smallobj.config_rules import AVERAGES
 from d2_smallobj.modeling.segmentor import resized
 from d2_smallobj.postprocessing import CrfOptions, DenseCrf
 from d2_smallobj.utils.messages import look_up_option

@@ -29,7 +29,15 @@ logger = logging.getLogger(__name__)
 # Counters, and the normalisation of images, which the config decides.
 _NOT_WEIGHTS = re.compile(r"(?:^|\.)(?:num_batches_tracked|pixel_mean|pixel_std)$")
 _STATISTICS = re.compile(r"^(.*\.norm)\.running_(?:mean|var)$")
-_RESNET = re.compile(r"(?:^|\.)(stem|res[2-5])\.")
+# The parts of a backbone by its kind, as they are named in the model.
+_BACKBONES = {
+    "ResNet": re.compile(r"(?:^|\.)(stem|res[2-5])\."),
+    "MobileNetV2": re.compile(r"(?:^|\.)(features\.\d+)\.(?:conv|expand|depthwise|project)\."),
+}
+_BACKBONE_KEYS = {
+    "ResNet": "MODEL.RESNETS (DEPTH, widths, NORM)",
+    "MobileNetV2": "SMALLOBJ.MOBILENET.WIDTH and MODEL.RESNETS.NORM",
+}
 
 
 _BLOCK = re.compile(r"(?:^|\.)(res[2-5])\.(\d+)\.")
@@ -60,19 +68,20 @@ class Match:
     missing: list[str]
     unused: list[str]
 
-    def resnet_differences(self) -> dict[str, list[str]]:
-        """Names in which the file's ResNet differs from the model's, by kind of difference.
+    def backbone_differences(self, kind: str) -> dict[str, list[str]]:
+        """Names in which the file's backbone differs from the model's, by kind of difference.
 
-        Stages that the model lacks do not count: a cut ResNet can start from a whole one.
+        Stages that the model lacks do not count: a cut net can start from a whole one.
         """
+        part = _BACKBONES[kind]
         keys = (*self.pairs, *self.wrong_shape, *self.missing)
-        stages = {stage for key in keys for stage in _RESNET.findall(key)}
+        stages = {stage for key in keys for stage in part.findall(key)}
         # Caffe's first convolution comes with a bias of about 1e-9.
         unused = [name for name in self.unused if not name.endswith("stem.conv1.bias")]
         kinds = {
-            "with other shapes": [key for key in self.wrong_shape if _RESNET.search(key)],
-            "only in the model": [key for key in self.missing if _RESNET.search(key)],
-            "only in the file": [n for n in unused if stages.intersection(_RESNET.findall(n))],
+            "with other shapes": [key for key in self.wrong_shape if part.search(key)],
+            "only in the model": [key for key in self.missing if part.search(key)],
+            "only in the file": [n for n in unused if stages.intersection(part.findall(n))],
         }
         return {kind: names for kind, names in kinds.items() if names}
 
@@ -171,8 +180,9 @@ def load_weights(
     renamed = {new: tensors[name] for new, name in names.items()}
     state = model.state_dict()
     by_suffix = by_suffix or layout is not DETECTRON2 or not any(n in state for n in renamed)
-    match = match_weights(state, renamed, by_suffix=by_suffix)
     where = f"{source} ({layout.description})"
+    _check_kind(state, renamed, where)
+    match = match_weights(state, renamed, by_suffix=by_suffix)
     if not match.pairs and not match.wrong_shape:
         raise ValueError(
             f"{where} fits nothing in the model: it has {listed(names.values(), 3)}; "
@@ -244,15 +254,32 @@ def _rename(tensors: Iterable[str], layout: Layout, source: str) -> dict[str, st
     return names
 
 
-def _check(match: Match, source: str, complete: bool) -> None:
-    """Refuse another ResNet, and a file that does not hold what was asked for."""
-    differences = match.resnet_differences()
-    if differences:
-        kinds = "; ".join(f"{kind}: {listed(names, 2)}" for kind, names in differences.items())
+def _backbones(names: Iterable[str]) -> list[str]:
+    """The kinds of backbones that have parts among the names."""
+    names = list(names)
+    return [kind for kind, part in _BACKBONES.items() if any(map(part.search, names))]
+
+
+def _check_kind(model: Iterable[str], file: Iterable[str], where: str) -> None:
+    """Refuse the weights of another kind of backbone."""
+    own, other = _backbones(model), _backbones(file)
+    if own and other and not set(own).intersection(other):
         raise ValueError(
-            f"{source} holds another ResNet than the model's ({match.depth_message() or kinds}). "
-            "MODEL.RESNETS (DEPTH, widths, NORM) must be those of the file"
+            f"{where} holds a {other[0]}, and the model is a {own[0]}: give MODEL.WEIGHTS of a "
+            f"{own[0]}, or a MODEL.BACKBONE.NAME that builds a {other[0]}"
         )
+
+
+def _check(match: Match, source: str, complete: bool) -> None:
+    """Refuse another net of the model's kind, and a file that does not hold what was asked for."""
+    for kind in _backbones((*match.pairs, *match.wrong_shape, *match.missing)):
+        differences = match.backbone_differences(kind)
+        if differences:
+            kinds = "; ".join(f"{name}: {listed(names, 2)}" for name, names in differences.items())
+            raise ValueError(
+                f"{source} holds another {kind} than the model's ({match.depth_message() or kinds})"
+                f". {_BACKBONE_KEYS[kind]} must be those of the file"
+            )
     problems = [match.shape_message()] if match.wrong_shape else []
     if not complete and not match.pairs:
         raise ValueError(f"{source} fits the model nowhere: {problems[0]}")

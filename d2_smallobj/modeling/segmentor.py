@@ -232,6 +232,7 @@ def loss_options(cfg: CfgNode) -> dict[str, Any]:
         "weights": build_size_weights(cfg),
         "size_weighted": first.LOSS == "size_weighted",
         "global_divisor": node.GLOBAL_DIVISOR,
+        "images_at_once": node.SPEED.LOSS_IMAGES,
     }
 
 

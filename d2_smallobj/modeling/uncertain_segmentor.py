@@ -89,16 +89,20 @@ class UncertainSegmentor(SizeBalancedSegmentor):
         doubtable = self._stack(batched_inputs, "doubtable", 0)
         if doubtable is None:
             doubtable = torch.zeros_like(labels, dtype=torch.bool)
+        box_classes = self._stack(batched_inputs, "box_classes", 0)
         logits = self.logits(images)
         if self.watched:
             true_labels = self._stack(batched_inputs, "true_sem_seg", self.ignore_label)
             first = next(iter(logits.values()))
-            self.observation = self._observe(images[0], first, labels, doubtable, true_labels)
+            self.observation = self._observe(
+                images[0], first, labels, doubtable, box_classes, true_labels
+            )
         losses = {}
         for suffix, x in logits.items():
             mu, raw = self._split(x)
+            options = {"sigma_raw": raw, "doubtable": doubtable, "box_classes": box_classes}
             losses[f"loss_sem_seg{suffix}"] = self.loss(
-                mu, labels, weights_for(x, weights), sigma_raw=raw, doubtable=doubtable
+                mu, labels, weights_for(x, weights), **options
             )
         return losses
 
@@ -121,6 +125,7 @@ class UncertainSegmentor(SizeBalancedSegmentor):
         channels: torch.Tensor,
         labels: torch.Tensor,
         doubtable: torch.Tensor,
+        box_classes: torch.Tensor | None,
         true_labels: torch.Tensor | None,
     ) -> Observation:
         """Repeat what the loss does, and keep labels and sigma."""
@@ -128,7 +133,8 @@ class UncertainSegmentor(SizeBalancedSegmentor):
         mu, seen, sigma, inside = self.loss.aligned(mu, labels, raw, doubtable)
         used, changed = seen, torch.zeros_like(seen, dtype=torch.bool)
         if self.loss.bootstrapping:
-            used, changed, _ = self.loss.bootstrap(mu, seen, sigma, inside)
+            used = self.loss.choose_classes(mu, seen, inside, box_classes)
+            used, changed, _ = self.loss.bootstrap(mu, used, sigma, inside)
         if true_labels is not None:
             _, true_labels, _, _ = self.loss.aligned(mu, true_labels, raw, doubtable)
         own_sigma = self.loss.sigma_of(sigma, self.loss.own_labels(mu, seen))

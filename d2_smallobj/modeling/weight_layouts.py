@@ -7,6 +7,7 @@ places in a model.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -23,18 +24,18 @@ class Conventions(NamedTuple):
     """Input and geometry that a net was trained with; the config must give it the same.
 
     ``pixel_mean`` and ``pixel_std`` are in the order of ``image_format``, ``"BGR"`` or ``"RGB"``;
-    ``stem_pool_ceil`` is None where it is not known to matter.
+    The others are None where the net has no such choice, or it is not known to matter.
     """
 
     image_format: str
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
-    stride_in_1x1: bool
+    stride_in_1x1: bool | None = None
     stem_pool_ceil: bool | None = None
 
 
 class Layout(NamedTuple):
-    """One way to name the tensors of a ResNet or DeepLab.
+    """One way to name the tensors of a backbone or DeepLab.
 
     ``mark`` matches a name that only files of this layout hold; ``rename`` maps a name, less
     wrappers, to detectron2's.
@@ -105,6 +106,32 @@ def _rename_kazuto(name: str) -> str:
     return re.sub(r"^aspp\.(?:stages\.)?c(\d+)\.", r"aspp.\1.", name)
 
 
+_MOBILENET_PARTS = tuple(
+    f"{layer}{norm}" for layer in ("expand", "depthwise", "project") for norm in ("", ".norm")
+)
+# A norm stands beside its convolution: in torchvision's files in a list with it, in the older ones
+# of tonylins/pytorch-mobilenet-v2 in one list with all of the block, activations included.
+_MOBILENET_BLOCK = re.compile(r"^features\.(\d+)\.(conv\.)?(\d(?:\.\d)?)\.([a-z_]+)$")
+_MOBILENET_PLACES = {
+    "nested": dict(zip(["0.0", "0.1", "1.0", "1.1", "2", "3"], _MOBILENET_PARTS)),
+    "nested, no expansion": dict(zip(["0.0", "0.1", "1", "2"], _MOBILENET_PARTS[2:])),
+    "flat": dict(zip(["0", "1", "3", "4", "6", "7"], _MOBILENET_PARTS)),
+    "flat, no expansion": dict(zip(["0", "1", "3", "4"], _MOBILENET_PARTS[2:])),
+}
+
+
+def _rename_mobilenet(name: str, style: str) -> str:
+    """``features.1.conv.1.weight`` -> ``features.1.project.weight``, and so on."""
+    block = _MOBILENET_BLOCK.match(name)
+    if not block:
+        return name
+    number, inside, place, end = block.groups()
+    places = {"0": "conv", "1": "conv.norm"}  # of the first and the last block
+    if inside:
+        places = _MOBILENET_PLACES[style + ", no expansion" * (number == "1")]
+    return f"features.{number}.{places[place]}.{end}" if place in places else name
+
+
 # Mean-subtracted BGR of Caffe's nets.
 _CAFFE_INPUT = ("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
 TORCHVISION_CONVENTIONS = Conventions(
@@ -129,13 +156,26 @@ KAZUTO = Layout(
     _rename_kazuto,
     Conventions(*_CAFFE_INPUT, stride_in_1x1=True, stem_pool_ceil=True),
 )
+_MOBILENET_CONVENTIONS = TORCHVISION_CONVENTIONS._replace(stride_in_1x1=None)
+TORCHVISION_MOBILENET = Layout(
+    "torchvision's MobileNetV2",
+    re.compile(r"^features\.1\.conv\.0\.0\.weight$"),
+    functools.partial(_rename_mobilenet, style="nested"),
+    _MOBILENET_CONVENTIONS,
+)
+FLAT_MOBILENET = Layout(
+    "tonylins/pytorch-mobilenet-v2",
+    re.compile(r"^features\.1\.conv\.0\.weight$"),
+    functools.partial(_rename_mobilenet, style="flat"),
+    _MOBILENET_CONVENTIONS,
+)
 DETECTRON2 = Layout("detectron2's names", re.compile(r"(?!)"), lambda name: name)
 
 
 def detect_layout(names: Iterable[str]) -> Layout:
     """Return the layout of names; :data:`DETECTRON2` where they have the mark of no other."""
     bare = [strip_wrappers(name) for name in names]
-    for layout in (CAFFE2, TORCHVISION, KAZUTO):
+    for layout in (CAFFE2, TORCHVISION, KAZUTO, TORCHVISION_MOBILENET, FLAT_MOBILENET):
         if any(layout.mark.match(name) for name in bare):
             return layout
     return DETECTRON2
@@ -154,7 +194,9 @@ def convention_mismatches(cfg: CfgNode, conventions: Conventions) -> list[str]:
         "MODEL.PIXEL_MEAN": (list(cfg.MODEL.PIXEL_MEAN), list(own.pixel_mean)),
         "MODEL.PIXEL_STD": (list(cfg.MODEL.PIXEL_STD), list(own.pixel_std)),
     }
-    if resnet.DEPTH >= 50:  # ResNet-18 and -34 have no 1x1 convolution but the shortcut
+    if (
+        own.stride_in_1x1 is not None and resnet.DEPTH >= 50
+    ):  # ResNet-18 and -34 have no 1x1 convolution but the shortcut
         now["MODEL.RESNETS.STRIDE_IN_1X1"] = (resnet.STRIDE_IN_1X1, own.stride_in_1x1)
     if own.stem_pool_ceil is not None:
         now["SMALLOBJ.STEM_POOL_CEIL"] = (cfg.SMALLOBJ.STEM_POOL_CEIL, own.stem_pool_ceil)

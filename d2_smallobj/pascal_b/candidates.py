@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
+import numpy as np
 
 from d2_smallobj.pascal_b.index import (
     COCO_RULES,
@@ -21,7 +22,7 @@ from d2_smallobj.pascal_b.index import (
     Image,
     missing_lvis_names,
 )
-from d2_smallobj.utils.messages import itemized
+from d2_smallobj.utils.messages import itemized, listed
 
 
 class Outcome(enum.Enum):
@@ -99,8 +100,8 @@ class AnnotationSources:
     """The LVIS files of one version and the COCO 2017 files together.
 
     ``files`` are all of them, LVIS first; ``missing`` tells the classes' own categories that the
-    LVIS files lack. Raises ValueError if an image is in two files of a kind, a COCO file lacks a
-    category of the 20 classes, or the LVIS files have none at all.
+    LVIS files lack. Raises ValueError if an image is in two files of a kind, no image is in a file
+    of each, a COCO file lacks a category of the 20 classes, or the LVIS files have none at all.
     """
 
     def __init__(self, lvis: Sequence[AnnotationIndex], coco: Sequence[AnnotationIndex]) -> None:
@@ -111,6 +112,13 @@ class AnnotationSources:
         self._rules = [_rules_by_id(file) for file in self.files]
         self._lvis_home = _file_of_images(lvis, 0)
         self._coco_home = _file_of_images(coco, len(lvis))
+        if not self._lvis_home.keys() & self._coco_home.keys():
+            mine, other = (listed(self.paths[part]) for part in np.s_[: len(lvis), len(lvis) :])
+            raise ValueError(
+                f"{mine} and {other} share no image ({len(self._lvis_home)} and "
+                f"{len(self._coco_home)} images): LVIS draws the images of both its files from "
+                "COCO's train2017, val2017 or both, so give COCO's two files"
+            )
         self._own = [_own_categories(rules) for rules in self._rules]
         self.missing = sorted(
             {line for file in lvis for line in missing_lvis_names(file.categories.values())}

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -201,8 +202,7 @@ def select(
         image_ids = [image_id for image_id in fit if image_id not in duplicates]
         if not image_ids:
             raise ValueError(
-                f"none of {len(dropped) + len(fit)} images is fit for PASCAL-B: loosen the "
-                "options of screening; --candidates FILE tells the reason for each"
+                _nothing_fit({**dict.fromkeys(fit, Outcome.NEAR_DUPLICATE), **dropped})
             )
         counts = np.stack([fit[image_id] for image_id in image_ids])
         sample = sample_balanced(counts, number, seed=seed, per_cell=per_cell)
@@ -215,3 +215,13 @@ def select(
     dropped.update(dict.fromkeys(duplicates, Outcome.NEAR_DUPLICATE))
     dropped.update({n: Outcome.NOT_SAMPLED for n in image_ids if n not in taken})
     return Selection(chosen, dropped, counts, sample, tuple(sorted(duplicates.values())))
+
+
+def _nothing_fit(dropped: Mapping[int, Outcome]) -> str:
+    """Say why no image is fit: the most frequent reasons, and what can be done about them."""
+    counts = Counter(outcome.value for outcome in dropped.values())
+    reasons = "; ".join(f"{value}: {number}" for value, number in counts.most_common(3))
+    return (
+        f"none of {len(dropped)} images is fit for PASCAL-B ({reasons}): loosen the options of "
+        "screening; --candidates FILE tells the reason for each candidate"
+    )

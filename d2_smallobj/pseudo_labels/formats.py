@@ -22,6 +22,7 @@ from d2_smallobj.annotations.label_maps import (
     voc_palette,
 )
 from d2_smallobj.annotations.label_rules import check_label_values
+from d2_smallobj.pseudo_labels.activations import is_plain, read_classes, read_maps, resized_maps
 from d2_smallobj.utils.messages import look_up_option
 from d2_smallobj.utils.safe_pickle import read_npy_dict
 
@@ -32,7 +33,8 @@ FORMATS = {"indices": ".png", "cams": ".npy", "scores": ".npy"}
 ``indices``: label map of mode L or P, 0 background, 1..C, 255 ignored.
 ``cams``: activation maps of some classes, ``{"keys": classes, "high_res": maps}`` or
 ``{class: map}``, classes counted from 0 without background; background where none exceeds a
-threshold.
+threshold. Or a plain array (K, h, w) of any size, with its classes in ``classes.json``
+(:mod:`.activations`).
 ``scores``: scores of background and classes, ``{0: map, class: map}``, classes counted from 1, as
 a CRF writes them; the largest wins.
 """
@@ -87,8 +89,9 @@ def read_pseudo_label(
             labels = _read_indices(path, num_classes)
         else:
             combine = _cam_labels if file_format == "cams" else _score_labels
+            content = _read_npy(path, (height, width), file_format)
             try:
-                labels = combine(read_npy_dict(path), (height, width), num_classes, threshold)
+                labels = combine(content, (height, width), num_classes, threshold)
             except _MapError as error:
                 raise ValueError(f"{path}: {error}") from error
         if labels.shape != (height, width):
@@ -142,6 +145,16 @@ def _check_palette(path: str | os.PathLike[str], used: Sequence[int], num_classe
             )
 
 
+def _read_npy(
+    path: str | os.PathLike[str], size: tuple[int, int], file_format: str
+) -> Mapping[str | int, Any]:
+    """The dict in an ``.npy`` file; of a plain array of activations one with keys and maps."""
+    if file_format != "cams" or not is_plain(path):
+        return read_npy_dict(path)
+    maps, classes = read_maps(path), np.array(read_classes(path), np.int64)
+    return {"keys": classes - 1, "high_res": resized_maps(maps, size)}
+
+
 def _cam_labels(
     content: Mapping[str | int, Any], size: tuple[int, int], num_classes: int, threshold: float
 ) -> np.ndarray:
@@ -182,11 +195,17 @@ def _by_class(
     wrong = [key for key in content if not isinstance(key, int)]
     if wrong:
         raise _MapError(f"expected the keys 'keys' and 'high_res', or classes; got {list(content)}")
+    try:
+        keys = np.array(list(content), np.int64)
+    except OverflowError as error:
+        raise _MapError(
+            f"classes must be below {IGNORE_LABEL}, got {list(content)[:10]}"
+        ) from error
     shapes = {np.shape(value) for value in content.values()} or {size}
     if len(shapes) > 1 or len(*shapes) != 2:
         raise _MapError(f"expected one (H, W) map for each class, got shapes {sorted(shapes)}")
     maps = np.array(list(content.values()), np.float32).reshape(-1, *shapes.pop())
-    return np.array(list(content), np.int64), maps
+    return keys, maps
 
 
 def _checked_maps(maps: Any, keys: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class LabelSummary:
     table: InstanceTable  # one record per true instance
     ignored: np.ndarray  # int64 (R,), pixels of each instance that the label leaves out (255)
     num_images: int
+    constant: tuple[str, float] = ("", float("nan"))  # best single label, and its mIoU in percent
     size_bins: SizeBins = COCO_SIZE_BINS
 
     def rows(self) -> list[dict[str, Any]]:
@@ -127,7 +128,18 @@ def summarize_labels(
     keys = zip(table.image_id.tolist(), table.instance_id.tolist())
     pixels = np.array([ignored.get(key, 0) for key in keys], np.int64)
     names = truth.class_names
-    return LabelSummary(name, names, total.summarize(names), table, pixels, len(images))
+    figures, constant = total.summarize(names), _best_constant(total.confusion, names)
+    return LabelSummary(name, names, figures, table, pixels, len(images), constant)
+
+
+def _best_constant(confusion: np.ndarray, names: Sequence[str]) -> tuple[str, float]:
+    """The class that labels every pixel best, and the mIoU of that, in percent.
+
+    Its IoU is its share of the pixels; that of every other class that exists is 0.
+    """
+    truth = confusion.sum(axis=1)
+    best, present = int(truth.argmax()), int((truth > 0).sum())
+    return names[best], 100.0 * float(truth[best]) / max(int(truth.sum()), 1) / max(present, 1)
 
 
 def _compare(

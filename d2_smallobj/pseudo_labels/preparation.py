@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -108,11 +109,13 @@ def prepare_labels(
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: the sources are the target's own folder.
+        ValueError: the sources are the target's own folder, or the threshold is not finite.
         FileExistsError: there are labels of another origin, without ``force``.
         InputError: sources are malformed, or of another size than their images; all others are
             converted.
     """
+    if not math.isfinite(threshold):
+        raise ValueError(f"--threshold: expected a finite number, got {threshold}")
     own = os.path.realpath(target.folder)
     if any(os.path.realpath(folder) == own for folder in sources.folders):
         raise ValueError(
@@ -125,7 +128,8 @@ def prepare_labels(
         "format": sources.file_format,
         "threshold": threshold if sources.file_format == "cams" else None,
     }
-    keep = _check_origin(target.folder, origin, force=force)
+    advice = "check them with --check, replace them with --force, or choose another --name"
+    keep = check_origin(target.folder, origin, force=force, advice=advice)
     atomic_write_text(marker_path(target), json.dumps(origin, indent=2) + "\n")
     options = {"folder": target.folder, "threshold": threshold, "keep": keep}
     return _convert_all(target, sources, "converting", jobs=jobs, progress=progress, **options)
@@ -229,18 +233,21 @@ def _is_newer(path: str, sources: Sequence[str]) -> bool:
     return all(os.stat(source).st_mtime_ns <= made for source in sources)
 
 
-def _check_origin(folder: Path, origin: Mapping[str, object], *, force: bool) -> bool:
-    """Return whether existing labels can be kept; FileExistsError if they must not be replaced."""
+def check_origin(folder: Path, origin: Mapping[str, object], *, force: bool, advice: str) -> bool:
+    """Return whether existing labels can be kept, since ``<folder>.json`` records this origin.
+
+    Raises:
+        FileExistsError: the labels have another origin and must not be replaced (no ``force``).
+    """
     if not folder.is_dir() or not any(name.endswith(".png") for name in os.listdir(folder)):
         return True
     try:
         found = json.loads(folder.with_name(f"{folder.name}.json").read_bytes())
         made = f"were made from {', '.join(found['sources'])} ({found['format']})"
+        changed = [k for k in origin if k not in ("sources", "format") and found[k] != origin[k]]
+        made += f" with another {', '.join(changed)}" if changed else ""
     except (OSError, ValueError, KeyError, TypeError):
         found, made = None, "were not made by this command"
     if found != origin and not force:
-        raise FileExistsError(
-            f"{folder} holds labels that {made}: check them with --check, replace them with "
-            "--force, or choose another --name"
-        )
+        raise FileExistsError(f"{folder} holds labels that {made}: {advice}")
     return found == origin

@@ -7,7 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, DEMO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
@@ -30,7 +31,7 @@ from d2_smallobj.utils.messages import look_up_option
 
 DATA_SETS = ("voc", *(f"coco_{year}" for year in COCO_YEARS), "demo")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_ROTATED = 5  # EXIF orientations from here on exchange height and width.
+_ROTATED = range(5, 9)  # EXIF orientations that exchange height and width.
 _ORIENTATION = 0x0112
 
 
@@ -58,10 +59,24 @@ class TargetImage:
         try:
             with Image.open(self.picture) as picture:
                 width, height = picture.size
-                rotated = picture.getexif().get(_ORIENTATION, 1) >= _ROTATED
+                # A value that is none, a text or 99, rotates nothing, as when the image is read.
+                rotated = picture.getexif().get(_ORIENTATION) in _ROTATED
         except CORRUPT_IMAGE as error:
             raise ValueError(f"{self.picture}: the image cannot be read: {error}") from error
         return (width, height) if rotated else (height, width)
+
+
+def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image as uint8 (H, W, 3) RGB, EXIF orientation applied.
+
+    Raises:
+        OSError: it cannot be read; names the file.
+    """
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except CORRUPT_IMAGE as error:
+        raise OSError(f"{path}: the image cannot be read: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

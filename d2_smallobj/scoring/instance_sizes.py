@@ -14,12 +14,15 @@ from pycocotools import mask as coco_mask
 
 from d2_smallobj.annotations.classes import stuff_beside_background
 from d2_smallobj.annotations.coco import Annotation
-from d2_smallobj.annotations.coco_file import encode_mask
+from d2_smallobj.annotations.coco_file import encode_mask, fill_mask, mask_area
 from d2_smallobj.annotations.truth import GroundTruth, TruthImage
 from d2_smallobj.scoring.inputs import choose_ignore_label
 from d2_smallobj.statistics.balance import InstanceSizes, map_sizes
 from d2_smallobj.utils.messages import Problems
 from d2_smallobj.utils.parallel import parallel_map
+
+# Masks from which painting is faster than looking, for each, which others lie on it.
+_MANY = 1000
 
 
 def measure_instances(
@@ -97,12 +100,17 @@ def _visible_areas(runs: list[dict]) -> np.ndarray:
     """Count the visible pixels of masks painted from the largest to the smallest: int64 (N,)."""
     if not runs:
         return np.zeros(0, np.int64)
-    areas = coco_mask.area(runs).astype(np.int64)
+    areas = np.array([mask_area(mask) for mask in runs])
+    # A stable sort: of two equally large ones, the later in the file lies on top.
+    order = np.argsort(-areas, kind="stable")
+    if len(runs) > _MANY:
+        columns = np.zeros(np.prod(runs[0]["size"]), np.int32)
+        for number in order:
+            fill_mask(columns, runs[number], number + 1)
+        return np.bincount(columns, minlength=len(runs) + 1)[1:]
     left, top, width, height = coco_mask.toBbox(runs).T
     right, bottom = left + width, top + height
     visible = areas.copy()
-    # A stable sort: of two equally large ones, the later in the file lies on top.
-    order = np.argsort(-areas, kind="stable")
     for place, number in enumerate(order):
         above = order[place + 1 :]
         touching = (left[above] < right[number]) & (left[number] < right[above])
@@ -111,5 +119,5 @@ def _visible_areas(runs: list[dict]) -> np.ndarray:
         if hiding and areas[number]:
             cover = coco_mask.merge(hiding)
             both = coco_mask.merge([runs[number], cover])
-            visible[number] = int(coco_mask.area(both)) - int(coco_mask.area(cover))
+            visible[number] = mask_area(both) - mask_area(cover)
     return visible

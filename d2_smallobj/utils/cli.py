@@ -14,7 +14,7 @@ from d2_smallobj.utils.parallel import WorkerError
 
 _Value = TypeVar("_Value")
 
-USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, WorkerError)
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError, WorkerError)
 """Errors that say what to do about them; all others are defects and show their traceback."""
 
 # A key of the config; its first part is named, for a photograph may be called IMG_0001.JPG.
@@ -98,7 +98,7 @@ def user_message(error: BaseException) -> str | None:
     Returns:
         The message; None for a defect.
     """
-    text = str(error).strip()
+    text = str(error).strip() or "memory is used up" * isinstance(error, MemoryError)
     raised = list(_RAISED.finditer(text)) if "Traceback (most recent call last)" in text else []
     # torch's class for an error of a launched process, named so that torch is not imported.
     if any(base.__name__ == "ProcessRaisedException" for base in type(error).__mro__):

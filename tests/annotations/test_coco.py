@@ -141,6 +141,14 @@ LISTS = "an annotation file of kind 'coco' has lists 'images'"
         (lambda c: {**c, "images": [{"id": 1}]}, "missing required field `height`"),
         (lambda c: {**c, "images": [ONE | {"height": 0}]}, r">= 1 - at `\$\.images\[0\]\.height`"),
         (lambda c: {**c, "images": [ONE | {"height": 2.5}]}, "Expected `int`, got `float` - at"),
+        # These killed pycocotools, or took all memory.
+        *(
+            (
+                lambda c, s=s: {**c, "images": [ONE | dict(zip(("height", "width"), s))]},
+                rf"image 1: height and width must give 1\.\.178956970 pixels, got {s[0]} x {s[1]}$",
+            )
+            for s in ((20, 10**30), (10**6, 10**6), (8589934592, 1), (1, 2**62), (178_956_971, 1))
+        ),
         (lambda c: {**c, "images": [ONE, ONE]}, "id 1 occurs twice in 'images'"),
         (lambda c: {**c, "images": [ONE, ONE | {"id": 9}]}, "images 1 and 9 are the same file, 'o"),
         (

@@ -123,6 +123,7 @@ def test_sizes_and_quiet(run, data):
         (["--coco-json", "{json}", "--category-map", "m.json"], "--category-map needs --classes"),
         (["--coco-json", "{json}", "--size-bins", "S:9,M:5"], "ascending"),
         (["--coco-json", "{json}", "--jobs", "0"], "--jobs: expected an integer >= 1, got '0'"),
+        (["--semantic", "x", "--classes", "999999999999"], "so 1..10000; got 999999999999"),
         (["--dataset", "voc_2012_seg_vul"], "did you mean 'voc_2012_seg_val'"),
         (["--dataset", "smallobj_demo_val", "--classes", "voc"], "--classes goes with --semantic"),
     ],

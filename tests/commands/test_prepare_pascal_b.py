@@ -35,7 +35,7 @@ def test_building_and_rebuilding(command, inputs, tmp_path):
     options = ["--num-images", 5, "--candidates", tmp_path / "candidates.csv"]
     status, out, err = command("prepare_pascal_b.py", *inputs, *options)
     assert status == 0, err
-    assert out.startswith(f"5 images, 5 instances in {tmp_path / 'set'}; distance to ")
+    assert out.startswith(f"5 images, 5 instances in {tmp_path / 'set'}; the aim is ")
     assert "\nthis set: normalised entropy " in out
     assert "cells fall short of" in err
     assert len((tmp_path / "candidates.csv").read_text().splitlines()) == 13

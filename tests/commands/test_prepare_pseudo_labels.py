@@ -115,6 +115,7 @@ def test_the_methods_own_threshold(command, root, tmp_path):
         (("irn", "{written}/nowhere"), 1, "error: data set 'irn pseudo labels': 1 path(s)"),
         (("irn", "{written}", "--dataset", "coco_2014"), 1, "instances_train2014.json"),
         (("irn", "{written}", "--name", "../x"), 1, "got '../x'"),
+        (("irn", "{written}", "--threshold", "nan"), 1, "--threshold: expected a finite number"),
     ],
 )
 def test_wrong_use(command, root, written, arguments, status, told):

@@ -48,11 +48,11 @@ def test_all_data_sets(main, root):
     status, out, _ = main("--root", root)
     assert status == 0
     rows = rows_of(out)
-    assert rows["voc_2012_seg_val"] == ["ready", "24", ""]
-    assert rows["voc_2012_trainaug_irn"] == ["ready", "24", ""]
-    assert rows["voc_2012_trainaug_gt"] == ["ready", "24", ""]
+    assert rows["voc_2012_seg_val"] == ["ready", "24 of 1,449", ""]
+    assert rows["voc_2012_trainaug_irn"] == ["ready", "24 of 10,582", ""]
+    assert rows["voc_2012_trainaug_gt"] == ["ready", "24 of 10,582", ""]
     assert rows["voc_2012_trainaug_amn"] == ["missing", "", "PseudoLabels/amn/"]
-    assert rows["coco_2017_val_81"] == ["ready", "50", ""]
+    assert rows["coco_2017_val_81"] == ["ready", "50 of 5,000", ""]
     assert rows["coco_2014_val_81"][2] == "annotations/instances_val2014.json, val2014/"
     assert rows["smallobj_demo_train"] == ["on first use", "", ""]
     assert not (root / "smallobj_demo").exists()  # looking does not make it
@@ -78,7 +78,10 @@ def test_named_ones(main, root):
     assert list(rows_of(out))[-2:] == ["voc_2012_seg_val", "pascal_b_val"]
     folder = root / "VOCdevkit/VOC2012/SegmentationClass"
     status, out, _ = main(f"voc_2012_trainaug@{folder}", "--root", root)
-    assert (status, rows_of(out)[f"voc_2012_trainaug@{folder}"]) == (0, ["ready", "24", ""])
+    assert (status, rows_of(out)[f"voc_2012_trainaug@{folder}"]) == (
+        0,
+        ["ready", "24 of 10,582", ""],
+    )
     status, _, err = main("voc_2012_trainaug_amm", "--root", root)
     assert status == 1
     assert "did you mean 'voc_2012_trainaug_amn'?" in err

@@ -168,6 +168,39 @@ def test_boxes_of_a_table():
     assert read_supervision(x, 7, -1, False)[0].tolist() == [[-1, -1, 0, 0, 0]]
 
 
+OVERLAPPING = [(1, 0, 0, 6, 1), (2, 2, 0, 8, 1), (2, 4, 0, 7, 1), (-3, 0, 0, 9, 1)]
+
+
+@pytest.mark.parametrize(
+    ("overlaps", "expected"),
+    [
+        ("smaller", [1, 1, 2, 2, 2, 2, 2, 2, 255]),
+        ("model", [1, 1, 2, 2, 2, 2, 2, 2, 255]),
+        # The middle of the first box is between columns 2 and 3, that of the second at 5.
+        ("interior", [1, 1, 1, 1, 2, 2, 2, 2, 255]),
+        ("ignore", [1, 1, 255, 255, 255, 255, 2, 2, 255]),
+    ],
+)
+def test_pixels_in_boxes_of_several_classes(overlaps, expected):
+    x = {"file_name": "a.jpg", "height": 1, "width": 9, "boxes": OVERLAPPING}
+    x["supervision"] = "boxes"
+    labels, maps = read_supervision(x, 7, 255, False, overlaps)
+    assert labels[0].tolist() == expected
+    bits = [[1, 1, 3, 3, 3, 3, 2, 2, 0]] if overlaps == "model" else None
+    assert (maps["box_classes"].tolist() if bits else maps.get("box_classes")) == bits
+
+
+def test_classes_of_boxes_go_through_the_mapper(mapper, instance_dicts):
+    augment = mapper("SMALLOBJ.SUPERVISION.OVERLAPS", "model")
+    x = augment({**instance_dicts[3], "supervision": "boxes", "stream_position": 3})
+    labels = x["sem_seg"]
+    bits = torch.where((labels > 0) & (labels != 255), 2 ** (labels.clamp(min=1) - 1), 0)
+    assert torch.equal(x["box_classes"], bits)
+    assert bits.any()
+    x = augment({**instance_dicts[3], "supervision": "mask"})
+    assert not x["box_classes"].any()
+
+
 @pytest.mark.parametrize("only", [None, 4])
 def test_boxes_are_derived_from_instances(instance_dicts, only):
     """Rows 3..11, columns 4..19 have class 1 + i; a small object of class 2 lies below."""

@@ -209,7 +209,7 @@ def test_weights_alone_cannot_be_resumed(resumed, in_task_b):
     [
         (
             lambda c: c["trainer"].update(iteration=10**9),
-            "last iteration is 1000000000, .* 0 to 7 ",
+            "last iteration is 1000000000, .* 0 to 7",
         ),
         (lambda c: c["trainer"].update(iteration=-1), "iteration must be an integer >= 0.* got -1"),
         (lambda c: c["trainer"].update(iteration="x"), "iteration must be an integer .* got 'x'"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import re
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -11,10 +13,12 @@ import pytest
 import torch
 from tiny_runs import ONLINE, saved
 
+from d2_smallobj.config import add_smallobj_config
 from d2_smallobj.data.mapper import SemSegMapper
 from d2_smallobj.engine import loss_log
 from d2_smallobj.engine.loss_log import LossLog, explain_dead_worker, explained_errors, samples_of
 from d2_smallobj.utils.cli import user_message
+from detectron2.config import get_cfg
 from detectron2.utils.events import EventStorage
 
 
@@ -250,8 +254,35 @@ def test_a_batch_of_a_dead_worker_that_cannot_be_fetched(code, told):
 
 
 def test_other_errors_pass():
-    assert explain_dead_worker(RuntimeError("CUDA out of memory")) is None
+    assert explain_dead_worker(RuntimeError("a defect")) is None
     for error in (RuntimeError("x"), ValueError("y"), OSError(2, "no such file", "z")):
         with pytest.raises(type(error)) as caught, explained_errors("output"):
             raise error
         assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("work", "told"),
+    [
+        (lambda: torch.empty(1 << 60), r"is used up \(when 4611\d+ bytes more were wanted\)"),
+        (lambda: _raise("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0"), r"2\.50 GiB"),
+        (lambda: _raise("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "memory is used up: lower"),
+    ],
+)
+def test_memory_used_up_is_one_line_that_names_the_keys(work, told):
+    with pytest.raises(MemoryError, match=told) as caught, explained_errors("output"):
+        work()
+    message = user_message(caught.value)
+    assert "\n" not in message
+    names = re.findall(r"(?:SOLVER|SMALLOBJ)\.[A-Z_.]+", message)
+    assert names[0] == "SOLVER.IMS_PER_BATCH"
+    assert len(names) == 6
+    cfg = get_cfg()
+    add_smallobj_config(cfg)
+    for name in names:
+        functools.reduce(getattr, name.split("."), cfg)  # they exist
+    assert user_message(MemoryError()) == "memory is used up"
+
+
+def _raise(text):
+    raise RuntimeError(text)

@@ -196,7 +196,8 @@ def test_a_run_with_every_option(make_trainer):
     """Both tasks; what is saved loads into the plain net, and training ends where it does."""
     options = {**FROZEN, "SOLVER.BASE_LR": 1e-4, "SMALLOBJ.EWC.FISHER": "online"}
     ends = []
-    for speed in (PLAIN, {**CHANNELS_LAST, "SMALLOBJ.SPEED.LOSS_PERIOD": 3}):
+    periods = {"SMALLOBJ.SPEED.LOSS_PERIOD": 3, "SMALLOBJ.SPEED.LOSS_IMAGES": 1}
+    for speed in (PLAIN, {**CHANNELS_LAST, **periods}):
         trainer = make_trainer(options, speed)
         trainer.train()
         ends.append((trainer.model.state_dict(), trainer._trainer.ewc.fisher))

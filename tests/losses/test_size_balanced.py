@@ -1,12 +1,15 @@
 """The weighted cross-entropy: identities, limits and hand-computed values, gradients included."""
 
+import functools
 import itertools
 import math
+import weakref
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.train_steps import num_bytes, peak_bytes
 from PIL import Image
 
 from d2_smallobj.losses import (
@@ -18,16 +21,17 @@ from d2_smallobj.losses import (
     size_weighted_cross_entropy,
     size_weights,
 )
+from d2_smallobj.losses.size_balanced import ResizedCrossEntropySum
 
 LOSS = SizeWeightedCrossEntropy(size_weighted=True)
-OPTIONS = list(itertools.product(["input", "logits"], ["weights", "pixels"], [False, True]))
+NAMES = ("resolution", "normalize", "size_weighted", "images_at_once")
+OPTIONS = list(itertools.product(["input", "logits"], ["weights", "pixels"], [False, True], [0]))
+OPTIONS += [("input", "weights", True, 1), ("input", "pixels", False, 2)]
 
 
 @pytest.fixture(params=OPTIONS, ids=str)
 def loss(request):
-    return SizeWeightedCrossEntropy(
-        **dict(zip(("resolution", "normalize", "size_weighted"), request.param))
-    )
+    return SizeWeightedCrossEntropy(**dict(zip(NAMES, request.param)))
 
 
 def random_batch(seed=0, n=2, k=4, size=(13, 17)):
@@ -170,6 +174,64 @@ def test_input_resolution_upsamples_the_logits_and_uses_the_given_weights():
     assert_same(loss(logits, labels), loss(logits, labels, made), logits)
 
 
+@pytest.mark.parametrize("size_weighted", [False, True])
+@pytest.mark.parametrize("normalize", ["weights", "pixels"])
+@pytest.mark.parametrize("images", [1, 2, 3, 7])
+def test_some_images_at_once_are_all_up_to_rounding(images, normalize, size_weighted):
+    """Also where the last images are fewer, the loss is scaled, and the logits are the larger."""
+    _, labels = random_batch(n=3)
+    options = {"normalize": normalize, "size_weighted": size_weighted}
+    all_at_once, some = (SizeWeightedCrossEntropy(**options, images_at_once=n) for n in (0, images))
+    for size in ((4, 5), (20, 9)):
+        logits = torch.randn(3, 4, *size, requires_grad=True)
+        assert_same(1024 * some(logits, labels), 1024 * all_at_once(logits, labels), logits)
+        with torch.no_grad():
+            torch.testing.assert_close(some(logits, labels), all_at_once(logits, labels))
+        half = logits.detach().bfloat16().requires_grad_()
+        assert_same(some(half, labels), all_at_once(half, labels), half)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradient_of_some_images_at_once_against_differences(weighted):
+    """In double precision, against finite differences; a second derivative is refused."""
+    _, labels = random_batch(n=3, k=3, size=(7, 6))
+    weights = torch.rand(labels.shape, dtype=torch.double) * (labels != 255) if weighted else None
+    logits = torch.randn(3, 3, 3, 2, dtype=torch.double, requires_grad=True)
+
+    def function(x):
+        return ResizedCrossEntropySum.apply(x, labels, weights, 255, 2)
+
+    assert torch.autograd.gradcheck(function, logits)
+    (gradient,) = torch.autograd.grad(function(logits), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        gradient.sum().backward()
+
+
+def test_memory_of_some_images_at_once():
+    """What lives from forward to backward, and the peak, in copies of the upsampled logits."""
+    logits = torch.randn(8, 21, 8, 8, requires_grad=True)
+    labels = torch.randint(0, 21, (8, 64, 64))
+    copy = 4 * 8 * 21 * 64 * 64
+    kept, peak = {}, {}
+    for images in (0, 1):
+        loss, saved = SizeWeightedCrossEntropy(images_at_once=images), []
+
+        def pack(x, saved=saved):
+            saved.append(weakref.ref(x))
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            result = loss(logits, labels)
+        kept[images] = num_bytes(x for x in (ref() for ref in saved) if x is not None) / copy
+        del result
+        work = functools.partial(lambda loss: loss(logits, labels).backward(), loss)
+        peak[images] = peak_bytes(work, torch.device("cpu")) / copy
+    assert kept[0] > 1
+    assert kept[1] < 1.1 / 64  # the logits' own size, once
+    assert peak[0] > 3
+    assert peak[1] < 4 / 8
+
+
 def test_logits_resolution_resizes_the_labels_and_weighs_them_anew(monkeypatch):
     _, labels = random_batch(size=(26, 34))
     logits = torch.randn(2, 4, 4, 5, requires_grad=True)
@@ -221,6 +283,7 @@ def test_resize_takes_the_pixel_under_the_centre():
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
+        ("images_at_once", -1, "images_at_once must be >= 0, got -1"),
         ("resolution", "inputs", "resolution.*inputs.*did you mean 'input'"),
         ("normalize", "pixel", "normalize.*pixel.*did you mean 'pixels'"),
         ("ignore_label", 0, "ignore_label must not be 0"),

@@ -259,6 +259,24 @@ def test_a_doubted_pixel_takes_the_models_label():
     assert pixel([-2.0], [9.0], 255) == (255, False), "an ignored pixel"
 
 
+@pytest.mark.parametrize("resolution", ["input", "logits"])
+def test_a_pixel_in_boxes_of_several_classes_takes_the_most_probable(resolution):
+    """While bootstrapping only; columns: one class, two, two without the best, ignored, certain."""
+    loss = UncertaintyCrossEntropy(form="object", resolution=resolution)
+    logits = torch.tensor([0.0, 1.0, 3.0, 2.0]).reshape(1, 4, 1, 1).repeat(1, 1, 1, 5)
+    labels = torch.tensor([[[1, 1, 3, 255, 1]]])
+    bits = torch.tensor([[[0b001, 0b111, 0b101, 0b111, 0b111]]])
+    doubtable = torch.tensor([[[1, 1, 1, 0, 0]]])
+    chosen = loss.choose_classes(logits, labels, doubtable, bits)
+    assert chosen.tolist() == [[[1, 2, 3, 255, 1]]]
+    options = {"sigma_raw": torch.zeros(1, 1, 1, 5), "doubtable": doubtable}
+    before = loss(logits, labels, **options)
+    assert torch.equal(before, loss(logits, labels, box_classes=bits, **options))
+    loss.bootstrapping = True
+    assert torch.equal(loss(logits, labels, box_classes=bits, **options),
+                       loss(logits, chosen, **options))  # fmt: skip
+
+
 def test_the_models_own_label():
     for mu, by_class, by_object in (
         ([0.0, 1.0, 5.0], 2, 1),  # another class: an object all the same, whose class the box knows

@@ -105,6 +105,11 @@ def test_input_is_not_changed():
     ((np.zeros((1, 2)), row(0, 0)), r"prediction must be an integer array .* got float64"),
     ((row(0, 1), row(0, 1), np.ones((1, 2), bool)), r"instances must be .* got bool"),
     ((row(0, 1), [[0, 1]]), r"semantic must be an integer array .* got list"),
+    ((row(0, 1).view(np.matrix), row(0, 1)), r"prediction must be a plain array, got a matrix"),
+    ((row(0, 1), np.ma.masked_array([[0, 1]])), r"semantic must be a plain array, got a Masked"),
+    # Ids that an int64 cannot hold would be those of other instances.
+    ((row(0, 1), row(0, 1), row(0, 2**64 - 1, dtype=np.uint64)), r"below 2\*\*63, got 1844"),
+    ((row(0, 2**63, dtype=np.uint64), row(0, 1)), r"prediction must hold .* got 9223"),
 ])  # fmt: skip
 def test_wrong_maps_are_refused(maps, message):
     with pytest.raises((ValueError, TypeError), match=message):
@@ -124,7 +129,22 @@ def test_an_instance_on_two_classes_is_named():
     ({"num_classes": 0}, r"num_classes must be at least 1 .* got 0"),
     ({"num_classes": 2.0}, r"num_classes must be an int, got 2.0"),
     ({"num_classes": 2, "ignore_label": 1}, r"must lie above the classes 0..1, got 1"),
+    ({"num_classes": 999999999999, "ignore_label": 2**61}, r"at most 10000, got 999999999999"),
+    *(({"num_classes": 2, "ignore_label": x}, f"ignore_label must be an int, got {x}")
+      for x in (255.5, 255.0, float("nan"), None)),
+    *(({"num_classes": 2, "ignore_label": x}, f"must lie below .*, got {x}")
+      for x in (2**62, 2**64 - 1)),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         match_image(row(0, 1), row(0, 1), **options)
+
+
+@pytest.mark.parametrize("ignored", [2**58, 2**61])
+def test_labels_of_64_bits_give_the_figures_of_small_ones(ignored):
+    small = match_image(row(0, 1, 1), row(0, 255, 1), row(0, 7, 7), num_classes=2)
+    for kind in (np.int64, np.uint64):
+        maps = row(0, 1, 1, dtype=kind), row(0, ignored, 1, dtype=kind), row(0, 7, 7, dtype=kind)
+        large = match_image(*maps, num_classes=2, ignore_label=ignored)
+        assert large.table.iou.tolist() == small.table.iou.tolist()
+        assert np.array_equal(large.confusion, small.confusion)

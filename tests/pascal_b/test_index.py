@@ -78,6 +78,7 @@ NO_INTEGERS = r"1 id\(s\) in 'annotations' no integers:\n  "
             image(coco_url=None, file_name="../../x"),
             REFUSED + r"'\.\./\.\./x' is not a path with",
         ),
+        (image(height=10**6, width=10**6), "must give 1..178956970 pixels, got 1000000 x 1000000"),
         (twice("images"), "id 1 occurs twice in 'images'"),
         (twice("images", id=2), "images 1 and 2 are the same file"),
         (annotation(category_id=999), "category 999, which is not"),
@@ -162,10 +163,10 @@ class TestCandidates:
     def test_not_in_both_or_of_another_size(self, cat, candidate):
         cat.coco["images"][0]["width"] = 121
         assert candidate() is Outcome.OTHER_SIZE
-        del cat.coco["images"][0], cat.coco["annotations"][0]
-        assert candidate() is Outcome.NOT_IN_COCO
         cat.image(2)
-        del cat.lvis["images"][1]
+        cat.image(3)
+        del cat.coco["images"][0], cat.coco["annotations"][0], cat.lvis["images"][1]
+        assert candidate() is Outcome.NOT_IN_COCO
         assert candidate(2) is Outcome.NOT_IN_LVIS
 
     @pytest.mark.parametrize(

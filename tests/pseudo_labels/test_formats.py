@@ -156,6 +156,12 @@ FULL, ONES = {"keys": [14, 19], "high_res": _activations()}, np.ones(SIZE, np.fl
         ("cams", {"logits": _activations()}, r"expected the keys 'keys' and 'high_res', or class"),
         ("cams", {1: np.zeros((2, 2)), 2: np.zeros((3, 3))}, r"shapes \[\(2, 2\), \(3, 3\)\]"),
         ("cams", {1: np.zeros(5)}, r"one \(H, W\) map for each class, got shapes \[\(5,\)\]"),
+        (
+            "cams",
+            {2**63: ONES, 1: ONES},
+            r"must be below 255, got \[9223372036854775808, 1",
+        ),
+        ("cams", {**FULL, "keys": np.uint64([2**63, 1])}, r"must be in 0\.\.19, got \[92233720"),
         ("cams", _with(np.nan), "a map holds values that are not finite"),
         ("cams", _with(-np.inf), "a map holds values that are not finite"),
         # 0 would be the first class there, and every class one too high.

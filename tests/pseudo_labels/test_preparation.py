@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -69,9 +70,12 @@ def prepare(root, method, *folders, data_set="voc", name=None, file_format="auto
 
 def test_label_maps(root, voc, written):
     # detectron2 turns images as their EXIF data say; labels are made for what is seen.
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (16, 20)).save(voc / f"JPEGImages/{IDS[0]}.jpg", exif=exif)
+    # 99 and a text turn nothing.
+    orientations = ((3, 1, 6, (16, 20)), (3, 1, 99, (21, 16)), (2, 2, ord("6"), (22, 16)))
+    for place, (kind, count, value, size) in enumerate(orientations):
+        entry = struct.pack("<IHHHIII", 8, 1, 0x0112, kind, count, value, 0)
+        exif = b"Exif\0\0II*\0" + entry
+        Image.new("RGB", size).save(voc / f"JPEGImages/{IDS[place]}.jpg", exif=exif)
     target, sources, done = prepare(root, "irn", written)
     assert (done.written, done.kept, sources.others) == (12, 0, 13)
     assert target.folder == voc / "PseudoLabels/irn"

@@ -165,6 +165,18 @@ def test_hidden_and_empty_instances_and_crowds_are_not_counted():
     assert (len(none), none.num_images) == (0, 1)
 
 
+@pytest.mark.parametrize("count", [300, 1001])
+def test_images_with_many_instances(count):
+    # LVIS has images with more than 255; from 1,000 on they are painted.
+    squares = ((x, y) for y in range(0, HEIGHT - 1) for x in range(0, WIDTH - 1))
+    boxes = [rectangle(x, y, x + 2, y + 2) for _, (x, y) in zip(range(count), squares)]
+    boxes = [*boxes, *boxes[: count - len(boxes)], rectangle(0, 0, 9, 9)]
+    found = [Annotation(n, 1, 1 + n % 3, n == 5, box) for n, box in enumerate(boxes)]
+    sizes = annotation_sizes(found, HEIGHT, WIDTH, "x")
+    assert entries(sizes) == entries(painted(found))
+    assert len(sizes) > 255
+
+
 @pytest.mark.parametrize("crowd", [False, True])
 def test_a_malformed_annotation_is_named(crowd):
     bad = {"size": [HEIGHT, WIDTH], "counts": [5]}

@@ -1,0 +1,106 @@
+"""Describe data sets of a user's own files by their names alone (datasets/README.md#your-own-data).
+
+::
+
+    coco_json@INSTANCES.json@IMAGE_FOLDER[,classes=...][,labels=FOLDER][,ids=FILE]
+    label_maps@IMAGE_FOLDER@SEMANTIC_FOLDER[@INSTANCE_FOLDER],classes=...[,ids=FILE]
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+
+from d2_smallobj.annotations.classes import ALL, json_classes
+from d2_smallobj.annotations.map_cache import cache_folder
+from d2_smallobj.annotations.own_json import own_json_dicts, paint_own_json
+from d2_smallobj.data.specs import DatasetSpec
+from d2_smallobj.utils.messages import look_up_option
+
+COCO_JSON = "coco_json"
+FORMS = {
+    COCO_JSON: f"{COCO_JSON}@INSTANCES.json@IMAGE_FOLDER[,classes=...][,labels=FOLDER][,ids=FILE]",
+}
+"""How a name is formed, by what stands before its first ``@``."""
+SECTION = "Your own data"
+_OPTIONS = {COCO_JSON: ("classes", "labels", "ids")}
+_PLACES = {COCO_JSON: (2, 2)}
+# A comma that no `word=` follows belongs to a path.
+_COMMA = re.compile(r",(?=\s*\w+\s*=)")
+
+
+def own_spec(name: str) -> DatasetSpec:
+    """Make the data set of a name as in :data:`FORMS`; reads the classes, and nothing else.
+
+    Raises:
+        FileNotFoundError: the file that has the classes is missing.
+        ValueError: the name has another form or an unknown option, or the classes are unusable.
+    """
+    places, options = _parse(name)
+    paths = [_absolute(place) for place in places]
+    files = {key: _absolute(options[key]) for key in ("labels", "ids") if key in options}
+    choice = options.get("classes", ALL)
+    json_path, images = paths
+    if not os.path.isfile(json_path):
+        raise FileNotFoundError(f"data set {name!r}: there is no file {json_path}")
+    _, class_names = json_classes(json_path, choice)
+    return DatasetSpec(
+        name,
+        functools.partial(
+            own_json_dicts,
+            json_path,
+            images,
+            choice=choice,
+            label_dir=files.get("labels"),
+            list_file=files.get("ids"),
+        ),
+        Path(images),
+        class_names,
+        "",
+        SECTION,
+        ensure=None
+        if "labels" in files
+        else functools.partial(
+            paint_own_json, json_path, choice=choice, list_file=files.get("ids")
+        ),
+        makes=cache_folder(),
+        weak="labels" in files,
+    )
+
+
+def is_own(name: str) -> bool:
+    """Return whether a name is meant as one of :data:`FORMS`."""
+    return name.partition("@")[0] in FORMS and "@" in name
+
+
+def split_class(name: str) -> tuple[str, str]:
+    """Split a name into that of the data set and the class of a binary task, which may be empty.
+
+    The class follows the last colon, unless a path goes on behind it.
+    """
+    base, _, category = name.rpartition(":")
+    return (base, category) if base and not set(category) & set("/\\@,") else (name, "")
+
+
+def _parse(name: str) -> tuple[list[str], dict[str, str]]:
+    """Split a name into its paths and its options."""
+    head, *rest = _COMMA.split(name)
+    kind, *places = head.split("@")
+    least, most = _PLACES[kind]
+    form = f"data set {name!r}: expected {FORMS[kind]}"
+    if not least <= len(places) <= most or not all(map(str.strip, places)):
+        raise ValueError(f"{form}; got {len(places)} path(s) between '@'")
+    options: dict[str, str] = {}
+    for text in rest:
+        key, _, value = (part.strip() for part in text.partition("="))
+        look_up_option(f"data set {name!r}, option", key, _OPTIONS[kind])
+        if key in options or not value:
+            raise ValueError(f"{form}; {key}= {'is given twice' if value else 'has no value'}")
+        options[key] = value
+    return places, options
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path.strip()))
