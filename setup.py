@@ -12,7 +12,7 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "d2_smallobj" / "__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
-PLOTS = ["matplotlib>=3.6"]
+PLOTS = ["matplotlib>=3.7"]
 # SciPy's solver samples PASCAL-B; detectron2 reads LVIS through its own package.
 DATA = ["scipy>=1.9", "lvis>=0.5.3", *PLOTS]
 TRAIN = ["torch>=2.1", "fvcore>=0.1.5", "iopath>=0.1.9", "tensorboard>=2.8", *DATA]

@@ -17,7 +17,7 @@ if importlib.util.find_spec("torch"):
     from tiny_runs import assert_same, demo_root, tiny, train_server  # noqa: F401
 else:  # the light core: what needs neither torch nor the host
     collect_ignore = ["benchmarks", "data", "engine", "evaluation", "experiments", "host", "losses"]
-    collect_ignore += ["integrations", "modeling"]
+    collect_ignore += ["integrations", "modeling", "gpu"]
     single = "config parity readme real_voc_training recipe"
     collect_ignore += [f"test_{name}.py" for name in single.split()]
     trained = "ablation mixed_supervision predict train_net"
@@ -33,13 +33,25 @@ _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+    text = "run the tests marked gpu on the CPU where there is no GPU, to rehearse them"
+    parser.addoption("--gpu-on-cpu", action="store_true", help=text)
 
 
 def pytest_collection_modifyitems(config, items):
     skip = pytest.mark.skip(reason="slow: give --run-slow to run it")
+    on_gpu = [item for item in items if "gpu" in item.keywords]
+    if on_gpu and not (config.getoption("--gpu-on-cpu") or _has_gpu()):
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU (--gpu-on-cpu rehearses it)"))
     for item in items:
         if "slow" in item.keywords and not config.getoption("--run-slow"):
             item.add_marker(skip)
+
+
+def _has_gpu():
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def pytest_collection_finish():

@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.utils.cli import make_parser, positive_int, readable_errors
+from d2_smallobj.utils.cli import (
+    add_shared,
+    finite,
+    make_parser,
+    natural_int,
+    positive_int,
+    readable_errors,
+)
 
 with readable_errors():
     from d2_smallobj.annotations.image_lists import IMAGE_FOLDER
@@ -39,15 +46,17 @@ Examples:
     smallobj prepare pascal-b --manifest manifest.json
 """
 
-REVIEW_HELP = """Make a sheet to review candidates for PASCAL-B by eye: one HTML file.
+REVIEW_HELP = r"""Make a sheet to review candidates for PASCAL-B by eye: one HTML file.
 
 Open it in a browser, keep or reject every image by a key (press ? for the list), and save the
 reject list; `smallobj prepare pascal-b` leaves those images out and samples others instead.
-Decisions are kept in the browser from one visit to the next.
+Decisions are kept in the browser from one visit to the next. A list 'suspicion' of texts in an
+image's entry of --coco-json is shown; --images are its pictures, or COCO's folder for a set that
+was built without.
 
 Examples:
     smallobj prepare review --pascal-b datasets/pascal_b --output review.html
-    smallobj prepare review --json candidates.json --images coco --output review.html \
+    smallobj prepare review --coco-json candidates.json --images coco --output review.html \
         --only-suspicious --per-sheet 200 --side 640
 To review more images than the set will have, build a larger one first:
     smallobj prepare pascal-b --num-images 4000 --annotations-only --output more \
@@ -66,55 +75,56 @@ def parse_build(arguments: Sequence[str] | None) -> argparse.Namespace:
     screening = ScreeningOptions()
     parser = make_parser(BUILD_HELP)
     inputs = parser.add_argument_group("inputs and output")
-    lvis_help = f"LVIS v1 or v0.5 annotations (default: {' '.join(map(str, lvis))})"
-    coco_help = f"COCO 2017 instance annotations (default: {' '.join(map(str, coco))})"
-    for flag, paths, text in (("--lvis", lvis, lvis_help), ("--coco", coco, coco_help)):
-        inputs.add_argument(flag, type=Path, nargs="+", default=paths, metavar="FILE", help=text)
-    _add(
-        inputs,
-        ("--images", Path, root / "coco", "DIR", "folder of train2017 and val2017"),
-        ("--output", Path, root / "pascal_b", "DIR", "folder to make"),
-        ("--jobs", positive_int, os.cpu_count() or 1, "N", "processes"),
-    )
-    text = "build the set of this manifest again, with its options instead of those below"
-    inputs.add_argument("--manifest", type=Path, metavar="FILE", help=text)
+    for flag, old, paths in (("--lvis-json", "--lvis", lvis), ("--coco-json", "--coco", coco)):
+        add_shared(inputs, flag, type=Path, nargs="+", default=paths, metavar="FILE")
+        # The names of earlier versions.
+        hidden: dict[str, Any] = {
+            "dest": flag[2:].replace("-", "_"),
+            "default": paths,
+            "help": argparse.SUPPRESS,
+        }
+        inputs.add_argument(old, type=Path, nargs="+", **hidden)
+    add_shared(inputs, "--images", type=Path, default=root / "coco")
+    add_shared(inputs, "--output", required=False, default=root / "pascal_b")
+    add_shared(inputs, "--jobs", default=os.cpu_count() or 1)
+    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+    text = "build this set again, with its options instead of those below"
+    inputs.add_argument("--manifest", help=text, **file)
     text = "do without the images: no JPEGImages"
     inputs.add_argument("--annotations-only", action="store_true", help=text)
-    inputs.add_argument("--force", action="store_true", help="replace a set that is there")
+    add_shared(inputs, "--force")
 
     choice = parser.add_argument_group("which images to choose")
-    text = "instances wanted of every class and size (default: by the average number of an image)"
-    choice.add_argument("--per-cell", type=int, metavar="N", help=text)
-    text = "VOCdevkit/VOC2012: leave out near-duplicates of its images"
+    text = "instances wanted of a class and size (default: by the average image)"
+    choice.add_argument("--per-cell", type=positive_int, metavar="N", help=text)
+    text = "VOC2012: leave out near-duplicates of its images"
     choice.add_argument("--voc", type=Path, metavar="DIR", help=text)
-    text = "write the verdict on every candidate as CSV"
-    choice.add_argument("--candidates", type=Path, metavar="FILE", help=text)
-    text = "images not to use: reject lists of the review sheet, or image ids, one a line"
-    choice.add_argument("--rejected", type=Path, nargs="+", default=[], metavar="FILE", help=text)
+    choice.add_argument("--candidates", help="write the verdict on every candidate as CSV", **file)
+    text = "images not to use: reject lists of the review sheet, or image ids"
+    choice.add_argument("--rejected", nargs="+", default=[], help=text, **file)
     choice.add_argument(
         "--coco-classes",
         nargs="*",
         choices=COCO_CLASS_OPTIONS,
         default=list(screening.from_coco),
         metavar="CLASS",
-        help="classes whose instances COCO provides where LVIS has none: pottedplant (default, as "
-        "in the paper), diningtable",
+        help=f"of COCO where LVIS has none: {', '.join(COCO_CLASS_OPTIONS)}",
     )
-    text = "of 64, in which the hashes of near-duplicates may differ"
+    text = "of 64, in which the hashes of near-duplicates differ"
     _add(
         choice,
-        ("--num-images", int, IMAGES, "N", "images of the set"),
-        ("--seed", int, 0, "N", "seed of the choice"),
-        ("--max-distance", int, MAX_DISTANCE, "BITS", text),
+        ("--num-images", positive_int, IMAGES, "N", "images of the set"),
+        ("--max-distance", natural_int, MAX_DISTANCE, "BITS", text),
     )
-    text = "largest share of labelled pixels on which LVIS and COCO differ"
+    add_shared(choice, "--seed")
+    text = "largest share of pixels on which LVIS and COCO differ"
     iou = "largest intersection over union of two instances"
     _add(
         parser.add_argument_group("requirements on an image"),
-        ("--min-area", int, screening.min_area, "PIXELS", "visible ones of an instance; else void"),
-        ("--max-overlap", float, screening.max_overlap, "SHARE", iou),
-        ("--max-disagreement", float, screening.max_disagreement, "SHARE", text),
-        ("--max-void", float, screening.max_void, "SHARE", "largest share of void pixels"),
+        ("--min-area", natural_int, screening.min_area, "PIXELS", "of an instance; else void"),
+        ("--max-overlap", finite, screening.max_overlap, "SHARE", iou),
+        ("--max-disagreement", finite, screening.max_disagreement, "SHARE", text),
+        ("--max-void", finite, screening.max_void, "SHARE", "largest share of void pixels"),
     )
     return parser.parse_args(arguments)
 
@@ -122,16 +132,14 @@ def parse_build(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _add(group: Any, *options: tuple[str, Callable[[str], Any], Any, str, str]) -> None:
     """Add options: flag, type, default, metavar, help."""
     for flag, kind, default, metavar, text in options:
-        group.add_argument(
-            flag, type=kind, default=default, metavar=metavar, help=f"{text} (%(default)s)"
-        )
+        group.add_argument(flag, type=kind, default=default, metavar=metavar, help=text)
 
 
 def build(args: argparse.Namespace) -> BuildResult:
     """Build the set that the command line asks for."""
     paths = BuildPaths(
-        lvis=args.lvis,
-        coco=args.coco,
+        lvis=args.lvis_json,
+        coco=args.coco_json,
         output=args.output,
         pictures=None if args.annotations_only else args.images,
         jobs=args.jobs,
@@ -190,44 +198,24 @@ def parse_review(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(REVIEW_HELP)
     data = parser.add_argument_group("what to review, one of")
     data.add_argument("--pascal-b", type=Path, metavar="DIR", help="a set that was built")
-    data.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="COCO-format annotations; a list 'suspicion' of texts in an image's entry is shown",
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="the images of --json; for a set that was built without images, COCO's folder",
-    )
-    parser.add_argument(
-        "--verdicts",
-        type=Path,
-        metavar="FILE.csv",
-        help="the list of `prepare pascal-b --candidates`: its findings become suspicions",
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.html")
-    parser.add_argument(
-        "--per-sheet", type=int, default=500, metavar="N", help="images a file (%(default)s)"
-    )
-    parser.add_argument(
-        "--side", type=int, default=512, metavar="PIXELS", help="longest of a picture (%(default)s)"
-    )
-    parser.add_argument(
-        "--only-suspicious", action="store_true", help="leave out images without suspicion"
-    )
-    parser.add_argument(
-        "--jobs", type=positive_int, default=1, metavar="N", help="processes (%(default)s)"
-    )
+    add_shared(data, "--coco-json", type=Path)
+    data.add_argument("--json", dest="coco_json", type=Path, help=argparse.SUPPRESS)  # its old name
+    add_shared(parser, "--images", type=Path)
+    add = parser.add_argument
+    text = "list of `prepare pascal-b --candidates`: its findings become suspicions"
+    add("--verdicts", type=Path, metavar="FILE.csv", help=text)
+    add("--per-sheet", type=positive_int, default=500, metavar="N", help="images a file")
+    add("--side", type=positive_int, default=512, metavar="PIXELS", help="longest of a picture")
+    add("--only-suspicious", action="store_true", help="leave out images without suspicion")
+    add_shared(parser, "--jobs")
+    add_shared(parser, "--output", metavar="FILE.html", help="HTML page to write")
     args = parser.parse_args(arguments)
-    if (args.pascal_b is None) == (args.json is None):
-        parser.error("give either --pascal-b or --json")
-    if args.json is not None and args.images is None:
-        parser.error("--json needs the folder of its images: give --images")
+    if (args.pascal_b is None) == (args.coco_json is None):
+        parser.error("give either --pascal-b or --coco-json")
+    if args.coco_json is not None and args.images is None:
+        parser.error("--coco-json needs the folder of its images: give --images")
     if args.pascal_b is not None:
-        args.json = args.pascal_b / ANNOTATION_FILE
+        args.coco_json = args.pascal_b / ANNOTATION_FILE
         args.images = args.images or args.pascal_b / IMAGE_FOLDER
     return args
 
@@ -239,7 +227,7 @@ def review_pascal_b(arguments: Sequence[str] | None = None) -> None:
     # Processes share the processors; inside one, threads would not be faster.
     cv2.setNumThreads(1)
     review = open_review_set(
-        args.json,
+        args.coco_json,
         args.images,
         suspicions=None if args.verdicts is None else read_suspicions(args.verdicts),
         only_suspicious=args.only_suspicious,

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.utils.cli import checked, make_parser, positive_int, readable_errors
+from d2_smallobj.utils.cli import SHARED, add_shared, checked, make_parser, readable_errors
 from d2_smallobj.utils.installation import install_command
 
 with readable_errors():
@@ -39,7 +39,18 @@ with readable_errors():
     from d2_smallobj.scoring.inputs import PARTNERS
     from d2_smallobj.scoring.instance_sizes import measure_instances
     from d2_smallobj.statistics.balance import SizeStatistics, size_statistics
+    from d2_smallobj.utils.messages import UsageError
     from d2_smallobj.utils.opencv import cv2
+
+_SOURCES = (
+    "--dataset",
+    "--coco-json",
+    "--lvis-json",
+    "--panoptic",
+    "--cityscapes",
+    "--semantic",
+    "--instances",
+)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -48,40 +59,27 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     data = parser.add_argument_group(
         "data sets", "one or more, in the order of tables and figures; [NAME=] names one there"
     )
-    for option, what, text in (
-        ("--dataset", "NAME", "registered data set"),
-        ("--coco-json", "[NAME=]FILE", "COCO annotations"),
-        ("--lvis-json", "[NAME=]FILE", "LVIS annotations"),
-        ("--panoptic", ("[NAME=]JSON", "DIR"), "COCO panoptic file and the folder of its PNGs"),
-        ("--cityscapes", "[NAME=]DIR", "gtFine, or a split of it"),
-        ("--semantic", "[NAME=]DIR", "folder of semantic label maps"),
-        ("--instances", "DIR", "instance maps of the --semantic before it; default: its "
-         "connected components are the instances"),
-    ):  # fmt: skip
+    for option in _SOURCES:
         kind = option[2:].replace("-", "_")
-        data.add_argument(
-            option, dest="sources", action="append", metavar=what, help=text, default=[],
-            # A value keeps its option, since the order of all options counts.
-            type=functools.partial(_keep_kind, kind),
-            nargs=2 if isinstance(what, tuple) else None,
-        )  # fmt: skip
+        metavar = SHARED[option]["metavar"]
+        if option not in ("--dataset", "--instances"):
+            named = isinstance(metavar, tuple)
+            metavar = ("[NAME=]JSON", "DIR") if named else f"[NAME=]{metavar}"
+        # A value keeps its option, since the order of all options counts.
+        keep = functools.partial(_keep_kind, kind)
+        changes = {"dest": "sources", "action": "append", "default": [], "type": keep}
+        add_shared(data, option, metavar=metavar, **changes)
     more = parser.add_argument_group("for annotation files and folders, as for `smallobj evaluate`")
-    text = "class names; default: all of an annotation file, voc for folders"
-    more.add_argument("--classes", metavar="voc|coco|N|FILE", help=text)
+    add_shared(more, "--classes", "--category-map")
     stuff = more.add_mutually_exclusive_group()
-    stuff.add_argument("--stuff", action="append", metavar="NAME", help="a class without objects")
-    stuff.add_argument("--no-stuff", action="store_true", help="all classes are objects")
-    more.add_argument("--category-map", metavar="FILE", help="class of each category")
-    more.add_argument("--list", metavar="FILE", help="images to use; default: all")
-    add = parser.add_argument
-    text = "coco (default), S:1024,M:9216,L:inf, or relative:S:0.01,M:0.1,L:1"
-    add("--size-bins", type=checked(parse_size_bins), default="coco", metavar="BINS", help=text)
-    add("--log", action="store_true", help="logarithmic axes")
-    add("--output", type=Path, required=True, metavar="DIR")
-    text = "processes for folders (default: %(default)s)"
-    add("--jobs", type=positive_int, default=1, help=text)
-    add("--no-figures", action="store_true", help="tables only, no matplotlib")
-    add("--quiet", action="store_true", help="no progress bar, no tables")
+    add_shared(stuff, "--stuff", "--no-stuff")
+    add_shared(more, "--list")
+    more = parser.add_argument_group("how to count, and output")
+    add_shared(more, "--size-bins", type=checked(parse_size_bins))
+    add_shared(more, "--jobs", "--output")
+    more.add_argument("--log", action="store_true", help="logarithmic axes")
+    more.add_argument("--no-figures", action="store_true", help="tables only, no matplotlib")
+    add_shared(more, "--quiet")
     return parser.parse_args(arguments)
 
 
@@ -93,7 +91,7 @@ def read_sources(given: Sequence[Any]) -> dict[str, dict[str, str]]:
         (kind, text), *maps = entry if isinstance(entry, list) else [entry]
         if kind == "instances":
             if list(last) != ["semantic"]:
-                raise ValueError(f"--instances {text}: must follow the --semantic it belongs to")
+                raise UsageError(f"--instances {text}: must follow the --semantic it belongs to")
             last["instances"] = text
             continue
         name, separator, path = text.partition("=")
@@ -101,13 +99,13 @@ def read_sources(given: Sequence[Any]) -> dict[str, dict[str, str]]:
             name = Path(text).stem if kind not in ("dataset", "semantic") else text
             path = text
         if name in sources:
-            raise ValueError(f"two data sets are called {name!r}: name them, NAME=PATH")
+            raise UsageError(f"two data sets are called {name!r}: name them, NAME=PATH")
         last = sources[name] = {kind: path}
         if maps:
             last["panoptic_maps"] = maps[0][1]
     if not sources:
         options = "--dataset, --coco-json, --lvis-json, --panoptic, --cityscapes or --semantic"
-        raise ValueError(f"no data set: give {options}")
+        raise UsageError(f"no data set: give {options}")
     return sources
 
 
@@ -117,7 +115,7 @@ def check(args: argparse.Namespace) -> None:
     for option in ("classes", "category_map"):
         if getattr(args, option) and kinds.isdisjoint(PARTNERS[option]):
             flags = " or ".join("--" + kind.replace("_", "-") for kind in PARTNERS[option])
-            raise ValueError(f"--{option.replace('_', '-')} goes with {flags}; none is given")
+            raise UsageError(f"--{option.replace('_', '-')} goes with {flags}; none is given")
     if not args.no_figures and importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             f"figures need matplotlib: {install_command('plots')}, or give --no-figures"

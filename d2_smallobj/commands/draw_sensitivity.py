@@ -4,7 +4,8 @@ Needs neither torch nor detectron2, except for --dataset. Writes a PNG and a CSV
   corner       a prediction grows over a small and a large instance (Fig. 4 of the paper)
   removal      a class's instances are deleted from the perfect prediction, the smallest first
                (Fig. 5)
-  conventions  the same predictions under every convention of the metric (CSV and Markdown)
+  conventions  --predictions, or else the ground truth, perturbed, under every convention of the
+               metric (CSV and Markdown)
 
 Examples:
     smallobj sensitivity --output output/sensitivity
@@ -20,9 +21,9 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from d2_smallobj.utils.cli import checked, make_parser, readable_errors
+from d2_smallobj.utils.cli import add_shared, checked, make_parser, positive_int, readable_errors
 
 with readable_errors():
     import numpy as np
@@ -36,6 +37,7 @@ with readable_errors():
     from d2_smallobj.scoring.inputs import Inputs, choose_ignore_label
     from d2_smallobj.scoring.predictions import open_predictions, read_prediction
     from d2_smallobj.utils.files import atomic_write_text
+    from d2_smallobj.utils.messages import UsageError
 
 EXPERIMENTS = ("corner", "removal", "conventions")
 _TRUTHS = ("semantic", "coco_json", "lvis_json", "dataset")
@@ -45,25 +47,26 @@ _OPTIONS = ("instances", "classes", "category_map", "list")
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
-    add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR")
-    add("--experiments", nargs="+", choices=EXPERIMENTS, default=["corner", "removal"])
-    data = parser.add_argument_group("ground truth", "one of these; default: scenes drawn here")
-    data.add_argument("--semantic", metavar="DIR", help="folder of semantic label maps")
-    data.add_argument("--coco-json", metavar="FILE", help="COCO annotations")
-    data.add_argument("--lvis-json", metavar="FILE", help="LVIS annotations")
-    data.add_argument("--dataset", metavar="NAME", help="registered data set; needs torch")
-    add("--instances", metavar="DIR", help="with --semantic; default: the connected components")
-    add("--classes", metavar="voc|coco|N|FILE", help="names, background first; default: voc")
-    add("--category-map", metavar="FILE", help="as for `smallobj evaluate`")
-    add("--list", metavar="FILE", help="images to use; default: all")
-    text = "default: corner, any; removal, the class with the most instances"
-    add("--class", dest="class_name", metavar="NAME", help=text)
-    add("--size-bins", type=checked(parse_size_bins), default="coco", metavar="BINS")
-    add("--steps", type=int, default=20, help="steps of a stage of the corner cases")
-    add("--points", type=int, default=200, help="most points of the removal curve")
-    text = "for conventions; default: the ground truth, perturbed"
-    add("--predictions", nargs="+", default=[], metavar="NAME=PATH", help=text)
+    text = "of those above (default: corner removal)"
+    choice: dict[str, Any] = {
+        "nargs": "+",
+        "choices": EXPERIMENTS,
+        "default": ["corner", "removal"],
+    }
+    parser.add_argument("--experiments", metavar="EXPERIMENT", help=text, **choice)
+    data = parser.add_argument_group("ground truth, one of (default: scenes drawn here)")
+    add_shared(data, "--semantic", "--coco-json", "--lvis-json", "--dataset")
+    more = parser.add_argument_group("more about the ground truth")
+    add_shared(more, "--instances", "--classes", "--category-map", "--list")
+    how = parser.add_argument_group("how to experiment, and output")
+    text = "class to look at (default: corner, any; removal, the most frequent)"
+    how.add_argument("--class", dest="class_name", metavar="NAME", help=text)
+    add_shared(how, "--size-bins", type=checked(parse_size_bins))
+    number: dict[str, Any] = {"type": positive_int, "metavar": "N"}
+    how.add_argument("--steps", default=20, help="steps of a stage of the corner cases", **number)
+    how.add_argument("--points", default=200, help="most points of the removal curve", **number)
+    add_shared(how, "--predictions", nargs="+", default=[], metavar="NAME=PATH")
+    add_shared(how, "--output")
     return parser.parse_args(arguments)
 
 
@@ -94,7 +97,7 @@ def open_truth(args: argparse.Namespace) -> GroundTruth | None:
     if not any(getattr(args, name) for name in _TRUTHS):
         without = [f"--{name.replace('_', '-')}" for name in _OPTIONS if getattr(args, name)]
         if without:
-            raise ValueError(f"{' and '.join(without)}: of which ground truth?")
+            raise UsageError(f"{' and '.join(without)}: of which ground truth?")
         return None
     given = {name: getattr(args, name) for name in (*_TRUTHS, *_OPTIONS[:-1])}
     inputs = Inputs(predictions="", image_list=args.list, **given, open_dataset=open_dataset)
@@ -151,7 +154,7 @@ def run_conventions(
     if args.predictions:
         if truth is None:
             truths = "--semantic, --dataset or a JSON file"
-            raise ValueError(f"--predictions: of which ground truth? Give {truths}")
+            raise UsageError(f"--predictions: of which ground truth? Give {truths}")
         predictors = dict(file_predictor(entry, truth) for entry in args.predictions)
     rows = conventions.compare_conventions(images, predictors, class_names)
     conventions.write_conventions(args.output / "conventions.csv", rows)
@@ -163,7 +166,7 @@ def file_predictor(entry: str, truth: GroundTruth) -> tuple[str, conventions.Pre
     """Return name and reader of predictions given as NAME=PATH."""
     name, separator, path = entry.partition("=")
     if not separator:
-        raise ValueError(f"--predictions takes NAME=PATH, got {entry!r}")
+        raise UsageError(f"--predictions takes NAME=PATH, got {entry!r}")
     predictions = open_predictions(path, truth.json_classes)
     images = {image.image_id: image for image in truth.images}
 

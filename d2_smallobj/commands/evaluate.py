@@ -1,18 +1,13 @@
 r"""Score predicted label maps: mIoU, IA-mIoU and what happened to every instance, in percent.
 
-Needs neither torch nor detectron2, except for --dataset. Writes metrics.json, instances.csv and
-the other files of a scored run to --output.
+Needs no torch, except for --dataset. docs/metric.md#run-it says more about every option.
 
 Examples:
     smallobj evaluate --predictions preds --semantic VOC2012/SegmentationClass \
         --instances VOC2012/SegmentationObject --list val.txt --output output/mine --jobs 8
     smallobj evaluate --predictions sem_seg_predictions.json \
         --coco-json instances_val2017.json --output output/coco --report output/coco.html
-    smallobj evaluate --predictions preds --output output/panoptic \
-        --panoptic panoptic_val2017.json panoptic_val2017
-    smallobj evaluate --predictions preds --cityscapes gtFine/val --output output/city
-    smallobj evaluate ... --shard 1/4 --output shard1        (and 2/4, 3/4, 4/4)
-    smallobj evaluate merge shard1 shard2 shard3 shard4 --output output/mine
+    smallobj evaluate merge shard1 shard2 --output output/mine    (of --shard 1/2 and 2/2)
 """
 
 from __future__ import annotations
@@ -27,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2_smallobj.utils.cli import checked, make_parser, natural_int, positive_int, readable_errors
+from d2_smallobj.utils.cli import add_shared, checked, make_parser, natural_int, readable_errors
 
 with readable_errors():
     from d2_smallobj import scoring
@@ -43,7 +38,7 @@ with readable_errors():
     from d2_smallobj.statistics.comparison import compare_runs
     from d2_smallobj.utils.opencv import cv2
 
-
+MISSING = ("error", "components", "void")
 MERGE_HELP = """Put the shards of a run together, to the bit as if it had been one.
 
 Example:
@@ -53,84 +48,59 @@ Example:
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line of a run."""
-    parser = make_parser(__doc__, epilog="`smallobj evaluate merge --help`: put shards together.")
-    text = (
-        "folder of <image>.png (mode L, P or 16-bit grey) or <image>.npy (integer labels), or the "
-        "sem_seg_predictions.json of detectron2's SemSegEvaluator (its category_id is the label; "
-        "with --panoptic, and with --dataset if its metadata number categories, their id)"
-    )
-    parser.add_argument("--predictions", required=True, metavar="PATH", help=text)
+    parser = make_parser(__doc__)
+    add_shared(parser, "--predictions", required=True)
     truth = parser.add_argument_group("ground truth, one of")
-    maps = "COCO panoptic file and the folder of its PNGs; labels follow the order of category ids"
-    truth.add_argument("--panoptic", nargs=2, metavar=("JSON", "DIR"), help=maps)
+    add_shared(truth, "--semantic", "--coco-json", "--lvis-json", "--panoptic", "--cityscapes")
+    add_shared(truth, "--dataset")
     more = parser.add_argument_group("more about the ground truth")
-    for group, option, metavar, text in (
-        (truth, "--semantic", "DIR", "folder of semantic maps, <image>.png"),
-        (truth, "--coco-json", "FILE", "COCO annotations; the rest is background"),
-        (truth, "--lvis-json", "FILE", "LVIS annotations; --classes must choose 254 at most"),
-        (truth, "--cityscapes", "DIR", "gtFine, or a split of it; predictions are called "
-         "<city>_<sequence>_<frame>.png, with or without the suffix of the picture or the map"),
-        (truth, "--dataset", "NAME", "data set registered with detectron2, or by this package "
-         "(python -m d2_smallobj.data lists those); see docs/evaluator.md"),
-        (more, "--instances", "DIR", "with --semantic: folder of instance maps; default: the "
-         "connected components of the semantic maps are the instances"),
-        (more, "--classes", "voc|coco|FILE|N", "class names: built in, one a line in a file, or "
-         "their number, with background (default: voc with --semantic, else the truth's own)"),
-        (more, "--unannotated", "CLASS|void", "with --dataset: paint the label maps of a detection "
-         "set (coco_2017_val); pixels without annotation are this class, or void: left out"),
-        (more, "--category-map", "FILE", "with --coco-json or --lvis-json and --classes: JSON "
-         "object from category name or id to class name or label; others are background"),
-        (more, "--list", "FILE", "text file of the images to score, one a line (default: all)"),
-        (more, "--images", "DIR", "folder of the pictures, for the report"),
-    ):  # fmt: skip
-        group.add_argument(option, metavar=metavar, help=text)
-    text = "with --dataset: Python module of a project that registers the data set (repeated)"
-    truth.add_argument(
-        "--import", dest="modules", action="append", default=[], metavar="MODULE", help=text
-    )
+    add_shared(more, "--instances", "--classes", "--category-map")
     stuff = more.add_mutually_exclusive_group()
-    text = "a class whose pixels are no objects, such as sky; repeat it for each (default: as the "
-    text += "ground truth says, else the class background)"
-    stuff.add_argument("--stuff", action="append", metavar="NAME", help=text)
-    stuff.add_argument("--no-stuff", action="store_true", help="all classes are objects")
-    text = "with --dataset: for an image without instances where others have them: refuse it "
-    text += "(default), take its connected components, or leave its objects out"
-    more.add_argument("--missing-instances", choices=("error", "components", "void"), help=text)
-    text = "with --cityscapes: ids in the predictions, train ids (default) or label ids"
-    more.add_argument("--prediction-ids", choices=PREDICTION_IDS, help=text)
-    text = "label of pixels that are left out (default: the ground truth's own, else 255)"
-    more.add_argument("--ignore-label", type=int, metavar="N", help=text)
+    add_shared(stuff, "--stuff", "--no-stuff")
+    add_shared(more, "--list", "--images")
+    for option, metavar, text, given in (
+        ("--ignore-label", "N", "label of ignored pixels (default: the ground truth's, or 255)",
+         {"type": int}),
+        ("--prediction-ids", "KIND", "of --cityscapes: train (default) or label, the ids predicted",
+         {"choices": PREDICTION_IDS}),
+        ("--import", "MODULE", "of --dataset: module that registers it; may be repeated",
+         {"dest": "modules", "action": "append", "default": []}),
+        ("--unannotated", "CLASS|void", "of --dataset, a detection set: class of the other pixels",
+         {}),
+        ("--missing-instances", "HOW", "of --dataset: error (default), components or void",
+         {"choices": MISSING}),
+    ):  # fmt: skip
+        more.add_argument(option, metavar=metavar, help=text, **given)
     how = parser.add_argument_group("how to score")
-    text = "official: round as the code of the paper's authors does (default: exact)"
-    how.add_argument("--mode", choices=MODES, default="exact", help=text)
     for option, kind, default, metavar, text in (
-        ("--size-bins", checked(parse_size_bins), "coco", "BINS", "upper bounds of the sizes in "
-         "pixels, S:1024,M:9216,L:inf, or as shares of the image, relative:S:0.01,M:0.1,L:1"),
-        ("--worst", checked(_percent), WORST_PERCENT, "PERCENT", "mIoU_I@PERCENT and "
-         "mIoU_C@PERCENT are means over the worst PERCENT of the (class's) images: 1 to 100"),
+        ("--mode", str, "exact", "MODE", "exact, or official: round as the authors' code"),
+        ("--worst", checked(_percent), WORST_PERCENT, "PERCENT", "share of the images that "
+         "mIoU_I@ and mIoU_C@ are of"),
         ("--bootstrap", natural_int, 1000, "N", "resamples for the intervals, 0 = none"),
-        ("--seed", natural_int, 0, "N", "seed of the resamples"),
-        ("--jobs", positive_int, 1, "N", "number of processes; the figures are the same"),
         ("--shard", checked(parse_shard), "1/1", "I/N", "score the I-th of N parts, to be merged"),
     ):  # fmt: skip
-        text += " (default: %(default)s)"
-        how.add_argument(option, type=kind, default=default, metavar=metavar, help=text)
+        choices = MODES if option == "--mode" else None
+        how.add_argument(
+            option, type=kind, default=default, metavar=metavar, help=text, choices=choices
+        )
+    add_shared(how, "--size-bins", type=checked(parse_size_bins))
+    add_shared(how, "--seed", "--jobs")
     _add_output(parser)
     args = parser.parse_args(arguments)
     if args.modules and args.dataset is None:
         parser.error("--import goes with --dataset")
     if args.shard[1] > 1 and (args.compare or args.report):
         parser.error("--compare and --report need the whole run: give them to merge")
-    return args
+    return _check_output(parser, args)
 
 
 def parse_merge_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line of a merge."""
     parser = make_parser(MERGE_HELP)
     parser.prog += " merge"
-    parser.add_argument("shards", nargs="+", metavar="SHARD_DIR", help="folders of all shards")
+    parser.add_argument("shards", nargs="+", metavar="DIR", help="folders of all shards")
     _add_output(parser)
-    return parser.parse_args(arguments)
+    return _check_output(parser, parser.parse_args(arguments))
 
 
 def score(args: argparse.Namespace) -> ScoredRun:
@@ -158,6 +128,18 @@ def open_dataset(name: str, **options: Any) -> Any:
     return open_registered(name, **options)
 
 
+def load(texts: Sequence[str]) -> list[ScoredRun]:
+    """Read scored runs from ``DIR`` or ``NAME=DIR``."""
+    parts = [text.partition("=") for text in texts]
+    named = ["=" in text and not Path(text).is_dir() for text in texts]
+    folders = [part[2] if own else text for text, part, own in zip(texts, parts, named)]
+    runs = load_runs(folders, open_dataset=open_dataset)
+    return [
+        dataclasses.replace(run, name=part[0]) if own else run
+        for run, part, own in zip(runs, parts, named)
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score or merge, write the files, print a table."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -168,10 +150,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.report is not None:
             check_writable(args.report.parent)
         # Read before the work: a wrong folder should not cost a run.
-        others = load_runs(args.compare, open_dataset=open_dataset) if args.compare else []
+        others = load(args.compare) if args.compare else []
         run = scoring.merge(args.shards, open_dataset=open_dataset) if merging else score(args)
         scoring.save_run(args.output, run)
-        for line in warnings(run):
+        for line in run.remarks if args.quiet else warnings(run):
             print(f"warning: {line}", file=sys.stderr)
         if not args.quiet:
             print(format_run(run))
@@ -184,7 +166,7 @@ def _compare_and_report(args: argparse.Namespace, run: ScoredRun, others: list[S
     taken = own.name in {other.name for other in others}
     run = dataclasses.replace(run, name=str(own) if taken else own.name)
     comparison = compare_runs([*others, run]) if others else None
-    if comparison is not None:
+    if comparison is not None and not args.quiet:
         print(format_comparison(comparison))
     if args.report is not None:
         from d2_smallobj.report.html import write_report
@@ -194,12 +176,19 @@ def _compare_and_report(args: argparse.Namespace, run: ScoredRun, others: list[S
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     """Add the options that both commands have."""
-    output = parser.add_argument_group("output").add_argument
-    output("--output", required=True, metavar="DIR", help="folder of the result")
-    text = "also compare with these runs: paired differences, p-values, ranks"
-    output("--compare", nargs="+", default=[], metavar="RUN_DIR", help=text)
-    output("--report", type=Path, metavar="FILE.html", help="also write an HTML report")
-    output("--quiet", action="store_true", help="no progress bar, no table")
+    output = parser.add_argument_group("output")
+    add_shared(output, "--output")
+    text = "also compare with these scored runs, paired by image"
+    output.add_argument("--compare", nargs="+", default=[], metavar="[NAME=]DIR", help=text)
+    text = "also write an HTML report"
+    output.add_argument("--report", type=Path, metavar="FILE.html", help=text)
+    add_shared(output, "--quiet")
+
+
+def _check_output(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+    if args.quiet and args.compare and not args.report:
+        parser.error("--compare with --quiet would show nothing: give --report, too")
+    return args
 
 
 def _percent(text: str) -> int:
@@ -220,7 +209,7 @@ def _import(module: str) -> None:
 
 
 @contextlib.contextmanager
-def _removed_if_empty(folder: str) -> Iterator[None]:
+def _removed_if_empty(folder: Path) -> Iterator[None]:
     """Leave no empty folder behind that was made for a result that did not come."""
     made = not os.path.isdir(folder)
     try:

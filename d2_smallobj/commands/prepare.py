@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2_smallobj.utils.cli import make_parser, positive_int, readable_errors
+from d2_smallobj.utils.cli import add_shared, finite, make_parser, positive_int, readable_errors
 
 with readable_errors():
     from d2_smallobj.annotations.coco import PAINTINGS
@@ -58,9 +58,10 @@ Example:
 PSEUDO_LABELS_HELP = r"""Convert a method's pseudo labels to the registered form; check, summarise.
 
 METHOD is one of the methods of datasets/README.md, or "other"; the folders are what its code
-wrote: one label map (<image name>.png) or one file of activation maps (<image name>.npy) per
-image; for BANA two folders, Y_crf and Y_ret, which become 255 where they disagree. Other files in
-them (RIB's <id>_palette.png) are ignored. Written are, below --root,
+wrote: one label map (<image name>.png: indices) or one file of activation maps (<image name>.npy:
+cams; scores, with the background's, as a CRF writes them) per image; for BANA two folders, Y_crf
+and Y_ret, which become 255 where they disagree. Other files in them (RIB's <id>_palette.png) are
+ignored. --check converts nothing and checks the prepared labels. Written are, below --root,
 
     VOCdevkit/VOC2012/PseudoLabels/<method>/<id>.png            --dataset voc, 10,582 images
     coco/PseudoLabels/<method>_<year>/<image name>.png          --dataset coco_2014, coco_2017
@@ -86,19 +87,12 @@ def parse_coco(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     default_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
     parser = make_parser(COCO_HELP)
-    parser.add_argument("splits", nargs="+", choices=SPLITS, help="parts of COCO to paint")
-    parser.add_argument(
-        "--root", type=Path, default=default_root, help=f"COCO's folder (default: {default_root})"
-    )
-    parser.add_argument(
-        "--painting", choices=PAINTINGS, default="file", help="see above (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--jobs", type=positive_int, default=1, help="processes (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="replace maps made from another annotation file"
-    )
+    text = "parts of COCO to paint: train2014, val2014, train2017, val2017"
+    parser.add_argument("splits", nargs="+", choices=SPLITS, metavar="SPLIT", help=text)
+    text = "file, or area: larger annotations first"
+    parser.add_argument("--painting", choices=PAINTINGS, default="file", metavar="ORDER", help=text)
+    add_shared(parser, "--root", default=default_root)
+    add_shared(parser, "--jobs", "--force")
     return parser.parse_args(arguments)
 
 
@@ -124,24 +118,16 @@ def prepare_demo(arguments: Sequence[str] | None = None) -> None:
     defaults = DemoOptions()
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "smallobj_demo"
     parser = make_parser(DEMO_HELP)
-    text = "folder to make (default: %(default)s)"
-    parser.add_argument("--root", type=Path, default=root, help=text)
-    for name, help_text in (
-        ("seed", "seed of all scenes"),
-        ("num_train", "number of training scenes"),
-        ("num_val", "number of validation scenes"),
-        ("size", "side of the scenes in pixels"),
+    add_shared(parser, "--root", default=root)
+    for name, text, metavar in (
+        ("num_train", "training scenes", "N"),
+        ("num_val", "validation scenes", "N"),
+        ("size", "side of the scenes", "PIXELS"),
     ):
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(
-            option,
-            type=int,
-            default=getattr(defaults, name),
-            help=f"{help_text} (default: %(default)s)",
-        )
-    parser.add_argument(
-        "--force", action="store_true", help="replace a demo folder made with other options"
-    )
+        option, default = f"--{name.replace('_', '-')}", getattr(defaults, name)
+        parser.add_argument(option, type=positive_int, default=default, metavar=metavar, help=text)
+    add_shared(parser, "--seed", default=defaults.seed)
+    add_shared(parser, "--force")
     args = parser.parse_args(arguments)
     make_demo(**vars(args))
     print(f"{args.num_train} + {args.num_val} scenes at {args.root}")
@@ -151,41 +137,19 @@ def parse_pseudo_labels(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(PSEUDO_LABELS_HELP)
     parser.add_argument("method", metavar="METHOD", choices=METHODS, help=", ".join(METHODS))
-    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="what it wrote")
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=datasets_root(),
-        help="folder of all data sets (default: %(default)s)",
-    )
-    parser.add_argument("--dataset", choices=DATA_SETS, default="voc", help="default: %(default)s")
-    parser.add_argument(
-        "--name", help="folder of the prepared labels (default: the method; needed for other)"
-    )
-    parser.add_argument(
-        "--format",
-        choices=("auto", *FORMATS),
-        default="auto",
-        help="indices: PNG; cams: activation maps; scores: scores with background, as a CRF "
-        "writes them (default: auto, PNG or activation maps by what is there)",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        help="background where no activation exceeds it (default: the method's own, 0.15 or 0.5)",
-    )
-    parser.add_argument(
-        "--jobs", type=positive_int, default=1, help="processes (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="replace labels that were made from something else"
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="convert nothing: check the prepared labels, and write their summary",
-    )
-    parser.add_argument("--no-summary", action="store_true", help="write no summary")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="what it wrote")
+    add_shared(parser, "--root", default=datasets_root())
+    add = parser.add_argument
+    text = f"what was labelled: {', '.join(DATA_SETS)}"
+    add("--dataset", choices=DATA_SETS, default="voc", metavar="NAME", help=text)
+    text = "of the prepared labels (default: the method; needed for other)"
+    add("--name", metavar="NAME", help=text)
+    text = f"{', '.join(FORMATS)}, as above (default: by what is there)"
+    add("--format", choices=("auto", *FORMATS), default="auto", metavar="FORMAT", help=text)
+    text = "background where no activation exceeds it (default: the method's own)"
+    add("--threshold", type=finite, metavar="NUMBER", help=text)
+    add_shared(parser, "--jobs", "--force", "--check")
+    add("--no-summary", action="store_true", help="write no summary")
     args = parser.parse_args(arguments)
     if args.check == bool(args.folders):
         parser.error("give the folders that the method wrote, or --check alone")

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from d2_smallobj.utils.cli import make_parser, parse_with_overrides, readable_errors
+from d2_smallobj.experiments import ABLATION_VARIANTS, MIXED_VARIANTS
+from d2_smallobj.utils.cli import (
+    add_shared,
+    finite,
+    make_parser,
+    parse_with_overrides,
+    readable_errors,
+)
+from d2_smallobj.utils.messages import UsageError
 
-with readable_errors():
-    from d2_smallobj.engine import build_config
-    from d2_smallobj.engine.checkpoint import fetch_weights
-    from d2_smallobj.engine.setup import check_datasets
-    from d2_smallobj.experiments import mixed_supervision as mixed
-    from d2_smallobj.experiments import sweep
-    from d2_smallobj.experiments.ablation import KINDS, Ablation, build_variants, write_tables
+if TYPE_CHECKING:
+    from d2_smallobj.experiments.ablation import Ablation
+    from d2_smallobj.experiments.mixed_supervision import MixedSupervision
+
+# What trains imports torch, which takes seconds: after the command line has been read.
 
 ABLATION_HELP = """Run the paper's ablation over seeds and pseudo labels of several methods.
 
-Every variant is kept apart: CE, the size-weighted loss from the start, CE then size-weighted
-(no penalty), CE then size-balanced with either Fisher estimate. Task A is trained once a seed.
-Run it again after an interruption: complete runs are kept, the others resume. As many runs at
-once as there are GPUs (--num-gpus of them each), or as --jobs says.
+Every variant is kept apart: ce; sw, the size-weighted loss from the start; ce_sw, CE then
+size-weighted (no penalty); ce_sb_online and ce_sb_empirical, CE then size-balanced with either
+Fisher estimate. Task A is trained once a seed. --methods names whose labels to train on: NAME
+alone takes the place of the last part of the config's training set. Run it again after an
+interruption: complete runs are kept, the others resume. As many runs at once as there are GPUs
+(--num-gpus of them each), or as --jobs says.
 
 Writes into --output: ablation.csv and ablation.md (all figures), paper_tables.md with
 table1.csv, table3.csv, table4.csv, fig8.csv and fig8.png (the layout of the paper).
@@ -32,9 +42,10 @@ Examples:
 
 MIXED_HELP = r"""Compare mixed supervision (few masks, many boxes) with its baselines.
 
-Full supervision; the masks only; boxes taken for masks; boxes with label uncertainty, without and
-with bootstrapping; and the latter with size weights, throughout or as the size-balanced loss in
-the second half. Run it again after an interruption: complete runs are kept, the others resume.
+The variants: full supervision; masks, only those; boxes, taken for masks; uncertainty, boxes with
+label uncertainty; bootstrap, the same with bootstrapping; and that with size weights throughout,
+bootstrap_sw, or with the size-balanced loss in the second half, bootstrap_sb. Run it again after
+an interruption: complete runs are kept, the others resume.
 Writes mixed.csv and mixed.md into --output.
 
 Examples:
@@ -48,20 +59,35 @@ Examples:
 def parse_ablation(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(ABLATION_HELP)
-    sweep.add_run_arguments(parser, config_file="demo_sbce.yaml", output="output/ablation")
-    text = "whose labels to train on; a name alone takes the place of the last part of the "
-    text += "config's training set; default: the config's training set"
+    _add_runs(parser, "demo_sbce.yaml", "output/ablation", ABLATION_VARIANTS)
     add = parser.add_argument
+    text = "labels to train on (default: the config's)"
     add("--methods", nargs="+", metavar="NAME[=DATA_SET]", help=text)
-    add("--variants", nargs="+", choices=KINDS, default=list(KINDS))
-    text = "one variant each; default: EWC.LAMBDA"
-    add("--lambda-online", type=float, nargs="+", help=text)
-    add("--lambda-empirical", type=float, nargs="+", help="one variant each")
+    text = "of the penalty, a variant each (default: EWC.LAMBDA)"
+    for flag in ("--lambda-online", "--lambda-empirical"):
+        add(flag, type=finite, nargs="+", metavar="NUMBER", help=text)
     return parse_with_overrides(parser, arguments)
+
+
+def _add_runs(
+    parser: argparse.ArgumentParser, config: str, output: str, variants: Sequence[str]
+) -> None:
+    """Add the options of both commands, with their defaults."""
+    add_shared(parser, "--config-file", default=config)
+    add_shared(parser, "--output", required=False, default=Path(output))
+    add_shared(parser, "--variants", nargs="+", choices=variants, default=list(variants))
+    add_shared(parser, "--seeds", "--num-gpus")
+    text = "processes at once; the result is the same (default: by the GPUs)"
+    add_shared(parser, "--jobs", default=None, help=text)
 
 
 def build_ablations(args: argparse.Namespace) -> list[Ablation]:
     """Build one ablation for each method; check their configs and data sets."""
+    from d2_smallobj.engine.checkpoint import fetch_weights
+    from d2_smallobj.engine.setup import build_config, check_datasets
+    from d2_smallobj.experiments import sweep
+    from d2_smallobj.experiments.ablation import Ablation, build_variants
+
     cfg = build_config(args.config_file, args.opts)
     if not 0 < cfg.SMALLOBJ.TASK_A.ITERS < cfg.SOLVER.MAX_ITER:
         raise ValueError(
@@ -90,6 +116,8 @@ def build_ablations(args: argparse.Namespace) -> list[Ablation]:
 def ablation(arguments: Sequence[str] | None = None) -> None:
     """Run all incomplete runs; write the tables of the complete ones."""
     args = parse_ablation(arguments)
+    from d2_smallobj.experiments import sweep
+
     ablations, folder = build_ablations(args), args.output
     sweep.run_and_report(args, ablations, lambda: sweep.write_all_tables(ablations, folder))
 
@@ -97,15 +125,18 @@ def ablation(arguments: Sequence[str] | None = None) -> None:
 def parse_mixed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(MIXED_HELP)
-    sweep.add_run_arguments(parser, config_file="demo_mixed.yaml", output="output/mixed")
-    parser.add_argument("--variants", nargs="*", choices=mixed.KINDS, default=list(mixed.KINDS))
-    text = "one more bootstrapped variant with this value of a config key; can be repeated"
+    _add_runs(parser, "demo_mixed.yaml", "output/mixed", MIXED_VARIANTS)
+    text = "one more bootstrap with this value of a key; may be repeated"
     parser.add_argument("--vary", action="append", default=[], metavar="KEY=VALUE", help=text)
     return parse_with_overrides(parser, arguments)
 
 
-def build_comparison(args: argparse.Namespace) -> mixed.MixedSupervision:
+def build_comparison(args: argparse.Namespace) -> MixedSupervision:
     """Build the runs; check config, data sets and every variant."""
+    from d2_smallobj.engine.checkpoint import fetch_weights
+    from d2_smallobj.engine.setup import build_config, check_datasets
+    from d2_smallobj.experiments import mixed_supervision as mixed
+
     cfg = build_config(args.config_file, args.opts)
     fraction = cfg.SMALLOBJ.SUPERVISION.MASK_FRACTION
     if fraction == 1:
@@ -117,7 +148,7 @@ def build_comparison(args: argparse.Namespace) -> mixed.MixedSupervision:
     for text in args.vary:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"--vary {text}: expected KEY=VALUE")
+            raise UsageError(f"--vary {text}: expected KEY=VALUE")
         varied.setdefault(key, []).append(value)
     variants = mixed.build_variants(fraction, cfg.SOLVER.MAX_ITER, args.variants, varied)
     for variant in variants:
@@ -138,6 +169,10 @@ def build_comparison(args: argparse.Namespace) -> mixed.MixedSupervision:
 def mixed_supervision(arguments: Sequence[str] | None = None) -> None:
     """Run all incomplete runs; write the tables of the complete ones."""
     args = parse_mixed(arguments)
+    from d2_smallobj.experiments import mixed_supervision as mixed
+    from d2_smallobj.experiments import sweep
+    from d2_smallobj.experiments.ablation import write_tables
+
     runs = [build_comparison(args)]
     sweep.run_and_report(
         args, runs, lambda: write_tables(runs, args.output, "mixed", mixed.COLUMNS)

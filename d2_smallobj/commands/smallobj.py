@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         words += 1
         if len(args) < words or args[words - 1] in ("-h", "--help"):
             print(help_text(" ".join(args[: words - 1])))
-            sys.exit(0 if len(args) >= words else 2)
+            return
     name = " ".join(args[:words])
     if name not in SUBCOMMANDS:
         near = difflib.get_close_matches(name, SUBCOMMANDS, n=3) or list(SUBCOMMANDS)

@@ -6,31 +6,18 @@ import argparse
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 
-# Before torch loads its OpenMP: threads that wait actively for a core that another program has
-# make training on a busy CPU many times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-from d2_smallobj.utils.cli import make_parser, parse_with_overrides, readable_errors
+from d2_smallobj.utils.cli import (
+    add_shared,
+    make_parser,
+    natural_int,
+    parse_with_overrides,
+    positive_int,
+    readable_errors,
+)
 from d2_smallobj.utils.messages import itemized
 
-with readable_errors():
-    from d2_smallobj import TwoTaskTrainer
-    from d2_smallobj.data import dataset_dicts
-    from d2_smallobj.engine import SafeCheckpointer, build_config, prediction, setup
-    from d2_smallobj.engine.checkpoint import LAST, fetch_weights
-    from d2_smallobj.engine.distributed import check_batch_size, run
-    from d2_smallobj.engine.setup import (
-        check_architecture,
-        check_datasets,
-        check_unused,
-        make_writable,
-    )
-    from d2_smallobj.modeling.inference import build_inference
-    from detectron2.engine import default_argument_parser
-    from detectron2.evaluation import verify_results
-    from detectron2.utils import comm
+# What trains imports torch, which takes seconds: after the command line has been read.
 
 TRAIN_HELP = r"""Train or evaluate, with detectron2's arguments.
 
@@ -65,6 +52,17 @@ Examples:
 
 def check(args: argparse.Namespace, processes: int) -> None:
     """Check config and files before any process starts, so that an error is one line."""
+    from d2_smallobj.engine import TwoTaskTrainer
+    from d2_smallobj.engine.checkpoint import LAST, fetch_weights
+    from d2_smallobj.engine.distributed import check_batch_size
+    from d2_smallobj.engine.setup import (
+        build_config,
+        check_architecture,
+        check_datasets,
+        check_unused,
+        make_writable,
+    )
+
     cfg = build_config(args.config_file, args.opts)
     check_architecture(cfg)
     if not args.eval_only:
@@ -84,6 +82,10 @@ def check(args: argparse.Namespace, processes: int) -> None:
 
 def train(args: argparse.Namespace) -> OrderedDict | None:
     """Run one process."""
+    from d2_smallobj.engine import SafeCheckpointer, TwoTaskTrainer, setup
+    from detectron2.evaluation import verify_results
+    from detectron2.utils import comm
+
     cfg = setup(args)
     if args.eval_only:
         model = TwoTaskTrainer.build_model(cfg)
@@ -99,21 +101,40 @@ def train(args: argparse.Namespace) -> OrderedDict | None:
     return trainer.train()
 
 
+def parse_train(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line: the names of ``detectron2.engine.default_argument_parser``."""
+    parser = make_parser(TRAIN_HELP)
+    add_shared(parser, "--config-file", default="")
+    add = parser.add_argument
+    add("--resume", action="store_true", help="continue from OUTPUT_DIR's last checkpoint")
+    add("--eval-only", action="store_true", help="evaluate, do not train")
+    add_shared(parser, "--num-gpus")
+    add("--num-machines", type=positive_int, default=1, metavar="N", help="machines")
+    text = "number of this machine, from 0"
+    add("--machine-rank", type=natural_int, default=0, metavar="N", help=text)
+    text = "tcp://HOST:PORT where the processes meet, or auto: any free port"
+    add("--dist-url", default="auto", metavar="URL", help=text)
+    args = parse_with_overrides(parser, arguments)
+    if args.num_machines > 1 and args.dist_url == "auto":
+        parser.error("--num-machines needs --dist-url tcp://HOST:PORT, where all of them meet")
+    return args
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check the command line, then run every process."""
     with readable_errors():
-        theirs = default_argument_parser()
-        parser = make_parser(TRAIN_HELP, parents=[theirs], conflict_handler="resolve")
-        args = parser.parse_args(arguments)
+        args = parse_train(arguments)
+        from d2_smallobj.engine.distributed import run
+
         run(train, args, lambda processes: check(args, processes))
 
 
 def parse_predict(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(PREDICT_HELP)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    add_shared(parser, "--config-file", required=True)
     parser.add_argument("--input", nargs="+", metavar="PATH", help="images and folders")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    add_shared(parser, "--output")
     parser.add_argument("--overlay", action="store_true", help="also the images under the colours")
     parser.add_argument("--uncertainty", action="store_true", help="also sigma: .npy and grey .png")
     parser.add_argument("--crf", action="store_true", help="refine with a fully connected CRF")
@@ -124,6 +145,11 @@ def parse_predict(arguments: Sequence[str] | None) -> argparse.Namespace:
 def predict(arguments: Sequence[str] | None = None) -> None:
     """Predict every image; those that cannot be read are named at the end."""
     args = parse_predict(arguments)
+    from d2_smallobj.data import dataset_dicts
+    from d2_smallobj.engine import SafeCheckpointer, TwoTaskTrainer, build_config, prediction
+    from d2_smallobj.engine.checkpoint import fetch_weights
+    from d2_smallobj.modeling.inference import build_inference
+
     crf = ["SMALLOBJ.TEST.CRF.ENABLED", "True"] if args.crf else []
     cfg = build_config(args.config_file, [*args.opts, *crf])
     if args.input:

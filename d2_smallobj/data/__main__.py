@@ -7,10 +7,10 @@ A training set with another folder of label maps is named as in a config
 The exit status is 1 if a named set cannot be used, or if --check or --account finds an error.
 
 Examples:
-    python -m d2_smallobj.data
-    python -m d2_smallobj.data voc_2012_trainaug_irn voc_2012_seg_val --check --jobs 8
-    python -m d2_smallobj.data --account instances_val2017.json
-    python -m d2_smallobj.data --account lvis_v1_val.json --kind lvis --csv fates.csv
+    smallobj data
+    smallobj data voc_2012_trainaug_irn voc_2012_seg_val --check --jobs 8
+    smallobj data --account instances_val2017.json
+    smallobj data --account lvis_v1_val.json --kind lvis --csv fates.csv
 """
 
 from __future__ import annotations
@@ -28,13 +28,11 @@ from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations
 from d2_smallobj.annotations.coco_file import KINDS
 from d2_smallobj.annotations.coco_maps import account, image_fates
 from d2_smallobj.annotations.dataset_files import FileCheck
-from d2_smallobj.data.catalog import ALIASES, canonical_name, register_all, registered
 from d2_smallobj.data.specs import IGNORE_LABEL, DatasetSpec
-from d2_smallobj.data.supervision import read_instances, read_labels
 from d2_smallobj.metrics.matching import match_image
 from d2_smallobj.pseudo_labels.targets import TargetImage
 from d2_smallobj.report.dataset_summary import format_accounting, write_accounting
-from d2_smallobj.utils.cli import make_parser, positive_int, readable_errors
+from d2_smallobj.utils.cli import add_shared, make_parser, readable_errors
 from d2_smallobj.utils.messages import itemized, look_up_option
 from d2_smallobj.utils.parallel import parallel_map
 from d2_smallobj.utils.tables import markdown_table
@@ -44,30 +42,32 @@ _SHOWN = 4
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, prog="smallobj data")
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets (default: all)")
-    parser.add_argument("--root", type=Path, help="folder of all data sets")
-    check_help = "also read every label map or annotation, and the size of every image"
-    parser.add_argument("--check", action="store_true", help=check_help)
-    jobs_help = "processes (default: %(default)s)"
-    parser.add_argument("--jobs", type=positive_int, default=1, help=jobs_help)
+    add_shared(parser, "--root", type=Path)
+    add_shared(parser, "--check", "--jobs")
     fates = parser.add_argument_group("annotations of a file instead of data sets")
-    account_help = "count used and unused annotations by category"
-    fates.add_argument("--account", type=Path, metavar="JSON", help=account_help)
-    fates.add_argument("--kind", choices=KINDS, default="coco", help="default: %(default)s")
-    fates.add_argument("--classes", help="as for tools/evaluate.py (default: all categories)")
-    fates.add_argument("--category-map", metavar="FILE", help="as for tools/evaluate.py")
-    void_help = "categories that are ignored"
-    fates.add_argument("--void", nargs="+", default=[], metavar="CATEGORY", help=void_help)
-    fates.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
+    add = fates.add_argument
+    text = "count used and unused annotations by category"
+    add("--account", type=Path, metavar="FILE", help=text)
+    add("--kind", choices=KINDS, default="coco", metavar="KIND", help="coco or lvis")
+    add_shared(fates, "--classes", "--category-map")
+    text = "categories that are ignored"
+    add("--void", nargs="+", default=[], metavar="CATEGORY", help=text)
+    add("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
     args = parser.parse_args(arguments)
     if args.account is not None and (args.names or args.check):
         parser.error("--account reads an annotation file: give no data sets and no --check with it")
+    if args.account is not None and args.category_map is not None and args.classes is None:
+        parser.error("--category-map needs --classes: the classes that it maps to")
     return args
 
 
 def show_data_sets(args: argparse.Namespace) -> bool:
     """Print the state of the data sets; returns whether no problem was found."""
+    # These import torch, which takes seconds: after the command line has been read.
+    from d2_smallobj.data.catalog import ALIASES, canonical_name, register_all, registered
+
     register_all(args.root)
     names = [canonical_name(name) for name in args.names]
     known = {name: spec for name, spec in registered().items() if name not in ALIASES}
@@ -166,6 +166,8 @@ def check_image(
 
 def _check_maps(record: Mapping[str, Any], num_classes: int) -> None:
     """Check sizes and values of an image's label maps, and that they belong together."""
+    from d2_smallobj.data.supervision import read_instances, read_labels
+
     semantic = read_labels(record, num_classes, IGNORE_LABEL)
     if "ins_seg_file_name" in record:
         instances = read_instances(record, semantic)
@@ -181,8 +183,6 @@ def account_file(args: argparse.Namespace) -> bool:
     category_map = None
     if class_names is not None:
         category_map = choose_categories(args.account, class_names, args.category_map)
-    elif args.category_map is not None:
-        raise ValueError("--category-map needs --classes: the classes that it maps to")
     annotations = InstanceAnnotations(
         args.account,
         kind=args.kind,

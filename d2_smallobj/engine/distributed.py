@@ -18,7 +18,6 @@ import dataclasses
 import logging
 import os
 import re
-import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -59,8 +58,9 @@ def distribute(model: nn.Module) -> nn.Module:
         return model
     # Gradients lie in the buckets that are sent: one copy of them less.
     arguments: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
-    if next(model.parameters()).device.type == "cpu":
-        arguments["device_ids"] = None
+    device = next(model.parameters()).device
+    # The model's own, where detectron2 takes the number of the process: two may share a GPU.
+    arguments["device_ids"] = None if device.type == "cpu" else [device.index]
     with warnings.catch_warnings():
         # Of broadcast_buffers, whose successor not every torch knows.
         warnings.simplefilter("ignore", FutureWarning)
@@ -234,11 +234,6 @@ def run(
             main(arguments)
         return
     check(asked)
-    url = arguments.dist_url
-    if asked > 1 and arguments.num_machines == 1 and _is_taken(url):
-        text = f"{url} is taken, by another run perhaps: these processes meet at a free port\n"
-        sys.stderr.write(text)
-        url = "auto"
     # The error below says it.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
@@ -247,7 +242,7 @@ def run(
             arguments.num_gpus,
             num_machines=arguments.num_machines,
             machine_rank=arguments.machine_rank,
-            dist_url=url,
+            dist_url=arguments.dist_url,
             args=(main, arguments),
         )
     except ProcessExitedException as error:
@@ -259,22 +254,7 @@ def run(
         found = _NO_MEETING.search(str(error))
         if found is None:
             raise
-        raise _no_meeting(url, found[1]) from error
-
-
-def _is_taken(url: str) -> bool:
-    """Tell whether another program listens at a port of this machine."""
-    found = re.fullmatch(r"tcp://(127\.0\.0\.1|localhost):(\d{1,5})", url)
-    if found is None:
-        return False
-    with socket.socket() as probe:
-        # As torch binds: a port that a run has just left is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", int(found[2])))
-        except (OSError, OverflowError):
-            return True
-    return False
+        raise _no_meeting(arguments.dist_url, found[1]) from error
 
 
 def _no_meeting(url: str, reason: str) -> ConnectionError:

@@ -257,11 +257,10 @@ class TwoTaskTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Build the evaluator, which writes to ``OUTPUT_DIR/inference/<data set>``."""
-        name = folder_name(dataset_name) if "/" in dataset_name else dataset_name
+        """Build the evaluator, which writes to :func:`inference_folder`."""
         return SmallObjectEvaluator(
             dataset_name,
-            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", name),
+            output_dir=inference_folder(cfg.OUTPUT_DIR, dataset_name),
             mode=cfg.SMALLOBJ.METRIC_MODE,
             num_workers=EVALUATOR_WORKERS,
             per_class=cfg.SMALLOBJ.TEST.PER_CLASS,
@@ -284,6 +283,12 @@ def curves(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif not _CONSTANT.match(name):
             flat[prefix + name] = value
     return flat
+
+
+def inference_folder(output_dir: str | os.PathLike[str], dataset_name: str) -> str:
+    """Return where a training's evaluations of a data set are: a name with paths is one folder."""
+    name = folder_name(dataset_name) if "/" in dataset_name else dataset_name
+    return os.path.join(output_dir, "inference", name)
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:

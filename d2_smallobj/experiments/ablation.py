@@ -15,6 +15,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,13 +26,15 @@ from d2_smallobj.engine.checkpoint import load_torch_file, save_torch_file
 from d2_smallobj.engine.setup import build_config, flatten
 from d2_smallobj.engine.tasks import TASK_A_CHECKPOINT
 from d2_smallobj.engine.trainer import HEADLINE
+from d2_smallobj.experiments import ABLATION_VARIANTS
 from d2_smallobj.experiments.paper_tables import BASELINE, mean_and_deviation
 from d2_smallobj.experiments.scheduling import Job, Resources, divide_machine, run_jobs
 from d2_smallobj.utils.files import atomic_write_text
 
 TRAIN_COMMAND = (sys.executable, "-m", "d2_smallobj.commands.train_net")
-KINDS = ("ce", "sw", "ce_sw", "ce_sb_online", "ce_sb_empirical")
+KINDS = ABLATION_VARIANTS
 _TASK_A_FILE = f"{TASK_A_CHECKPOINT}.pth"
+_HOURS_FILE = "hours.txt"
 _WITHOUT_EFFECT = (
     "DATALOADER.NUM_WORKERS",
     "MODEL.DEVICE",
@@ -193,10 +196,13 @@ class Ablation:
             *self._run_options(variant, seed),
         ]
         log, environment = folder / "console.txt", resources.environment()
+        start, before = time.monotonic(), hours_spent(folder)
         with open(log, "ab") as file:
             code = subprocess.run(
                 command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
             ).returncode
+        hours = before + (time.monotonic() - start) / 3600
+        atomic_write_text(folder / _HOURS_FILE, f"{hours:.4f}\n")
         if code != 0 or not _is_complete(folder):
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise RuntimeError(
@@ -283,6 +289,12 @@ def final_results(folder: Path) -> dict[str, dict[str, float]]:
     if not _is_complete(folder):
         return {}
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))["B"]
+
+
+def hours_spent(folder: Path) -> float:
+    """Return the hours that the trainings of a run took, those that ended by an error included."""
+    path = folder / _HOURS_FILE
+    return float(path.read_text("ascii")) if path.exists() else 0.0
 
 
 def _is_complete(folder: Path) -> bool:

@@ -8,9 +8,10 @@ import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from d2_smallobj.engine.trainer import HEADLINE
+from d2_smallobj.experiments import MIXED_VARIANTS
 from d2_smallobj.experiments.ablation import Ablation, Variant, final_results
 
-KINDS = ("full", "masks", "boxes", "uncertainty", "bootstrap", "bootstrap_sw", "bootstrap_sb")
+KINDS = MIXED_VARIANTS
 """The variants that can be compared; the first is the reference of all."""
 
 FOREGROUND_IOU = "IoU_fg"

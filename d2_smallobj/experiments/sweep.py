@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2_smallobj.data import register_all
+from d2_smallobj.data.catalog import canonical_name
 from d2_smallobj.engine.setup import build_config
 from d2_smallobj.engine.trainer import HEADLINE
 from d2_smallobj.experiments.ablation import Ablation, run_all, write_tables
@@ -29,6 +29,7 @@ from d2_smallobj.experiments.paper_tables import (
     write_paper_tables,
 )
 from d2_smallobj.experiments.scheduling import visible_devices
+from d2_smallobj.experiments.seed_gains import measure_seed_gains, write_seed_gains
 from d2_smallobj.report.drawing import new_figure, save_figure
 from d2_smallobj.utils.installation import explain_missing
 from d2_smallobj.utils.messages import look_up_option
@@ -46,23 +47,12 @@ _COLORS = ("#d9480f", "#1971c2", "#2f9e44", "#9c36b5", "#f08c00", "#0b7285")
 _MOST_LABELS = 30
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, *, config_file: str, output: str) -> None:
-    """Add the options of a tool that runs many trainings, with two of their defaults."""
-    parser.add_argument("--config-file", default=config_file, metavar="FILE")
-    parser.add_argument("--output", type=Path, default=Path(output), metavar="DIR")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of one run")
-    parser.add_argument(
-        "--jobs", type=int, help="runs at once; default: as the GPUs allow, 1 without one"
-    )
-
-
 def run_and_report(
     args: argparse.Namespace, ablations: Sequence[Ablation], write: Callable[[], str]
 ) -> None:
     """Run all incomplete runs, then write the tables of the complete ones, also after a failure.
 
-    ``args`` are those of :func:`add_run_arguments`; ``write`` writes the tables and returns the one
+    ``args`` are those of the command line; ``write`` writes the tables and returns the one
     to print. Raises SystemExit with a message for the user if a run failed.
     """
     failure = None
@@ -83,7 +73,6 @@ def split_by_method(ablation: Ablation, methods: Sequence[str]) -> list[Ablation
     name (``amn`` where the config has ``voc_2012_trainaug_irn``). Raises ValueError for an unknown
     data set, or a name that is given twice or is no folder's name.
     """
-    register_all()
     split: list[Ablation] = []
     for argument in methods:
         name, _, data_set = argument.partition("=")
@@ -92,10 +81,11 @@ def split_by_method(ablation: Ablation, methods: Sequence[str]) -> list[Ablation
                 f"--methods takes different names of letters, digits, '_', '-' and '.', got "
                 f"{name!r} in {list(methods)}"
             )
-        if not data_set and name not in DatasetCatalog.list():
+        if not data_set and canonical_name(name) not in DatasetCatalog.list():
             configured = build_config(ablation.config_file, ablation.options).DATASETS.TRAIN[0]
             data_set = f"{configured.rpartition('_')[0]}_{name}"
-        data_set = look_up_option("--methods", data_set or name, DatasetCatalog.list())
+        data_set = canonical_name(data_set or name)
+        look_up_option("--methods", data_set, DatasetCatalog.list())
         split.append(
             dataclasses.replace(
                 ablation,
@@ -110,12 +100,14 @@ def split_by_method(ablation: Ablation, methods: Sequence[str]) -> list[Ablation
 def write_all_tables(ablations: Sequence[Ablation], folder: Path) -> str:
     """Write all tables and plots of the complete runs.
 
-    ``ablation.csv`` and ``ablation.md`` (returned) with all figures, ``paper_tables.md`` with its
-    CSVs in the layout of the paper, and ``fig8.png`` where two variants can be compared.
+    ``ablation.csv`` and ``ablation.md`` (returned) with all figures, ``gains.csv`` and ``gains.md``
+    with paired intervals against CE, ``paper_tables.md`` with its CSVs in the layout of the paper,
+    and ``fig8.png`` where two variants can be compared.
     """
     table = write_tables(ablations, folder)
     results = [result for ablation in ablations for result in _results(ablation)]
     write_paper_tables(folder, results)
+    write_seed_gains(folder, "gains", measure_seed_gains(ablations, "ce"))
     gains = measure_gains(results)
     if gains:
         try:

@@ -31,7 +31,7 @@ from d2_smallobj.annotations.truth import (
 from d2_smallobj.metrics import component_instances
 from d2_smallobj.scoring.predictions import Predictions, open_predictions, read_prediction
 from d2_smallobj.utils.installation import explain_missing
-from d2_smallobj.utils.messages import look_up_option
+from d2_smallobj.utils.messages import UsageError, look_up_option
 
 SOURCE_KINDS = ("prediction", "semantic", "instances", "image")
 """Kinds of files of an image, in this order."""
@@ -104,18 +104,18 @@ class Inputs:
         """Check that there is exactly one ground truth and that the other options go with it."""
         given = [name for name in _KINDS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
+            raise UsageError(
                 f"ground truth: give one of {', '.join(map(_flag, _KINDS))}; got "
                 f"{' and '.join(map(_flag, given)) or 'none'}"
             )
         for name, partners in PARTNERS.items():
             if getattr(self, name) is not None and given[0] not in partners:
-                raise ValueError(
+                raise UsageError(
                     f"{_flag(name)} goes with {' or '.join(map(_flag, partners))}, not with "
                     f"{_flag(given[0])}"
                 )
         if self.panoptic is not None and self.panoptic_maps is None:
-            raise ValueError(f"--panoptic: give the folder of the PNGs, too: {self.panoptic} DIR")
+            raise UsageError(f"--panoptic: give the folder of the PNGs, too: {self.panoptic} DIR")
         if self.prediction_ids is not None:
             look_up_option("--prediction-ids", self.prediction_ids, PREDICTION_IDS)
 
@@ -137,7 +137,7 @@ class Inputs:
             if "stuff" in given:
                 given["stuff"] = tuple(map(str, json.loads(given["stuff"])))
             return cls(**given, open_dataset=open_dataset)
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, json.JSONDecodeError, UsageError) as error:
             raise ValueError(f"inputs: {error}") from error
 
     def open_truth(self, *, label_maps: bool = True) -> GroundTruth:

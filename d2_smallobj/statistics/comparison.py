@@ -129,7 +129,7 @@ def compare_runs(
     """
     check_settings(samples, seed, level)
     names = _check_runs(runs, baseline)
-    class_names, shared = list(runs[0].class_names), _shared_options(runs[0].options)
+    class_names, shared = list(runs[0].class_names), shared_options(runs[0].options)
     scores = [score(run, class_names=class_names, **shared) for run in runs]
     images = len(scores[0].sums.images)
     pairs = _pairs(names, baseline)
@@ -207,7 +207,7 @@ def _check_runs(runs: Sequence[NamedRun], baseline: str | None) -> tuple[str, ..
                 f"runs must have the same classes; {first.name}: {list(first.class_names)},"
                 f" {run.name}: {list(run.class_names)}"
             )
-        mine, theirs = _shared_options(first.options), _shared_options(run.options)
+        mine, theirs = shared_options(first.options), shared_options(run.options)
         different = [name for name in mine if mine[name] != theirs[name]]
         if different:
             listed = [
@@ -219,7 +219,7 @@ def _check_runs(runs: Sequence[NamedRun], baseline: str | None) -> tuple[str, ..
     return names
 
 
-def _shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options that compared runs must share."""
     return {
         "size_bins": run_size_bins(options),

@@ -16,6 +16,7 @@ from d2_smallobj.metrics.image_sums import Run, joined, joint_sums
 from d2_smallobj.metrics.records import COCO_SIZE_BINS, InstanceTable, PixelTable
 from d2_smallobj.metrics.summary import WORST_PERCENT
 from d2_smallobj.statistics.intervals import (
+    Interval,
     Scores,
     bootstrap_figures,
     check_settings,
@@ -86,6 +87,58 @@ def paired(
     draws = bootstrap_figures(scores, samples, seed)
     p_values = swap_test(scores, [(0, 1)], samples, seed)
     return differences(scores, draws, p_values[0], level)
+
+
+def paired_over_seeds(
+    first: Sequence[Run],
+    second: Sequence[Run],
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    **options: Any,
+) -> dict[str, Interval]:
+    """Compare two ways to train, each with several seeds: mean of second minus first.
+
+    Runs of one position have the same training seed. The interval is the percentile bootstrap over
+    images and seeds: images are drawn with replacement, the same for all runs, and so are the
+    seeds. It holds what the choice of test images and of seeds does to the mean difference; with
+    one seed, the images alone.
+
+    Args:
+        first: runs of the one that is subtracted, one a seed.
+        second: runs of the other one, in the same order of seeds.
+        samples: number of resamples.
+        seed: of the resamples.
+        level: share of the resamples that the interval holds.
+        **options: ``class_names`` and the further arguments of :func:`.intervals.score`.
+
+    Returns:
+        By figure, in percentage points; NaN where a seed's figure is undefined.
+
+    Raises:
+        ValueError: the numbers of runs differ or are 0, runs have other images or ground truth, or
+            an option is out of range.
+    """
+    check_settings(samples, seed, level)
+    if len(first) != len(second) or not first:
+        raise ValueError(
+            f"expected one run for each seed on both sides, got {len(first)} and {len(second)}"
+        )
+    runs = [*first, *second]
+    for run in runs[1:]:
+        check_same_truth(runs[0], run)
+    scores = [score(run, **options) for run in runs]
+    draws = bootstrap_figures(scores, samples, seed)
+    pairs = list(zip(range(len(first)), range(len(first), len(runs))))
+    chosen = np.random.default_rng([seed, 2]).integers(0, len(pairs), (len(pairs), samples))
+    gaps, drawn = {}, {}
+    for name in scores[0].figures:
+        values = [scores[b].figures[name] - scores[a].figures[name] for a, b in pairs]
+        by_seed = np.stack([draws[b][name] - draws[a][name] for a, b in pairs])
+        gaps[name] = float(np.mean(values))
+        drawn[name] = np.take_along_axis(by_seed, chosen, axis=0).mean(axis=0)
+    return intervals(gaps, drawn, scores[0].supports(), level)
 
 
 def swap_test(

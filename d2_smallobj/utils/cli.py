@@ -1,16 +1,24 @@
-"""Command lines: one clear line for an error, and number types for options."""
+"""Command lines: short help, one clear line for an error, one name and text for one option."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from d2_smallobj.utils.installation import explain_missing
+from d2_smallobj.utils.messages import UsageError
 from d2_smallobj.utils.parallel import WorkerError
+
+# Before any command imports torch, which loads its OpenMP: threads that wait actively for a core
+# that another program has make training and prediction on a busy CPU many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _Value = TypeVar("_Value")
 
@@ -28,10 +36,11 @@ _RAISED = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): ", re.MULTILINE)
 
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
-    """End the program with ``error: <message>`` and status 1 when a user error is raised.
+    """End the program with ``error: <message>`` when a user error is raised.
 
-    Ctrl-C ends it quietly with status 130; a defect keeps its traceback. Wrap the imports of a
-    command, too: a missing package is then one line.
+    The status is 2 for a :class:`.UsageError`, 1 for all others. Ctrl-C ends it quietly with
+    status 130; a defect keeps its traceback. Wrap the imports of a command, too: a missing package
+    is then one line.
 
     Example:
         >>> with readable_errors():
@@ -45,28 +54,67 @@ def readable_errors() -> Iterator[None]:
         message = user_message(error)
         if message is None:
             raise
+        if isinstance(error, UsageError):
+            sys.stderr.write(f"error: {message}\n")
+            sys.exit(2)
         sys.exit(f"error: {message}")
 
 
+class _Layout(argparse.RawDescriptionHelpFormatter):
+    """Shows the description line by line, an option a line, and the default of each option."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        text = super()._format_args(action, default_metavar)
+        # "--seeds N ..." says as much as "--seeds N [N ...]".
+        listed = bool(action.option_strings) and action.nargs in ("+", "*")
+        return f"{action.metavar or default_metavar} ..." if listed else text
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, value = action.help or "", action.default
+        unset = value is None or value is False or value in (argparse.SUPPRESS, [])
+        if unset or not action.option_strings or "(default" in text:
+            return text
+        shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{text} (default: {shown.replace('%', '%%')})" if shown else text
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser whose help begins with the examples of its description."""
+    """A parser whose help begins with the examples of its description; its usage is one line."""
+
+    def format_usage(self) -> str:
+        return f"usage: {self._summary()}\n"
 
     def format_help(self) -> str:
-        text, mark, examples = (self.description or "").partition("\nExample")
-        plain = argparse.ArgumentParser.format_help
-        if not mark:
-            return plain(self)
-        whole, self.description = self.description, text
+        whole = self.description
+        text, mark, examples = (whole or "").partition("\nExample")
+        self.description, self.usage = text, self._summary()
         try:
-            return f"Example{examples.rstrip()}\n\n{plain(self)}"
+            plain = super().format_help()
         finally:
-            self.description = whole
+            self.description, self.usage = whole, None
+        return f"Example{examples.rstrip()}\n\n{plain}" if mark else plain
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+    def _summary(self) -> str:
+        """The program, its required options, [OPTION ...], and its positional arguments."""
+        needed = [action for action in self._actions if action.option_strings and action.required]
+        places = [action for action in self._actions if not action.option_strings]
+        parts = []
+        for actions in (needed, places):
+            formatter = self._get_formatter()
+            formatter.add_usage(None, actions, [], "")
+            parts.append(" ".join(formatter.format_help().split()))
+        return f"{parts[0]} [OPTION ...]{parts[1][len(self.prog) :]}"
 
 
 def make_parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
     """Make a parser whose help shows a program's docstring line by line, its examples first."""
-    shape = argparse.RawDescriptionHelpFormatter
-    return _Parser(description=description, formatter_class=shape, **options)
+    return _Parser(description=description, formatter_class=_Layout, **options)
 
 
 def parse_with_overrides(
@@ -77,7 +125,7 @@ def parse_with_overrides(
     They begin at the first argument that is a config key, so that an option before them may take
     any number of values.
     """
-    help_text = "overrides of the config, last: SOLVER.MAX_ITER 1000 MODEL.WEIGHTS x.pth ..."
+    help_text = "overrides of the config, last: SOLVER.MAX_ITER 1000 ..."
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help=help_text)
     given = list(sys.argv[1:] if arguments is None else arguments)
     first = next((i for i, text in enumerate(given) if _KEY.fullmatch(text)), len(given))
@@ -139,5 +187,93 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return convert
 
 
+def finite(text: str) -> float:
+    """Read a number, as an argparse type; NaN and infinity are none."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(float(text)):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+
+
 positive_int = at_least(1)
 natural_int = at_least(0)
+
+_FLAG = {"action": "store_true"}
+_NAME = {"metavar": "NAME"}
+_DIR = {"metavar": "DIR"}
+_FILE = {"metavar": "FILE"}
+SHARED: dict[str, dict[str, Any]] = {
+    # What is read.
+    "--predictions": {
+        "metavar": "PATH",
+        "help": "folder of <image>.png or <image>.npy, or detectron2's JSON file",
+    },
+    "--semantic": {**_DIR, "help": "folder of semantic maps, <image>.png"},
+    "--coco-json": {**_FILE, "help": "COCO annotations"},
+    "--lvis-json": {**_FILE, "help": "LVIS annotations"},
+    "--panoptic": {"metavar": ("JSON", "DIR"), "nargs": 2, "help": "COCO panoptic file and PNGs"},
+    "--cityscapes": {**_DIR, "help": "gtFine, or a split of it"},
+    "--dataset": {**_NAME, "help": "registered data set; needs torch"},
+    "--instances": {
+        **_DIR,
+        "help": "of --semantic: instance maps (default: connected components)",
+    },
+    "--classes": {
+        "metavar": "voc|coco|FILE|N",
+        "help": "class names: built in, one a line in a file, or their number",
+    },
+    "--category-map": {**_FILE, "help": "JSON object: the class of each category"},
+    "--stuff": {**_NAME, "action": "append", "help": "a class without objects; may be repeated"},
+    "--no-stuff": {**_FLAG, "help": "all classes are objects"},
+    "--list": {**_FILE, "help": "images to use, one a line (default: all)"},
+    "--images": {**_DIR, "help": "folder of the pictures"},
+    "--root": {**_DIR, "type": Path, "help": "folder of the data"},
+    "--config-file": {**_FILE, "help": "file, or name of a config of this package"},
+    # How it is worked on.
+    "--size-bins": {
+        "metavar": "BINS",
+        "default": "coco",
+        "help": "as S:1024,M:9216,L:inf or relative:S:0.01,L:1",
+    },
+    "--seed": {
+        "metavar": "N",
+        "type": natural_int,
+        "default": 0,
+        "help": "seed of the random numbers",
+    },
+    "--seeds": {
+        "metavar": "N",
+        "type": natural_int,
+        "nargs": "+",
+        "default": [0, 1, 2],
+        "help": "seeds; every variant is trained with each",
+    },
+    "--variants": {
+        "metavar": "VARIANT",
+        "help": "variants to train, of those above (default: all)",
+    },
+    "--num-gpus": {
+        "metavar": "N",
+        "type": positive_int,
+        "default": 1,
+        "help": "GPUs, or processes, of a run on each machine",
+    },
+    "--jobs": {
+        "metavar": "N",
+        "type": positive_int,
+        "default": 1,
+        "help": "processes at once; the result is the same",
+    },
+    "--check": {**_FLAG, "help": "read every file and check it"},
+    # What is written.
+    "--output": {**_DIR, "type": Path, "required": True, "help": "folder to write into"},
+    "--force": {**_FLAG, "help": "replace what is there"},
+    "--quiet": {**_FLAG, "help": "no progress bar, no tables; warnings about inputs only"},
+}
+"""Options that several commands have: the same name, placeholder and text everywhere."""
+
+
+def add_shared(group: Any, *flags: str, **changes: Any) -> None:
+    """Add options of :data:`SHARED` to a parser or group, with ``changes`` to all of them."""
+    for flag in flags:
+        group.add_argument(flag, **{**SHARED[flag], **changes})

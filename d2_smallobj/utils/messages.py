@@ -54,6 +54,10 @@ def itemized(kind: str, entries: Collection[object]) -> str:
     return f"{len(entries)} {kind}:{shown}{more}"
 
 
+class UsageError(ValueError):
+    """Arguments that are missing, malformed or do not go together, whatever is in the files."""
+
+
 class InputError(ValueError):
     """Input files that cannot be scored; the message lists them by what is wrong with them."""
 

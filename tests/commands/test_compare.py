@@ -103,8 +103,8 @@ MISTAKES = {
     "good good": "error: a run can be compared with others only; given twice",
     "a=good a=fair": "error: runs must have distinct names, got ['a', 'a']",
     "good fair --baseline x": "baseline must be one of ['good', 'fair'], got 'x'",
-    "good fair --samples 0": "samples must be a whole number >= 1, got 0",
-    "good fair --level 95": "level must lie between 0 and 1, e.g. 0.95, got 95.0",
+    "good fair --samples 0": "--samples: expected an integer >= 1, got '0'",
+    "good fair --level 95": "--level: expected a number between 0 and 1, got '95'",
     "good others": "25 only in good: 000, 001, 002, 003, 004, 005, 006, 007, 008, 009 ",
 }
 

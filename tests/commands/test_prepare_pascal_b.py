@@ -83,7 +83,6 @@ def test_default_places(command, inputs, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--num-images", 0], "error: number: expected an integer >= 1, got 0"),
         (["--max-void", 2], "error: max_void: expected a share in 0..1, got 2.0"),
         (["--rejected", "gone.json"], "gone.json"),
         (["--voc", "voc"], "error: voc: near-duplicates can only be found with pictures"),

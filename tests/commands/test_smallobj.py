@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -39,16 +40,6 @@ def run(monkeypatch, capsys):
     return call
 
 
-@pytest.mark.parametrize("name", SUBCOMMANDS)
-def test_the_help_of_a_subcommand_names_it(run, name):
-    if name in ("train", "predict", "ablation", "mixed", "data"):
-        pytest.importorskip("torch")
-    code, out, _ = run(*name.split(), "--help")
-    assert code == 0
-    assert f"usage: smallobj {name} " in out
-    assert name == "train" or out.startswith("Example")
-
-
 def test_the_help_lists_all(run):
     code, out, _ = run()
     assert code == 0
@@ -63,20 +54,90 @@ def test_the_help_lists_all(run):
     assert "evaluate" not in out
 
 
+SCORE = ("--predictions", "x", "--output", "x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["evalute"], "error: no subcommand 'evalute'; did you mean evaluate"),
         (["prepare", "pascalb"], "error: no subcommand 'prepare pascalb'; did you mean prepare pa"),
         (["xyz"], "error: no subcommand 'xyz'; did you mean evaluate, compare"),
-        (["evaluate"], "smallobj evaluate: error: the following arguments are required"),
-        (["report", "--nothing"], "smallobj report: error: "),
+        (["evaluate"], "error: the following arguments are required: --predictions, --output (see"),
+        (["evaluate", *SCORE], "error: ground truth: give one of --semantic, --coco-json"),
+        (["evaluate", *SCORE, "--semantic", "x", "--panoptic", "x", "y"], "error: ground truth"),
+        (["evaluate", *SCORE, "--semantic", "x", "--unannotated", "x"], "goes with --dataset"),
+        (["evaluate", *SCORE, "--compare", "x", "--quiet"], "give --report, too"),
+        (["evaluate", "merge", "x"], "required: --output (see smallobj evaluate merge --help)"),
+        (["compare", "x"], "error: at least two runs are needed, got x"),
+        (["compare", "x", "y", "--level", "95"], "--level: expected a number between 0 and 1, got"),
+        (["compare", "x", "y", "--samples", "0"], "--samples: expected an integer >= 1, got '0'"),
+        (["compare", "x", "y", "--quiet"], "error: --quiet prints nothing: give --output"),
+        (["report", "--nothing"], "error: "),
+        (["sensitivity", "--output", "x", "--list", "y"], "error: --list: of which ground truth?"),
+        (["sensitivity", "--output", "x", "--steps", "0"], "--steps: expected an integer >= 1"),
+        (["stats", "--output", "x"], "error: no data set: give --dataset, --coco-json"),
+        (["stats", "--output", "x", "--coco-json", "y", "--instances", "z"], "must follow the"),
+        (["prepare", "coco", "train2016"], "argument SPLIT: invalid choice: 'train2016'"),
+        (["prepare", "demo", "--size", "0"], "--size: expected an integer >= 1, got '0'"),
+        (["prepare", "pascal-b", "--max-void", "nan"], "--max-void: expected a number, got 'nan'"),
+        (["prepare", "pseudo-labels", "irn"], "error: give the folders that the method wrote"),
+        (["prepare", "review", "--output", "x"], "error: give either --pascal-b or --coco-json"),
+        (
+            ["data", "--account", "x", "--category-map", "y"],
+            "--category-map needs --classes",
+        ),
+        (["doctor", "x"], "error: unrecognized arguments: x (see smallobj doctor --help)"),
+        (["train", "--num-gpus", "two"], "--num-gpus: expected an integer >= 1, got 'two'"),
+        (["train", "--num-machines", "2"], "error: --num-machines needs --dist-url tcp://"),
+        (["predict", "--output", "x"], "required: --config-file (see smallobj predict --help)"),
+        (["ablation", "--variants", "cee"], "argument --variants: invalid choice: 'cee'"),
+        (["mixed", "--seeds", "-1"], "--seeds: expected an integer >= 0, got '-1'"),
     ],
 )
-def test_wrong_usage_is_status_2(run, arguments, told):
+def test_wrong_usage_is_status_2_and_one_line(run, arguments, told):
     code, out, error = run(*arguments)
-    assert (code, out) == (2, "")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert error.startswith("error: ")
     assert told in error
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("evaluate --predictions no --semantic no --output {out}", "no such folder"),
+        ("evaluate --predictions no --coco-json no.json --output {out}", "no.json"),
+        ("evaluate merge no --output {out}", "no: no scored run"),
+        ("compare no nothing", "no: no scored run"),
+        ("compare A=no nothing", "no: no scored run"),
+        ("evaluate --predictions x --semantic y --output {out} --compare B=no", "no scored run"),
+        ("report no --output {out}/x.html", "no: no scored run"),
+        ("sensitivity --semantic no --output {out}", "no such folder"),
+        ("stats --semantic no --output {out} --no-figures", "no such folder"),
+        ("prepare coco val2017 --root no", "instances_val2017.json"),
+        ("prepare demo --root {file}/no", "{file}"),
+        ("prepare pascal-b --lvis-json no.json --annotations-only --output {out}", "no.json"),
+        ("prepare pseudo-labels irn no --root {out}", "{out}/VOCdevkit/VOC2012/ImageSets"),
+        ("prepare review --coco-json no.json --images no --output {out}/x.html", "no.json"),
+        ("data --account no.json", "no.json"),
+        ("data voc_2012_trainaug_amm", "did you mean 'voc_2012_trainaug_amn'?"),
+        ("train --config-file demo_sbc.yaml", "--config-file demo_sbc.yaml does not exist"),
+        ("predict --config-file demo_sbc.yaml --output {out}", "the nearest: demo_sbce.yaml"),
+        ("ablation --config-file demo_sbc.yaml --output {out}", "the nearest: demo_sbce.yaml"),
+        ("mixed --config-file demo_sbc.yaml --output {out}", "the nearest: demo_sbce.yaml"),
+    ],
+)
+def test_a_failure_is_status_1_and_names_what(run, tmp_path, command, told):
+    if command.split()[0] in ("data", "train", "predict", "ablation", "mixed"):
+        pytest.importorskip("torch")
+    (tmp_path / "file").touch()
+    places = {"out": tmp_path / "out", "file": tmp_path / "file"}
+    code, out, error = run(*command.format(**places).split())
+    assert (code, out) == (1, "")
+    error = error[error.index("error: ") :]  # after a progress bar
+    assert told.format(**places) in error
+    assert error.count("\n") == (3 if "1 path(s) missing:" in error else 1), error
+    assert not places["out"].exists() or not [*places["out"].rglob("*.*")]
 
 
 def test_overrides_begin_at_a_key_of_the_config():
@@ -115,29 +176,78 @@ def test_from_scenes_to_a_report(run, tmp_path):
     assert str(tmp_path / "nothing") in error
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_rights_is_one_line(run, tmp_path):
-    tmp_path.chmod(0o500)
-    code, _, error = run("prepare", "demo", "--root", tmp_path / "demo", "--num-train", 1)
-    tmp_path.chmod(0o700)
-    assert (code, error.count("\n")) == (1, 1)
-    assert str(tmp_path) in error
+def without_rights(call):
+    """What a call returns in a child that is not root."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            answer = call()
+        except BaseException as error:
+            answer = [99, "", repr(error)]
+        os.write(writer, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        answer = json.load(file)
+    os.waitpid(child, 0)
+    return answer
 
 
-@pytest.mark.parametrize("name", ["train", "predict", "data", "ablation"])
-def test_without_torch_the_way_out_is_told(repository, name):
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prepare demo --root {0}/demo --num-train 1",
+        "prepare coco val2017 --root {0}/closed",
+        "evaluate --predictions {0} --semantic {0} --output {0}/out",
+        "evaluate --predictions {0}/closed --semantic {0} --output /tmp",
+        "evaluate --predictions {0} --semantic {0}/closed --output /tmp",
+        "stats --semantic {0} --output {0}/out --no-figures",
+        "sensitivity --output {0}/out",
+        "compare {0}/closed/x {0}/closed/y",
+        "report {0}/closed/x --output {0}/x.html",
+        "prepare review --coco-json {0}/closed/x.json --images {0} --output /tmp/no/x.html",
+    ],
+)
+def test_a_folder_without_rights_is_one_line(run, command):
+    # Not tmp_path: whose parents a user who is not root may not enter.
+    with tempfile.TemporaryDirectory() as folder:
+        os.mkdir(f"{folder}/closed", 0o700)
+        os.chmod(folder, 0o555)
+        if os.geteuid():
+            os.chmod(f"{folder}/closed", 0o000)
+        code, _, error = without_rights(lambda: run(*command.format(folder).split()))
+        os.chmod(folder, 0o700)
+        os.chmod(f"{folder}/closed", 0o700)
+        assert not os.listdir(f"{folder}/closed")
+    assert (code, error.count("\n")) == (1, 1), error
+    assert error.startswith("error: ")
+    assert folder in error
+
+
+def test_without_torch_the_way_out_is_told(repository):
+    commands = ["train", "predict --config-file x --output x", "data", "ablation", "mixed"]
+    commands.append("evaluate --predictions x --dataset x --output /tmp")
     code = (
-        "import sys; sys.modules['torch'] = None; sys.argv = ['smallobj'];"
-        f"from d2_smallobj.commands.smallobj import main; main(['{name}', '--help'])"
+        "import sys; sys.modules['torch'] = None; sys.argv = ['smallobj']\n"
+        "from d2_smallobj.commands.smallobj import main\n"
+        f"for command in {commands}:\n"
+        "    try: main(command.split())\n"
+        "    except SystemExit as stop: print(stop.code)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment
     )
-    assert done.returncode == 1
-    wanted = rf"error: torch.*: not installed.*pip install '?{re.escape(str(repository))}\[train\]"
-    assert re.match(wanted, done.stderr)
-    assert done.stderr.count("\n") == 1
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(commands), done.stderr
+    install = rf"not installed.*pip install '?{re.escape(str(repository))}\[train\]"
+    for line in lines:
+        assert re.match(rf"error: (--dataset: .*)?torch.*: {install}", line), line
 
 
 def test_extras_are_those_of_setup(repository, monkeypatch):

@@ -209,7 +209,7 @@ def test_malformed_masks_of_chosen_classes(main, realdata, tmp_path):
     [
         ("--account gone.json", 1, "gone.json"),
         ("--account x.json pascal_b_val", 2, "give no data sets"),
-        ("--account coco --category-map m.json", 1, "needs --classes"),
+        ("--account coco --category-map m.json", 2, "needs --classes"),
         ("--account coco --void prson", 1, "did you mean 'person'?"),
     ],
 )

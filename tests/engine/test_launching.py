@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import socket
 from unittest.mock import Mock
 
 import pytest
@@ -110,23 +109,6 @@ def test_who_starts_the_processes_is_clear(monkeypatch, launches):
     run(print, arguments(num_gpus=8, num_machines=4), launches.append)
     assert launches[2] == 32
     assert launches[3][1] == (8,)
-
-
-def test_a_port_that_is_taken(monkeypatch, launches, capsys):
-    """Another run is there: the processes meet elsewhere."""
-    monkeypatch.setattr(distributed.os, "environ", {})
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{other.getsockname()[1]}"
-        other.listen()
-        run(print, arguments(num_gpus=2, dist_url=url), print)
-        # With several machines, it is a matter of all.
-        run(print, arguments(num_gpus=2, num_machines=2, dist_url=url), print)
-    run(print, arguments(num_gpus=2, dist_url=url), print)
-    assert [call[2]["dist_url"] for call in launches] == ["auto", url, url]
-    assert capsys.readouterr().err == (
-        f"{url} is taken, by another run perhaps: these processes meet at a free port\n"
-    )
 
 
 ENDS = [

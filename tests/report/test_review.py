@@ -314,9 +314,9 @@ def test_the_command(command, candidates, tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"^error: 5 image file\(s\) missing"):
         run("--pascal-b", built, "--images", tmp_path)
     for arguments, message in (
-        ([], "give either --pascal-b or --json"),
-        (["--json", "a", "--pascal-b", "b"], "give either --pascal-b or --json"),
-        (["--json", "a"], "--json needs the folder of its images"),
+        ([], "give either --pascal-b or --coco-json"),
+        (["--json", "a", "--pascal-b", "b"], "give either --pascal-b or --coco-json"),
+        (["--json", "a"], "--coco-json needs the folder of its images"),
     ):
         with pytest.raises(SystemExit):
             run(*arguments)

@@ -252,11 +252,11 @@ def test_tool_draws_scenes_of_its_own_the_same_every_time(run_tool, tmp_path):
 
 
 def test_tool_errors_are_one_line(run_tool, tmp_path):
-    for arguments, message in (
-        (["--instances", "x"], "error: --instances: of which ground truth?"),
-        (["--semantic", "nowhere"], "--semantic: no such folder of label maps: 'nowhere'"),
-        (["--experiments", "conventions", "--predictions", "a=b"], "--predictions: of which"),
+    for arguments, status, message in (
+        (["--instances", "x"], 2, "error: --instances: of which ground truth?"),
+        (["--semantic", "nowhere"], 1, "--semantic: no such folder of label maps: 'nowhere'"),
+        (["--experiments", "conventions", "--predictions", "a=b"], 2, "--predictions: of which"),
     ):
         result = run_tool("sensitivity", "--output", tmp_path, *arguments)
-        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+        assert (result.returncode, result.stderr.count("\n")) == (status, 1)
         assert message in result.stderr

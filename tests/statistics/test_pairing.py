@@ -11,7 +11,13 @@ import pytest
 import scipy.stats
 
 from d2_smallobj.statistics.intervals import is_complete, score, swap_weights
-from d2_smallobj.statistics.pairing import check_same_truth, holm, paired, swap_test
+from d2_smallobj.statistics.pairing import (
+    check_same_truth,
+    holm,
+    paired,
+    paired_over_seeds,
+    swap_test,
+)
 
 
 def compare(first, second, **options):
@@ -173,3 +179,51 @@ def test_holm_by_hand():
     )
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+# ---- Several seeds -----------------------------------------------------------------------------
+
+
+def over_seeds(first, second, **options):
+    return paired_over_seeds(first, second, class_names=first[0].class_names, **options)
+
+
+def test_with_one_seed_the_interval_is_that_of_the_images(random_run):
+    runs = [random_run(1, method) for method in (11, 12)]
+    found, alone = over_seeds([runs[0]], [runs[1]]), compare(*runs)
+    for name, interval in found.items():
+        expected = (alone[name].estimate, alone[name].low, alone[name].high)
+        assert (interval.estimate, interval.low, interval.high) == pytest.approx(
+            expected, abs=1e-9, nan_ok=True
+        )
+
+
+def test_images_and_seeds_both_widen_the_interval(make_run):
+    """IoU .5 against .5 + gain: gains that differ by image, by seed, or not at all."""
+    first = [with_ious(make_run, [0.5] * 8)] * 3
+
+    def found(gains):
+        second = [with_ious(make_run, [0.5 + gain for gain in row]) for row in gains]
+        return over_seeds(first, second)["IA-mIoU_fg"]
+
+    same = found([[0.1] * 8] * 3)
+    assert (same.estimate, same.low, same.high) == pytest.approx((10, 10, 10))
+    by_image = found([[0.0, 0.2] * 4] * 3)
+    by_seed = found([[0.0] * 8, [0.1] * 8, [0.2] * 8])
+    for interval in (by_image, by_seed):
+        assert interval.estimate == pytest.approx(10)
+        assert 0 <= interval.low < 6
+        assert 14 < interval.high <= 20
+    # Of three equal seeds all are the first with probability 1/27: the ends of 95 % hold that.
+    assert (by_seed.low, by_seed.high) == pytest.approx((0, 20))
+
+
+def test_seeds_that_do_not_fit_together(make_run):
+    run, other = with_ious(make_run, [0.5] * 3), with_ious(make_run, [0.5] * 4)
+    for first, second, message in (
+        ([run], [run, run], "one run for each seed on both sides, got 1 and 2"),
+        ([], [], "got 0 and 0"),
+        ([run, run], [run, other], "needs the same images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            paired_over_seeds(first, second, class_names=run.class_names)
