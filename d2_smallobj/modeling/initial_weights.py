@@ -41,7 +41,12 @@ _BACKBONE_KEYS = {
 
 
 _BLOCK = re.compile(r"(?:^|\.)(res[2-5])\.(\d+)\.")
-_DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+_DEPTHS: dict[tuple[int, ...], int] = {
+    (2, 2, 2, 2): 18,
+    (3, 4, 6, 3): 50,
+    (3, 4, 23, 3): 101,
+    (3, 8, 36, 3): 152,
+}
 
 
 def _blocks(names: Iterable[str]) -> dict[str, int]:
