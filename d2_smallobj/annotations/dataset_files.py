@@ -17,13 +17,19 @@ class FileCheck:
     """Collect the missing files of a data set and raise one error for all.
 
     A folder is listed once, so that 10,582 images cost one system call; a folder that is missing as
-    a whole is named once. ``prepare`` says in a sentence what to do about missing files.
+    a whole is named once. ``prepare`` says in a sentence what to do about missing files; those
+    below the folder ``made_in`` are made on first use and not recorded, but counted.
     """
 
-    def __init__(self, data_set: str, prepare: str = _ADVICE) -> None:
+    def __init__(
+        self, data_set: str, prepare: str = _ADVICE, *, made_in: Path | None = None
+    ) -> None:
         self.data_set = data_set
         self.required = 0
         """Number of files required so far."""
+        self.to_make = 0
+        """Number of missing files that are made on first use."""
+        self._made_in = None if made_in is None else os.path.join(made_in, "")
         self._prepare = prepare
         self._listings: dict[str, frozenset[str] | None] = {}
         self._missing: dict[str, None] = {}
@@ -47,6 +53,9 @@ class FileCheck:
         self.required += 1
         if self.exists(path):
             return True
+        if self._made_in is not None and os.fspath(path).startswith(self._made_in):
+            self.to_make += 1
+            return False
         folder = os.path.dirname(os.fspath(path))
         whole = one_of_many and self._listing(folder) is None
         self._missing[f"{folder}{os.sep}" if whole else os.fspath(path)] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -55,6 +55,47 @@ def read_image_list(path: str | os.PathLike[str]) -> list[ListedImage]:
     if not images:
         raise ValueError(f"{path}: the image list is empty")
     return list(images.values())
+
+
+def choose_listed(
+    list_file: str | os.PathLike[str], names: Mapping[str, Collection[Id]], source: object
+) -> set[Id]:
+    """Find the images that a list names: UTF-8 text, one name a line.
+
+    Args:
+        list_file: the list; spaces around a name and empty lines are skipped.
+        names: the images, by their ids, that each known name stands for.
+        source: the data set or file that has them, for messages.
+
+    Returns:
+        The ids of the listed images.
+
+    Raises:
+        FileNotFoundError: there is no such list.
+        ValueError: it is empty or no text, or a line names no image, two, or one again.
+    """
+    try:
+        lines = Path(list_file).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{list_file}: a list of images is UTF-8 text; {error}") from error
+    chosen: dict[Id, int] = {}
+    problems = []
+    for number, name in enumerate(map(str.strip, lines), start=1):
+        found = names.get(name, ())
+        if not name:
+            continue
+        if len(found) != 1:
+            what = f"stands for {len(found)} images" if found else "is no image"
+            problems.append(f"line {number}: {name!r} {what} of {source}")
+            continue
+        (image_id,) = found
+        if chosen.setdefault(image_id, number) != number:
+            problems.append(f"line {number}: {name!r} is the image of line {chosen[image_id]}")
+    if problems:
+        raise ValueError(f"{list_file}: {itemized('bad line(s)', problems)}")
+    if not chosen:
+        raise ValueError(f"{list_file}: the list of images is empty")
+    return set(chosen)
 
 
 def _parse(fields: list[str], where: str) -> ListedImage:

@@ -25,6 +25,7 @@ from d2_smallobj.annotations.coco_file import (
     read_annotation_file,
 )
 from d2_smallobj.annotations.dataset_files import FileCheck, resolve_inside
+from d2_smallobj.annotations.image_lists import choose_listed
 from d2_smallobj.annotations.map_cache import MapCache
 from d2_smallobj.utils.messages import itemized, listed
 
@@ -124,10 +125,12 @@ def _read(path: str, choice: str, modified: int, size: int) -> OwnJson:
     entries: dict[Id, list[OwnEntry]] = {}
     for entry in file.annotations:
         entries.setdefault(entry.image_id, []).append(entry)
+    # Without any box in the file, images without annotation have none, either.
+    boxed = any(entry.bbox for entry in file.annotations)
     images, problems = [], []
     for number in file.images:
         try:
-            images.append(_image(file, number, entries.get(number, ()), class_ids))
+            images.append(_image(file, number, entries.get(number, ()), class_ids, boxed))
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -137,20 +140,23 @@ def _read(path: str, choice: str, modified: int, size: int) -> OwnJson:
 
 
 def _image(
-    file: AnnotationFile, number: Id, entries: Sequence[OwnEntry], class_ids: Mapping[Id, int]
+    file: AnnotationFile,
+    number: Id,
+    entries: Sequence[OwnEntry],
+    class_ids: Mapping[Id, int],
+    boxed: bool,
 ) -> OwnImage:
     """Make an image of its annotations; ValueError for a bad name or box."""
     image = file.images[number]
     name = resolve_inside(Path(), file.file_name(number), f"image {number}").as_posix()
     kept = tuple(entry for entry in entries if entry.category_id in class_ids)
     where, boxes = f"image {number} ({name})", None
-    if all(entry.bbox for entry in kept):
+    if boxed and all(entry.bbox for entry in kept):
         rows = [_box(entry, class_ids) for entry in kept]
         boxes = checked_boxes(rows, image.height, image.width, where)
     classes = tuple(sorted({class_ids[entry.category_id] for entry in kept}))
-    return OwnImage(
-        number, name, image.height, image.width, kept, bool(entries), boxes, classes
-    )  # fmt: skip
+    size = image.height, image.width
+    return OwnImage(number, name, *size, kept, bool(entries), boxes, classes)
 
 
 def _box(entry: OwnEntry, class_ids: Mapping[Id, int]) -> tuple[float, ...]:
@@ -182,40 +188,16 @@ def _no_masks(path: str, entries: Sequence[OwnEntry]) -> str:
 def choose_images(data: OwnJson, list_file: str | os.PathLike[str] | None) -> tuple[OwnImage, ...]:
     """Return the images that a text file lists, one image id, file name or stem a line, or all.
 
-    Raises:
-        FileNotFoundError: there is no such list.
-        ValueError: it is empty or no text, or a line names no image, two, or one again.
+    Raises as :func:`.image_lists.choose_listed`.
     """
     if list_file is None:
         return data.images
-    try:
-        lines = Path(list_file).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{list_file}: a list of images is UTF-8 text; {error}") from error
-    names: dict[str, dict[Id, OwnImage]] = {}
+    names: dict[str, set[Id]] = {}
     for image in data.images:
         path = PurePosixPath(image.file_name)
-        for name in {str(image.image_id), image.file_name, path.name, path.stem}:
-            names.setdefault(name, {})[image.image_id] = image
-    chosen: dict[Id, int] = {}
-    problems = []
-    for number, line in enumerate(lines, 1):
-        name = line.strip()
-        if not name:
-            continue
-        found = names.get(name, {})
-        if len(found) != 1:
-            what = f"stands for {len(found)} images" if found else "is no image"
-            problems.append(f"line {number}: {name!r} {what} of {data.path}")
-            continue
-        (image_id,) = found
-        if image_id in chosen:
-            problems.append(f"line {number}: {name!r} is the image of line {chosen[image_id]}")
-        chosen.setdefault(image_id, number)
-    if problems:
-        raise ValueError(f"{list_file}: {itemized('bad line(s)', problems)}")
-    if not chosen:
-        raise ValueError(f"{list_file}: the list of images is empty")
+        for name in (str(image.image_id), image.file_name, path.name, path.stem):
+            names.setdefault(name, set()).add(image.image_id)
+    chosen = choose_listed(list_file, names, data.path)
     return tuple(image for image in data.images if image.image_id in chosen)
 
 

@@ -29,7 +29,8 @@ from d2_smallobj.annotations.label_rules import VOID
 from d2_smallobj.annotations.panoptic import read_panoptic_file
 from d2_smallobj.utils.messages import Problems
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+"""Suffixes of pictures."""
 # Of the maps, of the picture, and of what detectron2's own evaluator writes.
 _CITYSCAPES_SUFFIXES = (
     "",
@@ -307,7 +308,7 @@ def with_pictures(truth: GroundTruth, folder: str | os.PathLike[str]) -> GroundT
     found: dict[str, str] = {}
     for name in sorted(os.listdir(folder)):
         stem, suffix = os.path.splitext(name)
-        if suffix.lower() in _PICTURES:
+        if suffix.lower() in PICTURES:
             found.setdefault(stem, os.path.join(folder, name))
     truth.images = [
         dataclasses.replace(

@@ -6,8 +6,10 @@ needs a package that the subcommand does not use.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -45,6 +47,8 @@ GROUPS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a subcommand; exit status 2 for wrong usage, 1 for a failure."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if "_ARGCOMPLETE" in os.environ:
+        args = completed_words()
     if not args or args[0] in ("-h", "--help"):
         print(help_text())
         return
@@ -68,6 +72,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         module, _, function = SUBCOMMANDS[name][0].partition(":")
         command = getattr(importlib.import_module(f"d2_smallobj.{module}"), function or "main")
         command(args[words:])
+
+
+def completed_words() -> list[str]:
+    """Return a subcommand's words from the line that a shell asks argcomplete to complete.
+
+    Where they name no subcommand yet, complete the next one and end the program. The subcommand's
+    parser does the rest; its first word is the last of its name.
+    """
+    import argcomplete
+
+    point = int(os.environ["COMP_POINT"])
+    *_, words, _ = argcomplete.split_line(os.environ["COMP_LINE"], point)
+    name: list[str] = []
+    for word in words[1:]:
+        if " ".join(name) in SUBCOMMANDS:
+            break
+        name.append(word)
+    os.environ["_ARGCOMPLETE"] = str(len(name) + 1)
+    if " ".join(name) not in SUBCOMMANDS:
+        parser = argparse.ArgumentParser(add_help=False)
+        names = [known.split() for known in SUBCOMMANDS]
+        nexts = {known[len(name)] for known in names if known[: len(name)] == name}
+        parser.add_argument("subcommand", choices=sorted(nexts))
+        argcomplete.autocomplete(parser)
+    return words[1:]
 
 
 def help_text(prefix: str = "") -> str:

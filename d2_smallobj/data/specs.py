@@ -77,9 +77,9 @@ class DatasetSpec:
     command: str  # makes its files; empty if they must be downloaded
     section: str  # of datasets/README.md
     instances_json: str | None = None  # COCO file of its instances, where they are not PNGs
-    ensure: Callable[[], None] | None = None  # makes its files if they are missing
+    ensure: Callable[..., None] | None = None  # makes its files if they are missing
     label_rule: LabelRule | None = None  # makes classes of the values of its label files
-    makes: Path | None = None  # folder in which ``ensure`` makes files; default: its own
+    makes: Path | None = None  # of a user's set: folder in which ``ensure`` makes files
     weak: bool = False  # whether its label maps are no ground truth
 
     @property

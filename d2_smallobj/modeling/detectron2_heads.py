@@ -23,7 +23,8 @@ PROJECT_PARTS: Mapping[str, str] = dict.fromkeys(
     "detectron2.projects.deeplab",
 )
 """Name in a config to the project of detectron2 that registers it."""
-_REAL_HOST_ONLY = {"SemSegFPNHead", "build_resnet_fpn_backbone", *PROJECT_PARTS}
+_FPN = ("SemSegFPNHead", "build_resnet_fpn_backbone", "build_mobilenet_v2_fpn_backbone")
+_REAL_HOST_ONLY = {*_FPN, *PROJECT_PARTS}
 _REGISTRIES: dict[tuple[str, ...], Any] = {
     ("MODEL", "BACKBONE", "NAME"): BACKBONE_REGISTRY,
     ("MODEL", "SEM_SEG_HEAD", "NAME"): SEM_SEG_HEADS_REGISTRY,

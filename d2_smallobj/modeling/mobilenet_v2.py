@@ -7,12 +7,14 @@ Shapes: N images, (N, C, H, W).
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from d2_smallobj._host import host
 from d2_smallobj.utils.messages import look_up_option
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
@@ -196,11 +198,35 @@ def build_mobilenet_v2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MobileN
     ``MODEL.RESNETS.OUT_FEATURES`` and ``.NORM`` hold as for a ResNet, so that a config for one
     needs no other key than ``MODEL.BACKBONE.NAME``; the other keys of that node have no effect.
     """
+    return _build(cfg, input_shape, cfg.SMALLOBJ.OUTPUT_STRIDE)
+
+
+def build_mobilenet_v2_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Build detectron2's FPN (``MODEL.FPN``) on the MobileNetV2 at strides 4 to 32.
+
+    As with detectron2's own FPN, ``SMALLOBJ.OUTPUT_STRIDE`` has no effect. Registered under the
+    real detectron2 only.
+    """
+    fpn = importlib.import_module("detectron2.modeling.backbone").FPN
+    return fpn(
+        bottom_up=_build(cfg, input_shape, 32),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+if host().name == "detectron2":
+    BACKBONE_REGISTRY.register(build_mobilenet_v2_fpn_backbone)
+
+
+def _build(cfg: CfgNode, input_shape: ShapeSpec, output_stride: int) -> MobileNetV2:
     options = cfg.SMALLOBJ.MOBILENET
     return MobileNetV2(
         input_shape.channels,
         out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
-        output_stride=cfg.SMALLOBJ.OUTPUT_STRIDE,
+        output_stride=output_stride,
         norm=cfg.MODEL.RESNETS.NORM,
         width=options.WIDTH,
         last_conv=options.LAST_CONV,

@@ -97,6 +97,13 @@ class _Parser(argparse.ArgumentParser):
             self.description, self.usage = whole, None
         return f"Example{examples.rstrip()}\n\n{plain}" if mark else plain
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete  # a shell asks for completions, so it is installed
+
+            argcomplete.autocomplete(self)
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 

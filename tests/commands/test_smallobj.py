@@ -54,6 +54,25 @@ def test_the_help_lists_all(run):
     assert "evaluate" not in out
 
 
+def test_a_shell_completes_subcommands_and_options(tmp_path):
+    """As argcomplete's shell function calls the command; nothing but the words is written."""
+    pytest.importorskip("argcomplete")
+    found, file = {}, tmp_path / "words"
+    for line in (
+        "smallobj pre",
+        "smallobj prepare weak-labels ",
+        "smallobj evaluate --predictions",
+    ):
+        more = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+        more |= {"_ARGCOMPLETE_IFS": " ", "_ARGCOMPLETE_STDOUT_FILENAME": str(file)}
+        command = [sys.executable, "-m", "d2_smallobj.commands.smallobj"]
+        done = subprocess.run(command, env={**os.environ, **more}, capture_output=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        found[line] = file.read_text().split()
+        file.unlink()
+    assert list(found.values()) == [["predict", "prepare"], ["boxes", "cam"], ["--predictions"]]
+
+
 SCORE = ("--predictions", "x", "--output", "x")
 
 

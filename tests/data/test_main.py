@@ -14,7 +14,7 @@ from PIL import Image
 
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
 from d2_smallobj.data import __main__ as command
-from d2_smallobj.data import catalog
+from d2_smallobj.data import catalog, file_checks
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_good_files(main, root, monkeypatch):
         assert jobs == 2
         return map(pickle.loads(pickle.dumps(function)), tasks)
 
-    monkeypatch.setattr(command, "parallel_map", sent)
+    monkeypatch.setattr(file_checks, "parallel_map", sent)
     run = functools.partial(runpy.run_module, "d2_smallobj.data", run_name="__main__")
     status, out, _ = main(*NAMES, "--check", "--jobs", 2, "--root", root, main=run)
     assert status == 0

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tiny_runs import TINY, as_options
 
 from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
 from d2_smallobj.commands.evaluate import main as evaluate
+from d2_smallobj.data.__main__ import main as data
 from d2_smallobj.data.catalog import canonical_name
 from d2_smallobj.data.ground_truth import open_dataset
 from d2_smallobj.data.loaders import build_test_loader, build_train_loader, dataset_dicts
@@ -266,6 +268,142 @@ def test_a_cache_that_cannot_be_written(own, tmp_path, monkeypatch):
     monkeypatch.setenv("D2_SMALLOBJ_CACHE", str(tmp_path / "file"))
     with pytest.raises(OSError, match="set D2_SMALLOBJ_CACHE to a folder that can"):
         dataset_dicts([own.name])
+
+
+# ---- Folders of label maps -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(own, tmp_path):
+    """The painted maps of the JSON as two folders, and the name of both forms."""
+    dicts = dataset_dicts([own.name])
+    for x in dicts:
+        stem = os.path.splitext(os.path.basename(x["file_name"]))[0]
+        for key, place in (("sem_seg_file_name", "semantic"), ("ins_seg_file_name", "instances")):
+            (tmp_path / place).mkdir(exist_ok=True)
+            shutil.copy(x[key], tmp_path / place / f"{stem}.png")
+    name = f"label_maps@{own.images}@{tmp_path}/semantic"
+    return SimpleNamespace(
+        one=f"{name},classes=5", two=f"{name}@{tmp_path}/instances,classes=5", dicts=dicts
+    )
+
+
+def test_folders_of_maps(pairs, own, tmp_path, cache):
+    for name in (pairs.one, pairs.two):
+        dicts = dataset_dicts([name])
+        assert [x["image_id"] for x in dicts] == ["a 1", "b", "c", "empty"]
+        for x, other in zip(dicts, pairs.dicts):
+            assert (x["height"], x["width"]) == SIZE
+            assert x["file_name"] == other["file_name"]
+            visible = set(other["boxes"][:, 0].tolist()) - {-3}
+            assert x["image_classes"] == sorted(visible)
+            assert sorted(x["boxes"][:, 0]) == sorted(b for b in other["boxes"][:, 0] if b > 0)
+    # The boxes of the annotations are those of the visible parts but for the dog's below the bus.
+    assert dicts[0]["boxes"].tolist() == [[1, 10, 10, 18, 20], [2, 4, 4, 40, 40]]
+    assert MetadataCatalog.get(pairs.two).stuff_classes == ["background", "1", "2", "3", "4"]
+    (x, *_) = dataset_dicts([f"{pairs.two}:2"])
+    assert (x["image_classes"], x["boxes"].tolist()) == ([1], [[1, 4, 4, 40, 40]])
+    made = listing(cache)
+    assert dataset_dicts([pairs.two])
+    assert listing(cache) == made
+    write_label_map(tmp_path / "semantic/b.png", np.zeros(SIZE, np.uint8))
+    assert dataset_dicts([pairs.one])[1]["image_classes"] == []
+    (tmp_path / "ids").write_text("b.jpg\nc\n")
+    assert len(dataset_dicts([f"{pairs.two.replace(',', f',ids={tmp_path}/ids,')}"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("label_maps@{images}@{semantic}", "it needs classes=voc, coco, a file, or a number"),
+        ("label_maps@{images}@{semantic},classes=3", r"b.png: label values must be 0..2 or 255"),
+        ("label_maps@{images}@{semantic},classes=1", "class 0 must be 'background', and others"),
+        ("label_maps@{images},classes=5", r"expected label_maps@IMAGE_FOLDER@.*got 1 path\(s\)"),
+        ("label_maps@{images}@{semantic},labels=x", "unknown value 'labels'"),
+        ("label_maps@{images}@{semantic}@{other},classes=5", "c.png: instances must have the size"),
+        ("label_maps@{images}@{root},classes=5", "there is no PNG in it"),
+        ("label_maps@{images}@{semantic}@{root},classes=5", r"4 path\(s\) missing"),
+        ("label_maps@{root}@{semantic},classes=5", r"4 path\(s\) missing"),
+        ("label_maps@{root}/no@{semantic},classes=5", r"1 path\(s\) missing:\s+\S+/no/"),
+        ("label_maps@{images}@{semantic},classes=coco,ids={ids}", "'x.jpg' is no image of"),
+    ],
+)
+def test_bad_folders_of_maps(pairs, own, tmp_path, name, message):
+    shutil.copytree(tmp_path / "instances", tmp_path / "other")
+    write_label_map(tmp_path / "other/c.png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "ids").write_text("x.jpg\n")
+    name = name.format(
+        images=own.images, root=tmp_path, ids=tmp_path / "ids",
+        semantic=tmp_path / "semantic", other=tmp_path / "other",
+    )  # fmt: skip
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        dataset_dicts([name])
+
+
+# ---- The list ------------------------------------------------------------------------------------
+
+
+def shown(capsys, *arguments):
+    """The exit status of the command and what it writes, spaces made one."""
+    with pytest.raises(SystemExit) as stop:
+        data([*map(str, arguments)])
+    return stop.value.code, " ".join(capsys.readouterr().out.split())
+
+
+def test_the_list(own, pairs, cache, capsys):
+    shutil.rmtree(cache)
+    code, text = shown(capsys, own.name)
+    assert not cache.exists()
+    assert (code, "| on first use | 4 |" in text) == (0, True)
+    assert "| 2 | cat | 2 | 3 |" in text
+    code, text = shown(capsys, pairs.two.replace("=5", "=6"))
+    assert (code, "its classes are counted when it is used first" in text) == (0, True)
+    code, text = shown(capsys, own.name, "--check")
+    assert code == 0
+    assert "| ready | 4 |" in text
+    assert "all files are good" in text
+    assert "| class | name | images | boxes | S | M | L |" in text
+    # One cat is M; of the dogs one is a crowd.
+    assert "| 2 | cat | 2 | 3 | 2 | 1 | 0 |" in text
+    assert "| 3 | dog | 2 | 1 | 1 | 0 | 0 |" in text
+    assert "warning" not in text
+    code, text = shown(capsys, pairs.two, pairs.one, "--check")
+    assert (code, text.count("| 2 | 2 | 2 | 3 | 2 | 1 | 0 |")) == (0, 2)
+
+
+def test_the_list_warns(own, tmp_path, capsys):
+    (tmp_path / "ids").write_text("c\nempty\n")
+    labels = tmp_path / "labels"
+    write_label_map(labels / "c.png", np.full(SIZE, 3, np.uint8))
+    name = f"{own.name},ids={tmp_path}/ids,labels={labels}"
+    code, text = shown(capsys, name, "--check")
+    assert code == 0
+    assert "warning: 3 class(es) without any image: car, dog, bus" in text
+    assert "warning: 1 label map(s) with a class that the annotations of the image do not" in text
+    for labels_map, message in (
+        (np.full(SIZE, 9, np.uint8), "c.png: label values must be 0..4 or 255"),
+        (np.zeros((4, 4), np.uint8), "c.png: the label map is 4x4, its image"),
+    ):
+        write_label_map(labels / "c.png", labels_map)
+        code, text = shown(capsys, name, "--check")
+        assert (code, message in text) == (1, True)
+    Image.new("RGB", (60, 50)).save(own.images / "b.jpg")
+    code, text = shown(capsys, own.name, "--check")
+    assert (code, "b.jpg: height x width is (50, 60), its data set says (48, 64)" in text) == (
+        1,
+        True,
+    )
+
+
+def test_the_list_of_files_without_masks(tmp_path, capsys):
+    own = make_own_data(tmp_path / "user", without("segmentation", "bbox"))
+    code, text = shown(capsys, own.name, "--check")
+    assert (code, "| 2 | cat | 2 |" in text) == (0, True)
+    assert "note:" in text
+    assert "has image labels, but no masks" in text
+    own = make_own_data(tmp_path / "bad", bad_mask)
+    code, text = shown(capsys, own.name, "--check")
+    assert (code, "annotation 1: a polygon" in text) == (1, True)
 
 
 # ---- Training and figures ------------------------------------------------------------------------

@@ -92,6 +92,55 @@ def test_configs_for_voc_build(tiny, name):
     assert output.shape == (21, 97, 65)
 
 
+MOBILE = {
+    "semfpn": {"MODEL.BACKBONE.NAME": "build_mobilenet_v2_fpn_backbone"},
+    "deeplabv3plus": {"MODEL.BACKBONE.NAME": "build_mobilenet_v2_backbone"},
+}
+NARROW = {"SMALLOBJ.MOBILENET.WIDTH": 0.25}
+
+
+@needs_real_host
+@pytest.mark.parametrize("name", HEADS)
+def test_a_mobilenet_in_their_configs_by_one_key(configured, tiny, name):
+    options = tiny.as_options(MOBILE[name], NARROW)
+    model = TwoTaskTrainer.build_model(configured(name, *options))
+    assert any("features.13.project.weight" in key for key in model.state_dict())
+    losses = model(next(iter(TwoTaskTrainer.build_train_loader(configured(name, *options)))))
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    # The plain head on the plain features.
+    features = "['res2', 'res3', 'res4', 'res5']"
+    plain = ("MODEL.SEM_SEG_HEAD.IN_FEATURES", features, "MODEL.RESNETS.OUT_FEATURES", features)
+    if name == "semfpn":
+        options += tiny.as_options(MOBILE["deeplabv3plus"])
+        cfg = configured(name, *options, *plain)
+        model = TwoTaskTrainer.build_model(cfg)
+    with torch.no_grad():
+        output = model.eval()([{"image": torch.zeros(3, 97, 65)}])[0]["sem_seg"]
+    assert output.shape == (7, 97, 65)
+
+
+@pytest.mark.parametrize(("fisher", "step"), [("online", "gradient"), ("empirical", "proximal")])
+def test_a_mobilenet_trains_two_clipped_tasks(make_trainer, tiny, monkeypatch, fisher, step):
+    """The config for training without a GPU, but for a few narrow blocks of random weights."""
+    monkeypatch.setattr(tiny, "config_file", "Base-MobileNetV2.yaml")
+    features = {
+        f"MODEL.{key}": "['res3']" for key in ("RESNETS.OUT_FEATURES", "SEM_SEG_HEAD.IN_FEATURES")
+    }
+    sets = {"DATASETS.TRAIN": "('smallobj_demo_train',)", "DATASETS.TEST": "('smallobj_demo_val',)"}
+    net = {"MODEL.WEIGHTS": "''", "MODEL.RESNETS.NORM": "BN", "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 7}
+    ewc = {"SMALLOBJ.EWC.FISHER": fisher, "SMALLOBJ.EWC.STEP": step}
+    trainer = make_trainer(features, sets, net, NARROW, ewc)
+    before = {key: p.clone() for key, p in trainer.model.named_parameters()}
+    assert type(trainer.optimizer).__name__ == "FullModelClipping"
+    results = trainer.train()
+    assert set(trainer._results) == {"A", "B"}
+    assert 0 <= results["small_objects"]["IA-mIoU"] <= 100
+    assert not any(torch.equal(p, before[key]) for key, p in trainer.model.named_parameters())
+    penalties = [value for value, _ in trainer.storage.history("loss_ewc").values()]
+    assert penalties[0] == 0 < penalties[-1]
+
+
 @needs_real_host
 def test_deeplabs_keys_are_there_only_when_it_is_named(configured):
     assert "PROJECT_CHANNELS" in configured("deeplabv3plus").MODEL.SEM_SEG_HEAD

@@ -7,11 +7,13 @@ import math
 
 import pytest
 import torch
-from tiny_runs import ONLINE
+from tiny_runs import ONLINE, as_options
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from d2_smallobj.engine import build_config
 from d2_smallobj.engine.loss_log import LossLog
+from d2_smallobj.engine.solver import clipping
 from d2_smallobj.engine.step import TaskStepTrainer
 from d2_smallobj.engine.trainer import amp_dtype
 from d2_smallobj.losses import size_balanced
@@ -183,6 +185,88 @@ def test_number_formats(make_config):
     assert amp_dtype(cfg) is torch.float16
     cfg.SMALLOBJ.AMP_DTYPE = "bfloat16"
     assert amp_dtype(cfg) is torch.bfloat16
+
+
+# ---- Clipping ----------------------------------------------------------------------------------
+
+CLIPS = ("value", "norm", "full_model")
+
+
+def clipped_by_hand(gradients, kind, limit):
+    """Gradients of parameters after clipping, written out."""
+    if kind == "value":
+        return [g.clamp(-limit, limit) for g in gradients]
+    norms = [g.norm() for g in gradients]
+    if kind == "full_model":
+        norms = [torch.stack(norms).norm()] * len(norms)
+    return [g * min(1.0, limit / norm) for g, norm in zip(gradients, norms)]
+
+
+def clipping_trainer(kind, limit, **options):
+    step = trainer_of([samples(2), samples(4)[2:]], accumulate=2, **options)
+    key = "SOLVER.CLIP_GRADIENTS"
+    given = {f"{key}.ENABLED": True, f"{key}.CLIP_TYPE": kind, f"{key}.CLIP_VALUE": limit}
+    cfg = build_config("", as_options(given))
+    step.optimizer = clipping(cfg, torch.optim.SGD)(step.model.parameters(), lr=0.1, fused=True)
+    return step
+
+
+@pytest.mark.parametrize("scale", [None, pytest.param(1024.0, marks=needs_scaler)])
+@pytest.mark.parametrize("kind", CLIPS)
+@pytest.mark.parametrize("task", ["A", "B, gradient", "B, proximal"])
+def test_clipping_in_both_tasks(kind, task, scale):
+    """Clipped is the unscaled mean gradient: with the penalty's if that is a gradient, too.
+
+    The Fisher information and a proximal step are of what has not been clipped.
+    """
+    limit, proximal = 0.3, task == "B, proximal"
+    options = {"anchored": task != "A", "proximal": proximal}
+    step = clipping_trainer(kind, limit, scale=scale, **options)
+    twin = trainer_of([samples(4)], **options)
+    before = parameters(twin)
+    twin.optimizer.zero_grad()
+    twin.model(samples(4))["loss"].backward()
+    raw = [p.grad.clone() for p in twin.model.parameters()]
+    if task == "A":
+        twin.ewc.record_gradients()
+    elif not proximal:
+        twin.ewc.add_gradient_()
+    gradients = clipped_by_hand([p.grad for p in twin.model.parameters()], kind, limit)
+    assert not any(map(torch.allclose, gradients, raw))
+    with torch.no_grad():
+        for p, value, gradient in zip(twin.model.parameters(), before, gradients):
+            p.copy_(value - 0.1 * gradient)
+    if proximal:
+        twin.ewc.proximal_step_(dict.fromkeys(twin.ewc.names, 0.1))
+    run(step)
+    torch.testing.assert_close(parameters(step), parameters(twin))
+    torch.testing.assert_close(dict(step.ewc.fisher), dict(twin.ewc.fisher))
+
+
+@needs_scaler
+@pytest.mark.parametrize("kind", CLIPS)
+def test_clipping_waits_for_nothing_and_an_overflow_is_still_skipped(kind):
+    step = clipping_trainer(kind, 0.3, loss_log=LossLog(100))
+    assert reads_of(step) == 0
+    before = parameters(step)
+    step.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    step.model.linear.weight.register_hook(lambda gradient: gradient * 1e30)
+    run(step)
+    assert step.grad_scaler.get_scale() == 2.0**126
+    assert all(map(torch.equal, parameters(step), before))
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "told"),
+    [
+        ("norms", 1.0, r"CLIP_GRADIENTS\.CLIP_TYPE: unknown value 'norms'.*did you mean 'norm'"),
+        ("full_model", 0.0, r"CLIP_GRADIENTS\.CLIP_VALUE must be > 0, got 0\.0"),
+        ("value", -1.0, r"CLIP_GRADIENTS\.CLIP_VALUE must be > 0, got -1\.0"),
+    ],
+)
+def test_refused_clipping(kind, limit, told):
+    with pytest.raises(ValueError, match=told):
+        clipping_trainer(kind, limit)
 
 
 # ---- Waiting for the device --------------------------------------------------------------------
