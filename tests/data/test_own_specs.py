@@ -133,6 +133,8 @@ def test_given_labels_and_lists(own, tmp_path):
     cfg = build_config("", [])
     with pytest.raises(ValueError, match="no set to evaluate on"):
         build_test_loader(cfg, f"{own.name},labels={labels}")
+    with pytest.raises(ValueError, match="no ground truth; leave labels= out"):
+        open_dataset(f"{own.name},labels={labels}")
     ids.write_text("3\nb.jpg\n\na 1\n")
     assert [x["image_id"] for x in dataset_dicts([f"{own.name},ids={ids}"])] == [1, 2, 3]
     ids.write_text("c\n")
