@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -47,6 +48,38 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def remove_leftovers(folder: str | os.PathLike[str], names: str) -> None:
+    """Remove the temporary files that killed processes have left in a folder.
+
+    Args:
+        folder: where no other process is writing; it may not exist.
+        names: regular expression of the files that were being written by :func:`atomic_write`.
+    """
+    pattern = re.compile(rf"\.(?:{names})\.[a-z0-9_]{{8}}")
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
+
+
+def lock_folder(folder: str | os.PathLike[str]) -> int | None:
+    """Lock a folder until the returned descriptor is closed, or the process ends.
+
+    None if another process has locked it, or where the system has no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
