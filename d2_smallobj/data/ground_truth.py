@@ -30,8 +30,9 @@ from d2_smallobj.annotations.classes import Stuff, stuff_beside_background
 from d2_smallobj.annotations.image_sources import ImageSource, SourceReader
 from d2_smallobj.annotations.label_rules import VOID, without_stuff
 from d2_smallobj.annotations.truth import GroundTruth, TruthImage, choose
-from d2_smallobj.data.catalog import alias_hint, canonical_name
+from d2_smallobj.data.catalog import alias_hint, canonical_name, registered
 from d2_smallobj.data.ground_truth_files import TOLD, TruthFinder
+from d2_smallobj.data.own_specs import is_own
 from d2_smallobj.data.registered_classes import DatasetClasses, dataset_classes
 from d2_smallobj.utils.messages import look_up_option
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -87,10 +88,15 @@ def resolve(
 
     Raises:
         ValueError: an option is out of range, the metadata contradict themselves, or the data set
-            has no semantic ground truth.
+            has no semantic ground truth, or is one to train on.
     """
     look_up_option("missing_instances", missing_instances, MISSING)
     name = canonical_name(dataset_name)
+    if is_own(name) and registered()[name].weak and reader is None:
+        raise ValueError(
+            f"data set {name!r}: the maps of labels= are to train on, they are no ground truth; "
+            "leave labels= out to score with the masks of the file"
+        )
     classes = dataset_classes(
         name,
         MetadataCatalog.get(name),

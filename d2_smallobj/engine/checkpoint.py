@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import socket
 import zipfile
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -19,14 +20,16 @@ from d2_smallobj.config import has_penalty, task_a_iterations
 from d2_smallobj.engine.distributed import from_main_process
 from d2_smallobj.engine.setup import check_resumable, fingerprint, warn_of_other_model
 from d2_smallobj.modeling.initial_weights import load_weights
-from d2_smallobj.utils.files import atomic_write, atomic_write_text
+from d2_smallobj.utils.files import atomic_write, atomic_write_text, check_regular, read_text
 from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.safe_pickle import read_array_pickle
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
 
 logger = logging.getLogger(__name__)
 
+_NETWORK_TIMEOUT = 20.0  # seconds without an answer
 LAST = "last_checkpoint"
 """The file that names the checkpoint to resume."""
 
@@ -87,6 +90,15 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Name the checkpoint that ``--resume`` continues from."""
         atomic_write_text(os.path.join(self.save_dir, LAST), last_filename_basename)
 
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the last checkpoint; ValueError if its name cannot be read."""
+        marker = os.path.join(self.save_dir, LAST)
+        name = os.path.basename(read_text(marker, "the name of a checkpoint").strip())
+        # A name with a folder in it would lead out of this one.
+        if not name or not name.isprintable():
+            raise ValueError(f"{marker}: expected the name of a checkpoint, got {name!r:.60}")
+        return os.path.join(self.save_dir, name)
+
     def resume_or_load(
         self, path: str, *, resume: bool = True, complete: bool = False
     ) -> dict[str, Any]:
@@ -122,12 +134,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Find the newest checkpoint that can be read; None if the run has none."""
         if not self.has_checkpoint():
             return None
-        # A name with a folder in it would lead out of this one.
-        last = os.path.join(self.save_dir, os.path.basename(self.get_checkpoint_file()))
         failures: list[str] = []
+        try:
+            last = self.get_checkpoint_file()
+        except (ValueError, OSError) as error:
+            failures, last = [str(error)], ""
         # An evaluation must not report an earlier checkpoint's figures as the last one's.
         earlier = earlier_checkpoints(self.save_dir, last, self.cfg) if self.checkpointables else []
-        for path in [last, *earlier]:
+        for path in [last, *earlier] if last else earlier:
             try:
                 self._read = path, read_weights_file(path)
             except (ValueError, OSError) as error:
@@ -162,30 +176,24 @@ class SafeCheckpointer(DetectionCheckpointer):
             OSError: if a URL cannot be fetched; says what to do.
             ValueError: if it is corrupt, would run code, or does not fit the model; names it.
         """
-        url = urlparse(path)
-        local = url._replace(query="").geturl()
-        if path and "://" not in path and not os.path.isfile(local):
-            raise FileNotFoundError(
-                f"checkpoint {local} does not exist (MODEL.WEIGHTS or --resume)"
-            )
         if complete and not path:
             raise ValueError(
                 f"there are no weights to load: MODEL.WEIGHTS is empty, and {self.save_dir} holds "
                 "no checkpoint to resume"
             )
-        if "://" in path:
-            try:
-                self.path_manager.get_local_path(local)
-            except OSError as error:
-                if "download it" in str(error):  # the embedded host says it already
-                    raise
-                raise OSError(
-                    f"{local}: cannot be fetched ({error}). Without a network, download it "
-                    "elsewhere and give the local file instead (MODEL.WEIGHTS)"
-                ) from error
+        fetch_weights(path)
+        url = urlparse(path)
         self._match_by_suffix = parse_qs(url.query).get("matching_heuristics") == ["True"]
         self._complete = complete
-        return super().load(path, checkpointables)
+        try:
+            return super().load(path, checkpointables)
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            if not self._resuming:
+                raise
+            raise ValueError(
+                f"{path} cannot be resumed: the state of training in it is malformed "
+                f"({type(error).__name__}: {_reason(error):.200})"
+            ) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         read, self._read = self._read, None
@@ -204,6 +212,41 @@ class SafeCheckpointer(DetectionCheckpointer):
             complete=self._complete,
             cfg=None if self._resuming else self.cfg,
         )
+
+
+def fetch_weights(path: str) -> None:
+    """Check that a file of weights can be read; download it if ``path`` is a URL.
+
+    Raises:
+        FileNotFoundError: if a local file does not exist.
+        OSError: if it cannot be read, or a URL cannot be fetched; says what to do.
+    """
+    local = urlparse(path)._replace(query="").geturl()
+    if not path:
+        return
+    if "://" not in path:
+        if not os.path.isfile(local):
+            raise FileNotFoundError(
+                f"checkpoint {local} does not exist (MODEL.WEIGHTS or --resume)"
+            )
+        try:
+            open(local, "rb").close()
+        except OSError as error:
+            raise OSError(error.errno, f"could not read {local}: {error.strerror}") from error
+        return
+    waits = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_NETWORK_TIMEOUT)  # where a firewall drops packets, none comes back
+    try:
+        PathManager.get_local_path(local)
+    except OSError as error:
+        if "download it" in str(error):  # the embedded host says it already
+            raise
+        raise OSError(
+            f"{local}: cannot be fetched ({error}). Without a network, download it elsewhere and "
+            "give the local file instead (MODEL.WEIGHTS)"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(waits)
 
 
 def earlier_checkpoints(save_dir: str, last: str, cfg: CfgNode | None = None) -> list[str]:
@@ -272,6 +315,7 @@ def load_torch_file(path: str) -> dict[str, Any]:
         OSError: if it cannot be opened or read; names it.
     """
     try:
+        check_regular(path)
         _check_sums(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage surfaces as whatever the damaged instruction does

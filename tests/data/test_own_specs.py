@@ -133,6 +133,8 @@ def test_given_labels_and_lists(own, tmp_path):
     cfg = build_config("", [])
     with pytest.raises(ValueError, match="no set to evaluate on"):
         build_test_loader(cfg, f"{own.name},labels={labels}")
+    with pytest.raises(ValueError, match="no ground truth; leave labels= out"):
+        open_dataset(f"{own.name},labels={labels}")
     ids.write_text("3\nb.jpg\n\na 1\n")
     assert [x["image_id"] for x in dataset_dicts([f"{own.name},ids={ids}"])] == [1, 2, 3]
     ids.write_text("c\n")
@@ -253,6 +255,17 @@ def test_without_masks(tmp_path, change, boxes, message):
     cfg = build_config(_BASE, ["DATASETS.TRAIN", repr((own.name,)), "DATALOADER.NUM_WORKERS", "0"])
     with pytest.raises(ValueError, match=message):
         next(iter(build_train_loader(cfg)))
+
+
+def test_boxes_beside_masks_are_mixed_supervision(own, tmp_path):
+    boxes = make_own_data(tmp_path / "boxes", without("segmentation"))
+    names = repr((own.name, boxes.name))
+    options = ("DATASETS.TRAIN", names, "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "8")
+    batch = next(iter(build_train_loader(build_config(_BASE, options))))
+    assert sorted(x["supervision"] for x in batch) == ["boxes"] * 4 + ["mask"] * 4
+    marked = [x["file_name"] for x in batch if x["doubtable"].any()]
+    assert marked
+    assert all(str(boxes.images) in name for name in marked)
 
 
 def test_an_image_of_another_size(own):

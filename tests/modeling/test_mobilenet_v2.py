@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from d2_smallobj.engine import SafeCheckpointer, build_config
-from d2_smallobj.modeling import MobileNetV2, initial_weights
+from d2_smallobj.modeling import MobileNetV2, initial_weights, weight_layouts
 from d2_smallobj.modeling.initial_weights import load_weights
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone, build_model
@@ -103,6 +103,31 @@ def test_features_and_names_are_torchvisions(width, log):
     with torch.no_grad():
         expected = theirs.features(x)
         torch.testing.assert_close(ours(x)["res5"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("nested", "flat", "ours"),
+    [
+        ("features.0.0.weight", "features.0.0.weight", "features.0.conv.weight"),
+        ("features.1.conv.0.1.bias", "features.1.conv.1.bias", "features.1.depthwise.norm.bias"),
+        ("features.1.conv.2.bias", "features.1.conv.4.bias", "features.1.project.norm.bias"),
+        ("features.2.conv.0.0.weight", "features.2.conv.0.weight", "features.2.expand.weight"),
+        ("features.17.conv.2.weight", "features.17.conv.6.weight", "features.17.project.weight"),
+        ("features.18.1.running_var",) * 2 + ("features.18.conv.norm.running_var",),
+        ("classifier.1.weight",) * 3,
+    ],
+)
+def test_names_of_both_kinds_of_files(nested, flat, ours):
+    layouts = weight_layouts.TORCHVISION_MOBILENET, weight_layouts.FLAT_MOBILENET
+    assert [layout.rename(name) for layout, name in zip(layouts, (nested, flat))] == [ours] * 2
+
+
+def test_another_input_than_the_weights_had_is_told(narrow_cfg):
+    """But not the choices of a ResNet."""
+    cfg = narrow_cfg("MODEL.RESNETS.DEPTH", 101)
+    told = weight_layouts.convention_mismatches(cfg, weight_layouts.FLAT_MOBILENET.conventions)
+    keys = ["INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"]
+    assert [text.split()[0] for text in told] == keys
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16])
