@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -111,6 +112,9 @@ class SemSegMapper:
 def read_image(path: str, image_format: str) -> np.ndarray:
     """Read an (H, W, 3) uint8 image; an OSError names the file and what is wrong with it."""
     try:
+        # A named pipe would block, and a link to a device never end.
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError("it is no regular file")
         return detection_utils.read_image(path, format=image_format)
     except CORRUPT_IMAGE as error:
         raise OSError(f"{path}: the image cannot be read: {error}") from error
