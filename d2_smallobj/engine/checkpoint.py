@@ -15,7 +15,7 @@ from torch import nn
 from d2_smallobj.config import has_penalty, task_a_iterations
 from d2_smallobj.engine.distributed import from_main_process
 from d2_smallobj.engine.setup import check_resumable, fingerprint, warn_of_other_model
-from d2_smallobj.engine.weight_files import read_weights_file, save_torch_file
+from d2_smallobj.engine.weight_files import read_weights_file, reason_of, save_torch_file
 from d2_smallobj.modeling.initial_weights import load_weights
 from d2_smallobj.utils.files import atomic_write_text, read_text
 from d2_smallobj.utils.messages import listed
@@ -188,7 +188,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 raise
             raise ValueError(
                 f"{path} cannot be resumed: the state of training in it is malformed "
-                f"({type(error).__name__}: {_reason(error):.200})"
+                f"({type(error).__name__}: {reason_of(error):.200})"
             ) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:

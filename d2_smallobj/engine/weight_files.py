@@ -67,7 +67,7 @@ def load_torch_file(path: str) -> dict[str, Any]:
             raise OSError(error.errno, f"could not read {path}: {error.strerror}") from error
         raise ValueError(
             f"{path} cannot be read as a checkpoint of tensors: it is corrupt, or it holds "
-            f"objects whose loading could run code ({_reason(error)})"
+            f"objects whose loading could run code ({reason_of(error)})"
         ) from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a dict of tensors")
@@ -93,7 +93,7 @@ def _model_zoo_layout(data: dict[str, Any]) -> dict[str, Any]:
     return {"model": model, "matching_heuristics": True}
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Return the line that says what is wrong, less torch's advice to load it unsafely."""
     advice = ("Weights only load failed", "Please file an issue", "Check the documentation")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

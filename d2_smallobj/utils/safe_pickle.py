@@ -1,9 +1,9 @@
 """Read pickles without running what they may hold.
 
 :func:`read_npy_dict` reads a dict in a ``.npy`` file, :func:`read_array_pickle` a model-zoo file.
-The few constructors that numpy arrays and torch tensors
-are made of are replaced by stand-ins of this module, so that a file calls no function of numpy,
-torch or any other package. torch is not needed.
+The few constructors that numpy arrays and torch tensors are made of are replaced by stand-ins of
+this module, so that a file calls no function of numpy, torch or any other package. torch is not
+needed.
 """
 
 from __future__ import annotations
