@@ -83,6 +83,7 @@ def _add_runs(
 
 def build_ablations(args: argparse.Namespace) -> list[Ablation]:
     """Build one ablation for each method; check their configs and data sets."""
+    from d2_smallobj.engine.checkpoint import fetch_weights
     from d2_smallobj.engine.setup import build_config, check_datasets
     from d2_smallobj.experiments import sweep
     from d2_smallobj.experiments.ablation import Ablation, build_variants
@@ -107,6 +108,7 @@ def build_ablations(args: argparse.Namespace) -> list[Ablation]:
     ablations = sweep.split_by_method(ablation, args.methods) if args.methods else [ablation]
     for each in ablations:
         check_datasets(build_config(each.config_file, each.options))
+    fetch_weights(cfg.MODEL.WEIGHTS)
     return ablations
 
 
@@ -140,6 +142,7 @@ def _key_and_value(text: str) -> tuple[str, str]:
 
 def build_comparison(args: argparse.Namespace) -> MixedSupervision:
     """Build the runs; check config, data sets and every variant."""
+    from d2_smallobj.engine.checkpoint import fetch_weights
     from d2_smallobj.engine.setup import build_config, check_datasets
     from d2_smallobj.experiments import mixed_supervision as mixed
 
@@ -157,6 +160,7 @@ def build_comparison(args: argparse.Namespace) -> MixedSupervision:
     for variant in variants:
         build_config(args.config_file, [*args.opts, *variant.options])
     check_datasets(cfg)
+    fetch_weights(cfg.MODEL.WEIGHTS)
     return mixed.MixedSupervision(
         config_file=args.config_file,
         output_dir=args.output,

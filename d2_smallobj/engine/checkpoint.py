@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import socket
 import zipfile
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -24,9 +25,11 @@ from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.safe_pickle import read_array_pickle
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
 
 logger = logging.getLogger(__name__)
 
+_NETWORK_TIMEOUT = 20.0  # seconds without an answer
 LAST = "last_checkpoint"
 """The file that names the checkpoint to resume."""
 
@@ -162,30 +165,24 @@ class SafeCheckpointer(DetectionCheckpointer):
             OSError: if a URL cannot be fetched; says what to do.
             ValueError: if it is corrupt, would run code, or does not fit the model; names it.
         """
-        url = urlparse(path)
-        local = url._replace(query="").geturl()
-        if path and "://" not in path and not os.path.isfile(local):
-            raise FileNotFoundError(
-                f"checkpoint {local} does not exist (MODEL.WEIGHTS or --resume)"
-            )
         if complete and not path:
             raise ValueError(
                 f"there are no weights to load: MODEL.WEIGHTS is empty, and {self.save_dir} holds "
                 "no checkpoint to resume"
             )
-        if "://" in path:
-            try:
-                self.path_manager.get_local_path(local)
-            except OSError as error:
-                if "download it" in str(error):  # the embedded host says it already
-                    raise
-                raise OSError(
-                    f"{local}: cannot be fetched ({error}). Without a network, download it "
-                    "elsewhere and give the local file instead (MODEL.WEIGHTS)"
-                ) from error
+        fetch_weights(path)
+        url = urlparse(path)
         self._match_by_suffix = parse_qs(url.query).get("matching_heuristics") == ["True"]
         self._complete = complete
-        return super().load(path, checkpointables)
+        try:
+            return super().load(path, checkpointables)
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            if not self._resuming:
+                raise
+            raise ValueError(
+                f"{path} cannot be resumed: the state of training in it is malformed "
+                f"({type(error).__name__}: {_reason(error):.200})"
+            ) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         read, self._read = self._read, None
@@ -204,6 +201,41 @@ class SafeCheckpointer(DetectionCheckpointer):
             complete=self._complete,
             cfg=None if self._resuming else self.cfg,
         )
+
+
+def fetch_weights(path: str) -> None:
+    """Check that a file of weights can be read; download it if ``path`` is a URL.
+
+    Raises:
+        FileNotFoundError: if a local file does not exist.
+        OSError: if it cannot be read, or a URL cannot be fetched; says what to do.
+    """
+    local = urlparse(path)._replace(query="").geturl()
+    if not path:
+        return
+    if "://" not in path:
+        if not os.path.isfile(local):
+            raise FileNotFoundError(
+                f"checkpoint {local} does not exist (MODEL.WEIGHTS or --resume)"
+            )
+        try:
+            open(local, "rb").close()
+        except OSError as error:
+            raise OSError(error.errno, f"could not read {local}: {error.strerror}") from error
+        return
+    waits = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_NETWORK_TIMEOUT)  # where a firewall drops packets, none comes back
+    try:
+        PathManager.get_local_path(local)
+    except OSError as error:
+        if "download it" in str(error):  # the embedded host says it already
+            raise
+        raise OSError(
+            f"{local}: cannot be fetched ({error}). Without a network, download it elsewhere and "
+            "give the local file instead (MODEL.WEIGHTS)"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(waits)
 
 
 def earlier_checkpoints(save_dir: str, last: str, cfg: CfgNode | None = None) -> list[str]:

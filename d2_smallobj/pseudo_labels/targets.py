@@ -20,6 +20,7 @@ from d2_smallobj.annotations.dataset_files import (
     VOC_FOLDER,
     FileCheck,
     coco_annotations,
+    coco_images,
     coco_labels,
     voc_labels,
 )
@@ -189,10 +190,12 @@ def _coco_target(root: Path, data_set: str, method: str) -> LabelTarget:
             f"{path}: expected COCO's {len(COCO_CLASS_NAMES) - 1} categories, got "
             f"{len(index.class_names) - 1} or others"
         )
+    pictures = coco_images(root, "train", year)
     images = (
         TargetImage(
             tuple(dict.fromkeys((Path(image.file_name).stem, str(image.image_id).zfill(12)))),
-            size=(image.height, image.width),
+            os.path.join(pictures, image.file_name),
+            (image.height, image.width),
             annotation_id=image.image_id,
         )
         for image in index.images

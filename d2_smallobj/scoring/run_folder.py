@@ -30,6 +30,7 @@ from d2_smallobj.scoring.scored_run import (
 )
 from d2_smallobj.statistics.comparison import run_size_bins
 from d2_smallobj.statistics.intervals import Interval
+from d2_smallobj.utils.files import digest
 from d2_smallobj.utils.messages import listed
 
 _Table = TypeVar("_Table", InstanceTable, BlobTable, PixelTable)
@@ -69,6 +70,7 @@ class _Metrics(msgspec.Struct):
     options: _Options
     intervals: dict[str, _Interval]
     remarks: list[str]
+    files: dict[str, str] = {}
 
 
 def load_run(
@@ -237,6 +239,15 @@ def _check_together(run: ScoredRun, document: Mapping[str, Any], folder: Path) -
         found.append(f"metrics.json has another {', '.join(wrong)} than the records")
     if found:
         raise ValueError(f"{folder}: its files belong to different runs ({'; '.join(found)})")
+    # Runs that were written before there were checksums have none.
+    written = document.get("files", {})
+    tables = [name for name in RUN_FILES[:-1] if name in written]
+    changed = [name for name in tables if digest((folder / name).read_bytes()) != written[name]]
+    if changed:
+        raise ValueError(
+            f"{folder}: changed or cut short since it was scored: {listed(changed)}; score the "
+            "predictions again"
+        )
 
 
 def _read_instances(path: Path, details: Path) -> InstanceTable:

@@ -16,6 +16,10 @@ from d2_smallobj.utils.installation import explain_missing
 from d2_smallobj.utils.messages import UsageError
 from d2_smallobj.utils.parallel import WorkerError
 
+# Before any command imports torch, which loads its OpenMP: threads that wait actively for a core
+# that another program has make training and prediction on a busy CPU many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 _Value = TypeVar("_Value")
 
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError, WorkerError)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -49,6 +51,38 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 os.unlink(temporary)
 
 
+def remove_leftovers(folder: str | os.PathLike[str], names: str) -> None:
+    """Remove the temporary files that killed processes have left in a folder.
+
+    Args:
+        folder: where no other process is writing; it may not exist.
+        names: regular expression of the files that were being written by :func:`atomic_write`.
+    """
+    pattern = re.compile(rf"\.(?:{names})\.[a-z0-9_]{{8}}")
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
+
+
+def lock_folder(folder: str | os.PathLike[str]) -> int | None:
+    """Lock a folder until the returned descriptor is closed, or the process ends.
+
+    None if another process has locked it, or where the system has no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8 to ``path`` atomically; see :func:`atomic_write`."""
     with atomic_write(path) as file:
@@ -67,6 +101,11 @@ def csv_text(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
+
+
+def digest(content: bytes) -> str:
+    """Return the SHA-256 of a file's content: ``sha256:`` and 64 digits."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def _umask() -> int:
