@@ -20,7 +20,7 @@ from d2_smallobj.config import has_penalty, task_a_iterations
 from d2_smallobj.engine.distributed import from_main_process
 from d2_smallobj.engine.setup import check_resumable, fingerprint, warn_of_other_model
 from d2_smallobj.modeling.initial_weights import load_weights
-from d2_smallobj.utils.files import atomic_write, atomic_write_text
+from d2_smallobj.utils.files import atomic_write, atomic_write_text, check_regular, read_text
 from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.safe_pickle import read_array_pickle
 from detectron2.checkpoint import DetectionCheckpointer
@@ -90,6 +90,15 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Name the checkpoint that ``--resume`` continues from."""
         atomic_write_text(os.path.join(self.save_dir, LAST), last_filename_basename)
 
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the last checkpoint; ValueError if its name cannot be read."""
+        marker = os.path.join(self.save_dir, LAST)
+        name = os.path.basename(read_text(marker, "the name of a checkpoint").strip())
+        # A name with a folder in it would lead out of this one.
+        if not name or not name.isprintable():
+            raise ValueError(f"{marker}: expected the name of a checkpoint, got {name!r:.60}")
+        return os.path.join(self.save_dir, name)
+
     def resume_or_load(
         self, path: str, *, resume: bool = True, complete: bool = False
     ) -> dict[str, Any]:
@@ -125,12 +134,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Find the newest checkpoint that can be read; None if the run has none."""
         if not self.has_checkpoint():
             return None
-        # A name with a folder in it would lead out of this one.
-        last = os.path.join(self.save_dir, os.path.basename(self.get_checkpoint_file()))
         failures: list[str] = []
+        try:
+            last = self.get_checkpoint_file()
+        except (ValueError, OSError) as error:
+            failures, last = [str(error)], ""
         # An evaluation must not report an earlier checkpoint's figures as the last one's.
         earlier = earlier_checkpoints(self.save_dir, last, self.cfg) if self.checkpointables else []
-        for path in [last, *earlier]:
+        for path in [last, *earlier] if last else earlier:
             try:
                 self._read = path, read_weights_file(path)
             except (ValueError, OSError) as error:
@@ -304,6 +315,7 @@ def load_torch_file(path: str) -> dict[str, Any]:
         OSError: if it cannot be opened or read; names it.
     """
     try:
+        check_regular(path)
         _check_sums(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage surfaces as whatever the damaged instruction does

@@ -330,10 +330,17 @@ def _read_columns(path: Path, header: Sequence[str], kind: type[_Table]) -> dict
 
 
 def _cells(path: Path, cells: Sequence[Any], dtype: type) -> np.ndarray:
+    longest = max((len(cell) for cell in np.ravel(cells).tolist()), default=0)
     try:
+        # An array has room for the longest text in each of its cells.
+        if longest > _LONGEST_CELL:
+            raise ValueError(f"{longest} characters")
         return np.array(cells, np.str_).astype(dtype)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: a cell holds no number ({error})") from error
+
+
+_LONGEST_CELL = 1000
 
 
 def _number(value: Any) -> float:
