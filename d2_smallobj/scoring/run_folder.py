@@ -35,8 +35,11 @@ from d2_smallobj.utils.messages import listed
 
 _Table = TypeVar("_Table", InstanceTable, BlobTable, PixelTable)
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-_Figure, _Whole, _Text = Optional[float], Optional[int], Optional[str]
-_Bins, _Paths = Union[str, dict[str, float], None], Optional[dict[str, str]]
+_Figure = Optional[float]
+_Whole = Optional[int]
+_Text = Optional[str]
+_Bins = Union[str, dict[str, float], None]
+_Paths = Optional[dict[str, str]]
 
 
 class _Interval(msgspec.Struct):
