@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,8 +15,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from d2_smallobj.utils.cli import (
+    add_shared,
+    finite,
     make_parser,
-    natural_int,
     parse_with_overrides,
     positive_int,
     readable_errors,
@@ -38,7 +38,7 @@ with readable_errors():
     from d2_smallobj.pseudo_labels.box_labels import REFINEMENTS, write_box_label
     from d2_smallobj.pseudo_labels.misses import summarize_labels
     from d2_smallobj.pseudo_labels.preparation import check_origin
-    from d2_smallobj.utils.files import atomic_write_text
+    from d2_smallobj.utils.files import atomic_write_text, read_json
     from d2_smallobj.utils.messages import Problems
     from d2_smallobj.utils.opencv import cv2
     from d2_smallobj.utils.parallel import parallel_map
@@ -53,7 +53,7 @@ LABEL_CRF = CrfOptions(
 )
 """IRN's weights and width in colour; its widths in space are halved, as the image is."""
 THRESHOLD = 0.3
-SCALES = (0.5, 1.0, 1.5)
+SCALES = [0.5, 1.0, 1.5]
 
 _WRITTEN = """Written are, for a folder FOLDER,
 
@@ -91,62 +91,49 @@ Example:
 """
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    """The options that both commands have."""
-    name_help = "a training set, e.g. coco_json@INSTANCES.json@IMAGES"
-    parser.add_argument("--dataset", required=True, metavar="NAME", help=name_help)
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
-    jobs_help = "processes that write label maps (default: %(default)s)"
-    parser.add_argument("--jobs", type=positive_int, default=1, help=jobs_help)
-    force_help = "replace labels that were made from something else"
-    parser.add_argument("--force", action="store_true", help=force_help)
-    parser.add_argument("--no-summary", action="store_true", help="write no summary")
-
-
 def parse_boxes(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(BOXES_HELP)
-    _add_common(parser)
-    refine_help = "what finds the object inside a box (default: %(default)s, the whole box)"
+    add_shared(parser, "--dataset", required=True, help="training set with boxes")
+    add_shared(parser, "--output", "--jobs", "--force")
+    refine_help = "what finds the object inside a box; none: the whole box is painted"
     parser.add_argument("--refine", choices=REFINEMENTS, default="none", help=refine_help)
+    parser.add_argument("--no-summary", action="store_true", help="write no summary")
     return parser.parse_args(arguments)
 
 
 def parse_cam(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(CAM_HELP)
-    _add_common(parser)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    defaults = ClassifierOptions()
-    text = "of the classifier (default: ten passes over the images, at least 200)"
-    parser.add_argument("--iterations", type=positive_int, default=0, help=text)
-    for name, kind, text in (
-        ("batch-size", positive_int, "images a step"),
-        ("learning-rate", _positive, "of the backbone; the new layer's is ten times as much"),
-        ("crop", positive_int, "side of the training crops in pixels"),
-        ("seed", natural_int, "of the new layer, the order of images and the crops"),
-    ):
-        default = getattr(defaults, name.replace("-", "_"))
-        parser.add_argument(
-            f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)"
-        )
-    text = f"factors on the images' size (default: {' '.join(map(str, SCALES))})"
-    parser.add_argument("--scales", type=_positive, nargs="+", default=list(SCALES), help=text)
-    text = "background where no activation (0..1) exceeds it (default: %(default)s)"
-    parser.add_argument("--threshold", type=_share, default=THRESHOLD, help=text)
-    parser.add_argument("--no-crf", action="store_true", help="leave the labels as they are")
+    add_shared(parser, "--config-file", required=True)
+    add_shared(parser, "--dataset", required=True, help="training set with image labels")
+    add_shared(parser, "--output", "--jobs", "--force", "--seed")
+    add, defaults = parser.add_argument, ClassifierOptions()
+    text = "steps of the classifier (default: ten passes over the images, at least 200)"
+    add("--iterations", type=positive_int, default=0, metavar="N", help=text)
+    batch, rate, crop = defaults.batch_size, defaults.learning_rate, defaults.crop
+    add("--batch-size", type=positive_int, default=batch, metavar="N", help="images a step")
+    text = "of the backbone; the new layer's is ten times as much"
+    add("--learning-rate", type=_positive, default=rate, metavar="NUMBER", help=text)
+    add("--crop", type=positive_int, default=crop, metavar="N", help="side of training crops")
+    text = "factors on the images' size for the maps"
+    add("--scales", type=_positive, nargs="+", default=SCALES, metavar="NUMBER", help=text)
+    text = "background where no activation (0..1) exceeds it"
+    add("--threshold", type=_share, default=THRESHOLD, metavar="NUMBER", help=text)
+    add("--no-crf", action="store_true", help="leave the labels as they are")
+    add("--no-summary", action="store_true", help="write no summary")
     return parse_with_overrides(parser, arguments)
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
+    value = finite(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
     return value
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = finite(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"expected a number >= 0 and < 1, got {text!r}")
     return value
@@ -184,7 +171,7 @@ def cam(arguments: Sequence[str] | None = None) -> None:
     crf = None if args.no_crf else DenseCrf(LABEL_CRF)
     origin = {
         **_origin(args, images, "cam"),
-        **{"classifier": classifier, "scales": args.scales},
+        **{"classifier": classifier, "scales": list(args.scales)},
         **{"threshold": args.threshold, "crf": crf is not None},
     }
     folder = args.output.with_name(f"{args.output.name}_activations")
@@ -231,7 +218,7 @@ def _origin(args: argparse.Namespace, images: WeakSet, kind: str) -> dict[str, A
 def _read_marker(folder: Path) -> dict[str, Any]:
     """The origin of existing labels; empty without a readable one."""
     try:
-        found = json.loads(folder.with_name(f"{folder.name}.json").read_bytes())
+        found = read_json(folder.with_name(f"{folder.name}.json"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
