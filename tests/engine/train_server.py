@@ -62,8 +62,6 @@ def run(job: dict) -> int:
         register_all(os.environ["DETECTRON2_DATASETS"])
     if "fsize" in job:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["fsize"], job["fsize"]))
-    if "user" in job:
-        os.setuid(job["user"])
     if "flush" in job:
         os.fsync = lambda descriptor: time.sleep(job["flush"])
     for target in job.get("strikes", []):
