@@ -282,6 +282,7 @@ def weight_readers() -> dict[str, Reader]:
     """Weights and what names them, which need torch and the host."""
     torch = pytest.importorskip("torch")
     checkpoint = pytest.importorskip("d2_smallobj.engine.checkpoint")
+    weight_files = pytest.importorskip("d2_smallobj.engine.weight_files")
     arrays = {"conv1.weight": MAPS, "fc.bias": np.arange(4), "n": np.float32(2)}
     tensors = {"model": {"a.weight": torch.arange(12.0).reshape(3, 4), "b": torch.ones(2)}, "n": 7}
 
@@ -300,7 +301,7 @@ def weight_readers() -> dict[str, Reader]:
         return Path(run._find_resumable()).name
 
     def weights(path):
-        return checkpoint.read_weights_file(str(path))
+        return weight_files.read_weights_file(str(path))
 
     def named(found):
         return isinstance(found["model"], dict) and len(found["model"]) > 0

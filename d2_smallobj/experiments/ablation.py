@@ -21,10 +21,10 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from d2_smallobj.engine.checkpoint import load_torch_file, save_torch_file
 from d2_smallobj.engine.setup import build_config, flatten
 from d2_smallobj.engine.tasks import TASK_A_CHECKPOINT
 from d2_smallobj.engine.trainer import HEADLINE
+from d2_smallobj.engine.weight_files import load_torch_file, save_torch_file
 from d2_smallobj.experiments import ABLATION_VARIANTS
 from d2_smallobj.experiments.paper_tables import BASELINE, mean_and_deviation
 from d2_smallobj.experiments.scheduling import Job, Resources, divide_machine, run_jobs

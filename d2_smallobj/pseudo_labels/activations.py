@@ -20,8 +20,8 @@ from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.pseudo_labels.box_labels import Refine
 from d2_smallobj.pseudo_labels.targets import read_picture
 from d2_smallobj.utils.files import atomic_write, atomic_write_text, read_json
+from d2_smallobj.utils.npy_files import read_npy
 from d2_smallobj.utils.opencv import cv2
-from d2_smallobj.utils.safe_pickle import read_npy
 
 CLASSES_FILE = "classes.json"
 CRF_SIDE = 320
