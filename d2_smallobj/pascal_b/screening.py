@@ -10,12 +10,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
-from d2_smallobj.annotations.coco_file import encode_mask
+from d2_smallobj.annotations.coco_file import decode_segmentation, encode_mask
 from d2_smallobj.metrics.records import COCO_SIZE_BINS
 from d2_smallobj.pascal_b.candidates import Candidate, Outcome
 from d2_smallobj.pascal_b.compose import Composition, Mask, compose
@@ -131,7 +130,7 @@ def read_masks(candidate: Candidate, paths: Sequence[str]) -> list[Mask]:
         )
     for piece in candidate.pieces:
         where = f"{paths[piece.source]}: annotation {piece.annotation_id}"
-        segmentation = msgspec.json.decode(piece.segmentation)
+        segmentation = decode_segmentation(piece.segmentation)
         try:
             mask = encode_mask(segmentation, candidate.height, candidate.width, where)
         except ValueError as error:
