@@ -18,7 +18,7 @@ from PIL import Image
 
 from d2_smallobj.annotations.image_files import SIGNATURE, decode_png, open_picture, parse_header
 from d2_smallobj.utils.files import atomic_write, open_file
-from d2_smallobj.utils.safe_pickle import read_npy
+from d2_smallobj.utils.npy_files import read_npy
 
 SUFFIXES = (".png", ".npy")
 _INDEX_MODES = ("L", "P", "I;16", "I;16B", "I;16L", "1", "I")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -30,13 +31,16 @@ from d2_smallobj.scoring.scored_run import (
 )
 from d2_smallobj.statistics.comparison import run_size_bins
 from d2_smallobj.statistics.intervals import Interval
-from d2_smallobj.utils.files import digest
+from d2_smallobj.utils.files import digest, open_file, read_bytes
 from d2_smallobj.utils.messages import listed
 
 _Table = TypeVar("_Table", InstanceTable, BlobTable, PixelTable)
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-_Figure, _Whole, _Text = Optional[float], Optional[int], Optional[str]
-_Bins, _Paths = Union[str, dict[str, float], None], Optional[dict[str, str]]
+_Figure = Optional[float]
+_Whole = Optional[int]
+_Text = Optional[str]
+_Bins = Union[str, dict[str, float], None]
+_Paths = Optional[dict[str, str]]
 
 
 class _Interval(msgspec.Struct):
@@ -194,7 +198,7 @@ def _check_shards(runs: Sequence[ScoredRun], folders: Sequence[Path]) -> None:
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     """Read ``metrics.json`` and check its format."""
-    content = path.read_bytes()
+    content = read_bytes(path)
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -239,7 +243,7 @@ def _check_together(run: ScoredRun, document: Mapping[str, Any], folder: Path) -
     # Runs that were written before there were checksums have none.
     written = document.get("files", {})
     tables = [name for name in RUN_FILES[:-1] if name in written]
-    changed = [name for name in tables if digest((folder / name).read_bytes()) != written[name]]
+    changed = [name for name in tables if digest(read_bytes(folder / name)) != written[name]]
     if changed:
         raise ValueError(
             f"{folder}: changed or cut short since it was scored: {listed(changed)}; score the "
@@ -295,7 +299,7 @@ def _read_confusion(path: Path, class_names: Sequence[str]) -> np.ndarray:
 def _read_rows(path: Path, header: Sequence[str]) -> list[list[str]]:
     """Read the rows of a CSV file with this header."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: no CSV file in UTF-8 ({error})") from error

@@ -1,9 +1,9 @@
-"""Read arrays and pickles without running what they may hold.
+"""Read pickles without running what they may hold.
 
-:func:`read_npy` reads an array and :func:`read_npy_dict` a dict in a ``.npy`` file,
-:func:`read_array_pickle` a model-zoo file. The few constructors that numpy arrays and torch tensors
-are made of are replaced by stand-ins of this module, so that a file calls no function of numpy,
-torch or any other package. torch is not needed.
+:func:`read_npy_dict` reads a dict in a ``.npy`` file, :func:`read_array_pickle` a model-zoo file.
+The few constructors that numpy arrays and torch tensors are made of are replaced by stand-ins of
+this module, so that a file calls no function of numpy, torch or any other package. torch is not
+needed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import pickle
 import pickletools
 import re
 import struct
-import warnings
 from collections.abc import Callable
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from d2_smallobj.utils.files import open_file, read_bytes
+from d2_smallobj.utils.files import read_bytes
+from d2_smallobj.utils.npy_files import read_npy_header
 
 _TORCH_MAGIC, _TORCH_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _TORCH_STORAGES = {
@@ -37,35 +37,6 @@ _TORCH_STORAGES = {
 }
 _NUMBERS = re.compile(r"[biuf][1248]")
 _MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
-
-
-def read_npy(path: str | os.PathLike[str], *, header_only: bool = False) -> np.ndarray:
-    """Read an array of numbers that ``numpy.save`` wrote, without ever unpickling.
-
-    With ``header_only`` it has the shape and dtype of the file's, but no element is read.
-
-    Raises:
-        OSError: the file is missing or no regular file.
-        ValueError: it is damaged, or not one array of numbers; names the file.
-    """
-    with open_file(path) as file:
-        if file.peek(2).startswith(b"PK"):
-            raise ValueError(f"{path}: expected one array, this is an archive of several")
-        shape, by_columns, dtype = _read_header(file, path)
-        if dtype.kind not in "biufc":
-            raise ValueError(f"{path}: not a .npy file of plain numbers, but of {dtype}")
-        # Compared before anything is allocated: a header may promise any number.
-        found = os.fstat(file.fileno()).st_size - file.tell()
-        promised = math.prod(shape) * dtype.itemsize
-        if found != promised:
-            raise ValueError(
-                f"{path}: not a complete .npy file of plain numbers ({found} bytes of them, its "
-                f"header promises {promised})"
-            )
-        if header_only:
-            return np.broadcast_to(np.zeros((), dtype), shape)
-        flat = np.frombuffer(bytearray(file.read()), dtype)
-    return flat.reshape(shape, order="F" if by_columns else "C")
 
 
 def read_npy_dict(path: str | os.PathLike[str]) -> dict[str | int, Any]:
@@ -84,7 +55,7 @@ def read_npy_dict(path: str | os.PathLike[str]) -> dict[str | int, Any]:
             arrays and tensors; nothing of it has been run. Names the file.
     """
     content = io.BytesIO(read_bytes(path))
-    shape, _, dtype = _read_header(content, path)
+    shape, _, dtype = read_npy_header(content, path)
     if not dtype.hasobject or shape != ():
         raise ValueError(
             f"{path}: expected a dict that numpy.save wrote, got an array of shape {shape} of "
@@ -101,31 +72,6 @@ def read_npy_dict(path: str | os.PathLike[str]) -> dict[str | int, Any]:
     # A pickle can fail in every way that there is.
     except Exception as error:
         raise ValueError(f"{path}: not a file of maps that can be read safely: {error}") from error
-
-
-def _read_header(
-    file: BinaryIO, path: str | os.PathLike[str]
-) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of a ``.npy`` file: shape, whether stored by columns, and dtype.
-
-    ValueError for a damaged one names ``path``.
-    """
-    form = np.lib.format
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            first = form.read_magic(file) == (1, 0)
-            read = form.read_array_header_1_0 if first else form.read_array_header_2_0
-            shape, by_columns, dtype = read(file)
-        if any(isinstance(length, bool) or length < 0 for length in shape):
-            raise ValueError(f"the shape {shape}")
-    # The header is Python text: tokenizer, parser and dtype fail each in their own way.
-    except Exception as error:
-        reason = str(error).splitlines()[:1] or [type(error).__name__]
-        raise ValueError(
-            f"{path}: not a complete .npy file of plain numbers ({reason[0]})"
-        ) from error
-    return shape, by_columns, dtype
 
 
 def read_array_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tiny_runs import EMPIRICAL, ONLINE, saved
 from torch import nn
 
 from d2_smallobj.engine import SafeCheckpointer
-from d2_smallobj.engine.checkpoint import load_torch_file
+from d2_smallobj.engine.weight_files import load_torch_file
 
 KILLED = -9
 
