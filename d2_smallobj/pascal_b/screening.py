@@ -26,6 +26,8 @@ from d2_smallobj.utils.messages import look_up_option
 CLASSES_AND_SIZES = tuple((name, size) for name in VOC_CLASS_NAMES[1:] for size in COCO_SIZE_BINS)
 """Class and size of each of the 60 cells: S, M and L of a class in a row."""
 _LEAST_FILL = 0.5
+# Annotations are compared in pairs; LVIS and COCO together have fewer than 400 in any image.
+_MOST_PIECES = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +121,13 @@ def compose_candidate(
 def read_masks(candidate: Candidate, paths: Sequence[str]) -> list[Mask]:
     """Decode the masks of an image, in the order of its pieces; MaskError if one is unusable."""
     masks = []
+    if len(candidate.pieces) > _MOST_PIECES:
+        raise MaskError(
+            Outcome.MALFORMED,
+            f"{paths[candidate.pieces[0].source]}: image {candidate.image_id} has "
+            f"{len(candidate.pieces)} annotations of the 20 classes, at most {_MOST_PIECES} are "
+            "looked at",
+        )
     for piece in candidate.pieces:
         where = f"{paths[piece.source]}: annotation {piece.annotation_id}"
         segmentation = decode_segmentation(piece.segmentation)
