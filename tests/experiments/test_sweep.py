@@ -18,7 +18,7 @@ from d2_smallobj.engine import build_config
 from d2_smallobj.engine.trainer import HEADLINE
 from d2_smallobj.experiments import sweep as module
 from d2_smallobj.experiments.ablation import Ablation, build_variants, run_all
-from d2_smallobj.experiments.seed_gains import SeedGain, write_seed_gains
+from d2_smallobj.experiments.seed_gains import SHOWN, SeedGain, write_seed_gains
 from d2_smallobj.experiments.sweep import split_by_method, write_all_tables
 
 # Task A takes a moment, so that runs which should be side by side are; figures follow from the
@@ -175,7 +175,9 @@ def test_failures_leave_the_rest(ablation, tmp_path):
 
 def test_figures_of_no_instance(tmp_path):
     """A set without small instances has NaN for them, with every seed."""
-    values = {name: [50.0, 60.0] for name in HEADLINE} | {"IA-mIoU_S": [math.nan, math.nan]}
+    values = {name: [50.0, 60.0] for name in (*HEADLINE, *SHOWN)} | {
+        "IA-mIoU_S": [math.nan, math.nan]
+    }
     row = SeedGain("some", "", "CE", (0, 1), values, {}, 0.5)
     write_seed_gains(tmp_path, "gains", [row])
     with open(tmp_path / "gains.csv", encoding="utf-8") as file:
