@@ -53,7 +53,7 @@ def draw_matching(path: str | os.PathLike[str]) -> None:
     _label(axes[0], example.instances, example.names)
 
     _, parts = label_components(example.prediction)
-    _show(axes[1], _colored(parts, _COMPONENTS), example.instances, "2  prediction: its blobs")
+    _show(axes[1], _colored(parts, _COMPONENTS), example.instances, "2  prediction: its components")
     axes[1].text(25, 15.5, "P1", ha="center", va="center", color=_INK, fontsize=10)
     axes[1].text(59, 34, "P2", ha="center", va="center", color=_INK, fontsize=10)
 
@@ -76,7 +76,9 @@ def draw_matching(path: str | os.PathLike[str]) -> None:
     _show(axes[3], last, example.instances, title)
     names = (f"{name}\n{100 * iou:.1f} %" for name, iou in zip(example.names, table.iou.tolist()))
     _label(axes[3], example.instances, tuple(names))
-    axes[3].text(59, 34, "false-positive\nblob", ha="center", va="center", fontsize=7, color=_INK)
+    axes[3].text(
+        59, 34, "false-positive\ncomponent", ha="center", va="center", fontsize=7, color=_INK
+    )
     save_figure(figure, path)
 
 
@@ -99,7 +101,9 @@ def draw_outcomes(path: str | os.PathLike[str]) -> None:
             fontsize=8,
             color=_INK,
         )
-    axis.text(73.5, 47.6, "false-positive blob", ha="center", va="center", fontsize=8, color=_INK)
+    axis.text(
+        72.6, 47.6, "false-positive component", ha="center", va="center", fontsize=7, color=_INK
+    )
     _key(figure)
     save_figure(figure, path)
 

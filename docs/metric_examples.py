@@ -79,14 +79,14 @@ def pooling_examples() -> dict[str, Example]:
 
 
 def matching_example() -> Example:
-    """One blob over two objects, one object missed, one blob over nothing."""
+    """One component over two objects, one object missed, one component over nothing."""
     instances = canvas(44, 76, (10, 20, 10, 20), (10, 20, 30, 50), (30, 38, 14, 22))
     prediction = canvas(44, 76, (8, 22, 8, 52)) + canvas(44, 76, (30, 38, 52, 66))
     return Example(instances, prediction, ("A", "B", "C"))
 
 
 def outcome_example() -> Example:
-    """One object of every outcome, a pair for ``merged``, and a false-positive blob."""
+    """One object of every outcome, a pair for ``merged``, and a false-positive component."""
     boxes = [
         (6, 22, 6, 22),
         (6, 22, 32, 48),
@@ -139,7 +139,7 @@ def _matching_table(example: Example) -> str:
     return (
         markdown_table(["instance", "its pixels", "overlap", "charged", "IoU"], rows)
         + f"\n\nIA-IoU of the class: {figures['IA-IoU-object']:.2f}; IoU, all its pixels pooled: "
-        f"{figures['IoU-object']:.2f}. False-positive blobs: {len(match.blobs)}, of "
+        f"{figures['IoU-object']:.2f}. False-positive components: {len(match.blobs)}, of "
         f"{int(match.blobs.area.sum())} px."
     )
 
@@ -154,5 +154,5 @@ def _outcome_table(example: Example) -> str:
         each = ", ".join(f"{value:.2f}" for value in iou)
         rows.append([outcome, str(len(iou)), each, f"{(1 - iou).sum():.2f}"])
     blobs = match.blobs
-    rows.append(["(false-positive blobs)", str(len(blobs)), "", f"{int(blobs.area.sum())} px"])
+    rows.append(["(false-positive components)", str(len(blobs)), "", f"{int(blobs.area.sum())} px"])
     return markdown_table(["outcome", "instances", "IoU", "IoU lost"], rows)

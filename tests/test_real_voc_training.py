@@ -51,6 +51,6 @@ def test_voc_config_trains_both_tasks_and_evaluates(repository, train_server, vo
         assert [figures[f"instances_{size}"] for size in "SML"] == [20, 16, 31]
         assert 0 <= figures["IA-mIoU"] <= 100
     lines = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
-    last = [line for line in lines if "task" in line][-1]
-    assert last["task"] == 2
+    last = [line for line in lines if "in_task_B" in line][-1]
+    assert last["in_task_B"] == 1
     assert last["loss_ewc"] >= 0

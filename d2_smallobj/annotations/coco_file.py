@@ -20,7 +20,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from d2_smallobj.annotations.dataset_files import decode_json
-from d2_smallobj.annotations.label_maps import MOST_PIXELS
+from d2_smallobj.annotations.image_files import MOST_PIXELS
 from d2_smallobj.utils.messages import itemized
 
 KINDS = ("coco", "lvis")
@@ -176,6 +176,18 @@ def repeated(values: Iterable[Hashable], key: str, section: str) -> list[str]:
 def id_order(identity: Id) -> tuple[bool, Id]:
     """Sorting key for ids: numbers before texts, which cannot be compared with each other."""
     return isinstance(identity, str), identity
+
+
+def decode_segmentation(text: bytes) -> Any:
+    """Decode a segmentation from its JSON text.
+
+    Text that is none (its numbers are out of range, say) is returned as it is: it is no mask, and
+    :func:`decode_mask` says where it stands.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return bytes(text)
 
 
 def decode_mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:

@@ -19,6 +19,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -82,14 +83,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             class_names = truth.class_names
             sources = dict.fromkeys(EXPERIMENTS, labelled.truth_images(truth, len(class_names)))
+        impossible = {}
         for experiment in args.experiments:
             images = sources[experiment]
-            if experiment == "corner":
-                run_corner(args, images, class_names)
-            elif experiment == "removal":
-                run_removal(args, images, class_names)
-            else:
-                run_conventions(args, images, class_names, truth)
+            try:
+                if experiment == "corner":
+                    run_corner(args, images, class_names)
+                elif experiment == "removal":
+                    run_removal(args, images, class_names)
+                else:
+                    run_conventions(args, images, class_names, truth)
+            except labelled.ImpossibleExperimentError as error:
+                impossible[experiment] = str(error)
+        reasons = [f"{name} is left out: {why}" for name, why in impossible.items()]
+        if len(impossible) == len(set(args.experiments)):
+            raise labelled.ImpossibleExperimentError("; ".join(reasons))
+        for line in reasons:
+            print(f"note: {line}", file=sys.stderr)
 
 
 def open_truth(args: argparse.Namespace) -> GroundTruth | None:
@@ -139,7 +149,9 @@ def most_instances(images: Sequence[LabelledImage], class_names: Sequence[str]) 
         pairs = np.unique(np.stack([instances[chosen], semantic[chosen]]), axis=1)
         count.update(pairs[1].tolist())
     if not count:
-        raise ValueError(f"there is no instance in these {len(images)} images")
+        raise labelled.ImpossibleExperimentError(
+            f"there is no instance in these {len(images)} images"
+        )
     return class_names[max(sorted(count), key=count.__getitem__)]
 
 

@@ -15,6 +15,7 @@ with readable_errors():
     from d2_smallobj.annotations.coco_maps import write_coco_maps
     from d2_smallobj.annotations.dataset_files import datasets_root
     from d2_smallobj.demo.dataset import DemoOptions, make_demo
+    from d2_smallobj.postprocessing import DenseCrf
     from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS
     from d2_smallobj.pseudo_labels.misses import LabelSummary, summarize_labels
     from d2_smallobj.pseudo_labels.preparation import check_labels, find_sources, prepare_labels
@@ -59,9 +60,9 @@ PSEUDO_LABELS_HELP = r"""Convert a method's pseudo labels to the registered form
 
 METHOD is one of the methods of datasets/README.md, or "other"; the folders are what its code
 wrote: one label map (<image name>.png: indices) or one file of activation maps (<image name>.npy:
-cams; scores, with the background's, as a CRF writes them) per image; for BANA two folders, Y_crf
-and Y_ret, which become 255 where they disagree. Other files in them (RIB's <id>_palette.png) are
-ignored. --check converts nothing and checks the prepared labels. Written are, below --root,
+cams, clip_es; scores, with the background's, as a CRF writes them) per image; for BANA two folders,
+Y_crf and Y_ret, which become 255 where they disagree. Other files in them (RIB's <id>_palette.png)
+are ignored. --check converts nothing and checks the prepared labels. Written are, below --root,
 
     VOCdevkit/VOC2012/PseudoLabels/<method>/<id>.png            --dataset voc, 10,582 images
     coco/PseudoLabels/<method>_<year>/<image name>.png          --dataset coco_2014, coco_2017
@@ -170,6 +171,8 @@ def prepare(args: argparse.Namespace) -> LabelTarget:
         return target
     sources = find_sources(target, args.method, args.folders, file_format=args.format)
     options = {"threshold": args.threshold, "jobs": args.jobs, "force": args.force}
+    # CLIP-ES refines with DeepLab's weights, which are the defaults.
+    options["crf"] = DenseCrf() if sources.file_format == "clip_es" else None
     done = prepare_labels(target, sources, **options, progress=True)
     print(
         f"{done.written} label maps written, {done.kept} kept in {target.folder}; "

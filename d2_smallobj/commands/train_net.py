@@ -7,10 +7,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 
-# Before torch loads its OpenMP: threads that wait actively for a core that another program has
-# make training on a busy CPU many times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 from d2_smallobj.utils.cli import (
     add_shared,
     make_parser,
@@ -57,14 +53,31 @@ Examples:
 def check(args: argparse.Namespace, processes: int) -> None:
     """Check config and files before any process starts, so that an error is one line."""
     from d2_smallobj.engine import TwoTaskTrainer
+    from d2_smallobj.engine.checkpoint import LAST, fetch_weights
     from d2_smallobj.engine.distributed import check_batch_size
-    from d2_smallobj.engine.setup import build_config, check_architecture, check_datasets
+    from d2_smallobj.engine.setup import (
+        build_config,
+        check_architecture,
+        check_datasets,
+        check_unused,
+        make_writable,
+    )
 
     cfg = build_config(args.config_file, args.opts)
     check_architecture(cfg)
     if not args.eval_only:
         check_batch_size(TwoTaskTrainer.auto_scale_workers(cfg, processes), processes)
+        if not args.resume:
+            check_unused(cfg.OUTPUT_DIR)
+    elif not (cfg.MODEL.WEIGHTS or args.resume):
+        raise ValueError(
+            "--eval-only has no weights to evaluate: give MODEL.WEIGHTS FILE, or --resume for "
+            f"the last checkpoint in {cfg.OUTPUT_DIR}"
+        )
     check_datasets(cfg, args.eval_only)
+    if not (args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, LAST))):
+        fetch_weights(cfg.MODEL.WEIGHTS)
+    make_writable(cfg.OUTPUT_DIR)
 
 
 def train(args: argparse.Namespace) -> OrderedDict | None:
@@ -75,11 +88,6 @@ def train(args: argparse.Namespace) -> OrderedDict | None:
 
     cfg = setup(args)
     if args.eval_only:
-        if not (cfg.MODEL.WEIGHTS or args.resume):
-            raise ValueError(
-                "--eval-only has no weights to evaluate: give MODEL.WEIGHTS FILE, or --resume for "
-                f"the last checkpoint in {cfg.OUTPUT_DIR}"
-            )
         model = TwoTaskTrainer.build_model(cfg)
         SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR, cfg=cfg).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume, complete=True
@@ -139,6 +147,7 @@ def predict(arguments: Sequence[str] | None = None) -> None:
     args = parse_predict(arguments)
     from d2_smallobj.data import dataset_dicts
     from d2_smallobj.engine import SafeCheckpointer, TwoTaskTrainer, build_config, prediction
+    from d2_smallobj.engine.checkpoint import fetch_weights
     from d2_smallobj.modeling.inference import build_inference
 
     crf = ["SMALLOBJ.TEST.CRF.ENABLED", "True"] if args.crf else []
@@ -149,6 +158,7 @@ def predict(arguments: Sequence[str] | None = None) -> None:
         dicts = dataset_dicts(cfg.DATASETS.TEST[:1])
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS must name a checkpoint, got ''")
+    fetch_weights(cfg.MODEL.WEIGHTS)
     model = TwoTaskTrainer.build_model(cfg).eval()
     SafeCheckpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS, complete=True)
     problems = prediction.predict(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before torch loads its OpenMP, as in train_net.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from d2_smallobj.utils.cli import (
+    add_shared,
+    finite,
     make_parser,
-    natural_int,
     parse_with_overrides,
     positive_int,
     readable_errors,
@@ -25,23 +25,18 @@ from d2_smallobj.utils.cli import (
 
 with readable_errors():
     from d2_smallobj.commands.prepare import write_label_summaries
-    from d2_smallobj.data.weak_images import WeakSet, weak_images
-    from d2_smallobj.engine import build_config
-    from d2_smallobj.engine.classifier_training import (
-        ClassifierOptions,
-        train_classifier,
-        write_activations,
-    )
-    from d2_smallobj.engine.setup import fingerprint
     from d2_smallobj.postprocessing import CrfOptions, DenseCrf
-    from d2_smallobj.pseudo_labels.activations import write_activation_label
+    from d2_smallobj.pseudo_labels.activations import ClassifierOptions, write_activation_label
     from d2_smallobj.pseudo_labels.box_labels import REFINEMENTS, write_box_label
     from d2_smallobj.pseudo_labels.misses import summarize_labels
     from d2_smallobj.pseudo_labels.preparation import check_origin
-    from d2_smallobj.utils.files import atomic_write_text
+    from d2_smallobj.utils.files import atomic_write_text, read_json
     from d2_smallobj.utils.messages import Problems
     from d2_smallobj.utils.opencv import cv2
     from d2_smallobj.utils.parallel import parallel_map
+
+if TYPE_CHECKING:
+    from d2_smallobj.data.weak_images import WeakSet
 
 LABEL_CRF = CrfOptions(
     iterations=5,
@@ -53,7 +48,7 @@ LABEL_CRF = CrfOptions(
 )
 """IRN's weights and width in colour; its widths in space are halved, as the image is."""
 THRESHOLD = 0.3
-SCALES = (0.5, 1.0, 1.5)
+SCALES = [0.5, 1.0, 1.5]
 
 _WRITTEN = """Written are, for a folder FOLDER,
 
@@ -91,62 +86,49 @@ Example:
 """
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    """The options that both commands have."""
-    name_help = "a training set, e.g. coco_json@INSTANCES.json@IMAGES"
-    parser.add_argument("--dataset", required=True, metavar="NAME", help=name_help)
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
-    jobs_help = "processes that write label maps (default: %(default)s)"
-    parser.add_argument("--jobs", type=positive_int, default=1, help=jobs_help)
-    force_help = "replace labels that were made from something else"
-    parser.add_argument("--force", action="store_true", help=force_help)
-    parser.add_argument("--no-summary", action="store_true", help="write no summary")
-
-
 def parse_boxes(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(BOXES_HELP)
-    _add_common(parser)
-    refine_help = "what finds the object inside a box (default: %(default)s, the whole box)"
-    parser.add_argument("--refine", choices=REFINEMENTS, default="none", help=refine_help)
+    add_shared(parser, "--dataset", required=True, help="training set with boxes")
+    add_shared(parser, "--output", "--jobs", "--force")
+    text = "none: the whole box; grabcut or crf: the object found inside"
+    parser.add_argument("--refine", choices=REFINEMENTS, default="none", metavar="HOW", help=text)
+    parser.add_argument("--no-summary", action="store_true", help="write no summary")
     return parser.parse_args(arguments)
 
 
 def parse_cam(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(CAM_HELP)
-    _add_common(parser)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    defaults = ClassifierOptions()
-    text = "of the classifier (default: ten passes over the images, at least 200)"
-    parser.add_argument("--iterations", type=positive_int, default=0, help=text)
-    for name, kind, text in (
-        ("batch-size", positive_int, "images a step"),
-        ("learning-rate", _positive, "of the backbone; the new layer's is ten times as much"),
-        ("crop", positive_int, "side of the training crops in pixels"),
-        ("seed", natural_int, "of the new layer, the order of images and the crops"),
-    ):
-        default = getattr(defaults, name.replace("-", "_"))
-        parser.add_argument(
-            f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)"
-        )
-    text = f"factors on the images' size (default: {' '.join(map(str, SCALES))})"
-    parser.add_argument("--scales", type=_positive, nargs="+", default=list(SCALES), help=text)
-    text = "background where no activation (0..1) exceeds it (default: %(default)s)"
-    parser.add_argument("--threshold", type=_share, default=THRESHOLD, help=text)
-    parser.add_argument("--no-crf", action="store_true", help="leave the labels as they are")
+    add_shared(parser, "--config-file", required=True)
+    add_shared(parser, "--dataset", required=True, help="training set with image labels")
+    add_shared(parser, "--output", "--jobs", "--force", "--seed")
+    add, defaults = parser.add_argument, ClassifierOptions()
+    text = "steps of the classifier (default: ten passes, at least 200)"
+    add("--iterations", type=positive_int, default=0, metavar="N", help=text)
+    batch, rate, crop = defaults.batch_size, defaults.learning_rate, defaults.crop
+    add("--batch-size", type=positive_int, default=batch, metavar="N", help="images a step")
+    text = "of the backbone; the new layer's is ten times as much"
+    add("--learning-rate", type=_positive, default=rate, metavar="NUMBER", help=text)
+    add("--crop", type=positive_int, default=crop, metavar="N", help="side of training crops")
+    text = "factors on the images' size for the maps"
+    add("--scales", type=_positive, nargs="+", default=SCALES, metavar="NUMBER", help=text)
+    text = "background where no activation exceeds it"
+    add("--threshold", type=_share, default=THRESHOLD, metavar="NUMBER", help=text)
+    add("--no-crf", action="store_true", help="leave the labels as they are")
+    add("--no-summary", action="store_true", help="write no summary")
     return parse_with_overrides(parser, arguments)
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
+    value = finite(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
     return value
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = finite(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"expected a number >= 0 and < 1, got {text!r}")
     return value
@@ -156,6 +138,9 @@ def _share(text: str) -> float:
 def boxes(arguments: Sequence[str] | None = None) -> None:
     """Make label maps of boxes, and print their quality."""
     args = parse_boxes(arguments)
+    # What imports torch, which takes seconds, comes after the command line has been read.
+    from d2_smallobj.data.weak_images import weak_images
+
     cv2.setNumThreads(1)
     images = weak_images(args.dataset, boxes=True)
     crf = DenseCrf(LABEL_CRF) if args.refine == "crf" else None
@@ -170,6 +155,11 @@ def boxes(arguments: Sequence[str] | None = None) -> None:
 def cam(arguments: Sequence[str] | None = None) -> None:
     """Train the classifier, write activation maps and label maps, and print their quality."""
     args = parse_cam(arguments)
+    from d2_smallobj.data.weak_images import weak_images
+    from d2_smallobj.engine import build_config
+    from d2_smallobj.engine.classifier_training import train_classifier, write_activations
+    from d2_smallobj.engine.setup import fingerprint
+
     cv2.setNumThreads(1)
     cfg = build_config(args.config_file, args.opts)
     images = weak_images(args.dataset)
@@ -184,7 +174,7 @@ def cam(arguments: Sequence[str] | None = None) -> None:
     crf = None if args.no_crf else DenseCrf(LABEL_CRF)
     origin = {
         **_origin(args, images, "cam"),
-        **{"classifier": classifier, "scales": args.scales},
+        **{"classifier": classifier, "scales": list(args.scales)},
         **{"threshold": args.threshold, "crf": crf is not None},
     }
     folder = args.output.with_name(f"{args.output.name}_activations")
@@ -231,7 +221,7 @@ def _origin(args: argparse.Namespace, images: WeakSet, kind: str) -> dict[str, A
 def _read_marker(folder: Path) -> dict[str, Any]:
     """The origin of existing labels; empty without a readable one."""
     try:
-        found = json.loads(folder.with_name(f"{folder.name}.json").read_bytes())
+        found = read_json(folder.with_name(f"{folder.name}.json"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -18,8 +18,9 @@ from tqdm import tqdm
 from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.image_sources import SourceReader
 from d2_smallobj.annotations.truth import GroundTruth, TruthImage
-from d2_smallobj.data.catalog import canonical_name
+from d2_smallobj.data.catalog import canonical_name, registered
 from d2_smallobj.data.loaders import dataset_dicts
+from d2_smallobj.data.own_specs import split_class
 from d2_smallobj.data.supervision import boxes_of, classes_of
 from d2_smallobj.pseudo_labels.targets import TargetImage
 from d2_smallobj.utils.messages import Problems
@@ -90,7 +91,17 @@ def weak_images(name: str, *, boxes: bool = False) -> WeakSet:
             boxes; one error for all.
         FileNotFoundError: files are missing.
     """
+    base, category = split_class(name)
+    if category:
+        raise ValueError(
+            f"{name!r} has one class: make labels for all of {base!r}; ':{category}' behind "
+            "labels=FOLDER then keeps that class"
+        )
     dicts = dataset_dicts([name])
+    if registered()[canonical_name(name)].weak:
+        raise ValueError(
+            f"{name!r} has label maps that are no ground truth: name the data set without them"
+        )
     metadata = MetadataCatalog.get(canonical_name(name))
     class_names = tuple(metadata.stuff_classes)
     found: dict[str, WeakImage] = {}

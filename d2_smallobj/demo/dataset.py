@@ -21,11 +21,13 @@ that the bytes depend on the options only.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import logging
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.coco_file import describe_mask
 from d2_smallobj.annotations.label_maps import encode_label_map
 from d2_smallobj.demo.scenes import Array, Scene, draw_scene, smooth_noise
+from d2_smallobj.utils.files import lock_folder, read_json
 from d2_smallobj.utils.opencv import cv2
 
 PSEUDO_LABELS = "PseudoLabels/demo"
@@ -48,6 +51,7 @@ _VERSION = 1
 """Raised whenever the same options give other files: an older folder is then made anew."""
 _MARKER = "demo.json"
 _IGNORE = 255
+_TO_LOCK = 10.0  # seconds in which a folder is surely locked after it was made
 _logger = logging.getLogger(__name__)
 
 
@@ -111,14 +115,32 @@ def make_demo(
             "replaced: move it away or choose another folder"
         )
     root.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(root)
     # Beside the target, hence on the same file system: the rename at the end is atomic.
     temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    lock = lock_folder(temporary)
     try:
         built = temporary / "new"
         write_demo(built, options)
         _put_in_place(built, root, temporary / "old", options, force=force)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Remove the folders in which killed processes were making the demo at ``root``."""
+    for folder in root.parent.glob(f".{glob.escape(root.name)}.????????"):
+        made = not folder.is_symlink() and folder.is_dir()
+        # Not one that was made just now, and is about to be locked.
+        if not made or time.time() - folder.stat().st_mtime < _TO_LOCK:
+            continue
+        if {entry.name for entry in folder.iterdir()} <= {"new", "old"}:
+            lock = lock_folder(folder)
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
 
 
 def ensure_demo(root: str | os.PathLike[str]) -> None:
@@ -147,7 +169,7 @@ def _inspect(root: Path) -> _Found:
     if not os.path.lexists(root) or (root.is_dir() and not any(root.iterdir())):
         return _Found(exists=False)
     try:
-        marker = json.loads((root / _MARKER).read_text(encoding="utf-8"))
+        marker = read_json(root / _MARKER)
         version, options, files = marker["version"], marker["options"], dict(marker["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return _Found(foreign=f"no readable {_MARKER}; an incomplete copy looks like this too")

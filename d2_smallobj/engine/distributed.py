@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
@@ -25,12 +27,14 @@ from typing import Any
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from detectron2.config import CfgNode
 from detectron2.engine import create_ddp_model, launch
 from detectron2.utils import comm
 
 _TIMEOUT = timedelta(minutes=30)  # how long processes wait for each other, as in detectron2
+_NO_MEETING = re.compile(r"Dist(?:Network|Store)Error: (.*)")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 
@@ -57,7 +61,10 @@ def distribute(model: nn.Module) -> nn.Module:
     device = next(model.parameters()).device
     # The model's own, where detectron2 takes the number of the process: two may share a GPU.
     arguments["device_ids"] = None if device.type == "cpu" else [device.index]
-    return create_ddp_model(model, **arguments)
+    with warnings.catch_warnings():
+        # Of broadcast_buffers, whose successor not every torch knows.
+        warnings.simplefilter("ignore", FutureWarning)
+        return create_ddp_model(model, **arguments)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -227,14 +234,31 @@ def run(
             main(arguments)
         return
     check(asked)
-    launch(
-        _run_and_leave,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(main, arguments),
-    )
+    # The error below says it.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    try:
+        launch(
+            _run_and_leave,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(main, arguments),
+        )
+    except ProcessExitedException as error:
+        raise ChildProcessError(
+            f"{error}, and the others were ended. The usual cause is that memory (see dmesg) was "
+            "used up. --resume continues from the last checkpoint"
+        ) from error
+    except ProcessRaisedException as error:
+        found = _NO_MEETING.search(str(error))
+        if found is None:
+            raise
+        raise _no_meeting(arguments.dist_url, found[1]) from error
+
+
+def _no_meeting(url: str, reason: str) -> ConnectionError:
+    return ConnectionError(f"the processes cannot meet at {url}: {reason:.300}")
 
 
 def _run_and_leave(
@@ -258,13 +282,16 @@ def joined(place: Place) -> Iterator[None]:
         )
     if gpus:
         torch.cuda.set_device(place.local_rank)
-    dist.init_process_group(
-        "nccl" if gpus else "gloo",
-        init_method=place.url,
-        world_size=place.world_size,
-        rank=place.rank,
-        timeout=_TIMEOUT,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if gpus else "gloo",
+            init_method=place.url,
+            world_size=place.world_size,
+            rank=place.rank,
+            timeout=_TIMEOUT,
+        )
+    except RuntimeError as error:
+        raise _no_meeting(place.url, str(error).partition("\n")[0]) from error
     comm.create_local_process_group(place.local_size)
     comm.synchronize()
     yield

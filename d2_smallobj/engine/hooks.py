@@ -75,14 +75,18 @@ def _is_due(trainer: Any, period: int) -> bool:
 
 
 class GroupRates(HookBase):
-    """Logs the learning rate of every parameter group as ``lr/<name of the group>``.
+    """Logs the learning rates that differ from detectron2's ``lr`` as ``lr/<name of the group>``.
 
-    detectron2's own scalar ``lr`` is that of one group.
+    ``lr`` is the rate of the group with the most parameters, the first of these.
     """
 
     def before_step(self) -> None:
         """Log the rates of this iteration."""
-        for number, group in enumerate(self.trainer.optimizer.param_groups):
+        groups = self.trainer.optimizer.param_groups
+        rate = max(groups, key=lambda group: len(group["params"]))["initial_lr"]
+        for number, group in enumerate(groups):
+            if group["initial_lr"] == rate:
+                continue
             name = f"lr/{group.get('name', number)}"
             self.trainer.storage.put_scalar(name, group["lr"], smoothing_hint=False)
 
@@ -116,6 +120,8 @@ class TrainingPictures(HookBase):
             )
             for x in self._samples
         ]
+        width = rows[0].shape[1] // 4
+        rows.append(weight_scale(width, self.size_weights.tau, before=2, after=1))
         sheet = torch.from_numpy(np.concatenate(rows)).permute(2, 0, 1)
         self.trainer.storage.put_image("image, label, size weights, prediction", sheet)
 
@@ -151,6 +157,24 @@ def sample_row(
     panels = (image, colour_labels(labels), weights, colour_labels(prediction))
     margins = ((0, _MARGIN), (0, _MARGIN), (0, 0))
     return np.concatenate([np.pad(x, margins, constant_values=255) for x in panels], axis=1)
+
+
+def weight_scale(width: int, largest: float, *, before: int, after: int) -> np.ndarray:
+    """Draw the colours of weights from 0 to ``largest``, with their numbers, below its panel.
+
+    Uint8 (H, (before + 1 + after) width, 3), white to the left and to the right of the panel.
+    """
+    bar = colour_weights(np.linspace(0, largest, width - _MARGIN)[None].repeat(8, axis=0), largest)
+    numbers = np.full((12, width - _MARGIN, 3), 255, np.uint8)
+    for value in (0, 1, largest):
+        text, font = f"{value:g}", (cv2.FONT_HERSHEY_SIMPLEX, 0.33)
+        (size, _), _ = cv2.getTextSize(text, *font, 1)
+        left = round(value / largest * numbers.shape[1] - size / 2)
+        at = min(max(left, 0), numbers.shape[1] - size), 10
+        cv2.putText(numbers, text, at, *font, (0, 0, 0), 1, cv2.LINE_AA)
+    panel = np.concatenate([bar, numbers])
+    sides = ((0, 0), (before * width, after * width + _MARGIN), (0, 0))
+    return np.pad(panel, sides, constant_values=255)
 
 
 class BootstrapHook(HookBase):

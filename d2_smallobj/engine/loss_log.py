@@ -10,6 +10,7 @@ import math
 import os
 import re
 import signal
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,12 +19,20 @@ import torch
 from torch import distributed as dist
 
 from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.messages import listed
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 
 NAN_FILE = "nan_batch.json"
 _KEPT_KEYS = ("file_name", "sem_seg_file_name", "stream_position")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of gloo and of NCCL.
+_LOST_PROCESS = re.compile(
+    r"Connection (?:closed|reset) by peer|Broken pipe|Socket closed|ncclRemoteError|"
+    r"remote process exited|Application timeout caused pair closure"
+)
+_PATIENCE = 3.0  # seconds
+_STEPS_WITHOUT_LABELS = 20
 # PyTorch's messages, of its allocators and of CUDA's libraries.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|DefaultCPUAllocator: (?:can't allocate|not enough) memory|_STATUS_ALLOC_FAILED"
@@ -59,6 +68,7 @@ class LossLog:
         self.output_dir = output_dir
         self._steps: list[Step] = []
         self._before: Step | None = None
+        self._zeros = 0  # steps from the first on without any loss; -1: there was one
 
     def add(
         self,
@@ -82,6 +92,7 @@ class LossLog:
         Raises:
             FloatingPointError: on every process, if a loss of any is not finite; names the
                 iteration, and the main process saves which files were in the batch.
+            ValueError: on every process, if no label has counted since the start.
         """
         steps, self._steps = self._steps, []
         if not steps:
@@ -92,10 +103,26 @@ class LossLog:
         for before, step, (times, means) in zip(befores, steps, _read(steps)):
             if not math.isfinite(sum(means)):
                 _stop_for_loss(step, before, means, self.output_dir)
+            self._check_labels(step, sum(means))
             now = storage.iter
             storage.iter = step.iteration
             _put(storage, step, times, means)
             storage.iter = now
+
+    def _check_labels(self, step: Step, loss: float) -> None:
+        """Refuse to go on when every loss from the start on was 0."""
+        if loss or self._zeros < 0:
+            self._zeros = -1
+            return
+        self._zeros += 1
+        if self._zeros == _STEPS_WITHOUT_LABELS:
+            names = [x["sem_seg_file_name"] for x in step.samples if "sem_seg_file_name" in x]
+            which = f" (e.g. of {listed(names, 2)})" if names else ""
+            raise ValueError(
+                f"the loss of the first {self._zeros} iterations was 0: all labels{which} are the "
+                "ignore label (MODEL.SEM_SEG_HEAD.IGNORE_VALUE), so that nothing can be learned "
+                "from DATASETS.TRAIN"
+            )
 
 
 def samples_of(batch: Sequence[Any]) -> list[dict[str, Any]]:
@@ -174,22 +201,40 @@ def explained_errors(output_dir: str) -> Iterator[None]:
     - A write that names no file (a writer's flush to a full disk) becomes an ``OSError`` that
       names ``output_dir``.
     - A loader worker that died becomes a ``ChildProcessError`` that names it and its signal.
+    - A lost connection to another process becomes a ``ConnectionError``, after a while: that
+      process, which knows more, is to be the first that reports.
     - A device whose memory is used up becomes a ``MemoryError`` that names the keys to lower.
     """
     try:
         yield
     except (OSError, EOFError, RuntimeError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)):
-            raise MemoryError(explain_memory(error)) from error
-        message = explain_dead_worker(error)
-        if message is not None:
-            raise ChildProcessError(message) from error
-        if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
+        explained = explain(error, output_dir)
+        if explained is None:
             raise
-        if output_dir in str(error):
-            raise
-        text = f"could not write to {output_dir}: {error.strerror}"
-        raise OSError(error.errno, text) from error
+        if isinstance(explained, ConnectionError):
+            time.sleep(_PATIENCE)
+        raise explained from error
+
+
+def explain(error: BaseException, output_dir: str = "") -> OSError | MemoryError | None:
+    """Make the error that says what has happened; None where ``error`` says it, or is a defect."""
+    if isinstance(error, torch.cuda.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return MemoryError(explain_memory(error))
+    message = explain_dead_worker(error)
+    if message is not None:
+        return ChildProcessError(message)
+    if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
+        return ConnectionError(
+            f"another process of this training has ended or was killed, see what it wrote "
+            f"({_first_line(error)}). --resume continues from the last checkpoint"
+        )
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS and output_dir not in str(error):
+        return OSError(error.errno, f"could not write to {output_dir}: {error.strerror}")
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{(str(error).splitlines() or [''])[0]:.200}"
 
 
 def explain_memory(error: BaseException) -> str:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import difflib
 import logging
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-import d2_smallobj
 from d2_smallobj._host import announce_host
 from d2_smallobj.config import add_smallobj_config, task_a_iterations
 from d2_smallobj.config_rules import validate_config
 from d2_smallobj.data import dataset_dicts, register_all
+from d2_smallobj.engine.config_files import check_config_file, find_config
+from d2_smallobj.engine.loss_log import explain
 from d2_smallobj.modeling.detectron2_heads import add_project_configs
-from d2_smallobj.utils.messages import look_up_option
+from d2_smallobj.utils.cli import user_message
+from d2_smallobj.utils.files import atomic_write, remove_leftovers
+from d2_smallobj.utils.messages import listed, look_up_option
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -59,12 +62,16 @@ _MODEL = (
 """Keys that decide the output of given weights."""
 
 
+_RUN_FILE = re.compile(r"last_checkpoint|metrics\.json|results\.json|model_\w+\.pth")
+"""Names of what a training leaves."""
+
+
 def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = ()) -> CfgNode:
     """Build and check the config of a file and of overriding options.
 
     Args:
-        config_file: YAML file, or the name of one of :func:`shipped_configs`; empty: detectron2's
-            defaults with ours.
+        config_file: YAML file, or the name of a config that comes with the package; empty:
+            detectron2's defaults with ours.
         options: ``KEY VALUE`` pairs, as at the end of the command line. Integers may stand for
             decimals, here and in the file.
 
@@ -75,16 +82,16 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
         FileNotFoundError: if the file does not exist.
         ValueError: for an unknown key or an illegal value; names it.
     """
-    config_file = config_file and find_config(config_file)
+    if config_file:
+        config_file = find_config(config_file)
+        check_config_file(config_file)
     cfg = get_cfg()
     add_smallobj_config(cfg)
     add_project_configs(cfg, config_file, options)
     if config_file:
         with _named_errors(config_file):
-            # A file that is not a tree of keys is left to yacs.
             tree = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
-            given = flatten(tree) if isinstance(tree, Mapping) else ()
-            with _integers_for_decimals(cfg, given):
+            with _integers_for_decimals(cfg, flatten(tree)):
                 cfg.merge_from_file(config_file, allow_unsafe=False)
     if len(options) % 2:
         raise ValueError(f"options come as KEY VALUE pairs, got {len(options)}: {list(options)}")
@@ -100,33 +107,6 @@ def build_config(config_file: str = "", options: list[str] | tuple[str, ...] = (
     return cfg
 
 
-def shipped_configs() -> dict[str, str]:
-    """Map the names of the configs that come with the package to their paths."""
-    package = Path(d2_smallobj.__file__).parent
-    # In the package when it is installed, beside it in a clone.
-    folder = package / "configs"
-    folder = folder if folder.is_dir() else package.parent / "configs"
-    return {path.name: str(path) for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_config(name: str) -> str:
-    """Return the path of a config: a file, or one of :func:`shipped_configs` by its name.
-
-    Raises:
-        FileNotFoundError: if there is neither; names the closest.
-    """
-    shipped = shipped_configs()
-    if os.path.isfile(name):
-        return name
-    if name in shipped:
-        return shipped[name]
-    near = difflib.get_close_matches(os.path.basename(name), shipped, n=3) or list(shipped)
-    raise FileNotFoundError(
-        f"--config-file {name} does not exist, and no config of this name comes with d2_smallobj; "
-        f"the nearest: {', '.join(near)}"
-    )
-
-
 @contextlib.contextmanager
 def _named_errors(source: str) -> Iterator[None]:
     """Turn what yacs and YAML raise into a ``ValueError`` that names the source."""
@@ -134,8 +114,10 @@ def _named_errors(source: str) -> Iterator[None]:
         yield
     except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
         # str(KeyError) would show the message's repr.
-        told = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ValueError(f"{source}: {str(told) or type(error).__name__}") from error
+        told = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        # yacs shows a whole node, where one is expected, line by line.
+        told = re.sub(r"(?s) with values \(.*\n.*\)(?= for config key)", "", told)
+        raise ValueError(f"{source}: {told or type(error).__name__}") from error
 
 
 def check_architecture(cfg: CfgNode) -> None:
@@ -182,10 +164,50 @@ def setup(args: argparse.Namespace) -> CfgNode:
     register_all()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_smallobj")
+    for name in ("detectron2", "fvcore", "d2_smallobj"):
+        for handler in logging.getLogger(name).handlers:
+            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+                handler.addFilter(_is_for_the_console)
     announce_host()
     if cfg.MODEL.DEVICE == "cpu":
         logger.info("No GPU is used: everything runs on the CPU")
     return cfg
+
+
+def _is_for_the_console(record: logging.LogRecord) -> bool:
+    """Leave the traceback of an error that the last line explains to the log file."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or (user_message(error) is None and explain(error) is None)
+
+
+def check_unused(folder: str) -> None:
+    """Refuse a folder that holds a run, whose files those of a new one would be mixed with.
+
+    Raises:
+        ValueError: names the files, and the two ways out.
+    """
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    found = [name for name in names if _RUN_FILE.fullmatch(name)]
+    # A run that failed before its first log leaves an empty one.
+    if found == ["metrics.json"] and not os.path.getsize(os.path.join(folder, *found)):
+        return
+    if found:
+        raise ValueError(
+            f"{folder} holds a begun or finished run ({listed(found, 3)}): choose another "
+            "OUTPUT_DIR, or give --resume to continue that run"
+        )
+
+
+def make_writable(folder: str) -> None:
+    """Make the output folder of a run, and remove what killed runs have left half written there.
+
+    Raises:
+        OSError: if nothing can be written there; names it.
+    """
+    remove_leftovers(folder, r"last_checkpoint|\w+\.json|model_\w+\.pth")
+    with atomic_write(os.path.join(folder, ".writable")):
+        pass
+    os.unlink(os.path.join(folder, ".writable"))
 
 
 def check_datasets(cfg: CfgNode, eval_only: bool = False) -> None:
@@ -233,16 +255,22 @@ def check_resumable(checkpoint: Mapping[str, Any], cfg: CfgNode | None, path: st
     Raises:
         ValueError: listing every key that differs, with both values.
     """
-    if "iteration" not in checkpoint.get("trainer", ()):
+    trainer = checkpoint.get("trainer")
+    if not isinstance(trainer, Mapping) or "iteration" not in trainer:
         raise ValueError(
             f"{path} holds weights, but not the state of a training run: it cannot be "
             "resumed. Give it as MODEL.WEIGHTS without --resume"
         )
+    iteration, ewc = trainer["iteration"], checkpoint.get("ewc", {})
+    if type(iteration) is not int or iteration < 0 or not isinstance(ewc, Mapping):
+        raise ValueError(
+            f"{path} cannot be resumed: its iteration must be an integer >= 0, its 'ewc' a dict, "
+            f"got {iteration!r:.60} and a {type(ewc).__name__}"
+        )
     if cfg is None:
         return
     task_a = task_a_iterations(cfg)
-    iteration = checkpoint["trainer"]["iteration"]
-    anchored = bool(checkpoint.get("ewc", {}).get("anchored"))
+    anchored = bool(ewc.get("anchored"))
     changes = config_changes(checkpoint, cfg)
     in_task_b = anchored or iteration >= task_a
     allowed = _CHANGEABLE if in_task_b else (*_CHANGEABLE, *_SECOND_TASK)
@@ -254,6 +282,11 @@ def check_resumable(checkpoint: Mapping[str, Any], cfg: CfgNode | None, path: st
             f"{path} was written by another config: {'; '.join(refused)}. Resume with the config "
             "that wrote it, or start a new run from its weights (MODEL.WEIGHTS, another "
             "OUTPUT_DIR, no --resume)"
+        )
+    if iteration >= cfg.SOLVER.MAX_ITER:
+        raise ValueError(
+            f"{path} cannot be resumed: its last iteration is {iteration}, this run's are 0 to "
+            f"{cfg.SOLVER.MAX_ITER - 1} (SOLVER.MAX_ITER)"
         )
     if changes:
         logger.warning(f"{path}: the run continues with {'; '.join(changes.values())}")

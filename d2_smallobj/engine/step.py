@@ -89,7 +89,7 @@ class TaskStepTrainer(SimpleTrainer):
         elif self.ewc is not None and self.ewc.estimator == "online":
             # Leaves the estimate as it is where float16 overflowed: that step is skipped too.
             self.ewc.record_gradients()
-        get_event_storage().put_scalar("task", 2 if self.in_task_b else 1, smoothing_hint=False)
+        get_event_storage().put_scalar("in_task_B", self.in_task_b, smoothing_hint=False)
         self._optimizer_step()
         self.loss_log.add(self.iter, losses, data_time, samples)
         if self.grad_scaler.is_enabled() and (self.iter + 1) % self.loss_log.period == 0:

@@ -7,10 +7,11 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,9 +35,10 @@ from d2_smallobj.engine.step import TaskStepTrainer
 from d2_smallobj.engine.tasks import TaskSwitch, build_ewc
 from d2_smallobj.evaluation import TASK, SmallObjectEvaluator, folder_name
 from d2_smallobj.modeling.inference import build_inference
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import atomic_write_text, read_json
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
@@ -44,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 HEADLINE = ("mIoU", "IA-mIoU", "IA-mIoU_fg", "IA-mIoU_S", "IA-mIoU_M", "IA-mIoU_L")
 """The figures of the tables of a run."""
+_CONSTANT = re.compile(r"(?:images|instances)(?:[_-]|$)")
 EVALUATOR_WORKERS = 2
 """Threads of a process that read ground truth and match while the model runs on."""
 
@@ -97,8 +100,7 @@ class TwoTaskTrainer(DefaultTrainer):
         super().resume_or_load(resume=resume)
         if self.start_iter > 0:
             if os.path.isfile(self._results_path):
-                with open(self._results_path, encoding="utf-8") as file:
-                    self._results = json.load(file)
+                self._results = read_json(self._results_path)
             loader = build_train_loader(self.cfg, start_iter=self.start_iter)
             self._trainer.replace_data_loader(on_device(self.cfg, loader))
             logger.info(f"Resumed at iteration {self.start_iter}, data position included")
@@ -114,8 +116,13 @@ class TwoTaskTrainer(DefaultTrainer):
 
     def train(self) -> OrderedDict | None:
         """Run both tasks and log a table; return the main process's last results."""
-        with explained_errors(self.cfg.OUTPUT_DIR):
-            super().train()
+        try:
+            with explained_errors(self.cfg.OUTPUT_DIR):
+                super().train()
+        except KeyboardInterrupt:
+            if comm.is_main_process():
+                self._say_where_to_go_on()
+            raise
         results = getattr(self, "_last_eval_results", None)
         if comm.is_main_process() and results:
             has_task_b = task_a_iterations(self.cfg) < self.cfg.SOLVER.MAX_ITER
@@ -129,6 +136,13 @@ class TwoTaskTrainer(DefaultTrainer):
             table = tabulate(rows, headers=names, floatfmt=".2f", tablefmt="github")
             logger.info(f"Results (percent):\n{table}")
         return results
+
+    def _say_where_to_go_on(self) -> None:
+        last = "no checkpoint was written yet"
+        if self.checkpointer.has_checkpoint():
+            path = self.checkpointer.get_checkpoint_file()
+            last = f"the last checkpoint is {path}, where --resume goes on"
+        logger.warning(f"Interrupted at iteration {self.iter}; {last}")
 
     def after_train(self) -> None:
         """Call the hooks; a full disk there must not hide the error that ended the training."""
@@ -151,7 +165,11 @@ class TwoTaskTrainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Build detectron2's hooks, and ours before the writers."""
-        hooks = super().build_hooks()
+        period = self.cfg.TEST.EVAL_PERIOD
+        hooks = [
+            EvalHook(period, self._evaluate) if isinstance(hook, EvalHook) else hook
+            for hook in super().build_hooks()
+        ]
         switch = TaskSwitch(
             self.cfg,
             evaluate=self.evaluate_task if self.cfg.SMALLOBJ.EVAL_TASK_A else None,
@@ -170,7 +188,13 @@ class TwoTaskTrainer(DefaultTrainer):
         results = self.test(self.cfg, self._trainer.model)
         if comm.is_main_process():
             self._note_results(task, results)
+            self.storage.put_scalars(smoothing_hint=False, **curves(results))
         comm.synchronize()
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluate; return what the writers show."""
+        self._last_eval_results = self.test(self.cfg, self._trainer.model)
+        return curves(self._last_eval_results or {})
 
     def _note_results(self, task: str, results: dict[str, Any]) -> None:
         if len(self.cfg.DATASETS.TEST) == 1:  # detectron2 flattens the results of a single set
@@ -247,6 +271,17 @@ class TwoTaskTrainer(DefaultTrainer):
         synchronize_buffers(model)  # all processes evaluate the same weights
         with varied_sizes():
             return super().test(cfg, build_inference(cfg, model), evaluators)
+
+
+def curves(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Flatten results to ``{"small_objects/mIoU": percent}``, without counts of the data set."""
+    flat: dict[str, float] = {}
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            flat |= curves(value, f"{prefix}{name}/")
+        elif not _CONSTANT.match(name):
+            flat[prefix + name] = value
+    return flat
 
 
 def inference_folder(output_dir: str | os.PathLike[str], dataset_name: str) -> str:

@@ -142,8 +142,9 @@ class ElasticWeightConsolidation:
         if self.strength > 0 and not largest.any():
             raise ValueError(
                 f"fisher: the {self.estimator} estimate would be 0 for all {len(fisher)} tensors, "
-                "so the penalty would never act; record gradients in task A, or use the empirical "
-                "estimate when task B starts from a checkpoint"
+                "so the penalty would never act. Are all labels the ignore label (255)? Otherwise "
+                "record gradients in task A, or use the empirical estimate when task B starts from "
+                "a checkpoint"
             )
         if online:
             normalize_min_max_(fisher)

@@ -40,6 +40,23 @@ _BACKBONE_KEYS = {
 }
 
 
+_BLOCK = re.compile(r"(?:^|\.)(res[2-5])\.(\d+)\.")
+_DEPTHS: dict[tuple[int, ...], int] = {
+    (2, 2, 2, 2): 18,
+    (3, 4, 6, 3): 50,
+    (3, 4, 23, 3): 101,
+    (3, 8, 36, 3): 152,
+}
+
+
+def _blocks(names: Iterable[str]) -> dict[str, int]:
+    """Count the blocks of each stage of the ResNet whose tensors are named."""
+    found: dict[str, int] = {}
+    for match in filter(None, map(_BLOCK.search, names)):
+        found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
+    return found
+
+
 @dataclasses.dataclass
 class Match:
     """The pairs of a model's and a file's tensors, and what has no partner.
@@ -72,6 +89,19 @@ class Match:
             "only in the file": [n for n in unused if stages.intersection(part.findall(n))],
         }
         return {kind: names for kind, names in kinds.items() if names}
+
+    def depth_message(self) -> str:
+        """Say which depths file and model have, where these differ; else nothing."""
+        own = _blocks((*self.pairs, *self.wrong_shape, *self.missing))
+        file = _blocks((*self.pairs.values(), *self.wrong_shape, *self.unused))
+        if not own.keys() <= file.keys() or all(file[stage] == own[stage] for stage in own):
+            return ""
+        told = []
+        for blocks in (file, own):
+            counts = [blocks[stage] for stage in sorted(blocks)]
+            depth = _DEPTHS.get(tuple(counts))
+            told.append(f"{f'DEPTH {depth}, ' if depth else ''}{counts} blocks")
+        return f"the file's is {told[0]}, the model's {told[1]}"
 
     def shape_message(self) -> str:
         """The pairs of other shapes; says so if only the number of classes differs."""
@@ -250,10 +280,10 @@ def _check(match: Match, source: str, complete: bool) -> None:
     for kind in _backbones((*match.pairs, *match.wrong_shape, *match.missing)):
         differences = match.backbone_differences(kind)
         if differences:
-            kinds = "; ".join(f"{name}: {listed(names)}" for name, names in differences.items())
+            kinds = "; ".join(f"{name}: {listed(names, 2)}" for name, names in differences.items())
             raise ValueError(
-                f"{source} holds another {kind} than the model's ({kinds}). {_BACKBONE_KEYS[kind]} "
-                "must be those of the file"
+                f"{source} holds another {kind} than the model's ({match.depth_message() or kinds})"
+                f". {_BACKBONE_KEYS[kind]} must be those of the file"
             )
     problems = [match.shape_message()] if match.wrong_shape else []
     if not complete and not match.pairs:

@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from d2_smallobj.annotations.dataset_files import METHODS as REGISTERED_METHODS
-from d2_smallobj.annotations.label_maps import (
-    CORRUPT_IMAGE,
-    read_label_map,
-    voc_palette,
-)
+from d2_smallobj.annotations.image_files import open_picture
+from d2_smallobj.annotations.label_maps import read_label_map, voc_palette
 from d2_smallobj.annotations.label_rules import check_label_values
 from d2_smallobj.pseudo_labels.activations import is_plain, read_classes, read_maps, resized_maps
 from d2_smallobj.utils.messages import look_up_option
 from d2_smallobj.utils.safe_pickle import read_npy_dict
 
 IGNORE_LABEL = 255
-FORMATS = {"indices": ".png", "cams": ".npy", "scores": ".npy"}
+FORMATS = {"indices": ".png", "cams": ".npy", "scores": ".npy", "clip_es": ".npy"}
 """Formats of one image's pseudo label, and the suffix of its file.
 
 ``indices``: label map of mode L or P, 0 background, 1..C, 255 ignored.
@@ -36,22 +32,43 @@ FORMATS = {"indices": ".png", "cams": ".npy", "scores": ".npy"}
 threshold. Or a plain array (K, h, w) of any size, with its classes in ``classes.json``
 (:mod:`.activations`).
 ``scores``: scores of background and classes, ``{0: map, class: map}``, classes counted from 1, as
-a CRF writes them; the largest wins.
+a CRF writes them, or ``{"keys": classes, "prob": maps}``; the largest wins.
+``clip_es``: activation maps ``{"keys": classes, "attn_highres": maps}``, classes counted from 0;
+background is one minus the largest; refined by a CRF, 255 where its confidence is below 0.95.
 """
+CONFIDENCE = 0.95
+"""CLIP-ES keeps a pixel's label from this probability on."""
+OFFSET = 91
+"""What MCTformer's and WeakTr's label maps of COCO carry above their class numbers."""
+Crf = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Names of the folders that a method writes (two are merged), and its CAM threshold."""
+    """What a method writes.
+
+    Attributes:
+        folders: names of its folders; two are merged.
+        threshold: of its activation maps; the default is IRN's.
+        maps: format of its ``.npy`` files.
+        offset: whether its label maps of COCO may be :data:`OFFSET` too high.
+    """
 
     folders: tuple[str, ...] = ("labels",)
-    threshold: float = 0.15  # IRN's
+    threshold: float = 0.15
+    maps: str = "cams"
+    offset: bool = False
 
 
 METHODS = {
     **{name: Method() for name in (*REGISTERED_METHODS, "other")},
     "edam": Method(threshold=0.5),
     "bana": Method(folders=("Y_crf", "Y_ret")),
+    "clip_es": Method(maps="clip_es"),
+    # Theirs is searched for with true masks; this is the default of MCTformer's next step (PSA).
+    "mctformer": Method(threshold=0.39, offset=True),
+    "weaktr": Method(threshold=0.43, offset=True),  # its guide's for VOC; 0.42 for COCO
+    "sam_wsss": Method(),
 }
 """By name; ``other`` for methods that the paper does not train on."""
 
@@ -64,6 +81,9 @@ def read_pseudo_label(
     num_classes: int,
     file_format: str = "indices",
     threshold: float = 0.15,
+    offset: bool = False,
+    picture: np.ndarray | None = None,
+    crf: Crf | None = None,
 ) -> np.ndarray:
     """Read the pseudo label of an image of H x W pixels from its file, or merge two.
 
@@ -74,6 +94,9 @@ def read_pseudo_label(
         num_classes: C + 1, background included.
         file_format: one of :data:`FORMATS`.
         threshold: of activation maps.
+        offset: whether label maps may be :data:`OFFSET` too high.
+        picture: the image, uint8 (H, W, 3), for ``crf``.
+        crf: refines the scores of ``clip_es``; ``None``: they stay.
 
     Returns:
         uint8 (H, W): 0 background, 1..C, 255 ignored; from two files 255 where they disagree.
@@ -86,12 +109,16 @@ def read_pseudo_label(
     maps = []
     for path in paths:
         if file_format == "indices":
-            labels = _read_indices(path, num_classes)
+            labels = _read_indices(path, num_classes, offset)
         else:
-            combine = _cam_labels if file_format == "cams" else _score_labels
-            content = _read_npy(path, (height, width), file_format)
+            content, size = _read_npy(path, (height, width), file_format), (height, width)
             try:
-                labels = combine(content, (height, width), num_classes, threshold)
+                if file_format == "cams":
+                    labels = _cam_labels(content, size, num_classes, threshold)
+                elif file_format == "scores":
+                    labels = _score_labels(content, size, num_classes)
+                else:
+                    labels = _confident_labels(content, size, num_classes, picture, crf)
             except _MapError as error:
                 raise ValueError(f"{path}: {error}") from error
         if labels.shape != (height, width):
@@ -112,11 +139,23 @@ class _MapError(ValueError):
     """Maps that are no pseudo label; the message lacks the file."""
 
 
-def _read_indices(path: str | os.PathLike[str], num_classes: int) -> np.ndarray:
-    """A label map of class indices, checked."""
+def _read_indices(
+    path: str | os.PathLike[str], num_classes: int, offset: bool = False
+) -> np.ndarray:
+    """A label map of class indices, checked; all of them may have the offset."""
     labels = read_label_map(path)
+    named = labels[labels != IGNORE_LABEL]
+    if offset and named.size and named.min() >= max(OFFSET, num_classes):
+        return _less_offset(labels, num_classes, path)
     check_label_values(labels, num_classes, IGNORE_LABEL, path)
     _check_palette(path, np.unique(labels).tolist(), num_classes)
+    return labels
+
+
+def _less_offset(labels: np.ndarray, num_classes: int, path: str | os.PathLike[str]) -> np.ndarray:
+    """Class indices of a map that is too high; its palette is that of the stored values."""
+    labels = np.where(labels == IGNORE_LABEL, IGNORE_LABEL, labels.astype(np.int32) - OFFSET)
+    check_label_values(labels, num_classes, IGNORE_LABEL, f"{path} (less {OFFSET})")
     return labels
 
 
@@ -125,11 +164,8 @@ def _check_palette(path: str | os.PathLike[str], used: Sequence[int], num_classe
 
     Its indices are numbers of colours, not of classes, and small enough to pass for them.
     """
-    try:
-        with Image.open(path) as image:
-            palette = image.getpalette() if image.mode == "P" else None
-    except CORRUPT_IMAGE as error:
-        raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
+    with open_picture(path) as image:
+        palette = image.getpalette() if image.mode == "P" else None
     if palette is None:
         return
     colours = np.array(palette, np.uint8).reshape(-1, 3)
@@ -178,14 +214,44 @@ def _cam_labels(
 
 
 def _score_labels(
-    content: Mapping[str | int, Any], size: tuple[int, int], num_classes: int, _: float
+    content: Mapping[str | int, Any], size: tuple[int, int], num_classes: int
 ) -> np.ndarray:
     """The class of the largest score, background included."""
-    keys, maps = _by_class(content, size)
+    if content.keys() >= {"keys", "prob"}:
+        keys, maps = np.asarray(content["keys"]), content["prob"]
+    else:
+        keys, maps = _by_class(content, size)
     maps, classes = _checked_maps(maps, keys, num_classes)
     if 0 not in classes:
         raise _MapError(f"scores need a map 0 (background), got keys {classes.tolist()}")
     return classes[maps.argmax(axis=0)]
+
+
+def _confident_labels(
+    content: Mapping[str | int, Any],
+    size: tuple[int, int],
+    num_classes: int,
+    picture: np.ndarray | None,
+    crf: Crf | None,
+) -> np.ndarray:
+    """CLIP-ES: the class of the largest refined score, 255 where that is not sure."""
+    if not content.keys() >= {"keys", "attn_highres"}:
+        raise _MapError(f"expected the keys 'keys' and 'attn_highres', got {list(content)}")
+    maps, classes = _checked_maps(
+        content["attn_highres"], np.asarray(content["keys"]), num_classes - 1
+    )
+    if maps.shape[1:] != size:
+        return np.zeros(maps.shape[1:], np.uint8)  # The caller says that the sizes differ.
+    if maps.size and not (maps.min() >= 0 and maps.max() <= 1):
+        raise _MapError(f"activations must be in 0..1, got {maps.min():g}..{maps.max():g}")
+    background = 1 - maps.max(axis=0, initial=0)[None]
+    scores = np.concatenate([background, maps])
+    scores /= scores.sum(axis=0)
+    if crf is not None:
+        assert picture is not None
+        scores = crf(scores, picture)
+    labels = np.concatenate([[0], classes + 1])[scores.argmax(axis=0)]
+    return np.where(scores.max(axis=0) < CONFIDENCE, IGNORE_LABEL, labels)
 
 
 def _by_class(

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.label_maps import write_label_map
-from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS, read_pseudo_label
-from d2_smallobj.pseudo_labels.targets import LabelTarget, TargetImage
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS, Crf, read_pseudo_label
+from d2_smallobj.pseudo_labels.targets import LabelTarget, TargetImage, read_picture
+from d2_smallobj.utils.files import atomic_write_text, read_json
 from d2_smallobj.utils.messages import Problems, look_up_option
 from d2_smallobj.utils.parallel import parallel_map
 
@@ -28,6 +28,7 @@ class Sources(NamedTuple):
     file_format: str  # a key of FORMATS
     files: tuple[tuple[str, ...], ...]  # for every image of the target, one in each folder
     others: int  # number of other files in the folders
+    offset: bool = False  # whether its label maps may be too high; see formats.OFFSET
 
 
 class Prepared(NamedTuple):
@@ -56,7 +57,8 @@ def find_sources(
         FileNotFoundError: folders or files are missing; one error for all.
         ValueError: an option is unknown, the number of folders is wrong, or the format is unclear.
     """
-    names = METHODS[look_up_option("method", method, METHODS)].folders
+    known = METHODS[look_up_option("method", method, METHODS)]
+    names = known.folders
     wanted = len(names) if method != "other" else min(max(len(folders), 1), 2)
     if len(folders) != wanted:
         raise ValueError(
@@ -74,7 +76,7 @@ def find_sources(
         check.require_folder(folder)
     check.raise_if_missing()
     if file_format == "auto":
-        file_format = _guess_format(paths[0], target, check)
+        file_format = _guess_format(paths[0], target, check, known.maps)
     suffix = FORMATS[file_format]
     files = tuple(
         tuple(_find(folder, image, suffix, check) for folder in paths) for image in target.images
@@ -83,7 +85,8 @@ def find_sources(
         check.require(path)
     check.raise_if_missing()
     found = sum(len(os.listdir(folder)) for folder in paths)
-    return Sources(paths, file_format, files, found - len(files) * len(paths))
+    others = found - len(files) * len(paths)
+    return Sources(paths, file_format, files, others, known.offset)
 
 
 def prepare_labels(
@@ -91,6 +94,7 @@ def prepare_labels(
     sources: Sources,
     *,
     threshold: float = 0.15,
+    crf: Crf | None = None,
     jobs: int = 1,
     force: bool = False,
     progress: bool = False,
@@ -104,6 +108,7 @@ def prepare_labels(
         target: the images, and the folder of the labels.
         sources: the method's files.
         threshold: of activation maps.
+        crf: refines the scores of the format ``clip_es``.
         jobs: number of processes.
         force: replace labels of another origin.
         progress: show a progress bar on stderr.
@@ -131,7 +136,7 @@ def prepare_labels(
     advice = "check them with --check, replace them with --force, or choose another --name"
     keep = check_origin(target.folder, origin, force=force, advice=advice)
     atomic_write_text(marker_path(target), json.dumps(origin, indent=2) + "\n")
-    options = {"folder": target.folder, "threshold": threshold, "keep": keep}
+    options = {"folder": target.folder, "threshold": threshold, "crf": crf, "keep": keep}
     return _convert_all(target, sources, "converting", jobs=jobs, progress=progress, **options)
 
 
@@ -156,6 +161,7 @@ def _convert_all(
 ) -> Prepared:
     """Convert all labels, or only read them; raise for all that cannot be used."""
     options.update(num_classes=len(target.class_names), file_format=sources.file_format)
+    options.update(offset=sources.offset)
     convert, items = functools.partial(_convert, **options), list(zip(target.images, sources.files))
     results = parallel_map(convert, items, jobs=jobs, description=what, progress=progress)
     problems = Problems()
@@ -175,6 +181,8 @@ def _convert(
     file_format: str,
     folder: Path | None = None,
     threshold: float = 0.0,
+    offset: bool = False,
+    crf: Crf | None = None,
     keep: bool = False,
 ) -> str | bool:
     """Convert one label (without ``folder``: only read it); return success or the error text."""
@@ -183,12 +191,16 @@ def _convert(
     try:
         if keep and path is not None and _is_newer(path, paths):
             return False
+        with_picture = crf is not None and file_format == "clip_es" and image.picture is not None
         labels = read_pseudo_label(
             paths,
             *image.read_size(),
             num_classes=num_classes,
             file_format=file_format,
             threshold=threshold,
+            offset=offset,
+            picture=read_picture(image.picture) if with_picture else None,
+            crf=crf if with_picture else None,
         )
     except (OSError, ValueError) as error:
         return str(error)
@@ -197,15 +209,18 @@ def _convert(
     return True
 
 
-def _guess_format(folder: Path, target: LabelTarget, check: FileCheck) -> str:
-    """Return the format of a method's files, by the suffixes of the images' files."""
+def _guess_format(folder: Path, target: LabelTarget, check: FileCheck, maps: str) -> str:
+    """Return the format of a method's files, by the suffixes of the images' files.
+
+    ``maps`` is that of its ``.npy`` files.
+    """
     found = {
         suffix
         for suffix in sorted(set(FORMATS.values()))
         if any(check.exists(_find(folder, image, suffix, check)) for image in target.images)
     }
     if len(found) == 1:
-        return "indices" if ".png" in found else "cams"
+        return "indices" if ".png" in found else maps
     if found:
         raise ValueError(
             f"{folder} holds both .png and .npy files of the images: choose with --format "
@@ -242,7 +257,7 @@ def check_origin(folder: Path, origin: Mapping[str, object], *, force: bool, adv
     if not folder.is_dir() or not any(name.endswith(".png") for name in os.listdir(folder)):
         return True
     try:
-        found = json.loads(folder.with_name(f"{folder.name}.json").read_bytes())
+        found = read_json(folder.with_name(f"{folder.name}.json"))
         made = f"were made from {', '.join(found['sources'])} ({found['format']})"
         changed = [k for k in origin if k not in ("sources", "format") and found[k] != origin[k]]
         made += f" with another {', '.join(changed)}" if changed else ""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from d2_smallobj.annotations.classes import short_name
 from d2_smallobj.annotations.coco_maps import FATES, Accounting
 from d2_smallobj.report.drawing import hide_frame, new_figure, save_figure
 from d2_smallobj.statistics.balance import SizeStatistics
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _COLORS = ("#d9480f", "#f08c00", "#2f9e44", "#1971c2", "#6741d9", "#c2255c")
 _OUTLIER = "0.55"
 _MOST_NAMES = 40
-"""More classes than this are drawn without their names, which could not be read."""
+"""Of more classes than this, those with the most instances are drawn: LVIS has 1,230."""
 _NAMED_OUTLIERS = 5
 _EMPTY = "#c92a2a"
 
@@ -59,21 +60,21 @@ def draw_class_bars(
 def _sorted_bars(axis: Axes, one: SizeStatistics, column: int) -> None:
     """Draw the classes of one size, most frequent first; names of empty ones are red."""
     counts = one.counts[:, column]
-    order = np.argsort(-counts, kind="stable")
+    ranked = np.argsort(-counts, kind="stable")
+    order, left_out = ranked[:_MOST_NAMES], counts[ranked[_MOST_NAMES:]]
     places = np.arange(len(order))
     axis.bar(places, counts[order], color=_color(column), width=0.8)
     title = f"{one.name}, {one.size_names[column]}: {int(counts.sum()):,}"
     axis.set_title(title, fontsize=9, parse_math=False)
     axis.set_xlim(-0.7, len(order) - 0.3)
-    if len(order) <= _MOST_NAMES:
-        names = [one.class_names[number] for number in order]
-        axis.set_xticks(places, names, rotation=90, fontsize=7, parse_math=False)
-        for label, number in zip(axis.get_xticklabels(), order):
-            if counts[number] == 0:
-                label.set_color(_EMPTY)
-    else:
-        axis.set_xticks([])
-        axis.set_xlabel(f"{len(order)} classes, {int((counts == 0).sum())} empty", fontsize=8)
+    names = [short_name(one.class_names[place]) for place in order]
+    axis.set_xticks(places, names, rotation=90, fontsize=7, parse_math=False)
+    for label, count in zip(axis.get_xticklabels(), counts[order]):
+        if count == 0:
+            label.set_color(_EMPTY)
+    if len(left_out):
+        text = f"{len(left_out):,} more classes with {int(left_out.sum()):,} instances"
+        axis.set_xlabel(f"{text} (all: counts.csv)", fontsize=8)
 
 
 def draw_size_boxes(

@@ -40,6 +40,10 @@ class LabelledImage:
     load: Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
+class ImpossibleExperimentError(ValueError):
+    """The images lack what an experiment needs; another one may be possible."""
+
+
 def truth_images(truth: GroundTruth, num_classes: int) -> list[LabelledImage]:
     """List the images of a ground truth; without instance maps, components are the instances.
 
@@ -136,7 +140,7 @@ def find_pair(
         min_area: least number of pixels of the small one; the large one has four times as many.
 
     Raises:
-        ValueError: if the class is unknown, or no image has such a pair.
+        ValueError: if the class is unknown; ImpossibleExperimentError: no image has such a pair.
     """
     category = None if class_name is None else class_index(class_name, class_names)
     best: tuple[float, LabelledImage, int, int, int] | None = None
@@ -152,7 +156,7 @@ def find_pair(
                 ids = table.instance_id[[low, high]].tolist()
                 best = (ratio, image, label, *ids)
     if best is None:
-        raise ValueError(
+        raise ImpossibleExperimentError(
             f"no image has two instances of {class_name or 'one class'} of at least {min_area} "
             f"pixels, one {_LEAST_RATIO} times as large as the other: choose another class or data "
             "set"

@@ -157,7 +157,7 @@ def size_table(methods: Sequence[ScoredMethod]) -> PageTable:
         TableColumn("good %", hint=OUTCOME_TEXTS["good"]),
         TableColumn("missed %", hint=OUTCOME_TEXTS["missed"]),
         TableColumn("IoU lost", hint="sum of 1 − IoU over the instances"),
-        TableColumn("blobs", hint="predicted components of this size that overlap no object"),
+        TableColumn("false positives", hint="components of this size that overlap no object"),
     ]
     rows = []
     for place, size in enumerate(["", *methods[0].bins]):
@@ -206,9 +206,9 @@ def outcome_table(methods: Sequence[ScoredMethod]) -> PageTable:
 
 
 def blob_table(methods: Sequence[ScoredMethod]) -> PageTable:
-    """False-positive blobs by class, and by their own size."""
+    """False-positive components by class, and by their own size."""
     sizes = list(methods[0].bins)
-    kinds = ["blobs", *(f"blobs {size}" for size in sizes), "pixels"]
+    kinds = ["components", *(f"components {size}" for size in sizes), "pixels"]
 
     def row(title: str, found: list[dict[str, Any]], *, bold: bool = False) -> list[TableCell]:
         counts = [blobs["all"]["blobs"] for blobs in found]
@@ -226,11 +226,11 @@ def blob_table(methods: Sequence[ScoredMethod]) -> PageTable:
         rows.insert(0, row("all classes", [method.blobs for method in methods], bold=True))
     return PageTable(
         "blob-table",
-        "False-positive blobs by class and by their own size",
+        "False-positive components by class and by their own size",
         [TableColumn("Class", text=True), *_columns_by_method(methods, kinds)],
         rows,
         choices=kinds if len(methods) > 1 else (),
-        chosen="blobs",
+        chosen="components",
     )
 
 

@@ -20,6 +20,7 @@ from d2_smallobj.report.drawing import hide_frame, new_figure, save_figure
 from d2_smallobj.report.labelled_images import (
     IGNORE,
     PAIR_IDS,
+    ImpossibleExperimentError,
     LabelledImage,
     Pair,
     class_index,
@@ -131,7 +132,8 @@ def removal_curve(
         ``area`` (pixels of the one deleted last, 0 at first) and ``size`` (its bin).
 
     Raises:
-        ValueError: if the class is unknown or has no instance, or ``points`` is below 1.
+        ValueError: if the class is unknown, or ``points`` is below 1; ImpossibleExperimentError:
+            the class has no instance.
     """
     category = class_index(class_name, class_names)
     if points < 1:
@@ -139,7 +141,9 @@ def removal_curve(
     truth = _Eraser(images, category, len(class_names))
     queue = _smallest_first(truth.tables, category, size_bins)
     if not queue:
-        raise ValueError(f"class {class_name!r} has no instance in these {len(images)} images")
+        raise ImpossibleExperimentError(
+            f"class {class_name!r} has no instance in these {len(images)} images"
+        )
     evenly = np.linspace(0, len(queue), min(points, len(queue)) + 1)
     stops = np.unique(evenly.round().astype(int)).tolist()
     found = []

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Optional, TypeVar, Union
 
+import msgspec
 import numpy as np
 
 from d2_smallobj.metrics import BlobTable, InstanceTable, PixelTable
@@ -23,13 +25,53 @@ from d2_smallobj.scoring.scored_run import (
     FORMAT,
     IMAGE_COLUMNS,
     INSTANCE_COLUMNS,
+    METRICS_FILE,
     RUN_FILES,
     ScoredRun,
 )
+from d2_smallobj.statistics.comparison import run_size_bins
 from d2_smallobj.statistics.intervals import Interval
+from d2_smallobj.utils.files import digest, open_file, read_bytes
 from d2_smallobj.utils.messages import listed
 
 _Table = TypeVar("_Table", InstanceTable, BlobTable, PixelTable)
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Figure = Optional[float]
+_Whole = Optional[int]
+_Text = Optional[str]
+_Bins = Union[str, dict[str, float], None]
+_Paths = Optional[dict[str, str]]
+
+
+class _Interval(msgspec.Struct):
+    estimate: _Figure
+    low: _Figure
+    high: _Figure
+
+
+class _Options(msgspec.Struct):
+    """The options that are read back; a run may have others."""
+
+    mode: _Text = None
+    stuff: list[_Count] = []
+    ignore_label: _Whole = None
+    size_bins: _Bins = None
+    worst: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
+    bootstrap: _Count = 0
+    seed: _Count = 0
+    level: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.95
+    shard: _Text = None
+    inputs: _Paths = None
+
+
+class _Metrics(msgspec.Struct):
+    """What must be in ``metrics.json``, beside the figures."""
+
+    classes: dict[str, Any]
+    options: _Options
+    intervals: dict[str, _Interval]
+    remarks: list[str]
+    files: dict[str, str] = {}
 
 
 def load_run(
@@ -45,9 +87,9 @@ def load_run(
     if missing:
         raise FileNotFoundError(
             f"{folder}: no scored run, {', '.join(missing)} missing (give a folder that "
-            "tools/evaluate.py or the evaluator wrote)"
+            "`smallobj evaluate` or the evaluator wrote)"
         )
-    document = _read_metrics(folder / "metrics.json")
+    document = _read_metrics(folder / METRICS_FILE)
     class_names = tuple(document["classes"])
     images, files = _read_images(folder / "images.csv")
     run = ScoredRun(
@@ -156,19 +198,22 @@ def _check_shards(runs: Sequence[ScoredRun], folders: Sequence[Path]) -> None:
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     """Read ``metrics.json`` and check its format."""
+    content = read_bytes(path)
     try:
-        document = json.loads(path.read_bytes())
-    except ValueError as error:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a complete JSON file ({error})") from error
-    wanted = {"classes": dict, "options": dict, "intervals": dict, "remarks": list}
     form = document.get("format") if isinstance(document, dict) else None
-    if form != FORMAT or any(
-        not isinstance(document.get(key), kind) for key, kind in wanted.items()
-    ):
+    if form != FORMAT:
         raise ValueError(
-            f"{path}: no metrics of a scored run of format {FORMAT}, got {form!r}:"
+            f"{path}: no metrics of a scored run of format {FORMAT}, got {form!r:.60}:"
             " score the predictions again with this version"
         )
+    try:
+        msgspec.json.decode(content, type=_Metrics)
+        run_size_bins(document["options"])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no metrics of a scored run ({error})") from error
     return document
 
 
@@ -189,12 +234,21 @@ def _check_together(run: ScoredRun, document: Mapping[str, Any], folder: Path) -
             for name, value in run.headline.items()
             if repr(_number(document.get(name))) != repr(value)
         ]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder}: {error}") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{folder / METRICS_FILE}: a figure is no number ({error})") from error
     if wrong:
         found.append(f"metrics.json has another {', '.join(wrong)} than the records")
     if found:
         raise ValueError(f"{folder}: its files belong to different runs ({'; '.join(found)})")
+    # Runs that were written before there were checksums have none.
+    written = document.get("files", {})
+    tables = [name for name in RUN_FILES[:-1] if name in written]
+    changed = [name for name in tables if digest(read_bytes(folder / name)) != written[name]]
+    if changed:
+        raise ValueError(
+            f"{folder}: changed or cut short since it was scored: {listed(changed)}; score the "
+            "predictions again"
+        )
 
 
 def _read_instances(path: Path, details: Path) -> InstanceTable:
@@ -245,7 +299,7 @@ def _read_confusion(path: Path, class_names: Sequence[str]) -> np.ndarray:
 def _read_rows(path: Path, header: Sequence[str]) -> list[list[str]]:
     """Read the rows of a CSV file with this header."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: no CSV file in UTF-8 ({error})") from error
@@ -277,10 +331,17 @@ def _read_columns(path: Path, header: Sequence[str], kind: type[_Table]) -> dict
 
 
 def _cells(path: Path, cells: Sequence[Any], dtype: type) -> np.ndarray:
+    longest = max((len(cell) for cell in np.ravel(cells).tolist()), default=0)
     try:
+        # An array has room for the longest text in each of its cells.
+        if longest > _LONGEST_CELL:
+            raise ValueError(f"{longest} characters")
         return np.array(cells, np.str_).astype(dtype)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: a cell holds no number ({error})") from error
+
+
+_LONGEST_CELL = 1000
 
 
 def _number(value: Any) -> float:

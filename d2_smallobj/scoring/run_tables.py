@@ -47,8 +47,8 @@ def format_figures(figures: Mapping[str, float], class_names: Sequence[str]) -> 
 def format_run(run: ScoredRun) -> str:
     """Lay out a run: its figures, intervals, and what happened to the instances by size.
 
-    The last rows count false-positive blobs, predicted where no instance of their class is, by
-    their own size.
+    The last row counts false-positive components, predicted where no instance of their class
+    is, by their own size.
     """
     parts = [format_figures(run.figures, run.class_names)]
     if run.intervals:
@@ -70,7 +70,7 @@ def format_run(run: ScoredRun) -> str:
         for outcome in OUTCOMES
     ]
     sizes = [str(blobs["sizes"][size]["blobs"]) for size in bins]
-    rows.append(["false-positive blobs", str(blobs["all"]["blobs"]), *sizes, "-"])
+    rows.append(["false-positive components", str(blobs["all"]["blobs"]), *sizes, "-"])
     parts.append(_table(header, rows))
     return "\n\n".join(parts)
 

@@ -16,11 +16,16 @@ from d2_smallobj.utils.installation import explain_missing
 from d2_smallobj.utils.messages import UsageError
 from d2_smallobj.utils.parallel import WorkerError
 
+# Before any command imports torch, which loads its OpenMP: threads that wait actively for a core
+# that another program has make training and prediction on a busy CPU many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 _Value = TypeVar("_Value")
 
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError, WorkerError)
 """Errors that say what to do about them; all others are defects and show their traceback."""
 
+_LONGEST_LINE = 1000
 # A key of the config; its first part is named, for a photograph may be called IMG_0001.JPG.
 _KEY = re.compile(
     r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|SMALLOBJ|GLOBAL)(\.[A-Z0-9_]+)+"
@@ -160,7 +165,17 @@ def user_message(error: BaseException) -> str | None:
         return None
     elif isinstance(error, ImportError):
         text = explain_missing(error) or text
-    return text[raised[-1].end() :] if raised else text
+    elif isinstance(error, OSError) and error.strerror:
+        # Without the number, which says nothing to a person.
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return _shortened(text[raised[-1].end() :] if raised else text)
+
+
+def _shortened(text: str) -> str:
+    """Cut what a damaged file can put into a line: a number of thousands of digits."""
+    most = _LONGEST_LINE
+    lines = text.split("\n")
+    return "\n".join(f"{x[:most]} ... {x[-most // 4 :]}" if len(x) > 2 * most else x for x in lines)
 
 
 def checked(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:

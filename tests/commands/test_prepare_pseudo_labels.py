@@ -103,6 +103,28 @@ def test_the_methods_own_threshold(command, root, tmp_path):
         assert {int(read_label_map(path).max()) for path in prepared.iterdir()} == {expected}
 
 
+def test_clip_es_is_refined_by_the_crf(command, root, tmp_path, monkeypatch):
+    folder, seen = tmp_path / "cam_out", []
+
+    def refine(crf, scores, image):
+        seen.append(image.shape)
+        return scores
+
+    monkeypatch.setattr("d2_smallobj.postprocessing.DenseCrf.__call__", refine)
+    folder.mkdir()
+    for path in (root / "VOCdevkit/VOC2012/SegmentationClass").iterdir():
+        maps = np.full((1, *read_label_map(path).shape), 0.97, np.float16)
+        maps[0, 0] = 0.6
+        np.save(folder / f"{path.stem}.npy", {"keys": np.array([4]), "attn_highres": maps})
+    status, out, err = command(SCRIPT, "clip_es", folder, "--root", root, "--no-summary")
+    assert status == 0, err
+    prepared = root / "VOCdevkit/VOC2012/PseudoLabels/clip_es"
+    assert f"voc_2012_trainaug@{prepared}" in out
+    maps = [read_label_map(path) for path in sorted(prepared.iterdir())]
+    assert sorted(seen) == sorted((*labels.shape, 3) for labels in maps)
+    assert {(int(x[0].max()), int(x[1:].min())) for x in maps} == {(255, 5)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "told"),
     [

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from d2_smallobj.annotations.label_maps import read_label_map
+from d2_smallobj.annotations.label_maps import read_label_map, write_label_map
 
 pytest.importorskip("torch")
 
@@ -91,15 +93,15 @@ def test_cam(weak, tmp_path):
     out = weak("cam", *options)[1]
     assert "1 activation maps written, 11 kept" in out
     assert "1 label maps written, 11 kept" in out
-    # Another threshold needs neither training nor maps; other scales need maps; a seed needs all.
+    # Another threshold needs neither training nor maps; another seed needs both.
     code, _, error = weak("cam", *options, "--threshold", 0.5)
     assert code == 1
     assert "(cam) with another threshold: replace them with --force" in error
-    for changed, written in ((("--threshold", 0.5), 0), (("--scales", 1), 12), (("--seed", 1), 12)):
+    for changed, written in ((("--threshold", 0.5), 0), (("--scales", 1, "--seed", 1), 12)):
         out = weak("cam", *options, *changed, "--no-crf", "--force")[1]
         assert f"{written} activation maps written" in out
         assert "12 label maps written" in out
-        assert (os.stat(checkpoint).st_mtime_ns == made) == (changed[0] != "--seed")
+        assert (os.stat(checkpoint).st_mtime_ns == made) == (written == 0)
 
 
 @pytest.mark.parametrize(
@@ -120,3 +122,130 @@ def test_wrong_use(weak, tmp_path, kind, arguments, status, told):
     assert code == status, error
     assert told in error
     assert not (tmp_path / "labels").exists()
+
+
+# ---- A user's own photographs --------------------------------------------------------------------
+
+COLOURS = {1: (220, 40, 40), 2: (40, 70, 220)}
+
+
+def _write_photographs(folder, change=None):
+    """Twelve JPEGs with a red or a blue square on grey, and their JSON: paths of both."""
+    folder.mkdir(parents=True)
+    images, annotations = [], []
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(90, 130, (48, 64, 3), np.uint8)
+        images.append({"id": number, "file_name": f"{number}.jpg", "height": 48, "width": 64})
+        for c in [(1,), (2,), (1, 2), ()][number % 4]:
+            left, top = 4 + 32 * (c - 1), 10 + number
+            pixels[top : top + 20, left : left + 20] = COLOURS[c]
+            outline = [left, top, left + 20, top, left + 20, top + 20, left, top + 20]
+            annotations.append(
+                {
+                    **{"id": len(annotations) + 1, "image_id": number, "category_id": c},
+                    **{"bbox": [left, top, 20, 20], "area": 400, "iscrowd": 0},
+                    "segmentation": [outline],
+                }
+            )
+        Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=95)
+    categories = [{"id": 1, "name": "apple"}, {"id": 2, "name": "plum"}]
+    data = {"images": images, "categories": categories, "annotations": annotations}
+    if change is not None:
+        change(data)
+    path = folder.with_suffix(".json")
+    path.write_text(json.dumps(data))
+    return f"coco_json@{path}@{folder}"
+
+
+def _labels_only(data):
+    for entry in data["annotations"]:
+        for key in ("bbox", "segmentation", "area"):
+            entry.pop(key)
+
+
+@pytest.fixture
+def loggers():
+    """Takes the handlers away again that a training in this process adds."""
+    names = ("d2_smallobj", "detectron2", "fvcore")
+    before = {name: list(logging.getLogger(name).handlers) for name in names}
+    yield
+    for name, handlers in before.items():
+        logging.getLogger(name).handlers[:] = handlers
+
+
+@pytest.mark.usefixtures("loggers")
+def test_from_image_labels_to_a_scored_net_in_three_commands(weak, tmp_path, monkeypatch, capfd):
+    from d2_smallobj.commands import smallobj
+
+    monkeypatch.setenv("D2_SMALLOBJ_CACHE", str(tmp_path / "cache"))
+    train = _write_photographs(tmp_path / "train", _labels_only)
+    val = _write_photographs(tmp_path / "val")
+    code, out, error = weak(
+        "cam", "--iterations", 30, "--learning-rate", 0.05, "--no-crf", name=train
+    )
+    assert code == 0, error
+    assert "3 image(s) have no label, their maps are background" in out
+    assert "no summary: the data set has no true masks to compare with" in out
+    options = as_options(
+        TINY,
+        {
+            "DATASETS.TRAIN": f"('{train},labels={tmp_path / 'labels'}',)",
+            "DATASETS.TEST": f"('{val}',)",
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3,
+            "OUTPUT_DIR": tmp_path / "net",
+        },
+    )
+    smallobj.main(["train", "--config-file", str(CONFIG), *options])
+    shown = "".join(capfd.readouterr())
+    assert "IA-mIoU_S" in shown
+    assert "eta" in shown
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "net" / "model_final.pth")]
+    predictions = ["--output", str(tmp_path / "predictions")]
+    smallobj.main(["predict", "--config-file", str(CONFIG), *predictions, *options, *weights])
+    assert "wrote 12 label maps" in capfd.readouterr().out
+
+
+def test_boxes_of_ones_own_file(weak, tmp_path, monkeypatch):
+    monkeypatch.setenv("D2_SMALLOBJ_CACHE", str(tmp_path / "cache"))
+    name = _write_photographs(tmp_path / "boxes")
+    code, out, error = weak("boxes", name=name)
+    assert code == 0, error
+    assert "percent: mIoU 100.00" in out  # the objects fill their boxes
+
+
+def _without_a_box(data):
+    for key in ("bbox", "segmentation"):
+        data["annotations"][3].pop(key)
+
+
+def _another_size(data):
+    data["images"][5]["width"] = 65
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "ending", "told"),
+    [
+        ("boxes", _labels_only, "", "it has no boxes (nor instance maps to derive them from)"),
+        ("boxes", _without_a_box, "", "has no boxes"),
+        ("cam", _another_size, "", "5.jpg: height x width is 48 x 64, its data set says 48 x 65"),
+        ("cam", None, ":apple", "has one class: make labels for all of"),
+        ("boxes", None, ",labels={folder}", "has label maps that are no ground truth"),
+        ("cam", "damage", "", "1 image(s) of "),
+    ],
+)
+def test_bad_photographs(weak, tmp_path, monkeypatch, kind, change, ending, told):
+    monkeypatch.setenv("D2_SMALLOBJ_CACHE", str(tmp_path / "cache"))
+    name = _write_photographs(tmp_path / "own", change if callable(change) else None)
+    if change == "damage":
+        (tmp_path / "own" / "7.jpg").write_bytes(b"no picture")
+    folder = tmp_path / "others"
+    folder.mkdir()
+    for number in range(12 if ending.startswith(",") else 0):
+        write_label_map(folder / f"{number}.png", np.zeros((48, 64), np.uint8))
+    code, _, error = weak(kind, name=name + ending.format(folder=folder))
+    assert code == 1, error
+    assert "error: " in error
+    assert told in error
+    assert not (tmp_path / "labels").exists()
+    assert not (tmp_path / "labels.json").exists()

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import os
 import shutil
 from unittest.mock import Mock
 
@@ -14,6 +15,7 @@ import pytest
 
 from d2_smallobj.demo import dataset as demo_module
 from d2_smallobj.demo.dataset import ensure_demo, make_demo
+from d2_smallobj.utils.files import lock_folder
 
 TINY = {"num_train": 3, "num_val": 2, "size": 64}
 
@@ -179,6 +181,20 @@ def test_nothing_is_left_of_an_interrupted_run(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device.*picture\.jpg"):
         make_demo(tmp_path / "demo", **TINY)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    """Not what another process is making, what was made just now, or what is not ours."""
+    names = ("killed__", "at_work_", "just_now", "of_mine_")
+    folders = {name: tmp_path / f".demo.{name}" for name in names}
+    for name, folder in folders.items():
+        (folder / ("thesis" if name == "of_mine_" else "new")).mkdir(parents=True)
+        if name != "just_now":
+            os.utime(folder, (1, 1))
+    lock = lock_folder(folders["at_work_"])
+    make_demo(tmp_path / "demo", **TINY)
+    os.close(lock)
+    assert {name for name, folder in folders.items() if folder.exists()} == set(names[1:])
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,32 @@ def test_weights_alone_cannot_be_resumed(resumed, in_task_b):
         resumed(in_task_b)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda c: c["trainer"].update(iteration=10**9),
+            "last iteration is 1000000000, .* 0 to 7",
+        ),
+        (lambda c: c["trainer"].update(iteration=-1), "iteration must be an integer >= 0.* got -1"),
+        (lambda c: c["trainer"].update(iteration="x"), "iteration must be an integer .* got 'x'"),
+        (lambda c: c["trainer"].update(iteration=True), "iteration must be an integer .* got True"),
+        (lambda c: c["trainer"].pop("iteration"), "not the state of a training run"),
+        (lambda c: c.update(trainer=3), "not the state of a training run"),
+        (lambda c: c.update(ewc=[1]), "'ewc' a dict, got 5 and a list"),
+        (lambda c: c["trainer"].pop("_trainer"), "state of training in it is malformed .KeyErr"),
+        (lambda c: c["trainer"].update(hooks=[]), "state of training in it is malformed .Attr"),
+        (lambda c: c["trainer"]["_trainer"].update(optimizer={}), "malformed .KeyError"),
+    ],
+)
+def test_an_impossible_state_is_refused(resumed, in_task_b, change, told):
+    content = saved(in_task_b, "model_0000005")
+    change(content)
+    torch.save(content, in_task_b / "model_0000005.pth")
+    with pytest.raises(ValueError, match=rf"^\S+model_0000005\.pth .*{told}"):
+        resumed(in_task_b)
+
+
 def test_two_processes_refuse_together(train_server, in_task_b):
     other = {**ONLINE, "SMALLOBJ.TAU": 2.0}
     answer = train_server.train(in_task_b, other, arguments=["--resume"], world=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,10 +26,12 @@ from d2_smallobj.engine.hooks import (
     predict_sample,
     sample_row,
     training_hooks,
+    weight_scale,
 )
 from d2_smallobj.engine.prediction import PredictionWriter
 from d2_smallobj.losses.size_weights import SizeWeights
 from d2_smallobj.modeling.uncertain_segmentor import Observation
+from d2_smallobj.report.drawing import colour_weights
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 
@@ -51,8 +54,8 @@ def test_what_tensorboard_shows(make_trainer, make_config, tmp_path):
     samples = next(iter(TwoTaskTrainer.build_train_loader(make_config(EVERY_THIRD))))
     sheets = pictures(images)
     for sheet in sheets:
-        assert sheet.shape == (2 * 52, 4 * 52, 3)
-        for row, x in zip(sheet.reshape(2, 52, 4, 52, 3)[:, :48, :, :48], samples):
+        assert sheet.shape == (2 * 52 + 20, 4 * 52, 3)
+        for row, x in zip(sheet[:104].reshape(2, 52, 4, 52, 3)[:, :48, :, :48], samples):
             shown = x["image"].numpy().transpose(1, 2, 0)[..., ::-1].round()
             np.testing.assert_array_equal(row[:, 0], shown)
             np.testing.assert_array_equal(row[:, 1], voc_palette()[x["sem_seg"]])
@@ -60,17 +63,41 @@ def test_what_tensorboard_shows(make_trainer, make_config, tmp_path):
     assert (sheets[0][:, 3 * 52 :] != sheets[-1][:, 3 * 52 :]).any()
     np.testing.assert_array_equal(sheets[0][:, : 3 * 52], sheets[-1][:, : 3 * 52])
 
+    # Rates that differ from detectron2's, which is that of the largest group; each is there once.
     scalars = events.Tags()["scalars"]
-    rates = {"lr/backbone weights", "lr/head weights", "lr/head biases"}
-    assert {"total_loss", "loss_sem_seg", "loss_ewc", "task", "lr", *rates} <= set(scalars)
-    last = {name: events.Scalars(name)[-1].value for name in rates}
+    assert [name for name in scalars if name.startswith("lr")] == ["lr/head biases", "lr"]
+    assert {"total_loss", "loss_sem_seg", "loss_ewc"} <= set(scalars)
+    last = {name: events.Scalars(name)[-1].value for name in ("lr", "lr/head biases")}
     factor = (1 - 7 / 8) ** 0.9
-    assert last["lr/backbone weights"] == pytest.approx(0.02 * factor, rel=1e-5)
+    assert last["lr"] == pytest.approx(0.02 * factor, rel=1e-5)
     assert last["lr/head biases"] == pytest.approx(0.04 * factor, rel=1e-5)
-    assert events.Scalars("task")[-1].value == 2
-    # detectron2 logs the rate of the largest group.
-    row = next(row for row in metrics_rows(tmp_path) if "lr" in row)
-    assert row["lr"] in [value for key, value in row.items() if key.startswith("lr/")]
+    assert events.Scalars("in_task_B")[-1].value == 1
+    # Both tasks are evaluated; what the data set fixes is no curve.
+    noted = json.loads((tmp_path / "results.json").read_text())
+    found = [(event.step, event.value) for event in events.Scalars("small_objects/IA-mIoU")]
+    assert found == [
+        (step, pytest.approx(noted[task]["smallobj_demo_val"]["IA-mIoU"]))
+        for step, task in ((4, "A"), (8, "B"))
+    ]
+    assert not [name for name in scalars if "instances" in name or "images" in name]
+    assert noted["A"]["smallobj_demo_val"]["instances_S"] > 0
+    rows = {row["iteration"]: row for row in metrics_rows(tmp_path)}
+    assert rows[4]["small_objects/mIoU"] == noted["A"]["smallobj_demo_val"]["mIoU"]
+
+
+def test_the_scale_of_the_weights():
+    scale = weight_scale(104, 5.0, before=2, after=1)
+    assert scale.shape == (20, 4 * 104, 3)
+    assert (scale[:, :208] == 255).all()
+    assert (scale[:, 308:] == 255).all()
+    bar = scale[0, 208:308]
+    assert bar[0].tolist() == colour_weights(np.zeros((1, 1)), 5.0)[0, 0].tolist()
+    assert bar[-1].tolist() == colour_weights(np.full((1, 1), 5.0), 5.0)[0, 0].tolist()
+    # Numbers stand at 0, at 1 (a fifth of the way) and at 5, and nowhere else.
+    ink = np.flatnonzero((scale[8:, 208:308] < 255).any(axis=(0, 2)))
+    starts = ink[np.diff(ink, prepend=-9) > 5]
+    assert len(starts) == 3
+    assert abs(starts[1] + 3 - 20) <= 3
 
 
 def test_training_does_not_notice(make_trainer, tmp_path, assert_same):

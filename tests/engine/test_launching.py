@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from unittest.mock import Mock
 
 import pytest
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from d2_smallobj.engine import distributed
 from d2_smallobj.engine.distributed import Place, find_place, first_host, joined, run
+from d2_smallobj.utils.cli import user_message
 
 TORCHRUN = {
     **{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
@@ -106,6 +109,27 @@ def test_who_starts_the_processes_is_clear(monkeypatch, launches):
     run(print, arguments(num_gpus=8, num_machines=4), launches.append)
     assert launches[2] == 32
     assert launches[3][1] == (8,)
+
+
+ENDS = [
+    (
+        ProcessExitedException("process 1 terminated with signal SIGKILL", 1, 9, -9, "SIGKILL"),
+        "process 1 terminated with signal SIGKILL, and the others were ended. .*--resume",
+    ),
+    (
+        ProcessRaisedException("Traceback\ntorch.distributed.DistNetworkError: in use\n", 0, 9),
+        "^the processes cannot meet at auto: in use$",
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "told"), ENDS)
+def test_the_end_of_a_launched_process_is_one_line(monkeypatch, error, told):
+    monkeypatch.setattr(distributed.os, "environ", {})
+    monkeypatch.setattr(distributed, "launch", Mock(side_effect=error))
+    with pytest.raises(OSError, match=told) as caught:
+        run(print, arguments(num_gpus=2), print)
+    assert user_message(caught.value) == str(caught.value)
 
 
 def test_fewer_gpus_than_processes(monkeypatch):

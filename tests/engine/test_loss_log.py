@@ -128,6 +128,40 @@ def test_the_loss_is_told_without_a_file_too(tmp_path, monkeypatch):
         log_steps(LossLog(1, str(tmp_path)), [{"a": math.nan}])
 
 
+@pytest.mark.parametrize("first", [0, 5, 19])
+def test_labels_that_are_all_ignored(first):
+    """Twenty iterations without any loss from the start on are no chance."""
+    named = {**sample(0), "sem_seg_file_name": "labels/0.png"}
+    steps = [{"loss": 1.0 if i < first else 0.0, "loss_ewc": 0.0} for i in range(41)]
+    log, storage = LossLog(), EventStorage()
+    with storage:
+        for iteration, losses in enumerate(steps):
+            tensors = {name: torch.tensor(value) for name, value in losses.items()}
+            if first == 0 and iteration == 19:
+                match = r"first 20 iterations was 0: all labels .e\.g\. of labels/0\.png. are the"
+                with pytest.raises(ValueError, match=match):
+                    log.add(iteration, tensors, 0.0, samples_of([named]))
+                return
+            log.add(iteration, tensors, 0.0, samples_of([named]))
+    assert first > 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:47000",
+        "[Rank 1] NCCL ... ncclRemoteError: A call failed possibly due to a network error",
+    ],
+)
+def test_a_lost_process_is_told_after_it_has_told_itself(monkeypatch, text):
+    waits = []
+    monkeypatch.setattr(loss_log.time, "sleep", waits.append)
+    match = r"another process of this training has ended or was killed, .*--resume"
+    with pytest.raises(ConnectionError, match=match), explained_errors("output"):
+        raise RuntimeError(text)
+    assert waits == [loss_log._PATIENCE]
+
+
 def spoil(monkeypatch, position):
     """The image at a position of the stream becomes NaN."""
     original = SemSegMapper.__call__

@@ -100,7 +100,7 @@ def test_size_weights_of_background_alone_are_one(make_trainer, relabel):
 def test_a_fisher_of_nothing_is_an_error(make_trainer, relabel, estimator):
     """With every pixel ignored nothing is learned in task A: a penalty would never act."""
     relabel("all ignored")
-    with pytest.raises(ValueError, match=f"the {estimator} estimate would be 0 for all"):
+    with pytest.raises(ValueError, match=f"{estimator} estimate would be 0 .*all labels the ign"):
         make_trainer(SHORT, {"SMALLOBJ.EWC.FISHER": estimator}).train()
 
 

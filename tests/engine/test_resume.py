@@ -135,6 +135,8 @@ def test_metrics_survive_a_kill(train_server, tmp_path):
     strikes = [[f"{EWC}.add_gradient_", 1, "kill"]]
     assert train_server.train(tmp_path, long, strikes=strikes).code == KILLED
     train_server.finish(tmp_path, long, arguments=["--resume"])
-    tasks = {row["iteration"]: row["task"] for row in metrics_rows(tmp_path) if "task" in row}
-    assert tasks == {19: 1, 39: 2, 43: 2}
+    tasks = {
+        row["iteration"]: row["in_task_B"] for row in metrics_rows(tmp_path) if "in_task_B" in row
+    }
+    assert tasks == {19: 0, 39: 1, 43: 1}
     assert "Resumed at iteration 22" in (tmp_path / "log.txt").read_text()

@@ -111,13 +111,13 @@ def test_a_new_run_forgets_an_older_ones_results(make_trainer, tmp_path):
 def test_stage_and_penalty_are_in_every_log(train_server, tmp_path):
     long = {**ONLINE, "SOLVER.MAX_ITER": 40, "SMALLOBJ.TASK_A.ITERS": 20}
     output = train_server.finish(tmp_path, long).stdout
-    a, b = (row for row in metrics_rows(tmp_path) if "task" in row)
-    assert [(row["iteration"], row["task"]) for row in (a, b)] == [(19, 1), (39, 2)]
+    a, b = (row for row in metrics_rows(tmp_path) if "in_task_B" in row)
+    assert [(row["iteration"], row["in_task_B"]) for row in (a, b)] == [(19, 0), (39, 1)]
     assert "loss_ewc" not in a
     assert b["loss_ewc"] > 0
     assert "loss_ewc: " in next(x for x in output.splitlines() if "iter: 39 " in x)
     events = events_of(tmp_path)
-    assert [(e.step, e.value) for e in events.Scalars("task")] == [(19, 1), (39, 2)]
+    assert [(e.step, e.value) for e in events.Scalars("task")] == [(19, 0), (39, 1)]
     (penalty,) = events.Scalars("loss_ewc")
     assert penalty.step == 39
     assert penalty.value == pytest.approx(b["loss_ewc"], rel=1e-5)

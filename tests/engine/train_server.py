@@ -46,6 +46,8 @@ def strike(target: str, call: int, action: str, part: str = "") -> None:
         if struck and calls == call:
             if action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if action == "interrupt":
+                raise KeyboardInterrupt
             full = OSError(28, "No space left on device")
             raise full if action == "full disk" else LookupError(action)
         return original(*args, **kwargs)

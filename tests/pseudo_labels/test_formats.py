@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from d2_smallobj.annotations.label_maps import voc_palette, write_label_map
-from d2_smallobj.pseudo_labels.formats import merge_labels, read_pseudo_label
+from d2_smallobj.pseudo_labels.formats import METHODS, merge_labels, read_pseudo_label
 
 SIZE = (6, 8)
 CLASSES = 21
@@ -202,3 +202,80 @@ def test_class_to_map(tmp_path):
     for content in (none, {**none, "high_res": np.zeros((0, *SIZE), np.float32)}, {}):
         np.save(tmp_path / "a.npy", content)
         assert not _read(tmp_path / "a.npy", file_format="cams").any()
+
+
+# ---- Newer methods, in the form that their public code writes ------------------------------------
+
+
+def _attention(low=0.0):
+    """CLIP-ES: float16 activations in 0..1 of the classes 15 and 20, counted from 0."""
+    maps = np.full((2, *SIZE), low, np.float16)
+    maps[0, 1:3], maps[1, 4:] = 0.99, 0.7
+    return {"keys": np.array([14, 19]), "attn_highres": maps}
+
+
+def test_clip_es(tmp_path):
+    picture = np.zeros((*SIZE, 3), np.uint8)
+    np.save(tmp_path / "a.npy", _attention())
+    read = _read(tmp_path / "a.npy", file_format="clip_es")
+    expected = np.zeros(SIZE, int)
+    expected[1:3], expected[4:] = 15, 255  # 0.7 against a background of 0.3 is not sure
+    np.testing.assert_array_equal(read, expected)
+
+    def certain(scores, image):
+        assert image is picture
+        np.testing.assert_allclose(scores.sum(axis=0), 1, atol=1e-6)
+        return (scores == scores.max(axis=0)).astype(np.float32)
+
+    read = _read(tmp_path / "a.npy", file_format="clip_es", picture=picture, crf=certain)
+    np.testing.assert_array_equal(read, np.where(expected == 255, 20, expected))
+    # An image without classes is background.
+    np.save(tmp_path / "a.npy", {"keys": [], "attn_highres": np.zeros((0, *SIZE), np.float16)})
+    assert not _read(tmp_path / "a.npy", file_format="clip_es").any()
+    for content, told in (
+        ({"keys": [14], "high_res": ONES[None]}, "expected the keys 'keys' and 'attn_highres'"),
+        ({**_attention(), "keys": [14, 20]}, r"classes must be in 0\.\.19"),
+        ({"keys": [14], "attn_highres": ONES[None] * 2}, r"activations must be in 0\.\.1, got 2"),
+        ({"keys": [14], "attn_highres": np.ones((1, 2, 2))}, "label is 2x2, its image 8x6"),
+    ):
+        np.save(tmp_path / "a.npy", content)
+        with pytest.raises(ValueError, match=rf"a\.npy: .*{told}"):
+            _read(tmp_path / "a.npy", file_format="clip_es")
+
+
+@pytest.mark.parametrize("method", ["mctformer", "weaktr"])
+def test_an_offset_of_91(tmp_path, method):
+    assert METHODS[method].offset
+    labels = _labels()
+    labels[5, 5] = 80
+    options = {"num_classes": 81, "offset": True}
+    for stored in (labels, labels + 91):
+        stored = stored.copy()
+        stored[0, 0], labels[0, 0] = 255, 255
+        Image.fromarray(stored).save(tmp_path / "a.png")
+        found = read_pseudo_label([tmp_path / "a.png"], *SIZE, **options)
+        np.testing.assert_array_equal(found, labels)
+    for value, told in ((172, r"a\.png \(less 91\): label values"), (30, r"a\.png: label values")):
+        wrong = labels + 91
+        wrong[0, 0], wrong[1, 0] = 255, value
+        Image.fromarray(wrong).save(tmp_path / "a.png")
+        with pytest.raises(ValueError, match=told):
+            read_pseudo_label([tmp_path / "a.png"], *SIZE, **options)
+    with pytest.raises(ValueError, match=r"a\.png: label values"):
+        read_pseudo_label([tmp_path / "a.png"], *SIZE, num_classes=81)
+
+
+def test_what_weaktr_and_sam_wsss_write(tmp_path):
+    # Activations by class from 0; after retraining, probabilities with the background's key 0.
+    np.save(tmp_path / "a.npy", dict(zip((14, 19), _activations())))
+    read = _read(tmp_path / "a.npy", file_format=METHODS["weaktr"].maps, threshold=0.43)
+    np.testing.assert_array_equal(read, _expected(0.43))
+    scores = _scores()
+    content = {"prob": np.stack(list(scores.values())), "keys": np.array(list(scores))}
+    np.save(tmp_path / "a.npy", content)
+    read = _read(tmp_path / "a.npy", file_format="scores")
+    assert (read[1:4] == 15).all()
+    assert not read[4:].any()
+    # SAM_WSSS: mode L.
+    Image.fromarray(_labels()).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(_read(tmp_path / "a.png"), _labels())

@@ -191,7 +191,7 @@ def test_blobs_are_counted_beside(make_run):
     prediction[45:, 45:] = 2
     run = make_run("m", {"a": (prediction, semantic, semantic)}, ["background", "x", "y"])
     text = render_report([run])
-    assert "2 blobs, 2.00 per image" in text
+    assert "2 false-positive components, 2.00 per image" in text
     assert re.findall(r'data-value="([^"]*)"', table_of(text, "blob-table")) == [
         *("all classes", "2.0", "2.0", "0.0", "0.0", "125.0"),
         *("x", "1.0", "1.0", "0.0", "0.0", "100.0"),

@@ -251,6 +251,27 @@ def test_tool_draws_scenes_of_its_own_the_same_every_time(run_tool, tmp_path):
     assert first == second
 
 
+def test_an_impossible_experiment_does_not_end_the_other(run_tool, realdata, tmp_path):
+    truth = realdata / "voc/VOC2012"
+    given = ("--semantic", truth / "SegmentationClass", "--points", 2)
+    given += ("--instances", truth / "SegmentationObject", "--class", "cat")
+    result = run_tool("sensitivity", "--output", tmp_path, *given)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith("note: corner is left out: no image has two instances of cat")
+    assert {path.name for path in tmp_path.iterdir()} == {"removal.csv", "removal.png"}
+    for only, why in (
+        (["corner"], "corner is left out: no image has two"),
+        (["corner", "removal"], "; removal is left out: class 'cat' has no instance in"),
+    ):
+        shorter = tmp_path / "list.txt"
+        shorter.write_text("2007_000032\n")
+        more = ("--experiments", *only, "--list", shorter)
+        result = run_tool("sensitivity", "--output", tmp_path / "none", *given, *more)
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+        assert why in result.stderr
+        assert not (tmp_path / "none").exists()
+
+
 def test_tool_errors_are_one_line(run_tool, tmp_path):
     for arguments, status, message in (
         (["--instances", "x"], 2, "error: --instances: of which ground truth?"),

@@ -76,7 +76,12 @@ def test_instances_file(run, folder):
 
 def test_the_text_table(run):
     text = format_run(run)
-    parts = (f"| {run.figures['mIoU']:.2f} ", "| 95 %", "| false-positive blobs |", "| missed ")
+    parts = (
+        f"| {run.figures['mIoU']:.2f} ",
+        "| 95 %",
+        "| false-positive components |",
+        "| missed ",
+    )
     assert [part for part in parts if part not in text] == []
     # A class that does not occur has no row.
     assert "| bird" not in text
@@ -115,6 +120,79 @@ def test_damaged_files(folder, name, old, new, message):
     edit(folder / name, old, new)
     with pytest.raises(ValueError, match=message):
         load_run(folder)
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [
+    ("blobs.csv", None, None),  # its last row is missing
+    ("blobs.csv", "image1,", "image2,"),
+    ("instance_details.csv", "0\n", "1\n"),
+    ("images.csv", "/image0", "/image1"),
+    ("pixels.csv", "\n", "\r\n"),
+])  # fmt: skip
+def test_a_change_that_leaves_the_figures_is_noticed(folder, name, old, new):
+    path = folder / name
+    if old is None:
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    else:
+        edit(path, old, new)
+    with pytest.raises(ValueError, match=rf"run: changed or cut short .*: {name}; score") as caught:
+        load_run(folder)
+    assert "\n" not in str(caught.value)
+    # Runs of earlier versions have no checksums.
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert sorted(metrics.pop("files")) == sorted(RUN_FILES[:-1])
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert load_run(folder).images
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "told"),
+    [
+        ([], [1], "no metrics of a scored run of format 3, got None"),
+        ([], "[" * 100_000, "not a complete JSON file"),
+        (["extra"], "[" * 900 + "]" * 900, ""),
+        (["mIoU"], "1" * 1000, "a figure is no number"),
+        (["mIoU"], "1" * 9000, "not a complete JSON file"),
+        (["mIoU"], {}, "a figure is no number"),
+        (["format"], "3" * 1000, "of format 3, got 333"),
+        (["intervals", "mIoU"], {"low": 1, "high": 2}, "missing required field `estimate`"),
+        (["intervals", "mIoU", "low"], "1" * 1000, "out of range"),
+        (["intervals", "mIoU"], [1, 2, 3], r"Expected `object`, got `array` - at `\$.intervals"),
+        (["intervals"], None, r"got `null` - at `\$.intervals`"),
+        (["classes"], ["cat"], r"got `array` - at `\$.classes`"),
+        (["remarks"], [5], r"got `int` - at `\$.remarks"),
+        (["options", "size_bins"], ["S:1024"], r"got `array` - at `\$.options.size_bins`"),
+        (["options", "size_bins"], "S:1024,M:9", "bins must map names to ascending"),
+        (["options", "size_bins"], {"S": "x"}, "Expected `float`, got `str`"),
+        (["options", "stuff"], [-1], "Expected `int` >= 0"),
+        (["options", "stuff"], "1" * 1000, "options.stuff"),
+        (["options", "worst"], 0, "Expected `int` >= 1"),
+        (["options", "seed"], 0.5, "options.seed"),
+        (["options", "level"], 95, "Expected `float` < 1.0"),
+        (["options", "inputs"], {"semantic": 5}, "options.inputs"),
+        (["files"], [1], r"Expected `object`, got `array` - at `\$.files`"),
+    ],
+)
+def test_malformed_metrics_name_file_and_key(folder, keys, value, told):
+    path = folder / "metrics.json"
+    document = json.loads(path.read_text())
+    mark = "MARK"
+    place = document
+    for key in keys[:-1]:
+        place = place[key]
+    if keys:
+        place[keys[-1]] = mark
+    text = json.dumps(document if keys else mark)
+    # Text is JSON as it stands when it is a number or a nest.
+    raw = isinstance(value, str) and value[0] in "[13"
+    path.write_text(text.replace('"MARK"', value if raw else json.dumps(value)))
+    if not told:
+        load_run(folder)
+        return
+    with pytest.raises(ValueError, match=told) as raised:
+        load_run(folder)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert len(str(raised.value)) < 400
 
 
 def test_files_of_different_runs(dataset, folder, tmp_path):
