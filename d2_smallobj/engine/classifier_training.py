@@ -31,8 +31,8 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
 
 MOMENTUM, WEIGHT_DECAY, POWER = 0.9, 1e-4, 0.9
-CLASSIFIER_FACTOR = 10.0
-"""Factor on the learning rate of the new layer, as in IRN."""
+CLASSIFIER_FACTOR = 30.0
+"""Factor on the learning rate of the new layer (docs/weak_labels.md)."""
 TRAINING_STRIDE = 32
 """``SMALLOBJ.OUTPUT_STRIDE`` of training, whose maps are pooled anyway: half the time of 16.
 
@@ -51,14 +51,14 @@ class ClassifierOptions:
     Attributes:
         iterations: steps; 0: ten passes over the images, at least 200 steps.
         batch_size: images a step.
-        learning_rate: of the backbone; ten times as much for the classifier.
+        learning_rate: of the backbone; thirty times as much for the classifier.
         crop: side of the square crops in pixels.
         seed: of the new layer, of the order of images and of their crops.
     """
 
     iterations: int = 0
     batch_size: int = 8
-    learning_rate: float = 0.01
+    learning_rate: float = 0.001
     crop: int = 192
     seed: int = 0
 
