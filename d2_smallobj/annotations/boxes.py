@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from d2_smallobj.annotations.coco_file import Flag, Id, read_annotation_file
 from d2_smallobj.metrics.components import class_components
+from d2_smallobj.utils.files import read_bytes
 from d2_smallobj.utils.messages import itemized, listed
 from d2_smallobj.utils.opencv import cv2
 
@@ -197,14 +197,13 @@ def read_voc_boxes(
         ValueError: the file is no VOC annotation, has a class outside ``class_ids`` (id by name),
             or a box that :func:`checked_boxes` refuses.
     """
-    path = Path(path)
-    content = path.read_bytes()
+    content = read_bytes(path)
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise ValueError(f"{path}: a VOC annotation declares no document type or entity")
     try:
         root = ET.fromstring(content)
         height, width = (int(root.findtext(f"size/{side}", "")) for side in ("height", "width"))
-    except (ET.ParseError, ValueError) as error:
+    except (ET.ParseError, ValueError, LookupError) as error:  # an encoding may be unknown
         raise ValueError(f"{path}: not a complete VOC annotation ({error})") from error
     rows = []
     for number, element in enumerate(root.iterfind("object")):

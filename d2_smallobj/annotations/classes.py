@@ -15,6 +15,7 @@ import numpy as np
 from d2_smallobj.annotations.coco_file import CategoryEntry, Id, id_order
 from d2_smallobj.annotations.dataset_files import decode_json
 from d2_smallobj.metrics.validation import MOST_CLASSES
+from d2_smallobj.utils.files import read_text
 from d2_smallobj.utils.messages import listed, look_up_option
 
 VOC_CLASS_NAMES = (
@@ -72,14 +73,12 @@ def read_class_names(text: str) -> tuple[str, ...]:
         return ("background", *(str(number) for number in range(1, count)))
     path = Path(text)
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = read_text(path, "a list of class names").rstrip().splitlines()
     except FileNotFoundError as error:
         hint = _closest(text, BUILT_IN)
         raise FileNotFoundError(
             error.errno, f"--classes: neither 'voc', 'coco', a number nor a file{hint}", text
         ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: class names are UTF-8 text; {error}") from error
     names = [line.strip() for line in lines]
     if len(names) > MOST_CLASSES:
         raise ValueError(

@@ -20,7 +20,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from d2_smallobj.annotations.dataset_files import decode_json
-from d2_smallobj.annotations.label_maps import MOST_PIXELS
+from d2_smallobj.annotations.image_files import MOST_PIXELS
 from d2_smallobj.utils.messages import itemized
 
 KINDS = ("coco", "lvis")

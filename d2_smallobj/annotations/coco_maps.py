@@ -29,7 +29,7 @@ from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, instan
 from d2_smallobj.annotations.coco_file import Id, encode_mask, id_order, mask_area
 from d2_smallobj.annotations.image_lists import image_index
 from d2_smallobj.annotations.label_maps import write_label_map
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import atomic_write_text, read_json
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.parallel import parallel_map
 
@@ -175,7 +175,7 @@ def _check_origin(folders: MapFolders, origin: dict[str, str], *, force: bool) -
     if not (_listing(folders.semantic) or _listing(folders.instances)):
         return True
     try:
-        found = json.loads(folders.marker.read_text(encoding="utf-8"))
+        found = read_json(folders.marker)
         same = all(found[key] == value for key, value in origin.items())
         what = f"made from another state of {origin['annotations']}"
     except (OSError, ValueError, KeyError, TypeError):

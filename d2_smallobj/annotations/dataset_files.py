@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from d2_smallobj.utils.files import read_bytes
 from d2_smallobj.utils.messages import itemized
 
 _ADVICE = "See datasets/README.md for the layout and where the files come from."
@@ -90,14 +91,19 @@ def resolve_inside(root: Path, relative: str, where: str) -> Path:
     """Join a path from a list or an annotation file to the data set's folder.
 
     A leading ``/`` means the folder itself. Raises ValueError, beginning with ``where``, if the
-    path is empty or climbs out of ``root``.
+    path is empty, climbs out of ``root``, or is none that a file can have.
     """
     parts = [part for part in relative.replace("\\", "/").split("/") if part not in ("", ".")]
-    if not parts or ".." in parts or ":" in parts[0]:
+    if not parts or ".." in parts or ":" in parts[0] or not _is_a_name(relative):
         raise ValueError(
             f"{where}: {relative!r} is not a path within the data set's folder ({root})"
         )
     return root.joinpath(*parts)
+
+
+def _is_a_name(text: str) -> bool:
+    """Whether a file can be called so: no NUL, and no half of a surrogate pair."""
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def decode_json(path: str | os.PathLike[str], form: Any, expected: str) -> Any:
@@ -107,7 +113,7 @@ def decode_json(path: str | os.PathLike[str], form: Any, expected: str) -> Any:
     form.
     """
     try:
-        return msgspec.json.decode(Path(path).read_bytes(), type=form)
+        return msgspec.json.decode(read_bytes(path), type=form)
     except msgspec.ValidationError as error:
         raise ValueError(f"{path}: {expected}; {error}") from error
     except (msgspec.DecodeError, RecursionError) as error:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from d2_smallobj.annotations.coco_file import KINDS, Id, read_annotation_file
 from d2_smallobj.annotations.dataset_files import FileCheck, resolve_inside
+from d2_smallobj.utils.files import read_text
 from d2_smallobj.utils.messages import itemized, look_up_option
 
 IMAGE_FOLDER = "JPEGImages"
@@ -38,11 +39,7 @@ def read_image_list(path: str | os.PathLike[str]) -> list[ListedImage]:
         ValueError: the list is empty or not text, or a line repeats an image, has another form, or
             a path that climbs out of the data set's folder.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: an image list is UTF-8 text; {error}") from error
+    lines = read_text(path, "an image list").splitlines()
     images: dict[str, ListedImage] = {}
     for number, line in enumerate(lines, start=1):
         fields = line.split()
@@ -74,10 +71,7 @@ def choose_listed(
         FileNotFoundError: there is no such list.
         ValueError: it is empty or no text, or a line names no image, two, or one again.
     """
-    try:
-        lines = Path(list_file).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{list_file}: a list of images is UTF-8 text; {error}") from error
+    lines = read_text(list_file, "a list of images").splitlines()
     chosen: dict[Id, int] = {}
     problems = []
     for number, name in enumerate(map(str.strip, lines), start=1):

@@ -16,13 +16,8 @@ import numpy as np
 
 from d2_smallobj.annotations.coco_file import Flag, Id, id_order, repeated
 from d2_smallobj.annotations.dataset_files import decode_json
-from d2_smallobj.annotations.label_maps import (
-    RGB,
-    decode_plain,
-    image_data,
-    parse_header,
-    read_content,
-)
+from d2_smallobj.annotations.image_files import RGB, decode_plain, image_data, parse_header
+from d2_smallobj.annotations.label_maps import read_content
 from d2_smallobj.annotations.label_rules import VOID, unique_by_runs
 from d2_smallobj.utils.messages import itemized, listed
 

@@ -150,11 +150,17 @@ def folder_truth(
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
+        ValueError: both are one folder.
         InputError: a listed image has no semantic map, an image has no instance map, or two files
             of one folder have the same name.
     """
     folder = LabelFolder(semantic, "--semantic")
     other = None if instances is None else LabelFolder(instances, "--instances")
+    if instances is not None and os.path.samefile(semantic, instances):
+        raise ValueError(
+            f"--semantic and --instances are the same folder, {folder.path}: give that of the "
+            "instance maps, or leave --instances out and connected components are the instances"
+        )
     problems = Problems()
     images = []
     for stem in sorted(folder.files) if listed is None else listed:

@@ -34,7 +34,7 @@ with readable_errors():
     from d2_smallobj.scoring.inputs import PREDICTION_IDS
     from d2_smallobj.scoring.pipeline import parse_shard
     from d2_smallobj.scoring.run_tables import format_run
-    from d2_smallobj.scoring.scored_run import warnings
+    from d2_smallobj.scoring.scored_run import input_warnings, warnings
     from d2_smallobj.statistics.comparison import compare_runs
     from d2_smallobj.utils.opencv import cv2
 
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         others = load(args.compare) if args.compare else []
         run = scoring.merge(args.shards, open_dataset=open_dataset) if merging else score(args)
         scoring.save_run(args.output, run)
-        for line in run.remarks if args.quiet else warnings(run):
+        for line in input_warnings(run) if args.quiet else warnings(run):
             print(f"warning: {line}", file=sys.stderr)
         if not args.quiet:
             print(format_run(run))

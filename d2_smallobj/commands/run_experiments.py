@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from d2_smallobj.experiments import ABLATION_VARIANTS, MIXED_VARIANTS
 from d2_smallobj.utils.cli import (
     add_shared,
+    checked,
     finite,
     make_parser,
     parse_with_overrides,
     readable_errors,
 )
-from d2_smallobj.utils.messages import UsageError
 
 if TYPE_CHECKING:
     from d2_smallobj.experiments.ablation import Ablation
@@ -127,8 +127,17 @@ def parse_mixed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(MIXED_HELP)
     _add_runs(parser, "demo_mixed.yaml", "output/mixed", MIXED_VARIANTS)
     text = "one more bootstrap with this value of a key; may be repeated"
-    parser.add_argument("--vary", action="append", default=[], metavar="KEY=VALUE", help=text)
+    kind = checked(_key_and_value)
+    add = parser.add_argument
+    add("--vary", action="append", default=[], type=kind, metavar="KEY=VALUE", help=text)
     return parse_with_overrides(parser, arguments)
+
+
+def _key_and_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"expected KEY=VALUE, got {text!r}")
+    return key, value
 
 
 def build_comparison(args: argparse.Namespace) -> MixedSupervision:
@@ -145,10 +154,7 @@ def build_comparison(args: argparse.Namespace) -> MixedSupervision:
             "masks with boxes, got 1"
         )
     varied: dict[str, list[str]] = {}
-    for text in args.vary:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--vary {text}: expected KEY=VALUE")
+    for key, value in args.vary:
         varied.setdefault(key, []).append(value)
     variants = mixed.build_variants(fraction, cfg.SOLVER.MAX_ITER, args.variants, varied)
     for variant in variants:

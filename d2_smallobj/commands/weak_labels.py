@@ -38,7 +38,7 @@ with readable_errors():
     from d2_smallobj.pseudo_labels.box_labels import REFINEMENTS, write_box_label
     from d2_smallobj.pseudo_labels.misses import summarize_labels
     from d2_smallobj.pseudo_labels.preparation import check_origin
-    from d2_smallobj.utils.files import atomic_write_text
+    from d2_smallobj.utils.files import atomic_write_text, read_json
     from d2_smallobj.utils.messages import Problems
     from d2_smallobj.utils.opencv import cv2
     from d2_smallobj.utils.parallel import parallel_map
@@ -218,7 +218,7 @@ def _origin(args: argparse.Namespace, images: WeakSet, kind: str) -> dict[str, A
 def _read_marker(folder: Path) -> dict[str, Any]:
     """The origin of existing labels; empty without a readable one."""
     try:
-        found = json.loads(folder.with_name(f"{folder.name}.json").read_bytes())
+        found = read_json(folder.with_name(f"{folder.name}.json"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

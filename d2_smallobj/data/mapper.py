@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
 from d2_smallobj.config import task_a_iterations
 from d2_smallobj.data.supervision import read_supervision
 from d2_smallobj.losses.size_balanced import resize_labels
 from d2_smallobj.modeling.segmentor import build_size_weights, logit_sizes
+from d2_smallobj.utils.files import check_regular
 from d2_smallobj.utils.opencv import cv2
 from detectron2.config import CfgNode
 from detectron2.data import detection_utils
@@ -111,8 +111,9 @@ class SemSegMapper:
 def read_image(path: str, image_format: str) -> np.ndarray:
     """Read an (H, W, 3) uint8 image; an OSError names the file and what is wrong with it."""
     try:
+        check_regular(path)
         return detection_utils.read_image(path, format=image_format)
-    except CORRUPT_IMAGE as error:
+    except Exception as error:  # damage surfaces in many ways
         raise OSError(f"{path}: the image cannot be read: {error}") from error
 
 

@@ -50,7 +50,8 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
 
     Returns:
         The images to train on, ``NUM_IMAGES`` of all. With ``MASK_FRACTION`` 1 they are as they
-        were; if some have flags of their own, the others are flagged ``mask``. Below 1, the chosen
+        were; if some have flags of their own, the others are flagged ``mask``. Images of a set
+        that has boxes only are flagged ``boxes`` beside a set with masks. Below 1, the chosen
         images are flagged ``mask`` and come ``MASK_REPEAT`` times; the others are flagged
         ``boxes``, or left out (``REST none``).
 
@@ -60,6 +61,9 @@ def apply_supervision(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> list[dic
     """
     node = cfg.SMALLOBJ.SUPERVISION
     number, fraction = node.NUM_IMAGES, node.MASK_FRACTION
+    if any("no_masks" not in x for x in dicts):
+        boxed = {"supervision": "boxes"}
+        dicts = [{**boxed, **x} if x.keys() >= {"no_masks", "boxes"} else x for x in dicts]
     flagged = sum("supervision" in x for x in dicts)
     if len(dicts) < number:
         raise ValueError(

@@ -39,7 +39,7 @@ from d2_smallobj.annotations.classes import DEMO_CLASS_NAMES
 from d2_smallobj.annotations.coco_file import describe_mask
 from d2_smallobj.annotations.label_maps import encode_label_map
 from d2_smallobj.demo.scenes import Array, Scene, draw_scene, smooth_noise
-from d2_smallobj.utils.files import lock_folder
+from d2_smallobj.utils.files import lock_folder, read_json
 from d2_smallobj.utils.opencv import cv2
 
 PSEUDO_LABELS = "PseudoLabels/demo"
@@ -169,7 +169,7 @@ def _inspect(root: Path) -> _Found:
     if not os.path.lexists(root) or (root.is_dir() and not any(root.iterdir())):
         return _Found(exists=False)
     try:
-        marker = json.loads((root / _MARKER).read_text(encoding="utf-8"))
+        marker = read_json(root / _MARKER)
         version, options, files = marker["version"], marker["options"], dict(marker["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return _Found(foreign=f"no readable {_MARKER}; an incomplete copy looks like this too")

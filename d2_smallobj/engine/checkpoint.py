@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import logging
 import math
 import os
 import re
 import socket
-import zipfile
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-import torch
 from torch import nn
 
 from d2_smallobj.config import has_penalty, task_a_iterations
 from d2_smallobj.engine.distributed import from_main_process
 from d2_smallobj.engine.setup import check_resumable, fingerprint, warn_of_other_model
+from d2_smallobj.engine.weight_files import read_weights_file, reason_of, save_torch_file
 from d2_smallobj.modeling.initial_weights import load_weights
-from d2_smallobj.utils.files import atomic_write, atomic_write_text
+from d2_smallobj.utils.files import atomic_write_text, read_text
 from d2_smallobj.utils.messages import listed
-from d2_smallobj.utils.safe_pickle import read_array_pickle
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
@@ -90,6 +86,15 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Name the checkpoint that ``--resume`` continues from."""
         atomic_write_text(os.path.join(self.save_dir, LAST), last_filename_basename)
 
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the last checkpoint; ValueError if its name cannot be read."""
+        marker = os.path.join(self.save_dir, LAST)
+        name = os.path.basename(read_text(marker, "the name of a checkpoint").strip())
+        # A name with a folder in it would lead out of this one.
+        if not name or not name.isprintable():
+            raise ValueError(f"{marker}: expected the name of a checkpoint, got {name!r:.60}")
+        return os.path.join(self.save_dir, name)
+
     def resume_or_load(
         self, path: str, *, resume: bool = True, complete: bool = False
     ) -> dict[str, Any]:
@@ -125,12 +130,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Find the newest checkpoint that can be read; None if the run has none."""
         if not self.has_checkpoint():
             return None
-        # A name with a folder in it would lead out of this one.
-        last = os.path.join(self.save_dir, os.path.basename(self.get_checkpoint_file()))
         failures: list[str] = []
+        try:
+            last = self.get_checkpoint_file()
+        except (ValueError, OSError) as error:
+            failures, last = [str(error)], ""
         # An evaluation must not report an earlier checkpoint's figures as the last one's.
         earlier = earlier_checkpoints(self.save_dir, last, self.cfg) if self.checkpointables else []
-        for path in [last, *earlier]:
+        for path in [last, *earlier] if last else earlier:
             try:
                 self._read = path, read_weights_file(path)
             except (ValueError, OSError) as error:
@@ -181,7 +188,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 raise
             raise ValueError(
                 f"{path} cannot be resumed: the state of training in it is malformed "
-                f"({type(error).__name__}: {_reason(error):.200})"
+                f"({type(error).__name__}: {reason_of(error):.200})"
             ) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -258,89 +265,3 @@ def earlier_checkpoints(save_dir: str, last: str, cfg: CfgNode | None = None) ->
     found = [(iteration_of(name), name) for name in os.listdir(save_dir)]
     earlier = [pair for pair in found if pair[0] is not None and pair[0] < limit]
     return [os.path.join(save_dir, name) for _, name in sorted(earlier, reverse=True)]
-
-
-def read_weights_file(path: str) -> dict[str, Any]:
-    """Read a ``.pth`` or a model-zoo ``.pkl`` without running code.
-
-    Returns:
-        A dict with ``model``, name to tensor or numpy array, and whatever else the file holds.
-
-    Raises:
-        OSError: if the file cannot be opened or read; names it.
-        ValueError: names the file and why it cannot be read.
-    """
-    if path.endswith(".pkl"):
-        loaded = _model_zoo_layout(read_array_pickle(path))
-    else:
-        loaded = _with_model(load_torch_file(path))
-    if not loaded["model"]:
-        raise ValueError(f"{path} holds no weights")
-    return loaded
-
-
-def _with_model(loaded: dict[str, Any]) -> dict[str, Any]:
-    """Put the weights, which training code stores among other things, under ``model``."""
-    for key in ("model", "state_dict", "model_state", "model_state_dict"):
-        if isinstance(loaded.get(key), dict):
-            return {**{k: v for k, v in loaded.items() if k != key}, "model": loaded[key]}
-    return {"model": loaded}
-
-
-def save_torch_file(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
-    """``torch.save``, atomically; an ``OSError`` names the file."""
-    # Serialised in memory first: torch reports a failing disk as an internal assertion.
-    buffer = io.BytesIO()
-    torch.save(data, buffer)
-    with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
-
-
-def load_torch_file(path: str) -> dict[str, Any]:
-    """``torch.load`` of tensors and plain containers, on the CPU.
-
-    Raises:
-        ValueError: if the file is damaged or could run code; names it and the reason.
-        OSError: if it cannot be opened or read; names it.
-    """
-    try:
-        _check_sums(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damage surfaces as whatever the damaged instruction does
-        # EINVAL: a damaged table of contents that points to before the file's beginning.
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise OSError(error.errno, f"could not read {path}: {error.strerror}") from error
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint of tensors: it is corrupt, or it holds "
-            f"objects whose loading could run code ({_reason(error)})"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a dict of tensors")
-    return loaded
-
-
-def _check_sums(path: str) -> None:
-    """Compare the file with its checksums: torch does not, and would load damaged weights."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged:
-        raise ValueError(f"its part {damaged} does not have the checksum it was written with")
-
-
-def _model_zoo_layout(data: dict[str, Any]) -> dict[str, Any]:
-    """Read a ``.pkl`` of detectron2's model zoo, or the blobs of a Caffe2 solver."""
-    if isinstance(data.get("model"), dict):
-        return data
-    blobs = data["blobs"] if isinstance(data.get("blobs"), dict) else data
-    model = {n: blob for n, blob in blobs.items() if not str(n).endswith("_momentum")}
-    return {"model": model, "matching_heuristics": True}
-
-
-def _reason(error: BaseException) -> str:
-    """Return the line that says what is wrong, less torch's advice to load it unsafely."""
-    advice = ("Weights only load failed", "Please file an issue", "Check the documentation")
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(advice)] or lines
-    return telling[0] if telling else type(error).__name__

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from d2_smallobj.data.loaders import StreamDataset, StreamSampler
 from d2_smallobj.data.mapper import read_image
 from d2_smallobj.data.weak_images import WeakImage
-from d2_smallobj.engine.checkpoint import SafeCheckpointer, load_torch_file, save_torch_file
+from d2_smallobj.engine.checkpoint import SafeCheckpointer
+from d2_smallobj.engine.weight_files import load_torch_file, save_torch_file
 from d2_smallobj.modeling.image_classifier import ImageClassifier, build_classifier
 from d2_smallobj.pseudo_labels.activations import normalized, write_classes, write_maps
 from d2_smallobj.utils.messages import Problems

@@ -35,7 +35,7 @@ from d2_smallobj.engine.step import TaskStepTrainer
 from d2_smallobj.engine.tasks import TaskSwitch, build_ewc
 from d2_smallobj.evaluation import TASK, SmallObjectEvaluator, folder_name
 from d2_smallobj.modeling.inference import build_inference
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import atomic_write_text, read_json
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook
@@ -100,8 +100,7 @@ class TwoTaskTrainer(DefaultTrainer):
         super().resume_or_load(resume=resume)
         if self.start_iter > 0:
             if os.path.isfile(self._results_path):
-                with open(self._results_path, encoding="utf-8") as file:
-                    self._results = json.load(file)
+                self._results = read_json(self._results_path)
             loader = build_train_loader(self.cfg, start_iter=self.start_iter)
             self._trainer.replace_data_loader(on_device(self.cfg, loader))
             logger.info(f"Resumed at iteration {self.start_iter}, data position included")

@@ -6,7 +6,6 @@ Shapes: H, W height and width of the original image; C number of classes of the 
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import logging
 import os
 import re
@@ -25,6 +24,7 @@ from d2_smallobj.metrics.records import as_size_bins
 from d2_smallobj.metrics.summary import check_worst, headline_names
 from d2_smallobj.scoring.run_tables import format_figures
 from d2_smallobj.scoring.scored_run import METRICS_FILE, ScoredRun, save_run
+from d2_smallobj.utils.files import read_json
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
@@ -308,8 +308,7 @@ def _check_output_dir(folder: str | os.PathLike[str]) -> None:
     """Refuse a folder in which our files would replace those of a training."""
     path = os.path.join(folder, METRICS_FILE)
     try:
-        with open(path, encoding="utf-8") as file:
-            ours = "format" in json.load(file)
+        ours = "format" in read_json(path)
     except FileNotFoundError:
         return
     except (ValueError, TypeError):

@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import functools
 import io
-import json
 import math
 import subprocess
 import sys
@@ -22,14 +21,14 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from d2_smallobj.engine.checkpoint import load_torch_file, save_torch_file
 from d2_smallobj.engine.setup import build_config, flatten
 from d2_smallobj.engine.tasks import TASK_A_CHECKPOINT
 from d2_smallobj.engine.trainer import HEADLINE
+from d2_smallobj.engine.weight_files import load_torch_file, save_torch_file
 from d2_smallobj.experiments import ABLATION_VARIANTS
 from d2_smallobj.experiments.paper_tables import BASELINE, mean_and_deviation
 from d2_smallobj.experiments.scheduling import Job, Resources, divide_machine, run_jobs
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import atomic_write_text, read_json
 
 TRAIN_COMMAND = (sys.executable, "-m", "d2_smallobj.commands.train_net")
 KINDS = ABLATION_VARIANTS
@@ -288,7 +287,7 @@ def final_results(folder: Path) -> dict[str, dict[str, float]]:
     """Read ``{data set: {figure: percent}}`` at the end of a run; empty if it is not complete."""
     if not _is_complete(folder):
         return {}
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["B"]
+    return read_json(folder / "results.json")["B"]
 
 
 def hours_spent(folder: Path) -> float:
@@ -301,4 +300,4 @@ def _is_complete(folder: Path) -> bool:
     """Tell whether a run has saved its last weights and the figures of its last task."""
     path = folder / "results.json"
     saved = (folder / "model_final.pth").exists() and path.exists()
-    return saved and "B" in json.loads(path.read_text(encoding="utf-8"))
+    return saved and "B" in read_json(path)

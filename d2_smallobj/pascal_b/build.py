@@ -59,6 +59,7 @@ from d2_smallobj.pascal_b.screening import (
     screen,
     write_candidate_list,
 )
+from d2_smallobj.utils.files import require_files
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.parallel import parallel_map
 
@@ -131,6 +132,12 @@ class BuildOptions:
                 _check_integer(name, getattr(self, name), low)
 
 
+def _require_inputs(paths: BuildPaths, rejected: Sequence[PathLike] = ()) -> None:
+    """Name all missing files before the first, which may take a minute, is read."""
+    groups = (("--lvis", paths.lvis), ("--coco", paths.coco), ("--rejected", rejected))
+    require_files((flag, path) for flag, files in groups for path in files)
+
+
 def _check_integer(name: str, value: object, low: int) -> None:
     if type(value) is not int or value < low:
         raise ValueError(f"{name}: expected an integer >= {low}, got {value!r}")
@@ -160,6 +167,7 @@ def build_pascal_b(paths: BuildPaths, options: BuildOptions) -> BuildResult:
     check_place(Path(paths.output), force=paths.force)
     import_scipy()
     rejected: dict[int, str] = {}
+    _require_inputs(paths, options.rejected)
     for path in options.rejected:
         rejected.update(read_reject_list(path))
     pictures = _check_pictures(paths, options)

@@ -6,7 +6,6 @@ import dataclasses
 import enum
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -22,6 +21,7 @@ from d2_smallobj.pascal_b.index import (
     Image,
     missing_lvis_names,
 )
+from d2_smallobj.utils.files import read_text
 from d2_smallobj.utils.messages import itemized, listed
 
 
@@ -230,6 +230,9 @@ class _Rejected(msgspec.Struct):
     reason: str = ""
 
 
+_LONGEST_ID = 19  # digits
+
+
 class _RejectList(msgspec.Struct):
     version: Literal[1]
     rejected: list[_Rejected]
@@ -245,14 +248,11 @@ def read_reject_list(path: str | os.PathLike[str]) -> dict[int, str]:
     Returns the reason by image id, empty where none is given. Raises FileNotFoundError if there is
     no such file, ValueError if it has another form or names an image twice; says where.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text ({error})") from error
+    text = read_text(path, "a reject list")
     if text.lstrip().startswith("{"):
         try:
             entries = msgspec.json.decode(text, type=_RejectList).rejected
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise ValueError(f"{path}: not a reject list of the review sheet ({error})") from error
     else:
         entries = list(_parse_lines(path, text))
@@ -268,7 +268,7 @@ def _parse_lines(path: str | os.PathLike[str], text: str) -> Iterator[_Rejected]
     """Entries of a plain list."""
     for number, line in enumerate(text.splitlines(), start=1):
         image_id, _, reason = (part.strip() for part in line.partition("#"))
-        if image_id.isascii() and image_id.isdigit():
+        if image_id.isascii() and image_id.isdigit() and len(image_id) < _LONGEST_ID:
             yield _Rejected(int(image_id), reason)
         elif image_id:
             raise ValueError(f"{path}, line {number}: expected an image id, got {image_id!r}")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.resources
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -21,7 +19,7 @@ from d2_smallobj.pascal_b.index import AnnotationIndex
 from d2_smallobj.pascal_b.sampling import Sample
 from d2_smallobj.pascal_b.screening import CLASSES_AND_SIZES
 from d2_smallobj.statistics.balance import coefficient_of_variation, normalized_entropy
-from d2_smallobj.utils.files import csv_text
+from d2_smallobj.utils.files import csv_text, read_json
 
 FORMAT, MANIFEST_VERSION = "d2_smallobj PASCAL-B manifest", 1
 MANIFEST_NAME = "manifest.json"
@@ -40,11 +38,7 @@ AccountRow = dict[str, Any]
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Read a manifest; ValueError if it is truncated, no manifest, or of another version."""
-    path = Path(path)
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: truncated or malformed JSON ({error})") from error
+    content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path}: not a manifest of PASCAL-B")
     version = content.get("version")

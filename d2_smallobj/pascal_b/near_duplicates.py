@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from d2_smallobj.annotations.dataset_files import resolve_inside
+from d2_smallobj.annotations.image_files import open_picture
 from d2_smallobj.annotations.image_lists import IMAGE_FOLDER
-from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
 from d2_smallobj.pascal_b.candidates import Candidate
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.opencv import cv2
@@ -33,16 +32,11 @@ _BITS = np.array([bin(value).count("1") for value in range(256)], np.uint8)
 
 def hash_picture(path: str | os.PathLike[str]) -> tuple[np.ndarray, tuple[int, int]]:
     """Hash a picture: uint8 (8,), and its height and width in pixels."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # JPEGs are decoded at a fraction of their size, several times as fast.
-            image.draft("L", (2 * _SIDE, 2 * _SIDE))
-            grey = np.asarray(image.convert("L"), np.float32)
-    except FileNotFoundError:
-        raise
-    except CORRUPT_IMAGE as error:
-        raise ValueError(f"{path}: corrupt or truncated picture ({error})") from error
+    with open_picture(path) as image:
+        width, height = image.size
+        # JPEGs are decoded at a fraction of their size, several times as fast.
+        image.draft("L", (2 * _SIDE, 2 * _SIDE))
+        grey = np.asarray(image.convert("L"), np.float32)
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     low = cv2.dct(small)[:_FREQUENCIES, :_FREQUENCIES].ravel()
     # The first is the brightness, many times as large as the others.

@@ -17,7 +17,8 @@ import numpy as np
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.pseudo_labels.box_labels import Refine
 from d2_smallobj.pseudo_labels.targets import read_picture
-from d2_smallobj.utils.files import atomic_write, atomic_write_text
+from d2_smallobj.utils.files import atomic_write, atomic_write_text, read_json
+from d2_smallobj.utils.npy_files import read_npy
 from d2_smallobj.utils.opencv import cv2
 
 CLASSES_FILE = "classes.json"
@@ -128,8 +129,8 @@ def write_classes(folder: Path, classes: Mapping[str, Sequence[int]]) -> None:
 def is_plain(path: str | os.PathLike[str]) -> bool:
     """Return whether a ``.npy`` file holds numbers alone, hence no pickle; damaged ones do not."""
     try:
-        np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError):
+        read_npy(path, header_only=True)
+    except ValueError:
         return False
     return True
 
@@ -141,10 +142,7 @@ def read_maps(path: str | os.PathLike[str]) -> np.ndarray:
         ValueError: the file is damaged, or holds no float array (K, h, w) of finite numbers.
         FileNotFoundError: there is no such file.
     """
-    try:
-        maps = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a complete .npy array ({error})") from error
+    maps = read_npy(path)
     if maps.ndim != 3 or maps.dtype.kind != "f" or not np.isfinite(maps).all():
         raise ValueError(
             f"{path}: expected activation maps, finite floats (classes, h, w), got shape "
@@ -161,9 +159,9 @@ def read_classes(path: str | os.PathLike[str]) -> list[int]:
     """
     listing = Path(path).with_name(CLASSES_FILE)
     try:
-        found = json.loads(listing.read_bytes())[Path(path).stem]
+        found = read_json(listing)[Path(path).stem]
         return [int(number) for number in found]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
             f"{path}: an array of activation maps needs its class numbers in {listing}, "
             f'{{"{Path(path).stem}": [1, ...]}} ({type(error).__name__}: {error})'

@@ -13,14 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from d2_smallobj.annotations.dataset_files import METHODS as REGISTERED_METHODS
-from d2_smallobj.annotations.label_maps import (
-    CORRUPT_IMAGE,
-    read_label_map,
-    voc_palette,
-)
+from d2_smallobj.annotations.image_files import open_picture
+from d2_smallobj.annotations.label_maps import read_label_map, voc_palette
 from d2_smallobj.annotations.label_rules import check_label_values
 from d2_smallobj.pseudo_labels.activations import is_plain, read_classes, read_maps, resized_maps
 from d2_smallobj.utils.messages import look_up_option
@@ -168,11 +164,8 @@ def _check_palette(path: str | os.PathLike[str], used: Sequence[int], num_classe
 
     Its indices are numbers of colours, not of classes, and small enough to pass for them.
     """
-    try:
-        with Image.open(path) as image:
-            palette = image.getpalette() if image.mode == "P" else None
-    except CORRUPT_IMAGE as error:
-        raise ValueError(f"{path}: corrupt or truncated label map ({error})") from error
+    with open_picture(path) as image:
+        palette = image.getpalette() if image.mode == "P" else None
     if palette is None:
         return
     colours = np.array(palette, np.uint8).reshape(-1, 3)

@@ -16,7 +16,7 @@ from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS, Crf, read_pseudo_label
 from d2_smallobj.pseudo_labels.targets import LabelTarget, TargetImage, read_picture
-from d2_smallobj.utils.files import atomic_write_text
+from d2_smallobj.utils.files import atomic_write_text, read_json
 from d2_smallobj.utils.messages import Problems, look_up_option
 from d2_smallobj.utils.parallel import parallel_map
 
@@ -257,7 +257,7 @@ def check_origin(folder: Path, origin: Mapping[str, object], *, force: bool, adv
     if not folder.is_dir() or not any(name.endswith(".png") for name in os.listdir(folder)):
         return True
     try:
-        found = json.loads(folder.with_name(f"{folder.name}.json").read_bytes())
+        found = read_json(folder.with_name(f"{folder.name}.json"))
         made = f"were made from {', '.join(found['sources'])} ({found['format']})"
         changed = [k for k in origin if k not in ("sources", "format") and found[k] != origin[k]]
         made += f" with another {', '.join(changed)}" if changed else ""

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from d2_smallobj.annotations.classes import COCO_CLASS_NAMES, DEMO_CLASS_NAMES, VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco import InstanceAnnotations
@@ -24,9 +24,9 @@ from d2_smallobj.annotations.dataset_files import (
     coco_labels,
     voc_labels,
 )
+from d2_smallobj.annotations.image_files import open_picture
 from d2_smallobj.annotations.image_lists import find_list, image_index, image_path, read_image_list
 from d2_smallobj.annotations.image_sources import SourceReader
-from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
 from d2_smallobj.annotations.truth import GroundTruth, TruthImage, annotation_truth
 from d2_smallobj.utils.messages import look_up_option
 
@@ -52,18 +52,16 @@ class TargetImage:
         """Return height and width of the image as it is trained on, EXIF orientation applied.
 
         Raises:
-            ValueError: its file is missing or no picture.
+            OSError: its file is missing.
+            ValueError: it is damaged or no picture.
         """
         if self.size is not None:
             return self.size
         assert self.picture is not None
-        try:
-            with Image.open(self.picture) as picture:
-                width, height = picture.size
-                # A value that is none, a text or 99, rotates nothing, as when the image is read.
-                rotated = picture.getexif().get(_ORIENTATION) in _ROTATED
-        except CORRUPT_IMAGE as error:
-            raise ValueError(f"{self.picture}: the image cannot be read: {error}") from error
+        with open_picture(self.picture) as picture:
+            width, height = picture.size
+            # A value that is none, a text or 99, rotates nothing, as when the image is read.
+            rotated = picture.getexif().get(_ORIENTATION) in _ROTATED
         return (width, height) if rotated else (height, width)
 
 
@@ -71,13 +69,11 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an image as uint8 (H, W, 3) RGB, EXIF orientation applied.
 
     Raises:
-        OSError: it cannot be read; names the file.
+        OSError: it is missing; names the file.
+        ValueError: it is damaged or no picture; names the file.
     """
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    except CORRUPT_IMAGE as error:
-        raise OSError(f"{path}: the image cannot be read: {error}") from error
+    with open_picture(path) as picture:
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ from d2_smallobj.annotations.dataset_files import resolve_inside
 from d2_smallobj.metrics.records import COCO_SIZE_BINS
 from d2_smallobj.report.page import content_policy, read_asset, template_environment
 from d2_smallobj.report.review_images import ReviewTask, draw_review_image
-from d2_smallobj.utils.files import atomic_write
+from d2_smallobj.utils.files import atomic_write, read_bytes, read_text
 from d2_smallobj.utils.messages import Problems
 from d2_smallobj.utils.parallel import parallel_map
 
@@ -95,7 +95,7 @@ def open_review_set(
     annotations = InstanceAnnotations(json_path)
     if not image_dir.is_dir():
         raise FileNotFoundError(f"{image_dir}: no such folder of images")
-    content = json_path.read_bytes()
+    content = read_bytes(json_path)
     notes = _read_notes(json_path, content)
     tasks, problems = [], Problems()
     for image_id in annotations.image_ids:
@@ -146,7 +146,7 @@ def read_suspicions(path: str | os.PathLike[str]) -> dict[int | str, Sequence[st
         ValueError: a column is missing, or a cell is no number; names the line.
     """
     try:
-        table = csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8")))
+        table = csv.DictReader(io.StringIO(read_text(path, "the builder's list of candidates")))
         missing = [name for name in _COLUMNS if name not in (table.fieldnames or ())]
         if missing:
             raise ValueError(f"no column {' and '.join(map(repr, missing))}")

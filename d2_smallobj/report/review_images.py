@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from d2_smallobj.annotations.coco import IGNORE_LABEL, Annotation, paint
-from d2_smallobj.annotations.label_maps import CORRUPT_IMAGE
+from d2_smallobj.annotations.image_files import open_picture
 from d2_smallobj.metrics.records import COCO_SIZE_BINS
 from d2_smallobj.report.page import jpeg_uri
 from d2_smallobj.utils.opencv import cv2
@@ -120,17 +120,13 @@ def _shrink(task: ReviewTask, side: int) -> Image.Image:
     scale = min(1.0, side / max(height, width))
     view = max(round(width * scale), 1), max(round(height * scale), 1)
     try:
-        with Image.open(task.path) as image:
+        with open_picture(task.path) as image:
             found = image.size
             # JPEGs are decoded at a fraction of their size where that is enough.
             image.draft("RGB", view)
             small = image.convert("RGB").resize(view, Image.Resampling.BILINEAR)
     except FileNotFoundError as error:
         raise ValueError(f"{task.path}: no such image") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{task.path}: {error}") from error
-    except CORRUPT_IMAGE as error:
-        raise ValueError(f"{task.path}: corrupt or unreadable image ({error})") from error
     if found != (width, height):
         raise ValueError(
             f"{task.path}: {found[0]} x {found[1]} pixels, but {width} x {height} in {task.source}"

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Union
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
+from d2_smallobj.annotations.image_files import open_picture
 from d2_smallobj.annotations.label_maps import read_labels
 from d2_smallobj.metrics import component_instances
 from d2_smallobj.utils.opencv import cv2
@@ -19,7 +20,7 @@ from d2_smallobj.utils.opencv import cv2
 Source = Union[str, "os.PathLike[str]", Callable[[], np.ndarray]]
 """A file (image, label map as PNG or ``.npy``), or a function that returns the array."""
 
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, ValueError)
 _KINDS = {"semantic": "semantic maps", "instances": "instance maps", "prediction": "predictions"}
 
 
@@ -103,7 +104,7 @@ def _read_image(source: Source | None, shape: tuple[int, int]) -> np.ndarray | N
         if callable(source):
             pixels = np.asarray(source())
         else:
-            with Image.open(source) as image:
+            with open_picture(source) as image:
                 turned = ImageOps.exif_transpose(image)
                 # Turned as EXIF says where the label maps are turned so, too.
                 stored = image.size[::-1] == shape and turned.size[::-1] != shape

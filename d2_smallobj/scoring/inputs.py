@@ -30,6 +30,7 @@ from d2_smallobj.annotations.truth import (
 )
 from d2_smallobj.metrics import component_instances
 from d2_smallobj.scoring.predictions import Predictions, open_predictions, read_prediction
+from d2_smallobj.utils.files import require_files
 from d2_smallobj.utils.installation import explain_missing
 from d2_smallobj.utils.messages import UsageError, look_up_option
 
@@ -145,6 +146,7 @@ class Inputs:
 
         Without ``label_maps``, an annotation file may have more categories than a map has labels.
         """
+        self._require_files()
         listed = None
         if self.image_list is not None:
             listed = [image.image_id for image in read_image_list(self.image_list)]
@@ -160,6 +162,14 @@ class Inputs:
         if self.stuff is not None and self.dataset is None:
             truth.stuff = stuff_ids(self.stuff, truth.class_names, "--stuff")
         return truth if self.pictures is None else with_pictures(truth, self.pictures)
+
+    def _require_files(self) -> None:
+        """Name all files and folders that are missing at once, before one is read."""
+        plain = {"predictions", "dataset", "stuff", "missing_instances", "unannotated"}
+        plain |= {"prediction_ids", "classes", "open_dataset"}
+        options = [field.name for field in dataclasses.fields(self) if field.name not in plain]
+        flags = {"image_list": "--list", "panoptic_maps": "--panoptic"}
+        require_files((flags.get(name, _flag(name)), getattr(self, name)) for name in options)
 
     def _open_registered(self, listed: Sequence[str] | None) -> GroundTruth:
         """Open a registered data set with the function that was handed in."""

@@ -23,6 +23,7 @@ from d2_smallobj.scoring.predictions import (
     read_prediction,
 )
 from d2_smallobj.scoring.scored_run import LEVEL, ScoredRun
+from d2_smallobj.scoring.suspicious_maps import fits_exchanged, refuse_exchanged
 from d2_smallobj.utils.messages import Problems, listed, look_up_option
 from d2_smallobj.utils.parallel import parallel_batches
 
@@ -89,9 +90,17 @@ class Scorer:
             mode=self.mode,
         )
 
-    def score(self, tasks: Sequence[Task]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Score some images; return an accumulator's state and the problems of the other images."""
+    def score(
+        self, tasks: Sequence[Task]
+    ) -> tuple[dict[str, Any], list[tuple[str, str]], list[str]]:
+        """Score some images.
+
+        Returns an accumulator's state, the problems of the other images, and the names of those
+        of them whose ground-truth maps would fit if they were exchanged.
+        """
         accumulator, problems = self.new_accumulator(), Problems()
+        exchanged: list[str] = []
+        void = (accumulator.ignore_label, accumulator.void_instance)
         misfit = (
             f"image(s) whose labels do not fit the {accumulator.num_classes} classes (--classes),"
             f" the ignore label {accumulator.ignore_label} or each other"
@@ -109,7 +118,11 @@ class Scorer:
                 accumulator.update(task.truth.image_id, labels, semantic, instances)
             except (OSError, ValueError) as error:
                 problems.add(heading, f"{where}{error}")
-        return accumulator.state(), problems.pairs()
+                if where and fits_exchanged(
+                    semantic, instances, num_classes=accumulator.num_classes, void=void
+                ):
+                    exchanged.append(task.truth.where)
+        return accumulator.state(), problems.pairs(), exchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +195,12 @@ def score(prepared: ScoringJob, *, jobs: int = 1, progress: bool = False) -> Sco
     results = parallel_batches(
         scorer.score, plan.tasks, largest=_BATCH, jobs=jobs, description=what, progress=progress
     )
-    for state, found in results:
+    exchanged: list[str] = []
+    for state, found, names in results:
         problems.extend(found)
-        if not problems:
-            accumulator.merge(Accumulator.from_state(state))
+        exchanged += names
+        accumulator.merge(Accumulator.from_state(state))
+    refuse_exchanged(exchanged, len(problems), accumulator.table)
     problems.raise_if_any()
     files = {task.truth.image_id: _files(task, scorer.label_ids) for task in plan.tasks}
     scored = ScoredRun.from_accumulator(

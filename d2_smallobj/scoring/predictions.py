@@ -7,7 +7,6 @@ Legend: H, W height and width of an image.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -19,6 +18,7 @@ from d2_smallobj.annotations.cityscapes import predicted_train_ids
 from d2_smallobj.annotations.coco_file import Id, decode_mask
 from d2_smallobj.annotations.label_maps import LabelFolder, label_size, read_labels
 from d2_smallobj.annotations.truth import GroundTruth, TruthImage
+from d2_smallobj.utils.files import read_json
 from d2_smallobj.utils.messages import LIMIT, Problems
 
 JSON_NAME = "sem_seg_predictions.json"
@@ -64,13 +64,11 @@ class JsonPredictions:
         self._classes = classes
         self._entries: dict[str, list[tuple[int, Any]]] = {}
         try:
-            content = json.loads(self.path.read_bytes())
+            content = read_json(path)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 error.errno, "--predictions: no such folder or JSON file", os.fspath(path)
             ) from error
-        except ValueError as error:
-            raise ValueError(f"{path}: not a complete JSON file ({error})") from error
         if not isinstance(content, list) or not content:
             raise ValueError(
                 f"{path}: predictions are a non-empty JSON list of file_name, category_id and"

@@ -30,12 +30,16 @@ from d2_smallobj.scoring.scored_run import (
 )
 from d2_smallobj.statistics.comparison import run_size_bins
 from d2_smallobj.statistics.intervals import Interval
+from d2_smallobj.utils.files import digest
 from d2_smallobj.utils.messages import listed
 
 _Table = TypeVar("_Table", InstanceTable, BlobTable, PixelTable)
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-_Figure, _Whole, _Text = Optional[float], Optional[int], Optional[str]
-_Bins, _Paths = Union[str, dict[str, float], None], Optional[dict[str, str]]
+_Figure = Optional[float]
+_Whole = Optional[int]
+_Text = Optional[str]
+_Bins = Union[str, dict[str, float], None]
+_Paths = Optional[dict[str, str]]
 
 
 class _Interval(msgspec.Struct):
@@ -66,6 +70,7 @@ class _Metrics(msgspec.Struct):
     options: _Options
     intervals: dict[str, _Interval]
     remarks: list[str]
+    files: dict[str, str] = {}
 
 
 def load_run(
@@ -234,6 +239,15 @@ def _check_together(run: ScoredRun, document: Mapping[str, Any], folder: Path) -
         found.append(f"metrics.json has another {', '.join(wrong)} than the records")
     if found:
         raise ValueError(f"{folder}: its files belong to different runs ({'; '.join(found)})")
+    # Runs that were written before there were checksums have none.
+    written = document.get("files", {})
+    tables = [name for name in RUN_FILES[:-1] if name in written]
+    changed = [name for name in tables if digest((folder / name).read_bytes()) != written[name]]
+    if changed:
+        raise ValueError(
+            f"{folder}: changed or cut short since it was scored: {listed(changed)}; score the "
+            "predictions again"
+        )
 
 
 def _read_instances(path: Path, details: Path) -> InstanceTable:
@@ -316,10 +330,17 @@ def _read_columns(path: Path, header: Sequence[str], kind: type[_Table]) -> dict
 
 
 def _cells(path: Path, cells: Sequence[Any], dtype: type) -> np.ndarray:
+    longest = max((len(cell) for cell in np.ravel(cells).tolist()), default=0)
     try:
+        # An array has room for the longest text in each of its cells.
+        if longest > _LONGEST_CELL:
+            raise ValueError(f"{longest} characters")
         return np.array(cells, np.str_).astype(dtype)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: a cell holds no number ({error})") from error
+
+
+_LONGEST_CELL = 1000
 
 
 def _number(value: Any) -> float:

@@ -15,8 +15,9 @@ The folder holds small text files, from which a run is read back to the bit (:mo
 The keys of ``metrics.json`` are stable: ``mIoU``, ``IA-mIoU``, ``IA-mIoU_fg``, ``IA-mIoU_<size>``
 and the other figures of :func:`d2_smallobj.metrics.summary.headline_names` in percent (``null``
 where undefined), ``intervals``, ``classes``, ``counts``, ``outcomes``, ``blobs``,
-``few_instances``, ``warnings``, ``options``, ``versions``. None depends on the time, the machine's
-speed, or the number of processes. Shapes: N number of images; C number of classes.
+``few_instances``, ``warnings``, ``options``, ``versions``, ``files`` (checksums). None depends on
+the time, the machine's speed, or the number of processes. Shapes: N number of images; C number of
+classes.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from d2_smallobj.metrics import (
 )
 from d2_smallobj.metrics.summary import headline_names
 from d2_smallobj.scoring.inputs import SOURCE_KINDS, Sources
+from d2_smallobj.scoring.suspicious_maps import suspicions
 from d2_smallobj.statistics.comparison import run_size_bins, run_stuff, run_worst
 from d2_smallobj.statistics.intervals import (
     FewInstances,
@@ -57,7 +59,7 @@ from d2_smallobj.statistics.intervals import (
     few_instances,
     few_instances_warnings,
 )
-from d2_smallobj.utils.files import atomic_write_text, csv_text
+from d2_smallobj.utils.files import atomic_write_text, csv_text, digest
 from d2_smallobj.utils.messages import listed
 from d2_smallobj.utils.opencv import cv2
 
@@ -221,17 +223,18 @@ def save_run(
     sources = getattr(run.sources, "files", {})
     images = ((image, *sources.get(image, ("",) * len(SOURCE_KINDS))) for image in run.images)
     confusion = zip(run.class_names, run.confusion.tolist())
-    contents = (
+    tables = (
         _instances_csv(run),
         csv_text(DETAIL_COLUMNS, details),
         _table_csv(run.blobs),
         csv_text(IMAGE_COLUMNS, images),
         _table_csv(run.pixels),
         csv_text((CORNER, *run.class_names), ((name, *row) for name, row in confusion)),
-        json.dumps(_plain(describe(run, extra)), indent=2, allow_nan=False, ensure_ascii=False)
-        + "\n",
     )
-    for name, content in zip(RUN_FILES, contents):
+    document = _plain(describe(run, extra))
+    document["files"] = {name: digest(text.encode()) for name, text in zip(RUN_FILES, tables)}
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+    for name, content in zip(RUN_FILES, (*tables, f"{text}\n")):
         atomic_write_text(os.path.join(folder, name), content)
 
 
@@ -261,9 +264,14 @@ def describe(run: ScoredRun, extra: Mapping[str, Any] | None = None) -> dict[str
     }
 
 
+def input_warnings(run: ScoredRun) -> list[str]:
+    """List what the reader should know about the inputs, one sentence each."""
+    return [*run.remarks, *suspicions(run.table, len(run.class_names), run.options)]
+
+
 def warnings(run: ScoredRun) -> list[str]:
     """List the limits of the figures, one sentence each."""
-    found = list(run.remarks)
+    found = input_warnings(run)
     if "shard" in run.options:
         found.append(
             f"These are the figures of shard {run.options['shard']} alone; merge all shards."

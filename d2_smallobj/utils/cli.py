@@ -25,6 +25,7 @@ _Value = TypeVar("_Value")
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError, WorkerError)
 """Errors that say what to do about them; all others are defects and show their traceback."""
 
+_LONGEST_LINE = 1000
 # A key of the config; its first part is named, for a photograph may be called IMG_0001.JPG.
 _KEY = re.compile(
     r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|SMALLOBJ|GLOBAL)(\.[A-Z0-9_]+)+"
@@ -164,7 +165,17 @@ def user_message(error: BaseException) -> str | None:
         return None
     elif isinstance(error, ImportError):
         text = explain_missing(error) or text
-    return text[raised[-1].end() :] if raised else text
+    elif isinstance(error, OSError) and error.strerror:
+        # Without the number, which says nothing to a person.
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return _shortened(text[raised[-1].end() :] if raised else text)
+
+
+def _shortened(text: str) -> str:
+    """Cut what a damaged file can put into a line: a number of thousands of digits."""
+    most = _LONGEST_LINE
+    lines = text.split("\n")
+    return "\n".join(f"{x[:most]} ... {x[-most // 4 :]}" if len(x) > 2 * most else x for x in lines)
 
 
 def checked(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:

@@ -1,16 +1,112 @@
-"""Atomic file writing: a reader sees the old file or the new one, never half of it."""
+"""Read files of the user, regular ones only, and write files atomically.
+
+A device or a pipe under the name of an image would be read without end, or block for ever. What
+is written is seen old or new by a reader, never half.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import errno
+import hashlib
 import io
+import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from d2_smallobj.utils.messages import itemized
+
+
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a regular file for reading.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: as ``open`` does.
+        OSError: it is a device, a pipe or a socket; nothing of it is read.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    # Without O_NONBLOCK, a pipe that nobody writes to blocks here; regular files know no difference
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _refuse_devices(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuse what :func:`open_file` refuses, for a library that opens a file itself.
+
+    A path that does not exist, and a URL, is left to that library.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        _refuse_devices(os.stat(path), path)
+
+
+def _refuse_devices(found: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        what = "not a regular file, but a device, a pipe or a socket, which is not read"
+        raise OSError(errno.EINVAL, what, os.fspath(path))
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read a file whole; errors as :func:`open_file`."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_text(path: str | os.PathLike[str], what: str) -> str:
+    """Read UTF-8 text, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        what: what is in it, for messages: ``"an image list"``.
+
+    Raises:
+        OSError: as :func:`open_file`; names the file and, if it is missing, what it should be.
+        ValueError: it is no UTF-8 text; names the file.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        reason = f"no such file; {what} is expected here"
+        raise FileNotFoundError(error.errno, reason, os.fspath(path)) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {what} is UTF-8 text; {error}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file whole.
+
+    Raises:
+        OSError: as :func:`open_file`.
+        ValueError: it is truncated, malformed or nested too deeply; names the file.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a complete JSON file ({error})") from error
+
+
+def require_files(wanted: Iterable[tuple[str, str | os.PathLike[str] | None]]) -> None:
+    """Raise one FileNotFoundError if several files are missing, before any is read.
+
+    A single one is left to its reader, which can say more about it. ``wanted`` are pairs of an
+    option and its file; options without a file (None) are passed over.
+    """
+    missing = [f"{flag} {path}" for flag, path in wanted if path and not os.path.exists(path)]
+    if len(missing) > 1:
+        raise FileNotFoundError(itemized("input(s) missing", missing))
 
 
 @contextlib.contextmanager
@@ -100,6 +196,11 @@ def csv_text(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
+
+
+def digest(content: bytes) -> str:
+    """Return the SHA-256 of a file's content: ``sha256:`` and 64 digits."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def _umask() -> int:

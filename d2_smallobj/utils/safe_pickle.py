@@ -1,9 +1,9 @@
 """Read pickles without running what they may hold.
 
-:func:`read_npy_dict` reads a dict in a ``.npy`` file: the few constructors that numpy arrays and
-torch tensors are made of are replaced by stand-ins of this module, so that the file calls no
-function of numpy, torch or any other package. :func:`read_array_pickle` reads a model-zoo file of
-numpy arrays: numpy's own constructors are called, all others are refused. torch is not needed.
+:func:`read_npy_dict` reads a dict in a ``.npy`` file, :func:`read_array_pickle` a model-zoo file.
+The few constructors that numpy arrays and torch tensors are made of are replaced by stand-ins of
+this module, so that a file calls no function of numpy, torch or any other package. torch is not
+needed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import pickletools
 import re
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from d2_smallobj.utils.files import read_bytes
+from d2_smallobj.utils.npy_files import read_npy_header
 
 _TORCH_MAGIC, _TORCH_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _TORCH_STORAGES = {
@@ -35,12 +37,6 @@ _TORCH_STORAGES = {
 }
 _NUMBERS = re.compile(r"[biuf][1248]")
 _MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
-# What numpy arrays in a model-zoo pickle are made of.
-_ARRAY_GLOBALS = {
-    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
-    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.ndarray"),
-    *("numpy.dtype", "collections.OrderedDict", "_codecs.encode"),
-}
 
 
 def read_npy_dict(path: str | os.PathLike[str]) -> dict[str | int, Any]:
@@ -58,15 +54,8 @@ def read_npy_dict(path: str | os.PathLike[str]) -> dict[str | int, Any]:
         ValueError: the file is truncated, holds no dict, or holds anything but texts, numbers,
             arrays and tensors; nothing of it has been run. Names the file.
     """
-    path = Path(path)
-    content = io.BytesIO(path.read_bytes())
-    try:
-        first = np.lib.format.read_magic(content) == (1, 0)
-        form = np.lib.format
-        read = form.read_array_header_1_0 if first else form.read_array_header_2_0
-        shape, _, dtype = read(content)
-    except (ValueError, EOFError, SyntaxError, struct.error) as error:
-        raise ValueError(f"{path}: not a complete .npy file ({error})") from error
+    content = io.BytesIO(read_bytes(path))
+    shape, _, dtype = read_npy_header(content, path)
     if not dtype.hasobject or shape != ():
         raise ValueError(
             f"{path}: expected a dict that numpy.save wrote, got an array of shape {shape} of "
@@ -93,8 +82,7 @@ def read_array_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: the file cannot be opened or read; names it.
     """
     try:
-        with open(path, "rb") as file:
-            loaded = _ArrayUnpickler(file, encoding="latin1").load()
+        loaded = _arrays(_load(read_bytes(path), "latin1"))  # the encoding of Python 2's bytes
     except OSError as error:
         raise OSError(error.errno, f"could not read {path}: {error.strerror}") from error
     # A damaged pickle fails in every way that there is.
@@ -106,13 +94,17 @@ def read_array_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
     return loaded
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and plain containers only."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in _ARRAY_GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
-        return super().find_class(module, name)
+def _arrays(value: Any) -> Any:
+    """A value with arrays, which can be written to, instead of stand-ins."""
+    if isinstance(value, _Array):
+        return _arrays(value.value) if isinstance(value.value, list) else np.array(value.value)
+    if isinstance(value, dict):
+        return {key: _arrays(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_arrays, value))
+    if value is None or isinstance(value, (str, bytes, int, float)):
+        return value
+    raise ValueError(f"it holds a {type(value).__name__}")
 
 
 def _key(key: Any) -> str | int:
@@ -136,13 +128,13 @@ def _plain(entry: Any) -> Any:
     raise ValueError(f"a {type(entry).__name__} within the dict")
 
 
-def _load(data: bytes) -> Any:
+def _load(data: bytes, encoding: str = "ASCII") -> Any:
     """Unpickle with the stand-ins."""
-    # A few bytes can ask for a memo of billions of entries.
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in _MEMO and (argument or 0) > len(data):
+    # A few bytes can ask for a memo of billions of entries; it is filled one by one.
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if opcode.name in _MEMO and (argument or 0) > number:
             raise ValueError("the pickle is malformed")
-    return _Unpickler(io.BytesIO(data)).load()
+    return _Unpickler(io.BytesIO(data), encoding=encoding).load()
 
 
 class _Array:
@@ -166,6 +158,8 @@ class _Array:
                 raise ValueError("an array of objects with a malformed state")
             self.value = content
             return
+        if isinstance(content, str):  # of Python 2, decoded as latin1
+            content = content.encode("latin1")
         flat = np.frombuffer(content, dtype.resolve())
         if math.prod(shape) != len(flat):
             raise ValueError(f"an array of shape {shape} with {len(flat)} elements")
@@ -227,7 +221,7 @@ class _Unpickler(pickle.Unpickler):
         found = known.get(f"{module}.{name}".replace("numpy._core.", "numpy.core."))
         if found is None:
             raise pickle.UnpicklingError(
-                f"it wants to call {module}.{name}, which no file of maps needs (refused, not run)"
+                f"it wants to call {module}.{name}, which no array needs (refused, not run)"
             )
         return found
 
@@ -236,7 +230,9 @@ class _Unpickler(pickle.Unpickler):
             raise ValueError("an array of an unknown kind")
         return _Array()
 
-    def _scalar(self, dtype: _Dtype, content: bytes) -> int | float:
+    def _scalar(self, dtype: _Dtype, content: bytes | str) -> int | float:
+        if isinstance(content, str):
+            content = content.encode("latin1")
         (number,) = np.frombuffer(content, dtype.resolve()).tolist()
         return number
 

@@ -207,7 +207,6 @@ def test_command(command, runner, tiny, tmp_path):
         ((), "demo_ce", "/demo_ce.yaml: the ablation needs two tasks; SMALLOBJ.TASK_A.ITERS must"),
         (("--methods", "x"), "demo_sbce", "--methods: unknown value 'smallobj_demo_x'"),
         (("--methods", "amn"), "voc_sbce", "'voc_2012_trainaug_amn'"),
-        (("--jobs", "0"), "demo_sbce", "--jobs must be >= 1, got 0"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(command, tmp_path, arguments, config, told):

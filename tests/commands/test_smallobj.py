@@ -111,6 +111,8 @@ SCORE = ("--predictions", "x", "--output", "x")
         (["train", "--num-machines", "2"], "error: --num-machines needs --dist-url tcp://"),
         (["predict", "--output", "x"], "required: --config-file (see smallobj predict --help)"),
         (["ablation", "--variants", "cee"], "argument --variants: invalid choice: 'cee'"),
+        (["ablation", "--jobs", "0"], "--jobs: expected an integer >= 1, got '0'"),
+        (["mixed", "--vary", "tau"], "error: argument --vary: expected KEY=VALUE, got 'tau'"),
         (["mixed", "--seeds", "-1"], "--seeds: expected an integer >= 0, got '-1'"),
     ],
 )

@@ -68,9 +68,10 @@ def ids_of(instances):
     return sorted(set(np.unique(instances).tolist()) - {0, 255})
 
 
-def score(predictions, name):
+def score(predictions, name, **options):
     """The scored run of predictions for a registered data set."""
-    inputs = Inputs(predictions=str(predictions), dataset=name, open_dataset=open_dataset)
+    options |= {"predictions": str(predictions), "dataset": name}
+    inputs = Inputs(**options, open_dataset=open_dataset)
     return evaluate(inputs, Settings(samples=0))
 
 
@@ -752,8 +753,14 @@ def test_ids_of_the_data_set_in_predictions(register, tmp_path):
 # ---- Instances in different places ------------------------------------------------------------
 
 
-def test_the_evaluator_and_the_command_line_agree_on_a_mixed_set(register, tmp_path):
-    """Two images of three cats: the first has an instance PNG, the second is in the JSON alone."""
+@pytest.mark.parametrize(("missing", "count"), [(None, 6), ("components", 5), ("void", 3)])
+def test_the_evaluator_and_the_command_line_agree_on_a_mixed_set(
+    register, tmp_path, missing, count
+):
+    """Two images of three cats: the first has an instance PNG, the second is in the JSON alone.
+
+    Without the JSON, the second's components are its instances, or it has none.
+    """
     # Left, top, right, bottom: two cats that touch, and one alone.
     boxes = [(2, 2, 8, 8), (8, 2, 14, 8), (3, 12, 6, 15)]
     semantic, instances = np.zeros((2, 20, 24), np.uint8)
@@ -774,14 +781,16 @@ def test_the_evaluator_and_the_command_line_agree_on_a_mixed_set(register, tmp_p
     content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat"}]}
     path.write_text(json.dumps(content))
     classes = ["background", "cat"]
-    name = register(records, stuff_classes=classes, instances_json=str(path))
-    evaluator = SmallObjectEvaluator(name)
+    metadata = {} if missing else {"instances_json": str(path)}
+    name = register(records, stuff_classes=classes, **metadata)
+    options = {"missing_instances": missing} if missing else {}
+    evaluator = SmallObjectEvaluator(name, **options)
     for record in records:
         guess = np.roll(semantic, record["image_id"], axis=1)
         evaluator.process([record], [{"sem_seg": guess.astype(np.int64)}])
     (figures,) = evaluator.evaluate().values()
-    scored = score(tmp_path / "predictions", name)
+    scored = score(tmp_path / "predictions", name, **options)
     for figure in ("mIoU", "IA-mIoU", "IA-mIoU_S", "images", "instances"):
         assert figures[figure] == scored.figures[figure]
-    # Three in the PNG, three in the JSON; components would be two in each.
-    assert figures["instances"] == 6
+    # Three in the PNG, three in the JSON; components are two in each.
+    assert figures["instances"] == count

@@ -257,6 +257,17 @@ def test_without_masks(tmp_path, change, boxes, message):
         next(iter(build_train_loader(cfg)))
 
 
+def test_boxes_beside_masks_are_mixed_supervision(own, tmp_path):
+    boxes = make_own_data(tmp_path / "boxes", without("segmentation"))
+    names = repr((own.name, boxes.name))
+    options = ("DATASETS.TRAIN", names, "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "8")
+    batch = next(iter(build_train_loader(build_config(_BASE, options))))
+    assert sorted(x["supervision"] for x in batch) == ["boxes"] * 4 + ["mask"] * 4
+    marked = [x["file_name"] for x in batch if x["doubtable"].any()]
+    assert marked
+    assert all(str(boxes.images) in name for name in marked)
+
+
 def test_an_image_of_another_size(own):
     Image.new("RGB", (60, 50)).save(own.images / "b.jpg")
     cfg = build_config("", ["DATALOADER.NUM_WORKERS", "0"])

@@ -374,7 +374,7 @@ class TestRebuilding:
         assert not place.output.exists()
         assert not list(tmp_path.glob(".again*"))
         path.write_text(path.read_text()[:-20])
-        with pytest.raises(ValueError, match=r"changed\.json: truncated or malformed JSON"):
+        with pytest.raises(ValueError, match=r"changed\.json: not a complete JSON"):
             rebuild_pascal_b(place, path)
 
 

@@ -219,7 +219,7 @@ def test_exported_and_plain_lists(reject_list):
         ("7\n7\n", "image 7 is listed twice"),
         ("7\nx.jpg\n", r"rejected, line 2: expected an image id, got 'x\.jpg'"),
         ("-7\n", "line 1: expected an image id, got '-7'"),
-        (b"\xff\xfe7", "expected UTF-8 text"),
+        (b"\xff\xfe7", "a reject list is UTF-8 text"),
         ('{"version": 1, "rejected": [', "not a reject list .*truncated"),
         ('{"version": 2, "rejected": []}', "Invalid enum value 2"),
         ('{"version": 1}', "missing required field `rejected`"),

@@ -193,7 +193,7 @@ def test_options_that_do_not_go_together(dataset, changes, message):
     (b"", {"classes": "0"}, r"--classes: the number counts background.* got 0"),
     (b"background\ncat\n\ndog\n", {}, r"classes\.txt, line 3: empty"),
     (b"background\ncat\ndog\ncat\n", {}, r"line 4: .*'cat'.* line 2"),
-    (b"background\n\xff\xfe\n", {}, r"class names are UTF-8 text"),
+    (b"background\n\xff\xfe\n", {}, r"a list of class names is UTF-8 text"),
     (b"\n", {}, r"no class name in it"),
     # A list without background may lack it, or have none: asked, since it cannot be known.
     (b"cat\ndog\nbird\nhorse\n", {}, r"no class is called 'background'.*--stuff NAME.*--no-st"),

@@ -137,7 +137,7 @@ def test_the_output_is_tried_before_the_work(command, demo, tmp_path):
     (tmp_path / "file").write_text("in the way")
     done = command(*arguments, "--output", tmp_path / "file" / "run")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: [Errno 20] cannot write to the output folder {tmp_path}")
+    assert done.stderr.startswith(f"error: cannot write to the output folder {tmp_path}")
     assert "scoring" not in done.stderr
     done = command(*arguments, "--output", tmp_path / "run", "--compare", tmp_path / "nope")
     assert "nope: no scored run" in done.stderr

@@ -122,6 +122,29 @@ def test_damaged_files(folder, name, old, new, message):
         load_run(folder)
 
 
+@pytest.mark.parametrize(("name", "old", "new"), [
+    ("blobs.csv", None, None),  # its last row is missing
+    ("blobs.csv", "image1,", "image2,"),
+    ("instance_details.csv", "0\n", "1\n"),
+    ("images.csv", "/image0", "/image1"),
+    ("pixels.csv", "\n", "\r\n"),
+])  # fmt: skip
+def test_a_change_that_leaves_the_figures_is_noticed(folder, name, old, new):
+    path = folder / name
+    if old is None:
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    else:
+        edit(path, old, new)
+    with pytest.raises(ValueError, match=rf"run: changed or cut short .*: {name}; score") as caught:
+        load_run(folder)
+    assert "\n" not in str(caught.value)
+    # Runs of earlier versions have no checksums.
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert sorted(metrics.pop("files")) == sorted(RUN_FILES[:-1])
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert load_run(folder).images
+
+
 @pytest.mark.parametrize(
     ("keys", "value", "told"),
     [
@@ -147,6 +170,7 @@ def test_damaged_files(folder, name, old, new, message):
         (["options", "seed"], 0.5, "options.seed"),
         (["options", "level"], 95, "Expected `float` < 1.0"),
         (["options", "inputs"], {"semantic": 5}, "options.inputs"),
+        (["files"], [1], r"Expected `object`, got `array` - at `\$.files`"),
     ],
 )
 def test_malformed_metrics_name_file_and_key(folder, keys, value, told):
