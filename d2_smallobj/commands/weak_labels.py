@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before torch loads its OpenMP, as in train_net.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -25,16 +25,8 @@ from d2_smallobj.utils.cli import (
 
 with readable_errors():
     from d2_smallobj.commands.prepare import write_label_summaries
-    from d2_smallobj.data.weak_images import WeakSet, weak_images
-    from d2_smallobj.engine import build_config
-    from d2_smallobj.engine.classifier_training import (
-        ClassifierOptions,
-        train_classifier,
-        write_activations,
-    )
-    from d2_smallobj.engine.setup import fingerprint
     from d2_smallobj.postprocessing import CrfOptions, DenseCrf
-    from d2_smallobj.pseudo_labels.activations import write_activation_label
+    from d2_smallobj.pseudo_labels.activations import ClassifierOptions, write_activation_label
     from d2_smallobj.pseudo_labels.box_labels import REFINEMENTS, write_box_label
     from d2_smallobj.pseudo_labels.misses import summarize_labels
     from d2_smallobj.pseudo_labels.preparation import check_origin
@@ -42,6 +34,9 @@ with readable_errors():
     from d2_smallobj.utils.messages import Problems
     from d2_smallobj.utils.opencv import cv2
     from d2_smallobj.utils.parallel import parallel_map
+
+if TYPE_CHECKING:
+    from d2_smallobj.data.weak_images import WeakSet
 
 LABEL_CRF = CrfOptions(
     iterations=5,
@@ -96,8 +91,8 @@ def parse_boxes(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(BOXES_HELP)
     add_shared(parser, "--dataset", required=True, help="training set with boxes")
     add_shared(parser, "--output", "--jobs", "--force")
-    refine_help = "what finds the object inside a box; none: the whole box is painted"
-    parser.add_argument("--refine", choices=REFINEMENTS, default="none", help=refine_help)
+    text = "none: the whole box; grabcut or crf: the object found inside"
+    parser.add_argument("--refine", choices=REFINEMENTS, default="none", metavar="HOW", help=text)
     parser.add_argument("--no-summary", action="store_true", help="write no summary")
     return parser.parse_args(arguments)
 
@@ -109,7 +104,7 @@ def parse_cam(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_shared(parser, "--dataset", required=True, help="training set with image labels")
     add_shared(parser, "--output", "--jobs", "--force", "--seed")
     add, defaults = parser.add_argument, ClassifierOptions()
-    text = "steps of the classifier (default: ten passes over the images, at least 200)"
+    text = "steps of the classifier (default: ten passes, at least 200)"
     add("--iterations", type=positive_int, default=0, metavar="N", help=text)
     batch, rate, crop = defaults.batch_size, defaults.learning_rate, defaults.crop
     add("--batch-size", type=positive_int, default=batch, metavar="N", help="images a step")
@@ -118,7 +113,7 @@ def parse_cam(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--crop", type=positive_int, default=crop, metavar="N", help="side of training crops")
     text = "factors on the images' size for the maps"
     add("--scales", type=_positive, nargs="+", default=SCALES, metavar="NUMBER", help=text)
-    text = "background where no activation (0..1) exceeds it"
+    text = "background where no activation exceeds it"
     add("--threshold", type=_share, default=THRESHOLD, metavar="NUMBER", help=text)
     add("--no-crf", action="store_true", help="leave the labels as they are")
     add("--no-summary", action="store_true", help="write no summary")
@@ -143,6 +138,9 @@ def _share(text: str) -> float:
 def boxes(arguments: Sequence[str] | None = None) -> None:
     """Make label maps of boxes, and print their quality."""
     args = parse_boxes(arguments)
+    # What imports torch, which takes seconds, comes after the command line has been read.
+    from d2_smallobj.data.weak_images import weak_images
+
     cv2.setNumThreads(1)
     images = weak_images(args.dataset, boxes=True)
     crf = DenseCrf(LABEL_CRF) if args.refine == "crf" else None
@@ -157,6 +155,11 @@ def boxes(arguments: Sequence[str] | None = None) -> None:
 def cam(arguments: Sequence[str] | None = None) -> None:
     """Train the classifier, write activation maps and label maps, and print their quality."""
     args = parse_cam(arguments)
+    from d2_smallobj.data.weak_images import weak_images
+    from d2_smallobj.engine import build_config
+    from d2_smallobj.engine.classifier_training import train_classifier, write_activations
+    from d2_smallobj.engine.setup import fingerprint
+
     cv2.setNumThreads(1)
     cfg = build_config(args.config_file, args.opts)
     images = weak_images(args.dataset)

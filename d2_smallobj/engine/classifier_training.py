@@ -6,7 +6,6 @@ is missing.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import sys
@@ -25,7 +24,12 @@ from d2_smallobj.data.weak_images import WeakImage
 from d2_smallobj.engine.checkpoint import SafeCheckpointer
 from d2_smallobj.engine.weight_files import load_torch_file, save_torch_file
 from d2_smallobj.modeling.image_classifier import ImageClassifier, build_classifier
-from d2_smallobj.pseudo_labels.activations import normalized, write_classes, write_maps
+from d2_smallobj.pseudo_labels.activations import (
+    ClassifierOptions,
+    normalized,
+    write_classes,
+    write_maps,
+)
 from d2_smallobj.utils.messages import Problems
 from d2_smallobj.utils.opencv import cv2
 from detectron2.config import CfgNode
@@ -41,31 +45,7 @@ The maps are computed at the config's own stride, where dilated convolutions rea
 """
 _CLIP_NORM = 5.0
 _ZOOM = 1.5  # an image's longer side is drawn from 1 to 1.5 sides of the crop
-_LEAST, _EPOCHS = 200, 10
 _CHECKPOINT_PERIOD = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassifierOptions:
-    """How the classifier is trained: SGD with momentum, poly schedule.
-
-    Attributes:
-        iterations: steps; 0: ten passes over the images, at least 200 steps.
-        batch_size: images a step.
-        learning_rate: of the backbone; thirty times as much for the classifier.
-        crop: side of the square crops in pixels.
-        seed: of the new layer, of the order of images and of their crops.
-    """
-
-    iterations: int = 0
-    batch_size: int = 8
-    learning_rate: float = 0.001
-    crop: int = 192
-    seed: int = 0
-
-    def steps(self, images: int) -> int:
-        """Number of steps for so many images."""
-        return self.iterations or max(_LEAST, math.ceil(_EPOCHS * images / self.batch_size))
 
 
 class ClassifierMapper:

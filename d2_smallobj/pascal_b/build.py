@@ -134,7 +134,7 @@ class BuildOptions:
 
 def _require_inputs(paths: BuildPaths, rejected: Sequence[PathLike] = ()) -> None:
     """Name all missing files before the first, which may take a minute, is read."""
-    groups = (("--lvis", paths.lvis), ("--coco", paths.coco), ("--rejected", rejected))
+    groups = (("--lvis-json", paths.lvis), ("--coco-json", paths.coco), ("--rejected", rejected))
     require_files((flag, path) for flag, files in groups for path in files)
 
 

@@ -7,7 +7,9 @@ counted from 1. K may be 0. Legend: H, W height and width of an image.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +28,31 @@ CRF_SIDE = 320
 """Longest side, in pixels, of the image that a CRF refines a label map on."""
 _CERTAINTY = 0.7
 """Probability that the CRF gives the label it starts from, as IRN's does (Ahn et al., 2019)."""
+
+_LEAST, _EPOCHS = 200, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierOptions:
+    """How the classifier is trained: SGD with momentum, poly schedule.
+
+    Attributes:
+        iterations: steps; 0: ten passes over the images, at least 200 steps.
+        batch_size: images a step.
+        learning_rate: of the backbone; thirty times as much for the classifier.
+        crop: side of the square crops in pixels.
+        seed: of the new layer, of the order of images and of their crops.
+    """
+
+    iterations: int = 0
+    batch_size: int = 8
+    learning_rate: float = 0.001
+    crop: int = 192
+    seed: int = 0
+
+    def steps(self, images: int) -> int:
+        """Number of steps for so many images."""
+        return self.iterations or max(_LEAST, math.ceil(_EPOCHS * images / self.batch_size))
 
 
 def normalized(maps: np.ndarray) -> np.ndarray:
