@@ -22,6 +22,8 @@ def validate_config(cfg: CN) -> None:
         ValueError: names the key, the rule and the received value.
     """
     node = cfg.SMALLOBJ
+    if not _integer(cfg.SOLVER.MAX_ITER):  # the rules compare with it
+        raise ValueError(f"SOLVER.MAX_ITER must be an integer, got {cfg.SOLVER.MAX_ITER!r}")
     for key, choices in _choices().items():
         look_up_option(f"SMALLOBJ.{key}", _get(node, key), choices)
     for key, rule, holds in _numeric_rules(cfg):

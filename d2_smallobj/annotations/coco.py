@@ -17,6 +17,7 @@ from d2_smallobj.annotations.coco_file import (
     KINDS,
     AnnotationEntry,
     Id,
+    decode_segmentation,
     encode_mask,
     fill_mask,
     mask_area,
@@ -50,7 +51,7 @@ class Annotation(msgspec.Struct, frozen=True, gc=False):
     def segmentation(self) -> Any:
         """Polygons or run lengths; see :mod:`d2_smallobj.annotations.coco_file`."""
         text = isinstance(self.stored, msgspec.Raw)
-        return msgspec.json.decode(self.stored) if text else self.stored
+        return decode_segmentation(self.stored) if text else self.stored
 
 
 class InstanceAnnotations:

@@ -178,6 +178,18 @@ def id_order(identity: Id) -> tuple[bool, Id]:
     return isinstance(identity, str), identity
 
 
+def decode_segmentation(text: bytes) -> Any:
+    """Decode a segmentation from its JSON text.
+
+    Text that is none (its numbers are out of range, say) is returned as it is: it is no mask, and
+    :func:`decode_mask` says where it stands.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return bytes(text)
+
+
 def decode_mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
     """Decode a mask to bool (H, W).
 

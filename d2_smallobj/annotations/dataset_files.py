@@ -116,7 +116,7 @@ def decode_json(path: str | os.PathLike[str], form: Any, expected: str) -> Any:
         return msgspec.json.decode(read_bytes(path), type=form)
     except msgspec.ValidationError as error:
         raise ValueError(f"{path}: {expected}; {error}") from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, too
         raise ValueError(f"{path}: not a complete JSON file ({error})") from error
 
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from d2_smallobj.annotations.boxes import IGNORE_LABEL, checked_boxes, instance_boxes
-from d2_smallobj.annotations.dataset_files import FileCheck
+from d2_smallobj.annotations.dataset_files import FileCheck, decode_json
 from d2_smallobj.annotations.image_lists import choose_listed
 from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.annotations.label_rules import check_label_values
@@ -84,7 +84,7 @@ class MapPairs:
         if not check.require(index, one_of_many=False):
             check.raise_if_missing()
             return found
-        seen = msgspec.json.decode(index.read_bytes(), type=list[_Seen])
+        seen = decode_json(index, list[_Seen], "expected what was seen in the maps")
         return [
             {
                 **record,

@@ -148,10 +148,12 @@ def predict(arguments: Sequence[str] | None = None) -> None:
     from d2_smallobj.data import dataset_dicts
     from d2_smallobj.engine import SafeCheckpointer, TwoTaskTrainer, build_config, prediction
     from d2_smallobj.engine.checkpoint import fetch_weights
+    from d2_smallobj.engine.setup import check_architecture
     from d2_smallobj.modeling.inference import build_inference
 
     crf = ["SMALLOBJ.TEST.CRF.ENABLED", "True"] if args.crf else []
     cfg = build_config(args.config_file, [*args.opts, *crf])
+    check_architecture(cfg)
     if args.input:
         dicts = prediction.find_images(args.input, args.output)
     else:

@@ -114,7 +114,8 @@ def read_image(path: str, image_format: str) -> np.ndarray:
         check_regular(path)
         return detection_utils.read_image(path, format=image_format)
     except Exception as error:  # damage surfaces in many ways
-        raise OSError(f"{path}: the image cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{path}: the image cannot be read: {reason}") from error
 
 
 def _check_size(x: dict[str, Any], image: np.ndarray) -> None:

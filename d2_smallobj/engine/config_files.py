@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 import d2_smallobj
+from d2_smallobj.utils.files import open_file
 
 BASE = "_BASE_"
 """The key whose value names the file, or the files, that a config builds on."""
-_LARGEST, _DEEPEST, _MOST_VALUES = 1_000_000, 20, 10_000  # bytes, levels, values of one file
+_LARGEST, _DEEPEST, _MOST_VALUES = 100_000, 20, 10_000  # bytes, levels, values of one file
 
 
 def shipped_configs() -> dict[str, str]:
@@ -87,7 +88,7 @@ def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: names the file, and says what is no config in it, in one line.
         OSError: if it cannot be read.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         content = file.read(_LARGEST + 1)
     try:
         if len(content) > _LARGEST:

@@ -19,7 +19,6 @@ import logging
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
@@ -61,10 +60,7 @@ def distribute(model: nn.Module) -> nn.Module:
     device = next(model.parameters()).device
     # The model's own, where detectron2 takes the number of the process: two may share a GPU.
     arguments["device_ids"] = None if device.type == "cpu" else [device.index]
-    with warnings.catch_warnings():
-        # Of broadcast_buffers, whose successor not every torch knows.
-        warnings.simplefilter("ignore", FutureWarning)
-        return create_ddp_model(model, **arguments)
+    return create_ddp_model(model, **arguments)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ from d2_smallobj.engine.config_files import check_config_file, find_config
 from d2_smallobj.engine.loss_log import explain
 from d2_smallobj.modeling.detectron2_heads import add_project_configs
 from d2_smallobj.utils.cli import user_message
-from d2_smallobj.utils.files import atomic_write, remove_leftovers
+from d2_smallobj.utils.files import remove_leftovers
 from d2_smallobj.utils.messages import listed, look_up_option
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
@@ -205,9 +206,12 @@ def make_writable(folder: str) -> None:
         OSError: if nothing can be written there; names it.
     """
     remove_leftovers(folder, r"last_checkpoint|\w+\.json|model_\w+\.pth")
-    with atomic_write(os.path.join(folder, ".writable")):
-        pass
-    os.unlink(os.path.join(folder, ".writable"))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        text = f"OUTPUT_DIR {folder} cannot be written to: {error.strerror}"
+        raise OSError(error.errno, text) from error
 
 
 def check_datasets(cfg: CfgNode, eval_only: bool = False) -> None:

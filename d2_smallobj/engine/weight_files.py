@@ -57,8 +57,8 @@ def load_torch_file(path: str) -> dict[str, Any]:
         ValueError: if the file is damaged or could run code; names it and the reason.
         OSError: if it cannot be opened or read; names it.
     """
+    check_regular(path)
     try:
-        check_regular(path)
         _check_sums(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage surfaces as whatever the damaged instruction does

@@ -21,6 +21,7 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
+from d2_smallobj.engine.config_files import read_config_file
 from d2_smallobj.engine.setup import build_config, flatten
 from d2_smallobj.engine.tasks import TASK_A_CHECKPOINT
 from d2_smallobj.engine.trainer import HEADLINE
@@ -174,14 +175,20 @@ class Ablation:
         """Refuse a folder whose figures another config made: the table would mislead."""
         path = self.folder(variant, seed) / "config.yaml"
         if not path.exists():
+            # The end of task A is put there before a run begins.
+            if any((path.parent / name).exists() for name in ("results.json", "model_final.pth")):
+                raise ValueError(
+                    f"{path.parent} holds a run without its config.yaml, which may have other "
+                    "settings: choose another --output, or remove that folder"
+                )
             return
-        found = dict(flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        found = dict(flatten(read_config_file(path)))
         cfg = build_config(self.config_file, self._run_options(variant, seed))
         for key, value in flatten(yaml.safe_load(cfg.dump())):
             if key not in _WITHOUT_EFFECT and found.get(key, value) != value:
                 raise ValueError(
                     f"{path.parent} holds a run with other settings ({key} {found[key]!r} there, "
-                    f"{value!r} now): choose another --output-dir, or remove that folder"
+                    f"{value!r} now): choose another --output, or remove that folder"
                 )
 
     def _run(self, variant: Variant, seed: int, resources: Resources) -> None:

@@ -180,6 +180,7 @@ def copy_pictures(pictures: Sequence[Path], names: Sequence[str], folder: Path) 
             # realpath: a link to a relative symbolic link would break when the set is moved.
             os.link(os.path.realpath(picture), temporary)
         except OSError:
+            # Names the picture if it has vanished since it was found.
             shutil.copyfile(picture, temporary)
         os.replace(temporary, target)
         temporary.unlink(missing_ok=True)

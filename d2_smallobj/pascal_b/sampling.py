@@ -218,9 +218,11 @@ def select(
 
 
 def _nothing_fit(dropped: Mapping[int, Outcome]) -> str:
-    """Say why no image is fit: the most frequent reasons, and what can be done about them."""
-    counts = Counter(outcome.value for outcome in dropped.values())
-    reasons = "; ".join(f"{value}: {number}" for value, number in counts.most_common(3))
+    """Say why no image is fit, those that were screened first, and what can be done about it."""
+    counts = Counter(dropped.values())
+    far = (Outcome.NOT_IN_LVIS, Outcome.NOT_IN_COCO, Outcome.NO_OBJECT)
+    order = sorted(counts, key=lambda outcome: (outcome in far, -counts[outcome]))
+    reasons = "; ".join(f"{outcome.value}: {counts[outcome]}" for outcome in order[:4])
     return (
         f"none of {len(dropped)} images is fit for PASCAL-B ({reasons}): loosen the options of "
         "screening; --candidates FILE tells the reason for each candidate"

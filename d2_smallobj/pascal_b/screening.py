@@ -10,12 +10,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
-from d2_smallobj.annotations.coco_file import encode_mask
+from d2_smallobj.annotations.coco_file import decode_segmentation, encode_mask
 from d2_smallobj.metrics.records import COCO_SIZE_BINS
 from d2_smallobj.pascal_b.candidates import Candidate, Outcome
 from d2_smallobj.pascal_b.compose import Composition, Mask, compose
@@ -27,6 +26,8 @@ from d2_smallobj.utils.messages import look_up_option
 CLASSES_AND_SIZES = tuple((name, size) for name in VOC_CLASS_NAMES[1:] for size in COCO_SIZE_BINS)
 """Class and size of each of the 60 cells: S, M and L of a class in a row."""
 _LEAST_FILL = 0.5
+# Annotations are compared in pairs; LVIS and COCO together have fewer than 400 in any image.
+_MOST_PIECES = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +121,16 @@ def compose_candidate(
 def read_masks(candidate: Candidate, paths: Sequence[str]) -> list[Mask]:
     """Decode the masks of an image, in the order of its pieces; MaskError if one is unusable."""
     masks = []
+    if len(candidate.pieces) > _MOST_PIECES:
+        raise MaskError(
+            Outcome.MALFORMED,
+            f"{paths[candidate.pieces[0].source]}: image {candidate.image_id} has "
+            f"{len(candidate.pieces)} annotations of the 20 classes, at most {_MOST_PIECES} are "
+            "looked at",
+        )
     for piece in candidate.pieces:
         where = f"{paths[piece.source]}: annotation {piece.annotation_id}"
-        segmentation = msgspec.json.decode(piece.segmentation)
+        segmentation = decode_segmentation(piece.segmentation)
         try:
             mask = encode_mask(segmentation, candidate.height, candidate.width, where)
         except ValueError as error:

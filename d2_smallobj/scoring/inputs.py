@@ -138,7 +138,7 @@ class Inputs:
             if "stuff" in given:
                 given["stuff"] = tuple(map(str, json.loads(given["stuff"])))
             return cls(**given, open_dataset=open_dataset)
-        except (TypeError, json.JSONDecodeError, UsageError) as error:
+        except (TypeError, RecursionError, json.JSONDecodeError, UsageError) as error:
             raise ValueError(f"inputs: {error}") from error
 
     def open_truth(self, *, label_maps: bool = True) -> GroundTruth:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -30,7 +31,7 @@ from d2_smallobj.scoring.scored_run import (
 )
 from d2_smallobj.statistics.comparison import run_size_bins
 from d2_smallobj.statistics.intervals import Interval
-from d2_smallobj.utils.files import digest
+from d2_smallobj.utils.files import digest, open_file, read_bytes
 from d2_smallobj.utils.messages import listed
 
 _Table = TypeVar("_Table", InstanceTable, BlobTable, PixelTable)
@@ -197,7 +198,7 @@ def _check_shards(runs: Sequence[ScoredRun], folders: Sequence[Path]) -> None:
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     """Read ``metrics.json`` and check its format."""
-    content = path.read_bytes()
+    content = read_bytes(path)
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -242,7 +243,7 @@ def _check_together(run: ScoredRun, document: Mapping[str, Any], folder: Path) -
     # Runs that were written before there were checksums have none.
     written = document.get("files", {})
     tables = [name for name in RUN_FILES[:-1] if name in written]
-    changed = [name for name in tables if digest((folder / name).read_bytes()) != written[name]]
+    changed = [name for name in tables if digest(read_bytes(folder / name)) != written[name]]
     if changed:
         raise ValueError(
             f"{folder}: changed or cut short since it was scored: {listed(changed)}; score the "
@@ -298,7 +299,7 @@ def _read_confusion(path: Path, class_names: Sequence[str]) -> np.ndarray:
 def _read_rows(path: Path, header: Sequence[str]) -> list[list[str]]:
     """Read the rows of a CSV file with this header."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: no CSV file in UTF-8 ({error})") from error

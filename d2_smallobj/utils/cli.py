@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -19,6 +20,8 @@ from d2_smallobj.utils.parallel import WorkerError
 # Before any command imports torch, which loads its OpenMP: threads that wait actively for a core
 # that another program has make training and prediction on a busy CPU many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What torch will drop one day, told in every process, is nothing that users of a command can mend.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|detectron2|fvcore)\b")
 
 _Value = TypeVar("_Value")
 

@@ -138,6 +138,18 @@ def test_runs_that_exist(make, runner):
     run_all([make({"DATALOADER.NUM_WORKERS": 1}, kinds=["ce"], seeds=[1])])
     assert len(runner.started) == 2
 
+    # Nor are those of a run of which nothing is known, or of a damaged file.
+    config = make().output_dir / "ce_seed1" / "config.yaml"
+    content = config.read_bytes()
+    for change, told in (
+        (config.unlink, r"ce_seed1 holds a run without its config\.yaml, .*another --output"),
+        (lambda: config.write_text("[1"), r"config\.yaml: not plain YAML: .*line 2"),
+    ):
+        change()
+        with pytest.raises(ValueError, match=told):
+            run_all([make(kinds=["ce"], seeds=[1])])
+    config.write_bytes(content)
+
     # Task A of a plain run holds no Fisher information that the online variant could use.
     later = make(kinds=["ce", "ce_sb_online"], seeds=[1])
     run_all([later])

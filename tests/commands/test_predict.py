@@ -33,13 +33,13 @@ def weights(tiny, tmp_path_factory):
 def predict(train_server, tiny, demo_root, weights, tmp_path):
     """Function: the command into ``tmp_path/out``."""
 
-    def run(*arguments, **options):
+    def run(*arguments, root=demo_root, **options):
         options = tiny.as_options(tiny.options, {"MODEL.WEIGHTS": weights}, options)
         return train_server.ask(
             tiny.repository / "tools" / "predict.py",
             *("--config-file", tiny.config_file, *arguments),
             *("--output", tmp_path / "out", *options),
-            env={"DETECTRON2_DATASETS": str(demo_root)},
+            env={"DETECTRON2_DATASETS": str(root)},
         )
 
     return run
@@ -118,6 +118,8 @@ def test_scales_flip_and_crf_change_the_labels(predict, photos, tmp_path):
 def test_bad_images_are_named_and_the_rest_is_done(predict, photos, tmp_path, workers):
     (photos / "torn.jpg").write_bytes((photos / "a.b.jpg").read_bytes()[:300])
     (photos / "empty.png").touch()
+    os.mkfifo(photos / "pipe.jpg")  # nobody writes into it
+    os.symlink("/dev/zero", photos / "zero.jpg")
     inputs = ("--input", photos, photos / "notes.txt")
     result = predict(*inputs, **{"DATALOADER.NUM_WORKERS": workers})
     assert result.code == 1
@@ -125,10 +127,11 @@ def test_bad_images_are_named_and_the_rest_is_done(predict, photos, tmp_path, wo
     assert "wrote 3 label maps" in result.stdout
     assert written(tmp_path / "out") == ["a.b.png", "c.png", "sub/d.png"]
     message = result.stderr.partition("error: ")[2].splitlines()
-    assert message[0] == "3 of 6 images could not be read:"
-    for line, name in zip(message[1:], ("empty.png", "torn.jpg", "notes.txt")):
+    assert message[0] == "5 of 8 images could not be read:"
+    names = ("empty.png", "pipe.jpg", "torn.jpg", "zero.jpg", "notes.txt")
+    for line, name in zip(message[1:], names):
         assert re.match(rf"  {re.escape(str(photos / name))}: the image cannot be read: .", line)
-    assert len(message) == 4
+    assert len(message) == 6
 
 
 def test_a_missing_checkpoint_is_one_line(predict, tmp_path):
@@ -137,6 +140,28 @@ def test_a_missing_checkpoint_is_one_line(predict, tmp_path):
         assert result.code == 1
         assert told in result.stderr
         assert "Traceback" not in result.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_fit_is_one_line(predict, weights, demo_root, tmp_path):
+    cut, data = tmp_path / "cut.pth", tmp_path / "data"
+    cut.write_bytes(weights.read_bytes()[:-100])
+    shutil.copytree(demo_root, data)
+    names = next(data.rglob("Segmentation/val.txt"))
+    names.write_text("val_00000\nval_99999\n")
+    for options, told in (
+        ({"MODEL.WEIGHTS": cut}, r"cut\.pth cannot be read as a checkpoint .*corrupt"),
+        ({"MODEL.WEIGHTS": tmp_path}, f"checkpoint {tmp_path} does not exist"),
+        ({"MODEL.RESNETS.RES2_OUT_CHANNELS": 16}, "holds another ResNet than the model's"),
+        ({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 9}, "a head for 7 classes, .*NUM_CLASSES is 9"),
+        ({"MODEL.META_ARCHITECTURE": "GeneralizedRCNN"}, "unknown value 'GeneralizedRCNN'"),
+        ({"SMALLOBJ.TEST.SCALES": "[0]"}, r"SMALLOBJ\.TEST\.SCALES must be"),
+        ({}, r"val_99999\.jpg"),
+    ):
+        result = predict(root=demo_root if options else data, **options)
+        assert result.code == 1
+        assert re.search(told, result.stderr.partition("error: ")[2]), told
+        assert "Traceback" not in result.stderr + result.stdout
         assert not (tmp_path / "out").exists()
 
 

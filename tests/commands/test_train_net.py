@@ -141,6 +141,14 @@ def test_leftovers_of_killed_runs_are_removed(train, tmp_path):
     assert {name for name in (*names, *mine) if (output / name).exists()} == set(mine)
 
 
+def test_a_folder_that_cannot_be_written_is_named(train, tmp_path):
+    """As root, whom no permission stops: a file stands in its place."""
+    (tmp_path / "output").touch()
+    message = error_of(train())
+    told = rf".*OUTPUT_DIR {tmp_path}/output cannot be written to: (File exists|Not a directory)"
+    assert re.fullmatch(told, message)
+
+
 def test_ctrl_c_names_the_checkpoint(train, tmp_path):
     strikes = [["d2_smallobj.engine.step:TaskStepTrainer.run_step", 6, "interrupt"]]
     answer = train(strikes=strikes)

@@ -95,6 +95,29 @@ def test_a_kill_at_a_chosen_moment(train_server, undisturbed, tmp_path, assert_s
     assert_same_end(tmp_path, undisturbed(variant)[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_twenty_kills_while_checkpoints_are_written(train_server, tmp_path, assert_same_end, world):
+    """Each when the temporary file appears; of ten runs, which are killed twice each."""
+    reference = tmp_path / "reference"
+    train_server.finish(reference, ONLINE, world=world)
+    kills = 0
+    for chain in range(10):
+        folder, first = tmp_path / f"chain{chain}", 1 + chain % 4
+        second = 2 if chain > 4 and first < 4 else 1  # four checkpoints in all
+        for number, arguments in ((first, ()), (second, ["--resume"])):
+            watch = {"kill_at_file": [str(folder), ".model_", number], "flush": 0.05}
+            again = train_server.train(folder, ONLINE, arguments=arguments, world=world, **watch)
+            left = list(folder.glob(".model_*"))
+            assert again.codes == [KILLED] * world
+            assert len(left) == 1
+            kills += 1
+        train_server.finish(folder, ONLINE, arguments=["--resume"], world=world)
+        assert_same_end(folder, reference)
+        assert not list(folder.glob(".model_*"))
+    assert kills == 20
+
+
 class WithDropout(TwoTaskTrainer):
     """Every step drops other features."""
 

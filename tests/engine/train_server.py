@@ -62,6 +62,8 @@ def run(job: dict) -> int:
         register_all(os.environ["DETECTRON2_DATASETS"])
     if "fsize" in job:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["fsize"], job["fsize"]))
+    if "flush" in job:
+        os.fsync = lambda descriptor: time.sleep(job["flush"])
     for target in job.get("strikes", []):
         strike(*target)
     if "spawn" in job:
@@ -109,6 +111,24 @@ def fork(job: dict) -> int:
     os._exit(code)
 
 
+def files(folder: str, prefix: str) -> set[str]:
+    """Names of a folder's files with a prefix; none while there is no folder."""
+    with contextlib.suppress(FileNotFoundError):
+        return {name for name in os.listdir(folder) if name.startswith(prefix)}
+    return set()
+
+
+def kill_at_file(pids: list[int], before: set[str], folder: str, prefix: str, number: int) -> None:
+    """Kill all processes when the ``number``-th new file with a prefix appears in a folder."""
+    seen: set[str] = set()
+    while len(seen) < number:
+        seen |= files(folder, prefix) - before
+        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return  # one has ended before
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
 def answer(message: dict) -> None:
     """Send one line."""
     sys.stdout.write(json.dumps(message) + "\n")
@@ -136,7 +156,11 @@ def serve() -> None:
         job = json.loads(line)
         start = time.perf_counter()
         world = job.get("world", 1)
+        watch = job.get("kill_at_file")
+        before = files(*watch[:2]) if watch else set()
         pids = [fork({**job, "rank": rank}) for rank in range(world)]
+        if watch:
+            kill_at_file(pids, before, *watch)
         if job.get("kill_after") is not None:
             time.sleep(job["kill_after"])
             for pid in pids:
