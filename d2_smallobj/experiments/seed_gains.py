@@ -73,7 +73,7 @@ def measure_seed_gains(
         ValueError: a run's folder is damaged, or runs of one data set differ in images, ground
             truth or options.
     """
-    rows = []
+    rows: list[SeedGain] = []
     total = sum(len(ablation.variants) for ablation in ablations)
     with tqdm(total=total, desc="comparing", unit="variant", disable=None, leave=False) as bar:
         for ablation in ablations:
