@@ -121,7 +121,9 @@ for part in ("tests", "train", "inference", "budget", "ablation"):
     if part == "ablation" and (folder / "ablation.csv").exists():
         found["figures"] = list(csv.DictReader((folder / "ablation.csv").open()))
     summary["parts"][part] = found
-    text = (folder / f"{part}.txt").read_text(errors="replace").strip()
+    text = (folder / f"{part}.txt").read_text(errors="replace")
+    # Without what PyTorch's profiler says of itself.
+    text = "\n".join(x for x in text.strip().splitlines() if not x.startswith("USDT:"))
     body = ["```", *text.splitlines()[-15:], "```"] if part in ("tests", "ablation") else [text]
     if part == "ablation" and (folder / "ablation.md").exists():
         body += ["", (folder / "ablation.md").read_text()]

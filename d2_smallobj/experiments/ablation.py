@@ -209,11 +209,14 @@ class Ablation:
         start, before = time.monotonic(), hours_spent(folder)
         if start >= self.deadline:
             raise RuntimeError(f"{title} has not begun: time is up")
-        limit = {} if math.isinf(self.deadline) else {"timeout": self.deadline - start}
+        limit = None if math.isinf(self.deadline) else self.deadline - start
+        done: subprocess.CompletedProcess[bytes] | None
         with open(log, "ab") as file:
             streams: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT}
             try:
-                done = subprocess.run(command, env=environment, check=False, **streams, **limit)
+                done = subprocess.run(
+                    command, env=environment, check=False, timeout=limit, **streams
+                )
             except subprocess.TimeoutExpired:
                 done = None  # killed: its last checkpoint is what the next call goes on from
         hours = before + (time.monotonic() - start) / 3600

@@ -110,8 +110,8 @@ class ElasticWeightConsolidation:
         _check_scale(scale)
         self._check_call("record_gradients", anchored=False, estimator="online")
         gradients = [parameter.grad for parameter in self._parameters]
-        options = {"alpha": self.alpha, "scale": scale, "compiled": self.compiled}
-        return update_online_(self._known_fisher(), gradients, **options)
+        fisher, compiled = self._known_fisher(), self.compiled
+        return update_online_(fisher, gradients, alpha=self.alpha, scale=scale, compiled=compiled)
 
     def set_fisher(self, fisher: Mapping[str, Tensor]) -> None:
         """Set the empirical estimate, before :meth:`anchor`.

@@ -61,7 +61,7 @@ def size_weighted_cross_entropy(
             f"{tuple(labels.shape[-2:])}; resize one of them first"
         )
     check_weights(weights, labels)
-    options = {"normalize": normalize, "global_divisor": global_divisor}
+    options: dict[str, Any] = {"normalize": normalize, "global_divisor": global_divisor}
     return _weighted_mean(logits, labels, weights, ignore_label=ignore_label, **options)
 
 
