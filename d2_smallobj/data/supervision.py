@@ -290,7 +290,7 @@ def read_supervision(
         if overlaps == "ignore":
             # A number with a single bit shares none with the number before it.
             labels[classes & (classes - 1) != 0] = ignore_label
-    maps = {"doubtable": numbers}
+    maps: dict[str, np.ndarray] = {"doubtable": numbers}
     if overlaps == "model":
         maps["box_classes"] = classes
     if keep_true:

@@ -73,7 +73,7 @@ def measure_seed_gains(
         ValueError: a run's folder is damaged, or runs of one data set differ in images, ground
             truth or options.
     """
-    rows = []
+    rows: list[SeedGain] = []
     total = sum(len(ablation.variants) for ablation in ablations)
     with tqdm(total=total, desc="comparing", unit="variant", disable=None, leave=False) as bar:
         for ablation in ablations:
@@ -173,7 +173,9 @@ def _parts(gain: Interval | None) -> tuple[float, float, float]:
 
 
 def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else math.nan
+    # A figure of no instance is NaN, which `stdev` refuses.
+    known = len(values) > 1 and all(map(math.isfinite, values))
+    return statistics.stdev(values) if known else math.nan
 
 
 def _cell(value: float) -> str:

@@ -233,6 +233,7 @@ def npy(array, save=np.save):
 
 
 GOOD = png(20, 10, 8, 0, bytes(210))
+ARRAY = npy(np.zeros((4, 5), np.uint8))
 CUT = r"not a complete \.npy file"
 
 
@@ -247,6 +248,9 @@ CUT = r"not a complete \.npy file"
         ("a.npy", npy(np.array([Evil()], object)), "plain numbers, but of object"),
         ("a.npy", npy(np.zeros((40, 50), np.uint8))[:500], CUT),
         ("a.npy", b"", CUT),
+        ("a.npy", ARRAY.replace(b"(4, 5), }" + b" " * 6, b"(True, True), }"), CUT),
+        ("a.npy", ARRAY.replace(b"(4, 5)", b"(4, 5("), CUT),
+        ("a.npy", ARRAY.replace(b"(4, 5)", b"(9, 9)"), "20 bytes of them, its header promises 81"),
         ("a.npy", npy(np.zeros(3), np.savez), "expected one array, this is an archive"),
         ("a.png", stored(Image.new("RGB", (5, 4))), r"colour picture \(mode RGB\)"),
         ("a.png", stored(Image.new("RGBA", (5, 4))), r"colour picture \(mode RGBA\)"),

@@ -102,6 +102,12 @@ SCORE = ("--predictions", "x", "--output", "x")
         (["prepare", "pascal-b", "--max-void", "nan"], "--max-void: expected a number, got 'nan'"),
         (["prepare", "pseudo-labels", "irn"], "error: give the folders that the method wrote"),
         (["prepare", "review", "--output", "x"], "error: give either --pascal-b or --coco-json"),
+        (["prepare", "weak-labels", "bags"], "error: no subcommand 'prepare weak-labels bags'"),
+        (
+            ["prepare", "weak-labels", "cam", "--output", "x"],
+            "are required: --config-file, --dataset",
+        ),
+        (["prepare", "weak-labels", "boxes", "--jobs", "0"], "--jobs: expected an integer >= 1"),
         (
             ["data", "--account", "x", "--category-map", "y"],
             "--category-map needs --classes",
@@ -137,6 +143,12 @@ def test_wrong_usage_is_status_2_and_one_line(run, arguments, told):
         ("stats --semantic no --output {out} --no-figures", "no such folder"),
         ("prepare coco val2017 --root no", "instances_val2017.json"),
         ("prepare demo --root {file}/no", "{file}"),
+        ("prepare weak-labels boxes --dataset voc_2012_val_x --output {out}", "'voc_2012_val_x'"),
+        (
+            "prepare weak-labels cam --config-file demo_ce.yaml --output {out}"
+            " --dataset coco_json@no.json@no",
+            "no.json",
+        ),
         ("prepare pascal-b --lvis-json no.json --annotations-only --output {out}", "no.json"),
         ("prepare pseudo-labels irn no --root {out}", "{out}/VOCdevkit/VOC2012/ImageSets"),
         ("prepare review --coco-json no.json --images no --output {out}/x.html", "no.json"),
@@ -149,7 +161,7 @@ def test_wrong_usage_is_status_2_and_one_line(run, arguments, told):
     ],
 )
 def test_a_failure_is_status_1_and_names_what(run, tmp_path, command, told):
-    if command.split()[0] in ("data", "train", "predict", "ablation", "mixed"):
+    if set(command.split()) & {"data", "train", "predict", "ablation", "mixed", "weak-labels"}:
         pytest.importorskip("torch")
     (tmp_path / "file").touch()
     places = {"out": tmp_path / "out", "file": tmp_path / "file"}

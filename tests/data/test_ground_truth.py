@@ -574,6 +574,7 @@ def test_what_stands_for_the_segmentation_set_says_so(tmp_path, registration):
          r"a\.jpg: annotation 0 has cat"),
         ({"annotations": [*ENTRIES, {"category_id": 0}]}, r"annotation 3 has no 'segmentation'"),
         ({"height": None}, r"has annotations, but no 'height' and 'width'"),
+        ({"height": 10**9}, r"dict of a\.jpg: height and width must give 1\.\.178956970 pixels"),
         ({"width": 11}, r"a\.jpg: annotation 1: its run-length mask is for an image"),
         ({"sem_seg_file_name": "three channels.png"},
          r"\.png: a label map holds class indices; .* Give the P"),
