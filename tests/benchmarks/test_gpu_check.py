@@ -22,8 +22,8 @@ def gpu_check(repository, *arguments):
         (("0",), "error: SECONDS must be an integer >= 1, got '0'"),
         (("soon",), "error: SECONDS must be an integer >= 1, got 'soon'"),
         (
-            ("9", "test"),
-            "error: PART must be tests, train, inference, budget or ablation, got 'test'",
+            ("9", "x"),
+            "error: PART must be tests, train, inference, budget or ablation, got 'x'",
         ),
     ],
 )
