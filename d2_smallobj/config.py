@@ -164,6 +164,13 @@ def add_smallobj_config(cfg: CN) -> None:
     # "input". 0: all of the batch; 1: the least memory. Without effect on losses with label
     # uncertainty, which need sigma upsampled too (docs/performance.md).
     node.SPEED.LOSS_IMAGES = 0
+    # Compile the network of the training step: "off", or a mode of torch.compile: "default" =
+    # fused kernels, "reduce-overhead" = as CUDA graphs, too. Evaluation, whose images vary in size,
+    # is not compiled. Needs Triton on a GPU and a C++ compiler on a CPU; rounds otherwise.
+    node.SPEED.COMPILE = "off"
+    # Compile the passes of Fisher information and penalty over all parameters, which then read
+    # every tensor once. Needs and rounds as COMPILE.
+    node.SPEED.COMPILE_EWC = False
 
     # ---- Augmentation (docs/method.md#recipe) --------------------------------------------------
     # One of these factors is drawn for every training image.

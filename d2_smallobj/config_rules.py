@@ -52,6 +52,7 @@ def _choices() -> dict[str, Sequence[str]]:
         "METRIC_MODE": ("exact", "official"),
         "AMP_DTYPE": ("float16", "bfloat16"),
         "SPEED.MEMORY_FORMAT": ("auto", "contiguous", "channels_last"),
+        "SPEED.COMPILE": ("off", "default", "reduce-overhead"),
         "TEST.AVERAGE": AVERAGES,
         "SUPERVISION.REST": ("boxes", "none"),
         "SUPERVISION.OVERLAPS": ("smaller", "interior", "ignore", "model"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from d2_smallobj.utils.cli import (
     finite,
     make_parser,
     parse_with_overrides,
+    positive_int,
     readable_errors,
 )
 
@@ -79,6 +82,8 @@ def _add_runs(
     add_shared(parser, "--seeds", "--num-gpus")
     text = "processes at once; the result is the same (default: by the GPUs)"
     add_shared(parser, "--jobs", default=None, help=text)
+    text = "end after this time; called again, it goes on (default: no limit)"
+    parser.add_argument("--seconds", type=positive_int, default=math.inf, metavar="N", help=text)
 
 
 def build_ablations(args: argparse.Namespace) -> list[Ablation]:
@@ -104,6 +109,7 @@ def build_ablations(args: argparse.Namespace) -> list[Ablation]:
         seeds=args.seeds,
         num_gpus=args.num_gpus,
         options=tuple(args.opts),
+        deadline=time.monotonic() + args.seconds,
     )
     ablations = sweep.split_by_method(ablation, args.methods) if args.methods else [ablation]
     for each in ablations:
@@ -168,6 +174,7 @@ def build_comparison(args: argparse.Namespace) -> MixedSupervision:
         seeds=args.seeds,
         num_gpus=args.num_gpus,
         options=tuple(args.opts),
+        deadline=time.monotonic() + args.seconds,
     )
 
 

@@ -108,7 +108,7 @@ def parse_cam(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--iterations", type=positive_int, default=0, metavar="N", help=text)
     batch, rate, crop = defaults.batch_size, defaults.learning_rate, defaults.crop
     add("--batch-size", type=positive_int, default=batch, metavar="N", help="images a step")
-    text = "of the backbone; the new layer's is ten times as much"
+    text = "of the backbone; the new layer's is thirty times as much"
     add("--learning-rate", type=_positive, default=rate, metavar="NUMBER", help=text)
     add("--crop", type=positive_int, default=crop, metavar="N", help="side of training crops")
     text = "factors on the images' size for the maps"

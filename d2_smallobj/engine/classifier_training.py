@@ -36,8 +36,8 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
 
 MOMENTUM, WEIGHT_DECAY, POWER = 0.9, 1e-4, 0.9
-CLASSIFIER_FACTOR = 10.0
-"""Factor on the learning rate of the new layer, as in IRN."""
+CLASSIFIER_FACTOR = 30.0
+"""Factor on the learning rate of the new layer (docs/weak_labels.md)."""
 TRAINING_STRIDE = 32
 """``SMALLOBJ.OUTPUT_STRIDE`` of training, whose maps are pooled anyway: half the time of 16.
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import inspect
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +16,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
 from d2_smallobj.config import task_a_iterations
+from d2_smallobj.modeling.segmentor import SizeBalancedSegmentor
 from d2_smallobj.utils.messages import look_up_option
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -201,6 +205,38 @@ def prepare_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
         fold_frozen_norms(model)
     model.to(memory_format=memory_format(cfg))  # type: ignore[call-overload]  # not in the stubs
     return model
+
+
+def compile_step(cfg: CfgNode, model: nn.Module) -> None:
+    """Compile what ``SMALLOBJ.SPEED`` says of a training step; its first step then takes longer.
+
+    Raises:
+        ValueError: if nothing is there to compile with, or the model is none of ours.
+    """
+    mode, device = cfg.SMALLOBJ.SPEED.COMPILE, cfg.MODEL.DEVICE.split(":")[0]
+    keys = ["SMALLOBJ.SPEED.COMPILE"] * (mode != "off")
+    keys += ["SMALLOBJ.SPEED.COMPILE_EWC"] * cfg.SMALLOBJ.SPEED.COMPILE_EWC
+    if keys and not can_compile(device):
+        needed = "a C++ compiler (g++, or what CXX names)" if device == "cpu" else "triton"
+        raise ValueError(
+            f"{keys[0]} needs {needed} for MODEL.DEVICE {device}, and there is none: install it, "
+            "or leave the key out"
+        )
+    if mode == "off":
+        return
+    if not isinstance(model, SizeBalancedSegmentor):
+        raise ValueError(
+            f"SMALLOBJ.SPEED.COMPILE {mode} needs MODEL.META_ARCHITECTURE SizeBalancedSegmentor or "
+            f"UncertainSegmentor, got {type(model).__name__}; set it to off"
+        )
+    model.compile_training(mode)
+
+
+def can_compile(device_type: str) -> bool:
+    """Tell whether ``torch.compile`` finds what it compiles with for ``"cpu"`` or ``"cuda"``."""
+    if device_type == "cpu":
+        return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+    return importlib.util.find_spec("triton") is not None
 
 
 def memory_format(cfg: CfgNode) -> torch.memory_format:

@@ -38,6 +38,7 @@ def build_ewc(
         strength=node.LAMBDA,
         fisher=node.FISHER,
         alpha=node.ALPHA,
+        compiled=cfg.SMALLOBJ.SPEED.COMPILE_EWC,
     )
 
 

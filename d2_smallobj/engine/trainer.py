@@ -28,6 +28,7 @@ from d2_smallobj.engine.loss_log import LossLog, explained_errors
 from d2_smallobj.engine.solver import (
     build_lr_scheduler,
     build_optimizer,
+    compile_step,
     prepare_model,
     varied_sizes,
 )
@@ -70,6 +71,7 @@ class TwoTaskTrainer(DefaultTrainer):
         validate_config(cfg)
         check_batch_size(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        compile_step(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         ewc = build_ewc(cfg, model, optimizer)

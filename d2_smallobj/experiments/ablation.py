@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from tqdm import tqdm
@@ -104,6 +105,7 @@ class Ablation:
         num_gpus: GPUs of one run.
         options: config overrides of all runs.
         method: what made the labels of the training set, if several are compared.
+        deadline: ``time.monotonic()`` at which runs are ended, to be resumed by another call.
     """
 
     config_file: str
@@ -113,6 +115,7 @@ class Ablation:
     num_gpus: int = 1
     options: tuple[str, ...] = ()
     method: str = ""
+    deadline: float = math.inf
 
     def jobs(self) -> list[Job]:
         """List the incomplete runs; for each seed, one variant makes the task A of the others.
@@ -202,19 +205,25 @@ class Ablation:
             *self._run_options(variant, seed),
         ]
         log, environment = folder / "console.txt", resources.environment()
+        title = f"{f'{self.method}, ' if self.method else ''}variant {variant.name}, seed {seed}"
         start, before = time.monotonic(), hours_spent(folder)
+        if start >= self.deadline:
+            raise RuntimeError(f"{title} has not begun: time is up")
+        limit = {} if math.isinf(self.deadline) else {"timeout": self.deadline - start}
         with open(log, "ab") as file:
-            code = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
-            ).returncode
+            streams: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT}
+            try:
+                done = subprocess.run(command, env=environment, check=False, **streams, **limit)
+            except subprocess.TimeoutExpired:
+                done = None  # killed: its last checkpoint is what the next call goes on from
         hours = before + (time.monotonic() - start) / 3600
         atomic_write_text(folder / _HOURS_FILE, f"{hours:.4f}\n")
-        if code != 0 or not _is_complete(folder):
+        if done is None:
+            raise RuntimeError(f"{title} was ended before its end: time is up")
+        if done.returncode != 0 or not _is_complete(folder):
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise RuntimeError(
-                f"{f'{self.method}, ' if self.method else ''}variant {variant.name}, seed {seed} "
-                f"ended with code {code}: {lines[-1] if lines else 'no output'} (log: {log})"
-            )
+            last = lines[-1] if lines else "no output"
+            raise RuntimeError(f"{title} ended with code {done.returncode}: {last} (log: {log})")
 
     def rows(self) -> Iterator[dict[str, str | float]]:
         """Yield the figures of the complete runs, one row per variant, seed and data set."""

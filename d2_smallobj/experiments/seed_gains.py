@@ -173,7 +173,9 @@ def _parts(gain: Interval | None) -> tuple[float, float, float]:
 
 
 def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else math.nan
+    # A figure of no instance is NaN, which `stdev` refuses.
+    known = len(values) > 1 and all(map(math.isfinite, values))
+    return statistics.stdev(values) if known else math.nan
 
 
 def _cell(value: float) -> str:

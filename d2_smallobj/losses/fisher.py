@@ -16,7 +16,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from d2_smallobj.losses.ewc_penalty import chunks, state_dtype, trained_parameters
+from d2_smallobj.losses.ewc_penalty import (
+    chunks,
+    compiled_pass,
+    state_dtype,
+    trained_parameters,
+)
 
 Batch = TypeVar("Batch")
 FISHER_ESTIMATORS = ("online", "empirical")
@@ -31,14 +36,23 @@ _STOCHASTIC = (
 
 
 def update_online_(
-    fisher: list[Tensor], gradients: Sequence[Tensor | None], *, alpha: float, scale: float
+    fisher: list[Tensor],
+    gradients: Sequence[Tensor | None],
+    *,
+    alpha: float,
+    scale: float,
+    compiled: bool = False,
 ) -> Tensor:
     """Move the online estimate on by one batch: ``F <- alpha * g² + (1 - alpha) * F``, in place.
 
     ``gradients`` are g times ``scale``, ``None`` counts as zero. Returns, without waiting for the
     device, a 0-d bool tensor: true if they are finite. If not, ``fisher`` stays as it is: one
-    infinity, from an overflow in half precision, would never leave it.
+    infinity, from an overflow in half precision, would never leave it. ``compiled`` takes two
+    passes (torch.compile), and rounds otherwise.
     """
+    if compiled:
+        known = [None if g is None else g.detach() for g in gradients]
+        return compiled_pass(_online_pass)(fisher, known, alpha, alpha / (scale * scale))
     # Half-precision gradients are widened first: their squares would underflow.
     wide = [None if g is None else g.detach().to(f.dtype) for f, g in zip(fisher, gradients)]
     finite = _finite([g for g in wide if g is not None], fisher[0].device)
@@ -50,6 +64,23 @@ def update_online_(
         if pairs:
             targets, values = [f for f, _ in pairs], _zero_unless(finite, [g for _, g in pairs])
             torch._foreach_addcmul_(targets, values, values, factor)
+    return finite
+
+
+def _online_pass(
+    fisher: list[Tensor], gradients: list[Tensor | None], alpha: float, factor: float
+) -> Tensor:
+    """What :func:`update_online_` does, as two expressions a tensor."""
+    wide = [None if g is None else g.to(f.dtype) for f, g in zip(fisher, gradients)]
+    sums = [g.square().sum().float() for g in wide if g is not None]
+    finite = torch.ones((), dtype=torch.bool, device=fisher[0].device)
+    if sums:
+        finite = torch.isfinite(torch.stack(sums)).all()
+    for f, g in zip(fisher, wide):
+        updated = (1 - alpha) * f
+        if g is not None:
+            updated = updated + factor * g * g
+        f.copy_(torch.where(finite, updated, f))
     return finite
 
 

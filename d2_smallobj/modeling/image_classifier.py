@@ -10,6 +10,7 @@ h x w a feature map.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,12 +39,13 @@ class ImageClassifier(nn.Module):
         pixel_std: per channel.
     """
 
+    backbone: Any  # a detectron2 backbone, more than nn.Module declares
     pixel_mean: torch.Tensor
     pixel_std: torch.Tensor
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Any,
         feature: str,
         num_classes: int,
         *,

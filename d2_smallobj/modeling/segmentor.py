@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +66,7 @@ class SizeBalancedSegmentor(nn.Module):
         self.loss = loss
         self.ignore_label = ignore_label
         self.msc_scales = tuple(msc_scales)
+        self._compiled: Callable[[torch.Tensor], dict[str, torch.Tensor]] | None = None
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -120,7 +121,7 @@ class SizeBalancedSegmentor(nn.Module):
         labels, weights = self._labels(batched_inputs), self._size_weights(batched_inputs)
         return {
             f"loss_sem_seg{suffix}": self.loss(x, labels, weights_for(x, weights))
-            for suffix, x in self.logits(images).items()
+            for suffix, x in self.training_logits(images).items()
         }
 
     def output(self, scores: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -145,6 +146,14 @@ class SizeBalancedSegmentor(nn.Module):
             at_full_size.append(resized(x, full.shape[-2:]))
         maps["_max"] = torch.stack(at_full_size).amax(dim=0)
         return maps
+
+    def training_logits(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """:meth:`logits`, compiled if :meth:`compile_training` was called."""
+        return (self._compiled or self.logits)(images)
+
+    def compile_training(self, mode: str) -> None:
+        """Let training compute its logits by ``torch.compile`` in this mode."""
+        self._compiled = torch.compile(self.logits, mode=mode, dynamic=False)
 
     def upsampled_scores(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, H, W) of images (N, 3, H, W); the maximum map under MSC."""

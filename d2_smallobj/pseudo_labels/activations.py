@@ -39,14 +39,14 @@ class ClassifierOptions:
     Attributes:
         iterations: steps; 0: ten passes over the images, at least 200 steps.
         batch_size: images a step.
-        learning_rate: of the backbone; ten times as much for the classifier.
+        learning_rate: of the backbone; thirty times as much for the classifier.
         crop: side of the square crops in pixels.
         seed: of the new layer, of the order of images and of their crops.
     """
 
     iterations: int = 0
     batch_size: int = 8
-    learning_rate: float = 0.01
+    learning_rate: float = 0.001
     crop: int = 192
     seed: int = 0
 

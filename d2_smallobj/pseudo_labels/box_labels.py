@@ -94,12 +94,12 @@ def object_share(
     small = (max(1, round(size[1] * scale)), max(1, round(size[0] * scale)))
     place = np.zeros(size, np.uint8)
     place[top - rows[0] : bottom - rows[0], left - columns[0] : right - columns[0]] = 1
-    window = cv2.resize(window, small, interpolation=cv2.INTER_AREA)
-    place = cv2.resize(place, small, interpolation=cv2.INTER_NEAREST)
-    share = _by_grabcut(window, place) if crf is None else _by_crf(window, place, crf)
+    shown = np.asarray(cv2.resize(window, small, interpolation=cv2.INTER_AREA))
+    covered = np.asarray(cv2.resize(place, small, interpolation=cv2.INTER_NEAREST))
+    share = _by_grabcut(shown, covered) if crf is None else _by_crf(shown, covered, crf)
     if share is None:
         return painted
-    share = cv2.resize(share, size[::-1], interpolation=cv2.INTER_LINEAR)
+    share = np.asarray(cv2.resize(share, size[::-1], interpolation=cv2.INTER_LINEAR))
     share = share[top - rows[0] : bottom - rows[0], left - columns[0] : right - columns[0]]
     return share if (share >= UNSURE[1]).mean() >= _FEWEST else painted
 
@@ -113,12 +113,12 @@ def _by_grabcut(window: np.ndarray, place: np.ndarray) -> np.ndarray | None:
     # Its clusters are drawn at random: one box, one mask.
     cv2.setRNGSeed(0)
     try:
-        cv2.grabCut(window, mask, None, *models, _GRABCUT_ITERATIONS, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(window, mask, (0, 0, 1, 1), *models, _GRABCUT_ITERATIONS, cv2.GC_INIT_WITH_MASK)
     except cv2.error:  # windows of a single colour
         return None
     found = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
     reach = 2 * max(1, round(place.sum() ** 0.5 / 60)) + 1
-    return cv2.blur(found, (reach, reach), borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.blur(found, (reach, reach), borderType=cv2.BORDER_REPLICATE))
 
 
 def _by_crf(window: np.ndarray, place: np.ndarray, crf: Refine) -> np.ndarray:

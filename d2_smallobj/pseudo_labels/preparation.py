@@ -191,7 +191,9 @@ def _convert(
     try:
         if keep and path is not None and _is_newer(path, paths):
             return False
-        with_picture = crf is not None and file_format == "clip_es" and image.picture is not None
+        picture = None
+        if crf is not None and file_format == "clip_es" and image.picture is not None:
+            picture = read_picture(image.picture)
         labels = read_pseudo_label(
             paths,
             *image.read_size(),
@@ -199,8 +201,8 @@ def _convert(
             file_format=file_format,
             threshold=threshold,
             offset=offset,
-            picture=read_picture(image.picture) if with_picture else None,
-            crf=crf if with_picture else None,
+            picture=picture,
+            crf=None if picture is None else crf,
         )
     except (OSError, ValueError) as error:
         return str(error)

@@ -101,9 +101,11 @@ def test_memory(ours):
 def test_what_options_change(batches):
     assert "prefetch" not in train.option_names(CPU)
     assert "prefetch" in train.option_names(torch.device("cuda"))
-    some = ["folded frozen norms", "bfloat16"]
+    assert train.option_names(CPU, compiled=True)[-2:] == list(train.COMPILED)
+    some = ["folded frozen norms", "loss image by image", "bfloat16"]
     rows = train.measure_options(TINY, batches, some, rounds=1, count=1)
     assert list(rows) == some
+    assert rows["loss image by image"]["gradient"] < 1e-5
     assert rows["folded frozen norms"]["gradient"] < 1e-4 < rows["bfloat16"]["gradient"] < 0.5
     assert all(row["speedup"] > 0 for row in rows.values())
 
@@ -115,7 +117,7 @@ def arguments(*given):
 
 
 def test_the_whole_benchmark(monkeypatch):
-    monkeypatch.setattr(train, "option_names", lambda _: ["bfloat16"])
+    monkeypatch.setattr(train, "option_names", lambda *_: ["bfloat16"])
     size = ("--depth", "18", "--width", "32", "--crop", "16", "--batch", "1", "--rounds", "1")
     found = train.run(arguments(*size))
     steps = found.figures["steps"]

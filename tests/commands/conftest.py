@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ def runner(train_server, monkeypatch, demo_root):
     pending = []
     lock = threading.Lock()  # the server does one job at a time
 
-    def run(command, *, stdout, stderr, env, check):
+    def run(command, *, stdout, stderr, env, check, timeout=None):
         assert command[0] == sys.executable
         assert env["OMP_NUM_THREADS"].isdigit()
         with lock:
@@ -37,6 +38,8 @@ def runner(train_server, monkeypatch, demo_root):
             answer = train_server.ask(*command[1:], **job)
             started.append(command[-1].rsplit("/", 1)[-1])
         stdout.write((answer.stdout + answer.stderr).encode())
+        if timeout is not None and answer.code == -9:
+            raise subprocess.TimeoutExpired(command, timeout)
         return SimpleNamespace(returncode=answer.code)
 
     monkeypatch.setattr(ablation.subprocess, "run", run)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import re
+import time
 
 import pytest
 import torch
@@ -120,6 +122,22 @@ def test_interrupted_ablation_goes_on(make, runner, assert_same):
     run_all([ablation])
     assert runner.started[len(before) :] == ["ce_sw_seed0"]
     assert len(list(ablation.rows())) == len(ORDER)
+
+
+def test_pieces_of_limited_time(make, runner):
+    """What time ends is resumed by the next call; what has not begun is not begun."""
+    step = "d2_smallobj.engine.step:TaskStepTrainer._optimizer_step"
+    runner.pending[:] = [{"strikes": [[step, 5, "kill"]]}]
+    ablation = make(kinds=["ce"], seeds=[0])
+    for deadline, told in ((3600, "was ended before its end"), (0, "has not begun")):
+        piece = dataclasses.replace(ablation, deadline=time.monotonic() + deadline)
+        with pytest.raises(RuntimeError, match=f"variant ce, seed 0 {told}: time is up"):
+            run_all([piece])
+    assert len(runner.started) == 1
+    run_all([dataclasses.replace(ablation, deadline=time.monotonic() + 3600)])
+    assert len(list(ablation.rows())) == 1
+    log = (ablation.output_dir / "ce_seed0" / "log.txt").read_text()
+    assert "Resumed at iteration 4" in log
 
 
 def test_runs_that_exist(make, runner):

@@ -137,7 +137,7 @@ def test_clip_es_is_refined_by_the_crf(command, root, tmp_path, monkeypatch):
         (("irn", "{written}/nowhere"), 1, "error: data set 'irn pseudo labels': 1 path(s)"),
         (("irn", "{written}", "--dataset", "coco_2014"), 1, "instances_train2014.json"),
         (("irn", "{written}", "--name", "../x"), 1, "got '../x'"),
-        (("irn", "{written}", "--threshold", "nan"), 1, "--threshold: expected a finite number"),
+        (("irn", "{written}", "--threshold", "nan"), 2, "expected a number, got 'nan'"),
     ],
 )
 def test_wrong_use(command, root, written, arguments, status, told):

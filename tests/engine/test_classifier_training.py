@@ -46,7 +46,7 @@ def images(tmp_path):
 
 
 def _train(cfg, images, path, settings=None, **options):
-    chosen = ClassifierOptions(**{"batch_size": 4, "crop": 48, "learning_rate": 0.05, **options})
+    chosen = ClassifierOptions(**{"batch_size": 4, "crop": 48, "learning_rate": 0.02, **options})
     return train_classifier(cfg, images, 2, chosen, path, settings or {"a": 1})
 
 

@@ -17,7 +17,7 @@ from d2_smallobj.engine.solver import (
     memory_format,
     same_implementation,
 )
-from d2_smallobj.losses import ElasticWeightConsolidation
+from d2_smallobj.losses import ElasticWeightConsolidation, ewc_penalty
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.utils.env import seed_all_rng
 
@@ -202,3 +202,84 @@ def test_a_run_with_every_option(make_trainer):
         trainer.train()
         ends.append((trainer.model.state_dict(), trainer._trainer.ewc.fisher))
     torch.testing.assert_close(*(list(map(dict, end)) for end in ends), rtol=1e-3, atol=1e-4)
+
+
+# ---- torch.compile ------------------------------------------------------------------------------
+
+
+def consolidate(compiled):
+    """Fisher, an overflow, anchor and penalty of a net; all that the compiled passes do."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)).to(
+        memory_format=torch.channels_last
+    )
+    ewc = ElasticWeightConsolidation(net.named_parameters(), compiled=compiled, strength=3.0)
+    images, found = torch.randn(2, 3, 9, 9), []
+    for infinite in (False, False, True):
+        net.zero_grad()
+        net(images).square().mean().backward()
+        if infinite:
+            net[0].weight.grad[0, 0, 0, 0] = float("inf")
+        else:
+            net[0].bias.grad = None  # counts as zero
+        found.append(ewc.record_gradients(scale=2.0).item())
+    fisher = {name: value.clone() for name, value in ewc.fisher.items()}
+    ewc.anchor()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1)
+    net.zero_grad()
+    net(images).square().mean().backward()
+    net[1].bias.grad = None
+    penalties = [ewc.penalty(), ewc.add_gradient_(scale=2.0)]
+    return found, fisher, penalties, [p.grad for p in net.parameters()]
+
+
+@pytest.fixture(params=["as written", pytest.param("inductor", marks=pytest.mark.slow)])
+def compiler(request, monkeypatch):
+    """Passes as Python runs them; and compiled, which takes a minute."""
+    ewc_penalty.compiled_pass.cache_clear()
+    if request.param == "as written":
+        monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    elif not solver.can_compile("cpu"):
+        pytest.skip("no C++ compiler")
+    yield request.param
+    ewc_penalty.compiled_pass.cache_clear()
+
+
+def test_compiled_passes_are_the_passes(compiler):
+    found, expected = (consolidate(compiled) for compiled in (True, False))
+    assert found[0] == expected[0] == [True, True, False]
+    torch.testing.assert_close(found[1:], expected[1:])
+
+
+def test_compiled_training(make_trainer, compiler):
+    """Both tasks and an evaluation, with label uncertainty's or MSC's several logit maps."""
+    keys = {"SMALLOBJ.SPEED.COMPILE": "default", "SMALLOBJ.SPEED.COMPILE_EWC": True}
+    msc = {"SMALLOBJ.MSC.ENABLED": True, "SMALLOBJ.EWC.FISHER": "online", "SOLVER.MAX_ITER": 6}
+    ends = []
+    for speed in ({}, keys):
+        trainer = make_trainer(msc, speed)
+        compiled = trainer.model._compiled
+        assert (compiled is not None) == trainer._trainer.ewc.compiled == bool(speed)
+        assert not any("orig_mod" in name for name in trainer.model.state_dict())
+        trainer.train()
+        ends.append((dict(trainer.model.state_dict()), trainer._trainer.ewc.fisher))
+    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "missing", "told"),
+    [
+        ({"COMPILE": "default"}, True, r"COMPILE needs a C\+\+ compiler .* leave the key out"),
+        ({"COMPILE_EWC": True}, True, r"COMPILE_EWC needs a C\+\+ compiler"),
+        ({"COMPILE": "default"}, False, "COMPILE default needs MODEL.META_ARCHITECTURE SizeBal"),
+    ],
+)
+def test_what_compiling_needs(make_config, monkeypatch, keys, missing, told):
+    monkeypatch.setattr(solver.shutil, "which", lambda name: None if missing else name)
+    cfg = make_config({f"SMALLOBJ.SPEED.{key}": value for key, value in keys.items()})
+    with pytest.raises(ValueError, match=told):
+        solver.compile_step(cfg, nn.Linear(1, 1))
+    solver.compile_step(make_config(), nn.Linear(1, 1))
+    assert solver.can_compile("cpu") is not missing

@@ -117,7 +117,7 @@ def test_stage_and_penalty_are_in_every_log(train_server, tmp_path):
     assert b["loss_ewc"] > 0
     assert "loss_ewc: " in next(x for x in output.splitlines() if "iter: 39 " in x)
     events = events_of(tmp_path)
-    assert [(e.step, e.value) for e in events.Scalars("task")] == [(19, 0), (39, 1)]
+    assert [(e.step, e.value) for e in events.Scalars("in_task_B")] == [(19, 0), (39, 1)]
     (penalty,) = events.Scalars("loss_ewc")
     assert penalty.step == 39
     assert penalty.value == pytest.approx(b["loss_ewc"], rel=1e-5)

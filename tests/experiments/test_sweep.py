@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -14,8 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 from d2_smallobj.engine import build_config
+from d2_smallobj.engine.trainer import HEADLINE
 from d2_smallobj.experiments import sweep as module
 from d2_smallobj.experiments.ablation import Ablation, build_variants, run_all
+from d2_smallobj.experiments.seed_gains import SHOWN, SeedGain, write_seed_gains
 from d2_smallobj.experiments.sweep import split_by_method, write_all_tables
 
 # Task A takes a moment, so that runs which should be side by side are; figures follow from the
@@ -168,3 +171,16 @@ def test_failures_leave_the_rest(ablation, tmp_path):
     assert {x.CUDA_VISIBLE_DEVICES for x in found.values()} == {os.getenv("CUDA_VISIBLE_DEVICES")}
     with pytest.raises(ValueError, match=r"--jobs must be >= 1, got 0"):
         run_all(ablations, 0, ["0"])
+
+
+def test_figures_of_no_instance(tmp_path):
+    """A set without small instances has NaN for them, with every seed."""
+    values = {name: [50.0, 60.0] for name in (*HEADLINE, *SHOWN)} | {
+        "IA-mIoU_S": [math.nan, math.nan]
+    }
+    row = SeedGain("some", "", "CE", (0, 1), values, {}, 0.5)
+    write_seed_gains(tmp_path, "gains", [row])
+    with open(tmp_path / "gains.csv", encoding="utf-8") as file:
+        written = {line["figure"]: line for line in csv.DictReader(file)}
+    assert (written["mIoU"]["mean"], written["mIoU"]["sd"]) == ("55.0000", "7.0711")
+    assert written["IA-mIoU_S"]["mean"] == written["IA-mIoU_S"]["sd"] == ""

@@ -27,6 +27,8 @@ from benchmarks.train_steps import FISHER, LOSSES, OurSteps, Problem
 from tiny_runs import EMPIRICAL, ONLINE, metrics_rows, saved
 
 from d2_smallobj.data.loaders import DeviceLoader
+from d2_smallobj.engine.solver import can_compile
+from d2_smallobj.losses import ewc_penalty
 from d2_smallobj.losses.size_balanced import SizeWeightedCrossEntropy
 from d2_smallobj.utils.cli import user_message
 from detectron2.engine import HookBase
@@ -50,7 +52,7 @@ def rounded_otherwise(device):
     return {"SMALLOBJ.SPEED.MEMORY_FORMAT": "channels_last" if device == "cpu" else "auto"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def reference():
     """The CPU's batches and its float32 steps, at the recipe's rate."""
     with pytest.MonkeyPatch.context() as patch:
@@ -177,6 +179,24 @@ def test_thirty_iterations_of_the_demo(make_trainer, tiny, device, fisher):
     for part in (slice(5, 15), slice(15, 30)):
         assert mean(found[part]) == pytest.approx(mean(expected[part]), rel=0.1)
     assert mean(found[10:15]) < found[0]
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_steps(make_trainer, device, monkeypatch, mode):
+    """Fused kernels, and CUDA graphs; a rehearsal runs what would be compiled as it is written."""
+    if device == "cpu":
+        monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    elif not can_compile(device):
+        pytest.skip("no triton")
+    ewc_penalty.compiled_pass.cache_clear()
+    keys = {"SMALLOBJ.SPEED.COMPILE": mode, "SMALLOBJ.SPEED.COMPILE_EWC": True}
+    curves = []
+    for extra in ({}, keys):
+        trainer = make_trainer(ONLINE, extra, on(device))
+        trainer.train()
+        curves.append(losses(trainer))
+    ewc_penalty.compiled_pass.cache_clear()
+    assert curves[1] == pytest.approx(curves[0], rel=1e-2)
 
 
 class Stop(HookBase):

@@ -35,6 +35,7 @@ BENCHMARKS = {
     "folder": "scoring folders of PNGs against decoding them",
     "inference": "what the evaluator adds to running a model over a data set",
     "train": "training steps of every loss against a plainly written one",
+    "budget": "operations and bytes of a training step, and a GPU's least time for them",
     "lvis": "building PASCAL-B from annotation files as large as LVIS v1's",
 }
 """Summary by name; the module is ``benchmarks.<name>``."""

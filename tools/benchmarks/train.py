@@ -56,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=positive_int, default=5, help="timings of each step")
     add("--steps", type=positive_int, help="a timing; 10 with a GPU, 1 without")
     add("--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="on a GPU")
+    text = "also time the compiled network, whose compilation takes minutes"
+    add("--compile", action="store_true", help=text)
     add("--seed", type=int, default=0)
 
 
@@ -78,12 +80,14 @@ def run(args: argparse.Namespace) -> Measurement:
             "threads": torch.get_num_threads(),
             **{"rounds": args.rounds, "steps": args.steps, "seed": args.seed},
         },
-        **measure(problem, mixed, rounds=args.rounds, count=args.steps),
+        **measure(problem, mixed, rounds=args.rounds, count=args.steps, compiled=args.compile),
     }
     return Measurement(figures, format_figures(figures), find_missed(figures, gpu))
 
 
-def measure(problem: Problem, mixed: Sequence[str], *, rounds: int, count: int) -> dict[str, Any]:
+def measure(
+    problem: Problem, mixed: Sequence[str], *, rounds: int, count: int, compiled: bool = False
+) -> dict[str, Any]:
     """Measure all figures of a size."""
     batches = problem.batches()
     plain = PlainSteps(problem, batches)
@@ -95,7 +99,7 @@ def measure(problem: Problem, mixed: Sequence[str], *, rounds: int, count: int) 
         figures["waits"] = find_wait(ours[MIXED])
     # Their memory is needed again.
     del plain, ours
-    names = option_names(device)
+    names = option_names(device, compiled)
     figures["options"] = measure_options(problem, batches, names, rounds=rounds, count=count)
     figures["weights"] = train_steps.measure_weights(batches, rounds)
     return figures
@@ -212,16 +216,23 @@ OPTIONS = {
     "folded frozen norms": ("SMALLOBJ.SPEED.FOLD_FROZEN_BN", "True"),
     "channels-last": ("SMALLOBJ.SPEED.MEMORY_FORMAT", "channels_last"),
     "prefetch": ("SMALLOBJ.SPEED.PREFETCH", "True"),
+    "loss image by image": ("SMALLOBJ.SPEED.LOSS_IMAGES", "1"),
     "bfloat16": ("SOLVER.AMP.ENABLED", "True", "SMALLOBJ.AMP_DTYPE", "bfloat16"),
     "float16": ("SOLVER.AMP.ENABLED", "True", "SMALLOBJ.AMP_DTYPE", "float16"),
 }
 """Overrides of :data:`.train_steps.PLAIN`, by themselves."""
+COMPILED = {
+    f"compiled, {mode}": (*OPTIONS["bfloat16"], "SMALLOBJ.SPEED.COMPILE", mode)
+    for mode in ("default", "reduce-overhead")
+}
+"""The same, with ``--compile``; to be compared with bfloat16 alone."""
 
 
-def option_names(device: torch.device) -> list[str]:
-    """List those of :data:`OPTIONS` that have an effect on a device."""
+def option_names(device: torch.device, compiled: bool = False) -> list[str]:
+    """List those of :data:`OPTIONS` that have an effect on a device, then :data:`COMPILED`."""
     on_cpu = device.type == "cpu"
-    return [name for name in OPTIONS if not (on_cpu and name in ("prefetch", "float16"))]
+    names = [name for name in OPTIONS if not (on_cpu and name in ("prefetch", "float16"))]
+    return names + list(COMPILED) * compiled
 
 
 def measure_options(
@@ -234,7 +245,7 @@ def measure_options(
     plain = OurSteps(problem, batches, PLAIN)
     rows, timer = {}, train_steps.clock(plain.model.device)
     for name in names:
-        other = OurSteps(problem, batches, [*PLAIN, *OPTIONS[name]])
+        other = OurSteps(problem, batches, [*PLAIN, *(OPTIONS | COMPILED)[name]])
         row = _differences(plain, other, batches[0])
         work = {"plain": _timed(plain, count), name: _timed(other, count)}
         rows[name] = {"speedup": 1 / race([None], work, rounds, timer)[name]["ratio"], **row}

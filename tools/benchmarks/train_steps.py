@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from d2_smallobj.data.loaders import on_device
 from d2_smallobj.engine import build_config
 from d2_smallobj.engine.loss_log import LossLog
-from d2_smallobj.engine.solver import build_optimizer, prepare_model
+from d2_smallobj.engine.solver import build_optimizer, compile_step, prepare_model
 from d2_smallobj.engine.step import TaskStepTrainer
 from d2_smallobj.engine.tasks import build_ewc, set_loss
 from d2_smallobj.engine.trainer import amp_dtype
@@ -160,6 +160,7 @@ class OurSteps:
         self, problem: Problem, batches: Sequence[list[dict[str, Any]]], options: Sequence[str] = ()
     ) -> None:
         self.cfg, self.model = build_net(problem, batches[0], options)
+        compile_step(self.cfg, self.model)
         self.optimizer = build_optimizer(self.cfg, self.model)
         self.loss = LOSSES[0]
         data = on_device(self.cfg, self._data(batches))
