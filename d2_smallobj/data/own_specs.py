@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from d2_smallobj.annotations.classes import ALL, is_background, json_classes, read_class_names
+from d2_smallobj.annotations.dataset_files import datasets_root
 from d2_smallobj.annotations.map_cache import cache_folder
 from d2_smallobj.annotations.map_pairs import MapPairs
 from d2_smallobj.annotations.own_json import own_json_dicts, paint_own_json
@@ -113,4 +114,7 @@ def _parse(name: str) -> tuple[str, list[str], dict[str, str]]:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path.strip()))
+    """Take a path as it is, or below the folder of all data sets where it exists only there."""
+    path = os.path.expanduser(path.strip())
+    below = datasets_root() / path
+    return os.path.abspath(below if not os.path.exists(path) and below.exists() else path)

@@ -142,6 +142,13 @@ def test_given_labels_and_lists(own, tmp_path):
     assert x["image_classes"] == [1]
 
 
+def test_paths_below_the_folder_of_all_data_sets(own, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(own.path.parent))
+    monkeypatch.chdir(tmp_path)
+    name = f"coco_json@{own.path.name}@{own.images.relative_to(own.path.parent)}"
+    assert dataset_dicts([name]) == dataset_dicts([own.name])
+
+
 # ---- Bad input -----------------------------------------------------------------------------------
 
 
