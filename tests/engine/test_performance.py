@@ -254,9 +254,11 @@ def test_compiled_passes_are_the_passes(compiler):
 
 
 def test_compiled_training(make_trainer, compiler):
-    """Both tasks and an evaluation, with label uncertainty's or MSC's several logit maps."""
+    """Both tasks and an evaluation, with MSC's several logit maps."""
     keys = {"SMALLOBJ.SPEED.COMPILE": "default", "SMALLOBJ.SPEED.COMPILE_EWC": True}
     msc = {"SMALLOBJ.MSC.ENABLED": True, "SMALLOBJ.EWC.FISHER": "online", "SOLVER.MAX_ITER": 6}
+    # Rounding grows at a high rate and where BatchNorm learns.
+    msc |= {**FROZEN, "SOLVER.BASE_LR": 1e-4}
     ends = []
     for speed in ({}, keys):
         trainer = make_trainer(msc, speed)
