@@ -539,4 +539,4 @@ def test_damage_is_named_or_harmless(name, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", READERS)
 def test_more_damage(name, tmp_path):
-    check(name, tmp_path, range(25, 25 + int(os.environ.get("DAMAGED_FILES", 2000))))
+    check(name, tmp_path, range(25, 25 + int(os.environ.get("DAMAGED_FILES", 300))))
