@@ -39,6 +39,7 @@ figures = {"mIoU": base, "IA-mIoU": base + 5 * sw, "IA-mIoU_S": base + 8 * sw}
 sets = {"voc_2012_seg_val": figures, "pascal_b_val": {k: v / 2 for k, v in figures.items()}}
 open(folder + "/results.json", "w").write(json.dumps({"B": sets}))
 open(folder + "/model_final.pth", "w").close()
+open(folder + "/config.yaml", "w").write("VERSION: 2")
 open(folder + "/note.json", "w").write(json.dumps({**note, "end": time.time()}))
 """
 

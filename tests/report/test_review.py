@@ -261,8 +261,8 @@ def test_damaged_images_are_listed_and_no_sheet_is_written(candidates, tmp_path)
     with pytest.raises(InputError, match=r"4 image\(s\) that cannot be shown") as caught:
         write_review(output, review, per_sheet=1)
     damaged = (
-        "1.jpg: corrupt",
-        "2.jpg: corrupt",
+        "1.jpg: the image cannot be read",
+        "2.jpg: the image cannot be read",
         "3.jpg: 60 x 80 pixels, but 80 x 60",
         "9: a poly",
     )

@@ -275,7 +275,7 @@ def test_an_impossible_experiment_does_not_end_the_other(run_tool, realdata, tmp
 def test_tool_errors_are_one_line(run_tool, tmp_path):
     for arguments, status, message in (
         (["--instances", "x"], 2, "error: --instances: of which ground truth?"),
-        (["--semantic", "nowhere"], 1, "--semantic: no such folder of label maps: 'nowhere'"),
+        (["--semantic", "nowhere"], 1, "nowhere: --semantic: no such folder of label maps"),
         (["--experiments", "conventions", "--predictions", "a=b"], 2, "--predictions: of which"),
     ):
         result = run_tool("sensitivity", "--output", tmp_path, *arguments)

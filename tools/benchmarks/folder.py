@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from d2_smallobj.annotations import label_maps
+from d2_smallobj.annotations import image_files
 from d2_smallobj.annotations.label_maps import read_labels
 from d2_smallobj.scoring.inputs import Inputs
 from d2_smallobj.scoring.pipeline import Settings, prepare, score
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Measurement:
     """Draw the PNGs in a temporary folder and measure for every number of processes."""
     figures: dict[str, Any] = {
-        "machine": f"{machine()}, pixels unpacked by {label_maps.zlib.__name__}",
+        "machine": f"{machine()}, pixels unpacked by {image_files.zlib.__name__}",
         "settings": {"images": args.images, "rounds": args.rounds, "seed": args.seed},
     }
     with tempfile.TemporaryDirectory(prefix="d2_smallobj_") as folder:
