@@ -132,7 +132,7 @@ PAGES += [
 # A command in a block or in backticks, up to its end or its comment.
 COMMAND = re.compile(
     r"\b(tools|datasets|docs)/(\w+)\.py([^`\n#]*)|-m (d2_smallobj\.data)([^`\n#]*)"
-    r"|\bsmallobj ((?:prepare )?[a-z][\w-]*)(?= -|[ `\n])([^`\n#]*)"
+    r"|\bsmallobj ((?:prepare )?(?:weak-labels )?[a-z][\w-]*)(?= -|[ `\n])([^`\n#]*)"
 )
 
 
@@ -171,7 +171,7 @@ def test_files_commands_and_options_exist(repository, help_of, page):
     for folder, tool, arguments, module, more, name, last in COMMAND.findall(text):
         script, arguments = (module, more) if module else (f"{folder}/{tool}.py", arguments)
         if name:
-            assert name in smallobj.SUBCOMMANDS
+            assert name in {*smallobj.SUBCOMMANDS, *smallobj.GROUPS}
             script, arguments = f"smallobj {name}", last
         options = set(re.findall(r"(?<![-\w])--[a-z][\w-]*", arguments)) - {"--help"}
         if options:
