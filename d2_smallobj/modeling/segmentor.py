@@ -66,7 +66,7 @@ class SizeBalancedSegmentor(nn.Module):
         self.loss = loss
         self.ignore_label = ignore_label
         self.msc_scales = tuple(msc_scales)
-        self._compiled: Callable[[torch.Tensor], dict[str, torch.Tensor]] | None = None
+        self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -121,7 +121,7 @@ class SizeBalancedSegmentor(nn.Module):
         labels, weights = self._labels(batched_inputs), self._size_weights(batched_inputs)
         return {
             f"loss_sem_seg{suffix}": self.loss(x, labels, weights_for(x, weights))
-            for suffix, x in self.training_logits(images).items()
+            for suffix, x in self.logits(images).items()
         }
 
     def output(self, scores: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -136,24 +136,29 @@ class SizeBalancedSegmentor(nn.Module):
             resolution of its own scale, and ``"_max"``, the pixel-wise maximum of all of them
             at the resolution of scale 1; suffixes name the losses.
         """
-        full = self.sem_seg_head.layers(self.backbone(images))
+        compiled = self._compiled if self.training else None
+        network = self._network if compiled is None else compiled
+        full = network(images)
         if not self.msc_scales:
             return {"": full}
         maps, at_full_size = {"_1": full}, [full]
         for scale in self.msc_scales:
-            x = self.sem_seg_head.layers(self.backbone(_rescale(images, scale)))
+            x = network(_rescale(images, scale))
             maps[f"_{scale:g}"] = x
             at_full_size.append(resized(x, full.shape[-2:]))
         maps["_max"] = torch.stack(at_full_size).amax(dim=0)
         return maps
 
-    def training_logits(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """:meth:`logits`, compiled if :meth:`compile_training` was called."""
-        return (self._compiled or self.logits)(images)
+    def _network(self, images: torch.Tensor) -> torch.Tensor:
+        return self.sem_seg_head.layers(self.backbone(images))
 
     def compile_training(self, mode: str) -> None:
-        """Let training compute its logits by ``torch.compile`` in this mode."""
-        self._compiled = torch.compile(self.logits, mode=mode, dynamic=False)
+        """Let training run backbone and head by ``torch.compile`` in this mode.
+
+        The maximum over scales stays outside: its gradient goes to the elements that equal it, of
+        which compiled code, computing them anew with other rounding, finds none.
+        """
+        self._compiled = torch.compile(self._network, mode=mode, dynamic=False)
 
     def upsampled_scores(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, H, W) of images (N, 3, H, W); the maximum map under MSC."""

@@ -90,7 +90,7 @@ class UncertainSegmentor(SizeBalancedSegmentor):
         if doubtable is None:
             doubtable = torch.zeros_like(labels, dtype=torch.bool)
         box_classes = self._stack(batched_inputs, "box_classes", 0)
-        logits = self.training_logits(images)
+        logits = self.logits(images)
         if self.watched:
             true_labels = self._stack(batched_inputs, "true_sem_seg", self.ignore_label)
             first = next(iter(logits.values()))
