@@ -532,11 +532,11 @@ def check(name: str, folder: Path, seeds: range) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", READERS)
 def test_damage_is_named_or_harmless(name, tmp_path):
-    check(name, tmp_path, range(25))
+    check(name, tmp_path, range(10))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", READERS)
 def test_more_damage(name, tmp_path):
-    check(name, tmp_path, range(25, 25 + int(os.environ.get("DAMAGED_FILES", 300))))
+    check(name, tmp_path, range(10, 10 + int(os.environ.get("DAMAGED_FILES", 300))))

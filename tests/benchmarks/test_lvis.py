@@ -45,6 +45,7 @@ def test_a_seed_draws_the_same_files(tmp_path):
         assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_most_images_are_fit(drawn, tmp_path):
     place = BuildPaths([drawn[0]], [drawn[1]], tmp_path / "set")
     manifest = build_pascal_b(place, BuildOptions(number=20)).manifest
@@ -85,6 +86,7 @@ def test_targets(monkeypatch, drawn, changes, missed):
     assert found.figures["settings"] == {"images": 100_000, "jobs": 2, "seed": 0}
 
 
+@pytest.mark.slow
 def test_a_measurement(drawn):
     figures = lvis.measure(*drawn, number=10, jobs=1, seed=0)
     assert figures["sampling"]["requested_images"] == 10

@@ -44,6 +44,7 @@ def test_crops_are_those_of_the_mapper(batches):
         assert torch.equal(batch[0]["image"], other[0]["image"])
 
 
+@pytest.mark.slow
 def test_the_plain_step_is_ours(batches, monkeypatch):
     """Two ways to write down the recipe: the same weights after steps at its real rate."""
     monkeypatch.setattr(train_steps, "_RATE", 2.5e-4)
@@ -116,6 +117,7 @@ def arguments(*given):
     return parser.parse_args(list(given))
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark(monkeypatch):
     monkeypatch.setattr(train, "option_names", lambda *_: ["bfloat16"])
     size = ("--depth", "18", "--width", "32", "--crop", "16", "--batch", "1", "--rounds", "1")

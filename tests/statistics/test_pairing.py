@@ -127,6 +127,7 @@ def null_runs(make_run, generator, images=25):
     return [make_run(rows) for rows in pair]
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_when_nothing_differs(make_run):
     generator = np.random.default_rng(99)
     found = {"mIoU": [], "IA-mIoU_fg": [], "IA-mIoU_S": []}
@@ -142,6 +143,7 @@ def test_p_values_are_uniform_when_nothing_differs(make_run):
         assert np.mean(np.array(values) <= 0.05) == pytest.approx(0.05, abs=0.041), name
 
 
+@pytest.mark.slow
 def test_intervals_of_differences_hold_zero_when_nothing_differs(make_run):
     generator = np.random.default_rng(17)
     hits = dict.fromkeys(("mIoU", "IA-mIoU_fg"), 0)
