@@ -101,7 +101,7 @@ def test_missing_unreadable_and_other_pictures(check, tmp_path):
         check(5, 8, 9)
     assert "val2017/000000000009.jpg\nPut COCO's train2017 and val2017" in str(found.value)
     (tmp_path / "coco/val2017/000000000005.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"1 image\(s\) unreadable:\n.*5\.jpg: the image cannot be read"):
+    with pytest.raises(ValueError, match=r"1 image\(s\) unreadable:\n.*5\.jpg: the image cannot"):
         check(5)
 
 
