@@ -27,6 +27,7 @@ def voc_root(realdata, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_voc_config_trains_both_tasks_and_evaluates(repository, train_server, voc_root, tmp_path):
     options = [
         # ImageNet weights cannot be had offline; without them a frozen norm lets values explode.

@@ -103,6 +103,7 @@ def test_ablation(make, runner, train_server, tiny, tmp_path, assert_same):
         assert_same(final["model"], own["model"], variant.name)
 
 
+@pytest.mark.slow
 def test_interrupted_ablation_goes_on(make, runner, assert_same):
     step = "d2_smallobj.engine.step:TaskStepTrainer._optimizer_step"
     # The first run is cut off in task A, before its first checkpoint; a later one in task B.

@@ -48,6 +48,7 @@ def compare(tiny, options, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_the_comparison(compare, runner, tmp_path):
     varied = {"SMALLOBJ.UNCERTAINTY.FORM": ["per_class", "object"]}
     comparison = compare(*KINDS, varied=varied)

@@ -69,6 +69,7 @@ def test_boxes(weak, tmp_path):
     assert any((read_label_map(labels / name) != x).any() for name, x in before.items())
 
 
+@pytest.mark.slow
 def test_cam(weak, tmp_path):
     options = ("--iterations", 3, "--scales", 1, 0.5)
     code, out, error = weak("cam", *options)

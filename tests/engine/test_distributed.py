@@ -49,6 +49,7 @@ def test_two_launched_processes_train_both_tasks(launched):
     assert not any(name.startswith("module.") for name in names)
 
 
+@pytest.mark.slow
 def test_torchrun(launched, train_server, tmp_path, assert_same):
     """Processes that torchrun started are joined, and train what detectron2's launch does."""
     options = as_options(TINY, ONLINE, {"OUTPUT_DIR": tmp_path})

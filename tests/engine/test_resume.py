@@ -68,6 +68,7 @@ def test_two_undisturbed_runs_agree(train_server, undisturbed, variant, tmp_path
     assert_same_end(undisturbed(variant)[0], tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments(train_server, undisturbed, variant, tmp_path, assert_same_end):
     reference, seconds = undisturbed(variant)
     draw = random.Random(0)
@@ -86,6 +87,7 @@ def test_kills_at_random_moments(train_server, undisturbed, variant, tmp_path, a
         assert_same_end(folder, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", KILLS)
 def test_a_kill_at_a_chosen_moment(train_server, undisturbed, tmp_path, assert_same_end, kill):
     variant = VARIANTS[KILLS[kill][0]]
@@ -128,6 +130,7 @@ class WithDropout(TwoTaskTrainer):
         return model
 
 
+@pytest.mark.slow
 def test_resume_at_every_iteration(make_trainer, variant, tmp_path, assert_same):
     every = {**variant, "SOLVER.CHECKPOINT_PERIOD": 1, "DATALOADER.NUM_WORKERS": 0}
     make_trainer(every, folder=tmp_path, cls=WithDropout).train()

@@ -35,6 +35,7 @@ def in_each_process(job):
         json.dump(results, file)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would start NCCL on the GPUs")
 def test_two_processes(dataset, tmp_path, monkeypatch):
     evaluator = SmallObjectEvaluator(dataset.name, output_dir=tmp_path / "alone")

@@ -97,6 +97,7 @@ def run(run_python_in, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_modules_spawned_workers_and_the_set_up(run):
     found = json.loads((run / "found.json").read_text())
     assert found.get("modules", 29) >= 29
@@ -107,6 +108,7 @@ def test_modules_spawned_workers_and_the_set_up(run):
     assert (run / "out" / "log.txt").read_text().count("config.yaml") == 2
 
 
+@pytest.mark.slow
 def test_two_processes_work_together(run):
     ranks = [json.loads((run / f"{rank}.json").read_text()) for rank in (0, 1)]
     generator = torch.Generator().manual_seed(1)

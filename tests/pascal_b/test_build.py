@@ -121,6 +121,7 @@ class TestASet:
         assert counts == Counter({key: number for key, number in chosen.items() if number})
 
 
+@pytest.mark.slow
 def test_the_seed_decides_not_the_order_of_the_input_nor_the_jobs(plain, many, build):
     one = files_of(plain.folder)
     other = files_of(build(many.shuffled(3), "other", place={"jobs": 2}).folder)
