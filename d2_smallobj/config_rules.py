@@ -81,7 +81,7 @@ def _numeric_rules(cfg: CN) -> Iterator[tuple[str, str, Callable[[Any], bool]]]:
         ("in [0, 1)", lambda v: _share(v) and v < 1, "EWC.ALPHA SUPERVISION.BOXES_FROM"),
         ("in [0, 1)", lambda v: _share(v) and v < 1, "UNCERTAINTY.BOOTSTRAP.MIN_OBJECT"),
         ("in (0, 1]", lambda v: _share(v) and v > 0, "SUPERVISION.MASK_FRACTION"),
-        (factors, _list_of(_positive), "SCALES TEST.SCALES"),
+        ("a list of factors in (0, 16]", _list_of(_scale), "SCALES TEST.SCALES"),
         ("a list of integers >= 1", _list_of(_integer_from(1)), "ASPP_DILATIONS"),
         ("4, 8, 16 or 32", lambda v: _integer(v) and v in (4, 8, 16, 32), "OUTPUT_STRIDE"),
         (f"{finite} >= 1 (1 is the plain cross-entropy)", lambda v: _number(v) and v >= 1, "TAU"),
@@ -120,6 +120,10 @@ def _number(value: Any) -> bool:
 
 def _positive(value: Any) -> bool:
     return _number(value) and value > 0
+
+
+def _scale(value: Any) -> bool:
+    return _positive(value) and value <= 16  # beyond it an image hardly fits into memory
 
 
 def _not_negative(value: Any) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from d2_smallobj.annotations.image_files import SIGNATURE, decode_png, open_picture, parse_header
-from d2_smallobj.utils.files import atomic_write, open_file
+from d2_smallobj.utils.files import atomic_write, check_names, open_file
 from d2_smallobj.utils.npy_files import read_npy
 
 SUFFIXES = (".png", ".npy")
@@ -185,6 +185,7 @@ class LabelFolder:
             if stem in self.files:
                 self.ambiguous[stem] = (self.files[stem], name)
             self.files.setdefault(stem, name)
+        check_names(self.path, self.files.values())
         if not self.files:
             raise ValueError(
                 f"{argument}: no label map ({', '.join(SUFFIXES)}) in {self.path}"

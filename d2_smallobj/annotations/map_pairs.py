@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from d2_smallobj.annotations.label_maps import read_label_map
 from d2_smallobj.annotations.label_rules import check_label_values
 from d2_smallobj.annotations.map_cache import cache_error, cache_folder
 from d2_smallobj.annotations.truth import PICTURES
-from d2_smallobj.utils.files import atomic_write
+from d2_smallobj.utils.files import atomic_write, check_names
 from d2_smallobj.utils.messages import itemized, listed
 from d2_smallobj.utils.parallel import parallel_map
 
@@ -131,6 +132,7 @@ class MapPairs:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in PICTURES:
                 pictures.setdefault(stem, []).append(name)
+        check_names(self._images, itertools.chain.from_iterable(pictures.values()))
         chosen = self._chosen(pictures)
         twice = [" and ".join(pictures[stem]) for stem in chosen if len(pictures.get(stem, ())) > 1]
         if twice:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.data import SemSegMapper
 from d2_smallobj.report.drawing import blend_labels
-from d2_smallobj.utils.files import atomic_write
+from d2_smallobj.utils.files import atomic_write, check_names
 from d2_smallobj.utils.messages import itemized
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
@@ -81,6 +81,7 @@ def _images_in(folder: Path) -> list[Path]:
         for name in names
         if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
     ]
+    check_names(folder, (image.name for image in images))
     if not images:
         raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in {folder}")
     return sorted(images)

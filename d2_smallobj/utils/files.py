@@ -53,6 +53,22 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         _refuse_devices(os.stat(path), path)
 
 
+def check_names(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Refuse file names that are no UTF-8: they become image ids, which no table could hold.
+
+    Raises ValueError; names the folder and the names as bytes.
+    """
+    wrong = [repr(os.fsencode(name)) for name in names if not _is_utf8(name)]
+    if wrong:
+        what = f"file name(s) in {os.fspath(folder)} that are not UTF-8; rename them"
+        raise ValueError(itemized(what, wrong))
+
+
+def _is_utf8(name: str) -> bool:
+    # Bytes that are no UTF-8 come from the file system as lone surrogates.
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def _refuse_devices(found: os.stat_result, path: str | os.PathLike[str]) -> None:
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         what = "not a regular file, but a device, a pipe or a socket, which is not read"

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
 import pytest
 
 import d2_smallobj.commands
+from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.commands import doctor, smallobj
 from d2_smallobj.commands.smallobj import SUBCOMMANDS
 from d2_smallobj.utils import installation
@@ -262,6 +264,26 @@ def test_a_folder_without_rights_is_one_line(run, command):
     assert (code, error.count("\n")) == (1, 1), error
     assert error.startswith("error: ")
     assert folder in error
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate --predictions {0} --semantic {0} --output {1}",
+        "stats --semantic {0} --output {1} --no-figures",
+        "data label_maps@{0}@{0},classes=2",
+        "predict --config-file demo_ce.yaml --input {0} --output {1} MODEL.WEIGHTS ''",
+    ],
+)
+def test_a_file_name_that_is_not_utf8_is_told_with_its_folder(run, tmp_path, command):
+    folder = tmp_path / "maps"
+    write_label_map(folder / "a.png", np.ones((8, 8), np.uint8))
+    os.link(folder / "a.png", os.path.join(os.fsencode(folder), b"b\xff.png"))
+    if command.split()[0] in ("data", "predict"):
+        pytest.importorskip("torch")
+    code, out, error = run(*command.format(folder, tmp_path / "out").split())
+    assert code == 1
+    assert f"1 file name(s) in {folder} that are not UTF-8; rename them:\n  b'b\\xff.png'" in out + error
 
 
 def test_without_torch_the_way_out_is_told(repository):
