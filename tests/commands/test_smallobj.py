@@ -283,7 +283,8 @@ def test_a_file_name_that_is_not_utf8_is_told_with_its_folder(run, tmp_path, com
         pytest.importorskip("torch")
     code, out, error = run(*command.format(folder, tmp_path / "out").split())
     assert code == 1
-    assert f"1 file name(s) in {folder} that are not UTF-8; rename them:\n  b'b\\xff.png'" in out + error
+    told = f"1 file name(s) in {folder} that are not UTF-8; rename them:\n  b'b\\xff.png'"
+    assert told in out + error
 
 
 def test_without_torch_the_way_out_is_told(repository):
