@@ -499,7 +499,7 @@ def check(name: str, folder: Path, seeds: range) -> None:
     path = reader.write(folder)
     # Of files that do not belong together, another one may be named.
     several = name.startswith(("run,", "panoptic"))
-    key = r"\b[A-Z]+(\.[A-Z_]+)+: " if name == "config" else "a^"
+    key = r"\b[A-Z]+(\.[A-Z_]+)+(: | must be )" if name == "config" else "a^"
     intact = path.read_bytes()
     true = repr(reader.read(path))
     wrong = []
