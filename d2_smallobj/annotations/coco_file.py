@@ -186,7 +186,7 @@ def decode_segmentation(text: bytes) -> Any:
     """
     try:
         return msgspec.json.decode(text)
-    except (ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return bytes(text)
 
 

@@ -116,7 +116,8 @@ def decode_json(path: str | os.PathLike[str], form: Any, expected: str) -> Any:
         return msgspec.json.decode(read_bytes(path), type=form)
     except msgspec.ValidationError as error:
         raise ValueError(f"{path}: {expected}; {error}") from error
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, too
+    # Older versions of msgspec do not count theirs as ValueErrors, which UnicodeDecodeError is.
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a complete JSON file ({error})") from error
 
 

@@ -212,7 +212,7 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     try:
         msgspec.json.decode(content, type=_Metrics)
         run_size_bins(document["options"])
-    except (ValueError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no metrics of a scored run ({error})") from error
     return document
 

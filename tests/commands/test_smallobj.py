@@ -251,6 +251,9 @@ def without_rights(call):
     ],
 )
 def test_a_folder_without_rights_is_one_line(run, command):
+    # Who is not root may be barred from the folder of the packages.
+    name = next(known for known in SUBCOMMANDS if command.startswith(known))
+    importlib.import_module(f"d2_smallobj.{SUBCOMMANDS[name][0].partition(':')[0]}")
     # Not tmp_path: whose parents a user who is not root may not enter.
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/closed", 0o700)
