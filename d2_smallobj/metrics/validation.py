@@ -7,6 +7,7 @@ import functools
 from collections.abc import Collection, Iterable
 
 import numpy as np
+from numpy import ma  # numpy loads it late, which threads at once do not survive
 
 from d2_smallobj.utils.messages import look_up_option
 
@@ -106,7 +107,7 @@ def check_maps(**maps: np.ndarray | None) -> None:
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
             got = getattr(value, "dtype", type(value).__name__)
             raise TypeError(f"{name} must be an integer array of labels, got {got}")
-        if isinstance(value, (np.matrix, np.ma.MaskedArray)):
+        if isinstance(value, (np.matrix, ma.MaskedArray)):
             kind = type(value).__name__
             raise TypeError(f"{name} must be a plain array, got a {kind}; give numpy.asarray of it")
         if value.ndim != 2:
