@@ -35,8 +35,9 @@ alone takes the place of the last part of the config's training set. Run it agai
 interruption: complete runs are kept, the others resume. As many runs at once as there are GPUs
 (--num-gpus of them each), or as --jobs says.
 
-Writes into --output: ablation.csv and ablation.md (all figures), paper_tables.md with
-table1.csv, table3.csv, table4.csv, fig8.csv and fig8.png (the layout of the paper).
+Writes into --output: ablation.csv and ablation.md (all figures), gains.csv and gains.md (gains
+over ce, with intervals over images and seeds), paper_tables.md with table1.csv, table3.csv,
+table4.csv, fig8.csv and fig8.png (the layout of the paper).
 
 Examples:
     smallobj ablation --config-file demo_sbce.yaml --seeds 0 1 2 --jobs 2
