@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -47,7 +47,7 @@ DEMO_CLASS_NAMES = ("background", "ball", "crate", "star", "leaf", "ring", "kite
 BUILT_IN = {"voc": VOC_CLASS_NAMES, "coco": COCO_CLASS_NAMES}
 
 # 0 is background, 255 means ignored.
-_MOST_CLASSES = 254
+_MOST_LABELS = 254
 _LONGEST_NAME = 30
 
 
@@ -178,10 +178,10 @@ def choose_categories(
     entries = decode_json(path, _Categories, _CATEGORIES).categories
     own = class_names is None
     number = len(entries) if class_names is None else len(class_names) - 1
-    if number > _MOST_CLASSES:
+    if number > _MOST_LABELS:
         found = f"its {number} categories" if own else f"the {number} classes beside background"
         raise ValueError(
-            f"{path}: {found} are more than the {_MOST_CLASSES} labels of an 8-bit map: choose "
+            f"{path}: {found} are more than the {_MOST_LABELS} labels of an 8-bit map: choose "
             "fewer with --classes (a file of names, background first), or let several categories "
             "be one class with --category-map, too"
         )
@@ -231,10 +231,15 @@ def json_classes(
         ValueError: it is malformed, names a category twice or gives one no supercategory, has no
             category of that name, or the choice has more than 254 classes.
     """
-    entries = decode_json(path, _Categories, _CATEGORIES).categories
-    entries = [
-        e for e in sorted(entries, key=lambda e: id_order(e.id)) if not is_background(e.name)
-    ]
+    return choose_classes(path, decode_json(path, _Categories, _CATEGORIES).categories, choice)
+
+
+def choose_classes(
+    path: str | os.PathLike[str], categories: Iterable[CategoryEntry], choice: str
+) -> tuple[dict[Id, int], tuple[str, ...]]:
+    """Choose classes among the categories that were read from a file, as :func:`json_classes`."""
+    in_order = sorted(categories, key=lambda e: id_order(e.id))
+    entries = [e for e in in_order if not is_background(e.name)]
     twice = [name for name, count in Counter(e.name for e in entries).items() if count > 1]
     if twice:
         raise ValueError(f"{path}: several categories have the name {listed(twice)}; rename them")
@@ -246,9 +251,9 @@ def json_classes(
         groups = _named(path, entries, choice)
     if not groups:
         raise ValueError(f"{path}: its list 'categories' is empty, so that it has no classes")
-    if len(groups) > _MOST_CLASSES:
+    if len(groups) > _MOST_LABELS:
         raise ValueError(
-            f"{path}: {len(groups)} classes are more than the {_MOST_CLASSES} labels of an 8-bit "
+            f"{path}: {len(groups)} classes are more than the {_MOST_LABELS} labels of an 8-bit "
             "map: choose fewer with classes=supercategories or classes=NAME+NAME+..."
         )
     found = {e.id: n for n, members in enumerate(groups.values(), 1) for e in members}

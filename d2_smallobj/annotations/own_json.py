@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from d2_smallobj.annotations.boxes import checked_boxes
-from d2_smallobj.annotations.classes import ALL, json_classes
+from d2_smallobj.annotations.classes import ALL, choose_classes
 from d2_smallobj.annotations.coco_file import (
     AnnotationFile,
     Flag,
@@ -63,7 +63,6 @@ class OwnImage:
         file_name: path below the folder of images, checked to stay in it.
         height: as the file states it.
         width: as the file states it.
-        entries: its annotations of classes.
         annotated: whether it has an annotation of any category.
         boxes: int32 (B, 5) as from :func:`.boxes.coco_boxes`; ``None``: an annotation has none.
         classes: the classes that it has, ascending, those of crowds included.
@@ -73,7 +72,6 @@ class OwnImage:
     file_name: str
     height: int
     width: int
-    entries: tuple[OwnEntry, ...]
     annotated: bool
     boxes: np.ndarray | None
     classes: tuple[int, ...]
@@ -120,8 +118,8 @@ def read_own_json(path: str | os.PathLike[str], choice: str = ALL) -> OwnJson:
 @functools.lru_cache(maxsize=8)
 def _read(path: str, choice: str, modified: int, size: int) -> OwnJson:
     """See :func:`read_own_json`; time and size only tell one state of the file from another."""
-    class_ids, names = json_classes(path, choice)
     file = read_annotation_file(path, "coco", OwnEntry)
+    class_ids, names = choose_classes(path, file.categories.values(), choice)
     entries: dict[Id, list[OwnEntry]] = {}
     for entry in file.annotations:
         entries.setdefault(entry.image_id, []).append(entry)
@@ -149,14 +147,14 @@ def _image(
     """Make an image of its annotations; ValueError for a bad name or box."""
     image = file.images[number]
     name = resolve_inside(Path(), file.file_name(number), f"image {number}").as_posix()
-    kept = tuple(entry for entry in entries if entry.category_id in class_ids)
+    kept = [entry for entry in entries if entry.category_id in class_ids]
     where, boxes = f"image {number} ({name})", None
     if boxed and all(entry.bbox for entry in kept):
         rows = [_box(entry, class_ids) for entry in kept]
         boxes = checked_boxes(rows, image.height, image.width, where)
     classes = tuple(sorted({class_ids[entry.category_id] for entry in kept}))
     size = image.height, image.width
-    return OwnImage(number, name, *size, kept, bool(entries), boxes, classes)
+    return OwnImage(number, name, *size, bool(entries), boxes, classes)
 
 
 def _box(entry: OwnEntry, class_ids: Mapping[Id, int]) -> tuple[float, ...]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-# Before torch loads its OpenMP, as in train_net.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from d2_smallobj.utils.cli import (
     add_shared,
@@ -163,10 +160,10 @@ def cam(arguments: Sequence[str] | None = None) -> None:
     cv2.setNumThreads(1)
     cfg = build_config(args.config_file, args.opts)
     images = weak_images(args.dataset)
-    names = ("iterations", "batch_size", "learning_rate", "crop", "seed")
+    names = [field.name for field in dataclasses.fields(ClassifierOptions)]
     options = ClassifierOptions(**{name: getattr(args, name) for name in names})
     classifier = {
-        **{name: getattr(options, name) for name in names},
+        **dataclasses.asdict(options),
         "images": images.digest(),
         "weights": cfg.MODEL.WEIGHTS,
         "config": {key: value for key, value in fingerprint(cfg).items() if _of_backbone(key)},
@@ -174,8 +171,10 @@ def cam(arguments: Sequence[str] | None = None) -> None:
     crf = None if args.no_crf else DenseCrf(LABEL_CRF)
     origin = {
         **_origin(args, images, "cam"),
-        **{"classifier": classifier, "scales": list(args.scales)},
-        **{"threshold": args.threshold, "crf": crf is not None},
+        "classifier": classifier,
+        "scales": list(args.scales),
+        "threshold": args.threshold,
+        "crf": crf is not None,
     }
     folder = args.output.with_name(f"{args.output.name}_activations")
     before = _read_marker(args.output)
@@ -190,7 +189,6 @@ def cam(arguments: Sequence[str] | None = None) -> None:
         folder,
         image_format=cfg.INPUT.FORMAT,
         scales=args.scales,
-        keep=True,
     )
     print(f"{written} activation maps written, {len(images.images) - written} kept in {folder}")
     write = functools.partial(write_activation_label, threshold=args.threshold, crf=crf, keep=keep)

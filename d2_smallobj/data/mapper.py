@@ -73,7 +73,7 @@ class SemSegMapper:
         _check_size(x, image)
         x["height"], x["width"] = image.shape[:2]
         if not self.is_train:
-            x["image"] = _to_tensor(image)
+            x["image"] = to_tensor(image)
             return x
         labels, maps = read_supervision(
             x, self.num_classes, self.ignore_label, self.keep_true, self.overlaps
@@ -82,7 +82,7 @@ class SemSegMapper:
             augmented = T.AugInput(image.astype(np.float32), sem_seg=labels)
             transforms = self.augmentations(augmented)
         labels = augmented.sem_seg
-        x["image"] = _to_tensor(augmented.image)
+        x["image"] = to_tensor(augmented.image)
         x["sem_seg"] = torch.from_numpy(labels.astype(np.int64))
         for key, value in maps.items():
             x[key] = torch.from_numpy(transforms.apply_segmentation(value).astype(np.int64))
@@ -149,7 +149,7 @@ def _augmentation_seed(seed: int, position: int | None) -> Iterator[None]:
         np.random.set_state(state)
 
 
-def _to_tensor(image: np.ndarray) -> torch.Tensor:
+def to_tensor(image: np.ndarray) -> torch.Tensor:
     """Turn (H, W, 3) into a contiguous float32 (3, H, W) tensor."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
 

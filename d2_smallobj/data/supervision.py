@@ -277,7 +277,7 @@ def read_supervision(
         return mask, {}
     if mask is not None and flag == "mask":
         labels, numbers = mask, np.zeros_like(mask)
-        classes = np.zeros(mask.shape, np.int64)
+        classes = numbers
     else:
         boxes, size = boxes_of(x), (x["height"], x["width"])
         numbers = number_boxes(boxes, *size, interior=overlaps == "interior")

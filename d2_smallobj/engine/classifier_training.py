@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from d2_smallobj.data.loaders import StreamDataset, StreamSampler
-from d2_smallobj.data.mapper import read_image
+from d2_smallobj.data.mapper import read_image, to_tensor
 from d2_smallobj.data.weak_images import WeakImage
 from d2_smallobj.engine.checkpoint import SafeCheckpointer
 from d2_smallobj.engine.weight_files import load_torch_file, save_torch_file
@@ -32,6 +30,7 @@ from d2_smallobj.pseudo_labels.activations import (
 )
 from d2_smallobj.utils.messages import Problems
 from d2_smallobj.utils.opencv import cv2
+from d2_smallobj.utils.parallel import progress_bar
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
 
@@ -81,18 +80,20 @@ class ClassifierMapper:
         crop = self.options.crop
         scale = crop * rng.uniform(1.0, _ZOOM) / max(image.shape[:2])
         height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-        shrinks = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        image = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=shrinks)
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        size = (width, height)
+        image = cv2.resize(np.ascontiguousarray(image), size, interpolation=interpolation)
         top, left = (int(rng.integers(max(0, side - crop) + 1)) for side in (height, width))
         window = np.empty((crop, crop, 3), np.float32)
         window[:] = self.fill
         part = image[top : top + crop, left : left + crop]
         window[: part.shape[0], : part.shape[1]] = part
+        tensor = to_tensor(window)
         if rng.random() < 0.5:
-            window = window[:, ::-1]
+            tensor = tensor.flip(-1)
         labels = torch.zeros(self.num_classes)
         labels[[c - 1 for c in x["classes"]]] = 1.0
-        return {"image": torch.from_numpy(window.transpose(2, 0, 1).copy()), "labels": labels}
+        return {"image": tensor, "labels": labels}
 
 
 def train_classifier(
@@ -147,8 +148,9 @@ def train_classifier(
         save_torch_file(path, {**state, "iteration": iteration, "settings": settings})
 
     model.train()
-    batches = _loader(cfg, model, images, options, start)
-    with _progress(start, last) as bar:
+    # Without a step to do, no worker is started.
+    batches = _loader(cfg, model, images, options, start) if start < last else ()
+    with progress_bar(total=last, initial=start, desc="classifier", unit="step") as bar:
         for iteration, batch in zip(range(start, last), batches):
             for group in optimizer.param_groups:
                 decay = (1 - iteration / last) ** POWER
@@ -166,14 +168,6 @@ def train_classifier(
     finished = build_classifier(cfg, num_classes)
     finished.load_state_dict(model.state_dict())
     return finished.eval()
-
-
-def _progress(start: int, last: int) -> tqdm:
-    """A bar of the steps on stderr; a log file gets a line now and then."""
-    pause = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(
-        total=last, initial=start, desc="classifier", unit="step", mininterval=pause
-    )  # fmt: skip
 
 
 def _step(
@@ -217,9 +211,10 @@ def write_activations(
     *,
     image_format: str,
     scales: Sequence[float],
-    keep: bool,
 ) -> int:
     """Write the activation maps of every image's classes (:mod:`.pseudo_labels.activations`).
+
+    Maps that exist are kept.
 
     Args:
         model: in evaluation mode.
@@ -227,7 +222,6 @@ def write_activations(
         folder: where ``<stem>.npy`` and ``classes.json`` go.
         image_format: ``INPUT.FORMAT``.
         scales: factors on the size of the images.
-        keep: leave the maps that exist as they are.
 
     Returns:
         The number of maps that were written.
@@ -236,19 +230,18 @@ def write_activations(
         InputError: images cannot be read; all others are written.
     """
     write_classes(folder, {image.stem: image.classes for image in images})
-    pause = 0.1 if sys.stderr.isatty() else 10.0
     problems, written = Problems(), 0
-    for image in tqdm(images, "activation maps", unit="image", mininterval=pause):
+    for image in progress_bar(images, desc="activation maps", unit="image"):
         path = folder / f"{image.stem}.npy"
-        if keep and path.is_file():
+        if path.is_file():
             continue
         try:
-            pixels = read_image(image.file_name, image_format).astype(np.float32)
+            pixels = read_image(image.file_name, image_format)
         except OSError as error:
             problems.add("image(s) that cannot be read", str(error))
             continue
-        tensor = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-        write_maps(path, normalized(model.activation_maps(tensor, image.classes, scales)))
+        maps = model.activation_maps(to_tensor(pixels), image.classes, scales)
+        write_maps(path, normalized(maps))
         written += 1
     problems.raise_if_any()
     return written

@@ -23,7 +23,6 @@ from d2_smallobj.data import dataset_dicts, register_all
 from d2_smallobj.engine.config_files import check_config_file, find_config
 from d2_smallobj.engine.loss_log import explain
 from d2_smallobj.modeling.detectron2_heads import add_project_configs
-from d2_smallobj.utils.cli import user_message
 from d2_smallobj.utils.files import remove_leftovers
 from d2_smallobj.utils.messages import listed, look_up_option
 from detectron2.config import CfgNode, get_cfg
@@ -178,7 +177,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def _is_for_the_console(record: logging.LogRecord) -> bool:
     """Leave the traceback of an error that the last line explains to the log file."""
     error = record.exc_info[1] if record.exc_info else None
-    return error is None or (user_message(error) is None and explain(error) is None)
+    if error is None:
+        return True
+    # Not above: importing it sets what only commands may set.
+    from d2_smallobj.utils.cli import user_message
+
+    return user_message(error) is None and explain(error) is None
 
 
 def check_unused(folder: str) -> None:

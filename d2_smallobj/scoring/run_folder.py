@@ -35,6 +35,7 @@ from d2_smallobj.utils.files import digest, open_file, read_bytes
 from d2_smallobj.utils.messages import listed
 
 _Table = TypeVar("_Table", InstanceTable, BlobTable, PixelTable)
+_LONGEST_CELL = 1000  # characters of a CSV file
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Figure = Optional[float]
 _Whole = Optional[int]
@@ -292,7 +293,7 @@ def _read_confusion(path: Path, class_names: Sequence[str]) -> np.ndarray:
     rows = _read_rows(path, (CORNER, *class_names))
     if [row[0] for row in rows] != list(class_names):
         raise ValueError(f"{path}: its rows must be the classes {list(class_names)}")
-    cells = _cells(path, [row[1:] for row in rows], np.int64)
+    cells = _cells(path, [cell for row in rows for cell in row[1:]], np.int64)
     return cells.reshape(len(class_names), len(class_names))
 
 
@@ -330,8 +331,8 @@ def _read_columns(path: Path, header: Sequence[str], kind: type[_Table]) -> dict
     }
 
 
-def _cells(path: Path, cells: Sequence[Any], dtype: type) -> np.ndarray:
-    longest = max((len(cell) for cell in np.ravel(cells).tolist()), default=0)
+def _cells(path: Path, cells: Sequence[str], dtype: type) -> np.ndarray:
+    longest = max(map(len, cells), default=0)
     try:
         # An array has room for the longest text in each of its cells.
         if longest > _LONGEST_CELL:
@@ -339,9 +340,6 @@ def _cells(path: Path, cells: Sequence[Any], dtype: type) -> np.ndarray:
         return np.array(cells, np.str_).astype(dtype)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: a cell holds no number ({error})") from error
-
-
-_LONGEST_CELL = 1000
 
 
 def _number(value: Any) -> float:

@@ -82,14 +82,16 @@ def parallel_batches(
     step = max(1, min(largest, len(items) // (jobs * _BATCHES_PER_JOB)))
     batches = [items[start : start + step] for start in range(0, len(items), step)]
     results = _in_processes(function, batches, jobs) if jobs > 1 else map(function, batches)
-    # A log file gets a line now and then, a terminal a moving bar.
-    pause = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(
-        total=len(items), desc=description, unit="image", disable=not progress, mininterval=pause
-    ) as bar:
+    options = {"desc": description, "unit": "image", "disable": not progress}
+    with progress_bar(total=len(items), **options) as bar:
         for batch, result in zip(batches, results):
             yield result
             bar.update(len(batch))
+
+
+def progress_bar(*args: Any, **options: Any) -> tqdm:
+    """Make a bar on stderr; a terminal gets a moving one, a log file a line now and then."""
+    return tqdm(*args, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)
 
 
 def _in_processes(

@@ -54,7 +54,7 @@ def test_image_labels_alone_show_where_the_objects_are(cfg, images, tmp_path):
     model = _train(cfg, images, tmp_path / "net.pth", iterations=40)
     assert not model.training
     folder, options = tmp_path / "maps", {"image_format": "BGR", "scales": [1.0, 2.0]}
-    assert write_activations(model, images, folder, keep=True, **options) == 12
+    assert write_activations(model, images, folder, **options) == 12
     for image in images:
         maps = np.load(folder / f"{image.stem}.npy", allow_pickle=False)
         assert maps.shape == (len(image.classes), 12, 16)
@@ -63,7 +63,7 @@ def test_image_labels_alone_show_where_the_objects_are(cfg, images, tmp_path):
             left = 6 + 32 * (c - 1)
             assert 12 <= 4 * row + 2 < 30, image
             assert left <= 4 * column + 2 < left + 20, image
-    assert write_activations(model, images, folder, keep=True, **options) == 0
+    assert write_activations(model, images, folder, **options) == 0
 
 
 def test_a_killed_training_continues_to_the_bit(cfg, images, tmp_path, monkeypatch, assert_same):
@@ -128,7 +128,7 @@ def test_bad_input(cfg, images, tmp_path):
         _train(cfg, images, tmp_path / "a.pth", iterations=8)
     model, folder = build_classifier(cfg, 2).eval(), tmp_path / "maps"
     with pytest.raises(ValueError, match=r"1 image\(s\) that cannot be read:\n.*3\.png"):
-        write_activations(model, images, folder, image_format="BGR", scales=[1.0], keep=True)
+        write_activations(model, images, folder, image_format="BGR", scales=[1.0])
     assert len(list(folder.glob("*.npy"))) == 11
     (tmp_path / "a.pth").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"a\.pth cannot be read as a checkpoint"):
