@@ -181,8 +181,8 @@ def id_order(identity: Id) -> tuple[bool, Id]:
 def decode_segmentation(text: bytes) -> Any:
     """Decode a segmentation from its JSON text.
 
-    Text that is none (its numbers are out of range, say) is returned as it is: it is no mask, and
-    :func:`decode_mask` says where it stands.
+    Malformed text, such as numbers out of range, is returned unchanged; :func:`decode_mask` then
+    refuses it and names the annotation.
     """
     try:
         return msgspec.json.decode(text)
@@ -257,7 +257,7 @@ def describe_mask(mask: np.ndarray) -> dict[str, Any]:
     size = [int(side) for side in runs["size"]]
     segmentation = {"size": size, "counts": runs["counts"].decode("ascii")}
     bbox = [float(value) for value in coco_mask.toBbox(runs)]
-    return {"segmentation": segmentation, "area": int(coco_mask.area(runs)), "bbox": bbox}
+    return {"segmentation": segmentation, "area": mask_area(runs), "bbox": bbox}
 
 
 def parse_runs(text: str | bytes, where: str) -> list[int]:

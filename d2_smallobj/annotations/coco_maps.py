@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 from collections import Counter
@@ -29,7 +28,7 @@ from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, instan
 from d2_smallobj.annotations.coco_file import Id, encode_mask, id_order, mask_area
 from d2_smallobj.annotations.image_lists import image_index
 from d2_smallobj.annotations.label_maps import write_label_map
-from d2_smallobj.utils.files import atomic_write_text, read_json
+from d2_smallobj.utils.files import atomic_write_text, file_sha256, read_json
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.parallel import parallel_map
 
@@ -108,7 +107,7 @@ def write_coco_maps(
             f"{len(annotations.class_names) - 1} or others"
         )
     folders = MapFolders.of(root, split, painting)
-    origin = {"annotations": path.name, "sha256": _digest(path), "painting": painting}
+    origin = {"annotations": path.name, "sha256": file_sha256(path), "painting": painting}
     keep = _check_origin(folders, origin, force=force)
     stems = _stems(path)
     present = [set(_listing(f)) if keep else set() for f in (folders.semantic, folders.instances)]
@@ -194,15 +193,6 @@ def _listing(folder: Path) -> list[str]:
         return [name for name in os.listdir(folder) if name.endswith(".png")]
     except FileNotFoundError:
         return []
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 FATES = ("used", "void", "crowd", "background", "no area", "hidden", "malformed")

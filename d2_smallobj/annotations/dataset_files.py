@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from d2_smallobj.utils.files import read_bytes
+from d2_smallobj.utils.files import is_utf8, read_bytes
 from d2_smallobj.utils.messages import itemized
 
 _ADVICE = "See datasets/README.md for the layout and where the files come from."
@@ -18,8 +18,8 @@ class FileCheck:
     """Collect the missing files of a data set and raise one error for all.
 
     A folder is listed once, so that 10,582 images cost one system call; a folder that is missing as
-    a whole is named once. ``prepare`` says in a sentence what to do about missing files; those
-    below the folder ``made_in`` are made on first use and not recorded, but counted.
+    a whole is named once. ``prepare`` says in a sentence what to do about missing files. One
+    below the folder ``made_in`` is no error: it is made on first use, and only counted.
     """
 
     def __init__(
@@ -94,16 +94,12 @@ def resolve_inside(root: Path, relative: str, where: str) -> Path:
     path is empty, climbs out of ``root``, or is none that a file can have.
     """
     parts = [part for part in relative.replace("\\", "/").split("/") if part not in ("", ".")]
-    if not parts or ".." in parts or ":" in parts[0] or not _is_a_name(relative):
+    wrong = not parts or ".." in parts or ":" in parts[0]
+    if wrong or "\0" in relative or not is_utf8(relative):
         raise ValueError(
             f"{where}: {relative!r} is not a path within the data set's folder ({root})"
         )
     return root.joinpath(*parts)
-
-
-def _is_a_name(text: str) -> bool:
-    """Whether a file can be called so: no NUL, and no half of a surrogate pair."""
-    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def decode_json(path: str | os.PathLike[str], form: Any, expected: str) -> Any:

@@ -73,7 +73,7 @@ class Header(NamedTuple):
 
 
 def decode_png(content: bytes, path: str | os.PathLike[str]) -> np.ndarray:
-    """Decode a whole PNG file; result and errors as :func:`read_label_map`."""
+    """Decode a whole PNG file; result and errors as :func:`.label_maps.read_label_map`."""
     header = parse_header(content, path)
     data = image_data(content, path)
     if header.depth < 8 or header.interlaced:

@@ -24,6 +24,7 @@ from d2_smallobj.annotations.coco import Annotation, InstanceAnnotations, paint
 from d2_smallobj.annotations.coco_file import Id
 from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.label_maps import write_label_map
+from d2_smallobj.utils.files import file_sha256
 from d2_smallobj.utils.messages import itemized
 from d2_smallobj.utils.parallel import parallel_map
 
@@ -129,8 +130,4 @@ def _paint_image(
 @functools.lru_cache(maxsize=8)
 def _digest(path: str, modified: int, size: int) -> str:
     """SHA-256 of a file; time and size only tell one state of the file from another."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_sha256(path)

@@ -80,7 +80,7 @@ class DatasetSpec:
     ensure: Callable[..., None] | None = None  # makes its files if they are missing
     label_rule: LabelRule | None = None  # makes classes of the values of its label files
     makes: Path | None = None  # of a user's set: folder in which ``ensure`` makes files
-    weak: bool = False  # whether its label maps are no ground truth
+    weak: bool = False  # whether its name gives label maps, which are no ground truth
 
     @property
     def published(self) -> int | None:

@@ -53,13 +53,11 @@ class WeakSet:
     """The images of a training set.
 
     Attributes:
-        name: of the data set.
         class_names: background first.
         images: in the order of the set.
         truth: of the images that have true instances; ``None`` without any.
     """
 
-    name: str
     class_names: tuple[str, ...]
     images: tuple[WeakImage, ...]
     truth: GroundTruth | None
@@ -118,7 +116,7 @@ def weak_images(name: str, *, boxes: bool = False) -> WeakSet:
             problems.add("pair(s) of images whose label maps would have one name", pair)
     problems.raise_if_any()
     truth = _true_maps(dicts, class_names, metadata.get("label_rule"))
-    return WeakSet(name, class_names, tuple(found.values()), truth)
+    return WeakSet(class_names, tuple(found.values()), truth)
 
 
 def _weak_image(record: Mapping[str, Any], stem: str, boxes: bool) -> WeakImage:

@@ -236,7 +236,7 @@ def _write_figures(path: Path, names: Sequence[str], groups: _Groups) -> None:
     rows = [
         [
             *(*key, len(values[PUBLISHED_FIGURES[0]])),
-            *(_cell(f(v)) for v in values.values() for f in (statistics.fmean, _deviation)),
+            *(csv_cell(number) for v in values.values() for number in _mean_with_deviation(v)),
         ]
         for key, values in groups.items()
     ]
@@ -248,17 +248,23 @@ def _write_gains(path: Path, gains: Sequence[Gain]) -> None:
     rows = []
     for gain in gains:
         row = [gain.data_set, gain.method, gain.variant, gain.figure]
-        numbers = [gain.baseline, gain.value, statistics.fmean(gain.gains), _deviation(gain.gains)]
-        rows.append([*row, *map(_cell, numbers), len(gain.gains)])
+        numbers = [gain.baseline, gain.value, *_mean_with_deviation(gain.gains)]
+        rows.append([*row, *map(csv_cell, numbers), len(gain.gains)])
     write_csv(path, [*names, "gain", "gain_sd", "seeds"], rows)
 
 
-def _deviation(values: Sequence[float]) -> float:
+def sample_deviation(values: Sequence[float]) -> float:
+    """Return the sample standard deviation; NaN for fewer than two or undefined values."""
     undefined = len(values) < 2 or any(map(math.isnan, values))
     return math.nan if undefined else statistics.stdev(values)
 
 
-def _cell(value: float) -> str:
+def _mean_with_deviation(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.fmean(values), sample_deviation(values)
+
+
+def csv_cell(value: float) -> str:
+    """Write a figure with four decimals; nothing where it is undefined."""
     return "" if math.isnan(value) else f"{value:.4f}"
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from d2_smallobj.engine.trainer import inference_folder
 from d2_smallobj.experiments.ablation import Ablation, Variant, final_results, hours_spent
-from d2_smallobj.experiments.paper_tables import mean_and_deviation
+from d2_smallobj.experiments.paper_tables import csv_cell, mean_and_deviation, sample_deviation
 from d2_smallobj.scoring import ScoredRun, load_runs
 from d2_smallobj.scoring.scored_run import METRICS_FILE
 from d2_smallobj.statistics.comparison import shared_options
@@ -81,8 +81,8 @@ def measure_seed_gains(
             for variant in ablation.variants:
                 rows += _rows_of(ablation, variant, baseline, samples, known)
                 bar.update()
-    order = {row.data_set: len(rows) for row in rows}
-    return sorted(rows, key=lambda row: list(order).index(row.data_set))
+    order = list(dict.fromkeys(row.data_set for row in rows))
+    return sorted(rows, key=lambda row: order.index(row.data_set))
 
 
 def _rows_of(
@@ -134,8 +134,8 @@ def write_seed_gains(folder: Path, name: str, rows: Sequence[SeedGain]) -> str:
     cells = [
         [
             *(row.data_set, row.method, row.variant, " ".join(map(str, row.seeds)), figure),
-            *map(_cell, (statistics.fmean(values), _deviation(values))),
-            *map(_cell, _parts(row.gains.get(figure))),
+            *map(csv_cell, (statistics.fmean(values), sample_deviation(values))),
+            *map(csv_cell, _parts(row.gains.get(figure))),
             f"{row.hours:.2f}",
         ]
         for row in rows
@@ -170,13 +170,3 @@ def _shown(values: Sequence[float], gain: Interval | None) -> str:
 
 def _parts(gain: Interval | None) -> tuple[float, float, float]:
     return (math.nan,) * 3 if gain is None else (gain.estimate, gain.low, gain.high)
-
-
-def _deviation(values: Sequence[float]) -> float:
-    # A figure of no instance is NaN, which `stdev` refuses.
-    known = len(values) > 1 and all(map(math.isfinite, values))
-    return statistics.stdev(values) if known else math.nan
-
-
-def _cell(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.4f}"

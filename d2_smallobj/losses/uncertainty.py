@@ -131,8 +131,7 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
             # the model would learn to call everything in a small box object.
             if size_weights is None and self.size_weighted:
                 size_weights = batch_size_weights(labels, self.weights)
-            labels = self.choose_classes(logits, labels, doubtable, box_classes)
-            labels, _, uncertain = self.bootstrap(logits, labels, sigma, doubtable)
+            labels, _, uncertain = self.bootstrap(logits, labels, sigma, doubtable, box_classes)
         return super().forward(soften(logits, sigma, uncertain, self.form), labels, size_weights)
 
     def aligned(
@@ -152,13 +151,20 @@ class UncertaintyCrossEntropy(SizeWeightedCrossEntropy):
 
     @torch.no_grad()
     def bootstrap(
-        self, logits: Tensor, labels: Tensor, sigma: Tensor, doubtable: Tensor
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        sigma: Tensor,
+        doubtable: Tensor,
+        box_classes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Relabel the box pixels of large sigma with the model's own labels, which are certain.
 
+        A box pixel of several classes (``box_classes``) first takes the most probable of them.
         Returns labels, int64 (N, H, W); where they were taken from the model, bool (N, H, W); and
         where sigma still counts, bool (N, H, W). Ignored pixels stay as they are.
         """
+        labels = self.choose_classes(logits, labels, doubtable, box_classes)
         own = self.own_labels(logits, labels)
         inside = (doubtable > 0) & (labels != self.ignore_label)
         kept = torch.zeros_like(inside)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from d2_smallobj.modeling.deeplab_v2 import BLOCKS_PER_STAGE
 from d2_smallobj.modeling.weight_layouts import (
     DETECTRON2,
     TORCHVISION_CONVENTIONS,
@@ -41,12 +42,8 @@ _BACKBONE_KEYS = {
 
 
 _BLOCK = re.compile(r"(?:^|\.)(res[2-5])\.(\d+)\.")
-_DEPTHS: dict[tuple[int, ...], int] = {
-    (2, 2, 2, 2): 18,
-    (3, 4, 6, 3): 50,
-    (3, 4, 23, 3): 101,
-    (3, 8, 36, 3): 152,
-}
+# Of ResNet-34 and -50, which have the same numbers, the latter.
+_DEPTHS: dict[tuple[int, ...], int] = {blocks: n for n, blocks in BLOCKS_PER_STAGE.items()}
 
 
 def _blocks(names: Iterable[str]) -> dict[str, int]:

@@ -133,8 +133,7 @@ class UncertainSegmentor(SizeBalancedSegmentor):
         mu, seen, sigma, inside = self.loss.aligned(mu, labels, raw, doubtable)
         used, changed = seen, torch.zeros_like(seen, dtype=torch.bool)
         if self.loss.bootstrapping:
-            used = self.loss.choose_classes(mu, seen, inside, box_classes)
-            used, changed, _ = self.loss.bootstrap(mu, used, sigma, inside)
+            used, changed, _ = self.loss.bootstrap(mu, seen, sigma, inside, box_classes)
         if true_labels is not None:
             _, true_labels, _, _ = self.loss.aligned(mu, true_labels, raw, doubtable)
         own_sigma = self.loss.sigma_of(sigma, self.loss.own_labels(mu, seen))

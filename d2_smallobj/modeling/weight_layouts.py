@@ -23,7 +23,7 @@ _WRAPPERS = re.compile(r"^(?:(?:module|model|net|encoder|backbone|base|scale)\.)
 class Conventions(NamedTuple):
     """Input and geometry that a net was trained with; the config must give it the same.
 
-    ``pixel_mean`` and ``pixel_std`` are in the order of ``image_format``, ``"BGR"`` or ``"RGB"``;
+    ``pixel_mean`` and ``pixel_std`` are in the order of ``image_format``, ``"BGR"`` or ``"RGB"``.
     The others are None where the net has no such choice, or it is not known to matter.
     """
 
@@ -194,9 +194,8 @@ def convention_mismatches(cfg: CfgNode, conventions: Conventions) -> list[str]:
         "MODEL.PIXEL_MEAN": (list(cfg.MODEL.PIXEL_MEAN), list(own.pixel_mean)),
         "MODEL.PIXEL_STD": (list(cfg.MODEL.PIXEL_STD), list(own.pixel_std)),
     }
-    if (
-        own.stride_in_1x1 is not None and resnet.DEPTH >= 50
-    ):  # ResNet-18 and -34 have no 1x1 convolution but the shortcut
+    # ResNet-18 and -34 have no 1x1 convolution but the shortcut.
+    if own.stride_in_1x1 is not None and resnet.DEPTH >= 50:
         now["MODEL.RESNETS.STRIDE_IN_1X1"] = (resnet.STRIDE_IN_1X1, own.stride_in_1x1)
     if own.stem_pool_ceil is not None:
         now["SMALLOBJ.STEM_POOL_CEIL"] = (cfg.SMALLOBJ.STEM_POOL_CEIL, own.stem_pool_ceil)

@@ -132,7 +132,7 @@ class BuildOptions:
                 _check_integer(name, getattr(self, name), low)
 
 
-def _require_inputs(paths: BuildPaths, rejected: Sequence[PathLike] = ()) -> None:
+def _require_inputs(paths: BuildPaths, rejected: Sequence[PathLike]) -> None:
     """Name all missing files before the first, which may take a minute, is read."""
     groups = (("--lvis-json", paths.lvis), ("--coco-json", paths.coco), ("--rejected", rejected))
     require_files((flag, path) for flag, files in groups for path in files)

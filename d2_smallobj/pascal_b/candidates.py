@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
-import numpy as np
 
 from d2_smallobj.pascal_b.index import (
     COCO_RULES,
@@ -23,6 +22,8 @@ from d2_smallobj.pascal_b.index import (
 )
 from d2_smallobj.utils.files import read_text
 from d2_smallobj.utils.messages import itemized, listed
+
+_MOST_DIGITS = 18  # of an image id
 
 
 class Outcome(enum.Enum):
@@ -113,7 +114,7 @@ class AnnotationSources:
         self._lvis_home = _file_of_images(lvis, 0)
         self._coco_home = _file_of_images(coco, len(lvis))
         if not self._lvis_home.keys() & self._coco_home.keys():
-            mine, other = (listed(self.paths[part]) for part in np.s_[: len(lvis), len(lvis) :])
+            mine, other = listed(self.paths[: len(lvis)]), listed(self.paths[len(lvis) :])
             raise ValueError(
                 f"{mine} and {other} share no image ({len(self._lvis_home)} and "
                 f"{len(self._coco_home)} images): LVIS draws the images of both its files from "
@@ -230,9 +231,6 @@ class _Rejected(msgspec.Struct):
     reason: str = ""
 
 
-_LONGEST_ID = 19  # digits
-
-
 class _RejectList(msgspec.Struct):
     version: Literal[1]
     rejected: list[_Rejected]
@@ -268,7 +266,7 @@ def _parse_lines(path: str | os.PathLike[str], text: str) -> Iterator[_Rejected]
     """Entries of a plain list."""
     for number, line in enumerate(text.splitlines(), start=1):
         image_id, _, reason = (part.strip() for part in line.partition("#"))
-        if image_id.isascii() and image_id.isdigit() and len(image_id) < _LONGEST_ID:
+        if image_id.isascii() and image_id.isdigit() and len(image_id) <= _MOST_DIGITS:
             yield _Rejected(int(image_id), reason)
         elif image_id:
             raise ValueError(f"{path}, line {number}: expected an image id, got {image_id!r}")

@@ -11,7 +11,6 @@ Legend: A number of annotations of the file.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from d2_smallobj.annotations.classes import VOC_CLASS_NAMES
 from d2_smallobj.annotations.coco_file import AnnotationFile, ImageEntry, read_annotation_file
 from d2_smallobj.annotations.dataset_files import resolve_inside
+from d2_smallobj.utils.files import file_sha256
 from d2_smallobj.utils.messages import itemized, look_up_option
 
 CORE, EXTENSION, PART = "core", "extension", "part"
@@ -209,7 +209,8 @@ def read_index(path: str | os.PathLike[str], kind: str) -> AnnotationIndex:
     return AnnotationIndex(
         path,
         kind,
-        *_hash(path),
+        file_sha256(path),
+        path.stat().st_size,
         _images(file),
         {int(identity): category.name for identity, category in file.categories.items()},
         annotation_ids[order],
@@ -256,13 +257,3 @@ def _file_name(entry: ImageEntry) -> str:
     if entry.coco_url:
         return "/".join(entry.coco_url.split("/")[-2:])
     return entry.file_name or f"{entry.id:012d}.jpg"
-
-
-def _hash(path: Path) -> tuple[str, int]:
-    """SHA-256 and size of a file."""
-    digest, size = hashlib.sha256(), 0
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-            size += len(chunk)
-    return digest.hexdigest(), size

@@ -10,8 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from d2_smallobj.annotations.boxes import IGNORE_LABEL, classes_of_numbers, painting_order
-from d2_smallobj.annotations.boxes import number_boxes as painted_numbers
+from d2_smallobj.annotations.boxes import (
+    IGNORE_LABEL,
+    classes_of_numbers,
+    number_boxes,
+    painting_order,
+)
 from d2_smallobj.annotations.label_maps import write_label_map
 from d2_smallobj.pseudo_labels.targets import read_picture
 from d2_smallobj.utils.messages import look_up_option
@@ -55,7 +59,7 @@ def box_labels(
     look_up_option("refine", refine, REFINEMENTS)
     height, width = image.shape[:2]
     if refine == "none":
-        return classes_of_numbers(boxes, painted_numbers(boxes, height, width))
+        return classes_of_numbers(boxes, number_boxes(boxes, height, width))
     labels = np.zeros((height, width), np.uint8)
     for row in painting_order(boxes):
         class_id, left, top, right, bottom = boxes[row].tolist()

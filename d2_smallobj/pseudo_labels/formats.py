@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from d2_smallobj.annotations.image_files import open_picture
 from d2_smallobj.annotations.label_maps import read_label_map, voc_palette
 from d2_smallobj.annotations.label_rules import check_label_values
 from d2_smallobj.pseudo_labels.activations import is_plain, read_classes, read_maps, resized_maps
+from d2_smallobj.pseudo_labels.box_labels import Refine
 from d2_smallobj.utils.messages import look_up_option
 from d2_smallobj.utils.safe_pickle import read_npy_dict
 
@@ -40,7 +41,6 @@ CONFIDENCE = 0.95
 """CLIP-ES keeps a pixel's label from this probability on."""
 OFFSET = 91
 """What MCTformer's and WeakTr's label maps of COCO carry above their class numbers."""
-Crf = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def read_pseudo_label(
     threshold: float = 0.15,
     offset: bool = False,
     picture: np.ndarray | None = None,
-    crf: Crf | None = None,
+    crf: Refine | None = None,
 ) -> np.ndarray:
     """Read the pseudo label of an image of H x W pixels from its file, or merge two.
 
@@ -232,7 +232,7 @@ def _confident_labels(
     size: tuple[int, int],
     num_classes: int,
     picture: np.ndarray | None,
-    crf: Crf | None,
+    crf: Refine | None,
 ) -> np.ndarray:
     """CLIP-ES: the class of the largest refined score, 255 where that is not sure."""
     if not content.keys() >= {"keys", "attn_highres"}:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from d2_smallobj.annotations.dataset_files import FileCheck
 from d2_smallobj.annotations.label_maps import write_label_map
-from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS, Crf, read_pseudo_label
+from d2_smallobj.pseudo_labels.box_labels import Refine
+from d2_smallobj.pseudo_labels.formats import FORMATS, METHODS, read_pseudo_label
 from d2_smallobj.pseudo_labels.targets import LabelTarget, TargetImage, read_picture
 from d2_smallobj.utils.files import atomic_write_text, read_json
 from d2_smallobj.utils.messages import Problems, look_up_option
@@ -94,7 +95,7 @@ def prepare_labels(
     sources: Sources,
     *,
     threshold: float = 0.15,
-    crf: Crf | None = None,
+    crf: Refine | None = None,
     jobs: int = 1,
     force: bool = False,
     progress: bool = False,
@@ -182,7 +183,7 @@ def _convert(
     folder: Path | None = None,
     threshold: float = 0.0,
     offset: bool = False,
-    crf: Crf | None = None,
+    crf: Refine | None = None,
     keep: bool = False,
 ) -> str | bool:
     """Convert one label (without ``folder``: only read it); return success or the error text."""
@@ -261,7 +262,9 @@ def check_origin(folder: Path, origin: Mapping[str, object], *, force: bool, adv
     try:
         found = read_json(folder.with_name(f"{folder.name}.json"))
         made = f"were made from {', '.join(found['sources'])} ({found['format']})"
-        changed = [k for k in origin if k not in ("sources", "format") and found[k] != origin[k]]
+        changed = [
+            k for k in origin if k not in ("sources", "format") and found.get(k) != origin[k]
+        ]
         made += f" with another {', '.join(changed)}" if changed else ""
     except (OSError, ValueError, KeyError, TypeError):
         found, made = None, "were not made by this command"

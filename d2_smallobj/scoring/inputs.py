@@ -42,6 +42,10 @@ Sources = Mapping[str, Mapping[str, Source]]
 PREDICTION_IDS = ("train", "label")
 DatasetOpener = Callable[..., GroundTruth]
 _KINDS = ("semantic", "coco_json", "lvis_json", "panoptic", "cityscapes", "dataset")
+_FILES = (
+    *("semantic", "instances", "coco_json", "lvis_json", "panoptic", "panoptic_maps"),
+    *("cityscapes", "category_map", "image_list", "pictures"),
+)
 PARTNERS = {
     "instances": ("semantic",),
     "category_map": ("coco_json", "lvis_json"),
@@ -165,11 +169,8 @@ class Inputs:
 
     def _require_files(self) -> None:
         """Name all files and folders that are missing at once, before one is read."""
-        plain = {"predictions", "dataset", "stuff", "missing_instances", "unannotated"}
-        plain |= {"prediction_ids", "classes", "open_dataset"}
-        options = [field.name for field in dataclasses.fields(self) if field.name not in plain]
         flags = {"image_list": "--list", "panoptic_maps": "--panoptic"}
-        require_files((flags.get(name, _flag(name)), getattr(self, name)) for name in options)
+        require_files((flags.get(name, _flag(name)), getattr(self, name)) for name in _FILES)
 
     def _open_registered(self, listed: Sequence[str] | None) -> GroundTruth:
         """Open a registered data set with the function that was handed in."""

@@ -35,10 +35,10 @@ def fits_exchanged(
     """
     if instances is None or instances.shape != semantic.shape:
         return False
-    held = (semantic > 0) & (instances > 0)
-    held &= ~np.isin(semantic, list(filter(None, void))) & ~np.isin(
-        instances, list(filter(None, void))
-    )
+    ignored = [value for value in void if value is not None]
+    held = np.ones(semantic.shape, bool)
+    for values in (semantic, instances):
+        held &= (values > 0) & ~np.isin(values, ignored)
     if not held.any() or instances[held].max() >= num_classes:
         return False
     labels = np.unique(np.stack([semantic[held], instances[held]]).astype(np.int64), axis=1)[0]

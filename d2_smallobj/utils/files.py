@@ -58,14 +58,14 @@ def check_names(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
 
     Raises ValueError; names the folder and the names as bytes.
     """
-    wrong = [repr(os.fsencode(name)) for name in names if not _is_utf8(name)]
+    wrong = [repr(os.fsencode(name)) for name in names if not is_utf8(name)]
     if wrong:
         what = f"file name(s) in {os.fspath(folder)} that are not UTF-8; rename them"
         raise ValueError(itemized(what, wrong))
 
 
-def _is_utf8(name: str) -> bool:
-    # Bytes that are no UTF-8 come from the file system as lone surrogates.
+def is_utf8(name: str) -> bool:
+    """Tell if a name can be written as UTF-8; other bytes of a file system are lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
@@ -212,6 +212,15 @@ def csv_text(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, hexadecimal, read in pieces; errors as :func:`open_file`."""
+    found = hashlib.sha256()
+    with open_file(path) as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def digest(content: bytes) -> str:
