@@ -50,7 +50,8 @@ The variants: full supervision; masks, only those; boxes, taken for masks; uncer
 label uncertainty; bootstrap, the same with bootstrapping; and that with size weights throughout,
 bootstrap_sw, or with the size-balanced loss in the second half, bootstrap_sb. Run it again after
 an interruption: complete runs are kept, the others resume.
-Writes mixed.csv and mixed.md into --output.
+Writes into --output: mixed.csv and mixed.md (all figures), gains.csv and gains.md (gains over
+bootstrap, with intervals over images and seeds).
 
 Examples:
     smallobj mixed --config-file demo_mixed.yaml --seeds 0 1 2
@@ -185,9 +186,6 @@ def mixed_supervision(arguments: Sequence[str] | None = None) -> None:
     args = parse_mixed(arguments)
     from d2_smallobj.experiments import mixed_supervision as mixed
     from d2_smallobj.experiments import sweep
-    from d2_smallobj.experiments.ablation import write_tables
 
     runs = [build_comparison(args)]
-    sweep.run_and_report(
-        args, runs, lambda: write_tables(runs, args.output, "mixed", mixed.COLUMNS)
-    )
+    sweep.run_and_report(args, runs, lambda: mixed.write_all_tables(runs, args.output))

@@ -6,10 +6,12 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from d2_smallobj.engine.trainer import HEADLINE
 from d2_smallobj.experiments import MIXED_VARIANTS
-from d2_smallobj.experiments.ablation import Ablation, Variant, final_results
+from d2_smallobj.experiments.ablation import Ablation, Variant, final_results, write_tables
+from d2_smallobj.experiments.seed_gains import measure_seed_gains, write_seed_gains
 
 KINDS = MIXED_VARIANTS
 """The variants that can be compared; the first is the reference of all."""
@@ -110,3 +112,14 @@ def foreground_iou(figures: Mapping[str, float]) -> float:
         if name.startswith("IoU-") and name != "IoU-background" and not math.isnan(value)
     ]
     return statistics.fmean(values) if values else math.nan
+
+
+def write_all_tables(comparisons: Sequence[MixedSupervision], folder: Path) -> str:
+    """Write the tables of the complete runs.
+
+    ``mixed.csv`` and ``mixed.md`` (returned), and ``gains.csv`` and ``gains.md`` with paired
+    intervals against the bootstrapped variant.
+    """
+    table = write_tables(comparisons, folder, "mixed", COLUMNS)
+    write_seed_gains(folder, "gains", measure_seed_gains(comparisons, "bootstrap"))
+    return table

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from d2_smallobj.experiments import mixed_supervision as mixed
-from d2_smallobj.experiments.ablation import run_all, write_tables
-from d2_smallobj.experiments.mixed_supervision import COLUMNS, KINDS
+from d2_smallobj.experiments.ablation import run_all
+from d2_smallobj.experiments.mixed_supervision import KINDS, write_all_tables
 
 MIXED = {
     "SMALLOBJ.SUPERVISION.NUM_IMAGES": 0,
@@ -53,13 +53,16 @@ def test_the_comparison(compare, runner, tmp_path):
     varied = {"SMALLOBJ.UNCERTAINTY.FORM": ["per_class", "object"]}
     comparison = compare(*KINDS, varied=varied)
     run_all([comparison])
-    table = write_tables([comparison], tmp_path / "mixed", "mixed", COLUMNS)
+    table = write_all_tables([comparison], tmp_path / "mixed")
     expected = [f"{name}_seed3" for name in (*KINDS, "form_per_class", "form_object")]
     assert runner.started == expected
     rows = list(csv.DictReader((tmp_path / "mixed/mixed.csv").read_text().splitlines()))
     assert [row["variant"] for row in rows] == [v.label for v in comparison.variants]
     assert float(rows[0]["% of full"]) == 100
     assert len(table.splitlines()) == 2 + len(expected)
+    gains = list(csv.DictReader((tmp_path / "mixed/gains.csv").read_text().splitlines()))
+    gained = {row["variant"]: row["gain"] for row in gains if row["figure"] == "mIoU"}
+    assert [name for name, gain in gained.items() if not gain] == [comparison.variants[4].label]
     # Every variant is a training of its own.
     assert len({row["mIoU"] for row in rows}) >= 6
 
@@ -67,7 +70,7 @@ def test_the_comparison(compare, runner, tmp_path):
     again = compare(*KINDS, varied=varied)
     run_all([again])
     assert runner.started == []
-    assert write_tables([again], tmp_path / "mixed", "mixed", COLUMNS) == table
+    assert write_all_tables([again], tmp_path / "mixed") == table
 
 
 def test_a_binary_task(compare, runner):

@@ -148,6 +148,23 @@ def test_dilated_nets_compute_the_same_at_more_positions(randomize, stride):
         assert coarse[name].std() > 0
 
 
+@pytest.mark.parametrize("stride", [4, 8, 16])
+@pytest.mark.parametrize("size", [(64, 64), (101, 70)])
+def test_sub_grids_are_the_dilated_convolution(randomize, stride, size):
+    """With a norm that learns, nothing is split: the same outputs and gradients."""
+    split = randomize(MobileNetV2(**NARROW, output_stride=stride)).eval().double()
+    plain = MobileNetV2(**NARROW, output_stride=stride, norm="BN").eval().double()
+    plain.load_state_dict(split.state_dict(), strict=False)
+    for net, most in ((plain, 1), (split, 32 // stride)):
+        assert max(block.subgrids for block in net.features[1:]) == most
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    for net in (split, plain):
+        sum(out.square().mean() for out in net(x).values()).backward()
+    gradients = dict(plain.named_parameters())
+    for name, parameter in split.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name].grad)
+
+
 def test_outputs_of_the_config():
     names = ["MODEL.RESNETS.OUT_FEATURES", str(list(ALL))]
     cfg = build_config("Base-MobileNetV2.yaml", [*MINE, *names])
