@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 r"""Draw predictions of several checkpoints side by side, with the IoU of every small instance.
 
-The images are those with the most small instances of at least --min-area pixels.
+The images are those with the most small instances of at least --min-area pixels. With --credits,
+only images that a COCO JSON puts under CC BY are drawn, each with its id and Flickr number.
 
 Example:
     python docs/draw_gallery.py --config-file configs/demo_sbce.yaml --output docs/demo.png \
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,12 @@ with readable_errors():
     from d2_smallobj.engine import SafeCheckpointer, build_config
     from d2_smallobj.metrics import COCO_SIZE_BINS, match_image
     from d2_smallobj.report.drawing import GalleryRow, draw_gallery
+    from d2_smallobj.utils.files import read_json
     from detectron2.config import CfgNode
     from detectron2.data import MetadataCatalog
+
+# The number of "Attribution License" in COCO's list of licenses.
+_CC_BY = (4, "CC BY 2.0")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="PNG")
     parser.add_argument("--num-images", type=positive_int, default=4)
     parser.add_argument("--min-area", type=int, default=100, help="pixels")
+    parser.add_argument("--credits", metavar="JSON", help="COCO JSON with the images' licenses")
     return parse_with_overrides(parser, None)
 
 
@@ -47,7 +54,11 @@ def main() -> None:
     args = parse_arguments()
     cfg = build_config(args.config_file, args.opts)
     dataset = cfg.DATASETS.TEST[0]
-    chosen = most_small_instances(dataset_dicts([dataset]), args.num_images, args.min_area)
+    titles = read_credits(args.credits) if args.credits else None
+    dicts = [x for x in dataset_dicts([dataset]) if titles is None or x["image_id"] in titles]
+    if not dicts:
+        raise ValueError(f"{args.credits} puts no image of {dataset} under CC BY")
+    chosen = most_small_instances(dicts, args.num_images, args.min_area)
     models = {}
     for entry in args.weights:
         name, separator, path = entry.partition("=")
@@ -56,7 +67,7 @@ def main() -> None:
         models[name] = TwoTaskTrainer.build_model(cfg).eval()
         SafeCheckpointer(models[name]).load(path, complete=True)
     inputs = [x[0] for x in build_test_loader(cfg, dataset) if x[0]["file_name"] in chosen]
-    rows = [make_row(cfg, x, models) for x in inputs]
+    rows = [make_row(cfg, x, models, (titles or {}).get(x["image_id"], "")) for x in inputs]
     draw_gallery(args.output, rows, MetadataCatalog.get(dataset).stuff_colors)
     print(f"wrote {args.output}")
 
@@ -73,8 +84,20 @@ def most_small_instances(dicts: Sequence[dict[str, Any]], count: int, min_area: 
     return {x["file_name"] for x in ranked[:count]}
 
 
+def read_credits(path: str) -> dict[int, str]:
+    """Map the ids of a COCO JSON's images under CC BY 2.0 to the line that names their source."""
+    return {
+        image["id"]: f"COCO {image['id']}, {_CC_BY[1]}, Flickr photo "
+        + Path(image["flickr_url"]).name.partition("_")[0]
+        for image in read_json(path)["images"]
+        if image["license"] == _CC_BY[0]
+    }
+
+
 @torch.no_grad()
-def make_row(cfg: CfgNode, x: dict[str, Any], models: dict[str, torch.nn.Module]) -> GalleryRow:
+def make_row(
+    cfg: CfgNode, x: dict[str, Any], models: dict[str, torch.nn.Module], title: str
+) -> GalleryRow:
     """Predict one image with every model and match the predictions."""
     semantic = read_label_map(x["sem_seg_file_name"])
     instances = read_label_map(x["ins_seg_file_name"])
@@ -89,7 +112,7 @@ def make_row(cfg: CfgNode, x: dict[str, Any], models: dict[str, torch.nn.Module]
     image = x["image"].numpy().transpose(1, 2, 0).astype(np.uint8)
     if cfg.INPUT.FORMAT == "BGR":
         image = image[:, :, ::-1]
-    return GalleryRow(image, semantic, instances, predictions, ious)
+    return GalleryRow(image, semantic, instances, predictions, ious, title)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ class GalleryRow:
         instances: (H, W) ground truth, 0 none, 255 = void.
         predictions: model name to (H, W) label map.
         ious: model name to {instance id: IoU in 0..1}.
+        title: line below the image; may be empty.
     """
 
     image: np.ndarray
@@ -94,6 +95,7 @@ class GalleryRow:
     instances: np.ndarray
     predictions: Mapping[str, np.ndarray]
     ious: Mapping[str, Mapping[int, float]]
+    title: str = ""
 
 
 def draw_gallery(path: str, rows: Sequence[GalleryRow], colors: Sequence[Sequence[int]]) -> None:
@@ -122,6 +124,11 @@ def draw_gallery(path: str, rows: Sequence[GalleryRow], colors: Sequence[Sequenc
             axis.set_axis_off()
             if row is rows[0]:
                 axis.set_title(title, fontsize=9)
+        if row.title:
+            # Out of the layout: a long title must not widen the column.
+            line[0].annotate(
+                row.title, (0, 0), (0, -2), "axes fraction", "offset points", va="top", fontsize=6
+            ).set_in_layout(False)
         for axis, model in zip(line[2:], models):
             _mark_small(axis, row.instances, row.ious[model])
     save_figure(figure, path, dpi=110)
