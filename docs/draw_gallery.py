@@ -85,9 +85,9 @@ def most_small_instances(dicts: Sequence[dict[str, Any]], count: int, min_area: 
 
 
 def read_credits(path: str) -> dict[int, str]:
-    """Map the ids of a COCO JSON's images under CC BY 2.0 to the line that names their source."""
+    """Map the ids of a COCO JSON's images under CC BY 2.0 to what names their source."""
     return {
-        image["id"]: f"COCO {image['id']}, {_CC_BY[1]}, Flickr photo "
+        image["id"]: f"COCO {image['id']}, {_CC_BY[1]},\nFlickr photo "
         + Path(image["flickr_url"]).name.partition("_")[0]
         for image in read_json(path)["images"]
         if image["license"] == _CC_BY[0]

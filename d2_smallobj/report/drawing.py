@@ -87,7 +87,7 @@ class GalleryRow:
         instances: (H, W) ground truth, 0 none, 255 = void.
         predictions: model name to (H, W) label map.
         ious: model name to {instance id: IoU in 0..1}.
-        title: line below the image; may be empty.
+        title: below the image; may be empty.
     """
 
     image: np.ndarray
@@ -125,10 +125,9 @@ def draw_gallery(path: str, rows: Sequence[GalleryRow], colors: Sequence[Sequenc
             if row is rows[0]:
                 axis.set_title(title, fontsize=9)
         if row.title:
-            # Out of the layout: a long title must not widen the column.
             line[0].annotate(
                 row.title, (0, 0), (0, -2), "axes fraction", "offset points", va="top", fontsize=6
-            ).set_in_layout(False)
+            )
         for axis, model in zip(line[2:], models):
             _mark_small(axis, row.instances, row.ious[model])
     save_figure(figure, path, dpi=110)
