@@ -56,7 +56,7 @@ def main() -> None:
     dataset = cfg.DATASETS.TEST[0]
     titles = read_credits(args.credits) if args.credits else None
     dicts = [x for x in dataset_dicts([dataset]) if titles is None or x["image_id"] in titles]
-    if not dicts:
+    if titles is not None and not dicts:
         raise ValueError(f"{args.credits} puts no image of {dataset} under CC BY")
     chosen = most_small_instances(dicts, args.num_images, args.min_area)
     models = {}

@@ -51,7 +51,7 @@ label uncertainty; bootstrap, the same with bootstrapping; and that with size we
 bootstrap_sw, or with the size-balanced loss in the second half, bootstrap_sb. Run it again after
 an interruption: complete runs are kept, the others resume.
 Writes into --output: mixed.csv and mixed.md (all figures), gains.csv and gains.md (gains over
-bootstrap, with intervals over images and seeds).
+bootstrap, where it is among the variants, with intervals over images and seeds).
 
 Examples:
     smallobj mixed --config-file demo_mixed.yaml --seeds 0 1 2

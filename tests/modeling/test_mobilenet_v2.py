@@ -158,8 +158,11 @@ def test_sub_grids_are_the_dilated_convolution(randomize, stride, size):
     for net, most in ((plain, 1), (split, 32 // stride)):
         assert max(block.subgrids for block in net.features[1:]) == most
     x = torch.randn(2, 3, *size, dtype=torch.float64)
-    for net in (split, plain):
-        sum(out.square().mean() for out in net(x).values()).backward()
+    found = [net(x) for net in (split, plain)]
+    for name in ALL:
+        torch.testing.assert_close(found[0][name], found[1][name])
+    for outputs in found:
+        sum(out.square().mean() for out in outputs.values()).backward()
     gradients = dict(plain.named_parameters())
     for name, parameter in split.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name].grad)
