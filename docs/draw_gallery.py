@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -23,17 +24,28 @@ from d2_smallobj.utils.cli import make_parser, parse_with_overrides, positive_in
 
 with readable_errors():
     from d2_smallobj import TwoTaskTrainer
+    from d2_smallobj.annotations.dataset_files import decode_json
     from d2_smallobj.annotations.label_maps import read_label_map
     from d2_smallobj.data import build_test_loader, dataset_dicts
     from d2_smallobj.engine import SafeCheckpointer, build_config
     from d2_smallobj.metrics import COCO_SIZE_BINS, match_image
     from d2_smallobj.report.drawing import GalleryRow, draw_gallery
-    from d2_smallobj.utils.files import read_json
     from detectron2.config import CfgNode
     from detectron2.data import MetadataCatalog
 
 # The number of "Attribution License" in COCO's list of licenses.
 _CC_BY = (4, "CC BY 2.0")
+_EXPECTED = "expected COCO's list of images, each with id, license and flickr_url"
+
+
+class _Image(msgspec.Struct):
+    id: int
+    license: int = 0
+    flickr_url: str = ""
+
+
+class _Images(msgspec.Struct):
+    images: list[_Image]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,10 +66,12 @@ def main() -> None:
     args = parse_arguments()
     cfg = build_config(args.config_file, args.opts)
     dataset = cfg.DATASETS.TEST[0]
-    titles = read_credits(args.credits) if args.credits else None
-    dicts = [x for x in dataset_dicts([dataset]) if titles is None or x["image_id"] in titles]
-    if titles is not None and not dicts:
-        raise ValueError(f"{args.credits} puts no image of {dataset} under CC BY")
+    dicts, titles = dataset_dicts([dataset]), {}
+    if args.credits:
+        titles = read_credits(args.credits)
+        dicts = [x for x in dicts if x["image_id"] in titles]
+        if not dicts:
+            raise ValueError(f"{args.credits} puts no image of {dataset} under CC BY")
     chosen = most_small_instances(dicts, args.num_images, args.min_area)
     models = {}
     for entry in args.weights:
@@ -67,7 +81,7 @@ def main() -> None:
         models[name] = TwoTaskTrainer.build_model(cfg).eval()
         SafeCheckpointer(models[name]).load(path, complete=True)
     inputs = [x[0] for x in build_test_loader(cfg, dataset) if x[0]["file_name"] in chosen]
-    rows = [make_row(cfg, x, models, (titles or {}).get(x["image_id"], "")) for x in inputs]
+    rows = [make_row(cfg, x, models, titles.get(x["image_id"], "")) for x in inputs]
     draw_gallery(args.output, rows, MetadataCatalog.get(dataset).stuff_colors)
     print(f"wrote {args.output}")
 
@@ -86,11 +100,12 @@ def most_small_instances(dicts: Sequence[dict[str, Any]], count: int, min_area: 
 
 def read_credits(path: str) -> dict[int, str]:
     """Map the ids of a COCO JSON's images under CC BY 2.0 to what names their source."""
+    number, name = _CC_BY
+    images = decode_json(path, _Images, _EXPECTED).images
     return {
-        image["id"]: f"COCO {image['id']}, {_CC_BY[1]},\nFlickr photo "
-        + Path(image["flickr_url"]).name.partition("_")[0]
-        for image in read_json(path)["images"]
-        if image["license"] == _CC_BY[0]
+        x.id: f"COCO {x.id}, {name},\nFlickr photo {Path(x.flickr_url).name.partition('_')[0]}"
+        for x in images
+        if x.license == number and x.flickr_url
     }
 
 

@@ -58,6 +58,9 @@ def test_only_cc_by_with_its_source(data, options, tmp_path, monkeypatch, capsys
     credits.write_text(json.dumps(content))
     with pytest.raises(SystemExit, match=r"puts no image of .* under CC BY"):
         draw_gallery.main()
+    credits.write_text("{}")
+    with pytest.raises(SystemExit, match=r"credits\.json: expected COCO.s list"):
+        draw_gallery.main()
 
 
 def test_titles_are_drawn_whole(tmp_path):
